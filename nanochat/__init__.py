@@ -1,0 +1,1 @@
+"""nanochat: a whole ChatGPT from one declared pipeline."""
