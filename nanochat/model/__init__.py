@@ -1,0 +1,1 @@
+"""The transformer, its sizes, its key-value cache and its export."""

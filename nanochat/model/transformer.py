@@ -1,0 +1,270 @@
+"""The transformer: rotary positions, QK norm, ReLU squared, untied head, capped logits, no learned norms.
+
+    model = Transformer(config)          # under `with torch.device(...)` for another device than the CPU
+    model.init_weights(seed)
+    model.compute_dtype = torch.bfloat16
+    loss = model(ids, targets)           # (B, T) each; -1 in targets is not trained on
+    logits = model.extend(ids, start=start, slots=slots, cache=cache)     # the same numbers, step by step
+
+Weights are fp32 and cast at each use, so that gradients arrive and add up in fp32; `cast_weights` makes the
+cast once for a model that is only read. Shapes: B rows, T positions, D width, H heads, hd head size,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.model.cache import KVCache
+from nanochat.model.sizes import MLP_RATIO, ModelConfig
+from nanochat.spec.errors import UserError
+
+SOFTCAP = 15.0
+EPSILON = torch.finfo(torch.float32).eps  # of the norms, in every compute dtype
+ROTARY_REACH = 10  # positions that can be told apart, in multiples of the trained context
+BUCKET = 64  # extend attends over a multiple of this many positions
+
+IGNORED = -1  # a target that is not trained on
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMS norm over the last dimension, without weights."""
+    return F.rms_norm(x, (x.size(-1),), eps=EPSILON)
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864), first half of a head with its second half, in fp32.
+
+    x (B, T, H, hd), rotary (2, 1 or B, T, 1, hd/2) -> (B, T, H, hd)
+    """
+    cos, sin = rotary[0], rotary[1]
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+class Linear(nn.Module):
+    """A matrix without bias, weight (outputs, inputs), multiplied in the dtype of what comes in."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Causal attention, with grouped queries where there are fewer key-value heads than heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.query = Linear(config.width, config.heads * config.head_dim)
+        self.key = Linear(config.width, config.kv_heads * config.head_dim)
+        self.value = Linear(config.width, config.kv_heads * config.head_dim)
+        self.project = Linear(config.heads * config.head_dim, config.width)
+
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        q, k, v = self._project(x, rotary)
+        return self._attend(q, k, v, mask=None)
+
+    def extend(
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        *,
+        k: Tensor,
+        v: Tensor,
+        where: tuple[Tensor, Tensor],
+        slots: Tensor | None,
+        mask: Tensor,
+    ) -> Tensor:
+        """As forward, against this layer's k and v (slots, length, H_kv, hd), written at `where` first.
+
+        mask (B, 1, T, attended): what each position sees.
+        """
+        attended = mask.size(-1)
+        q, new_k, new_v = self._project(x, rotary)
+        k[where], v[where] = new_k, new_v
+        k, v = k[:, :attended], v[:, :attended]  # (slots, attended, H_kv, hd)
+        if slots is not None:
+            k, v = k[slots], v[slots]  # (B, attended, H_kv, hd)
+        return self._attend(q, k, v, mask=mask)
+
+    def _project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, T, H, hd), k and v (B, T, H_kv, hd)."""
+        b, t, _ = x.shape
+        q = self.query(x).view(b, t, self.heads, self.head_dim)
+        k = self.key(x).view(b, t, self.kv_heads, self.head_dim)
+        v = self.value(x).view(b, t, self.kv_heads, self.head_dim)
+        return norm(rotate(q, rotary)).to(x.dtype), norm(rotate(k, rotary)).to(x.dtype), v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None) -> Tensor:
+        """q (B, T, H, hd), k and v (B, S, H_kv, hd) -> (B, T, D); without a mask it is causal and S = T."""
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )  # (B, H, T, hd)
+        return self.project(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """D -> 4D -> relu(x)^2 -> D."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.expand = Linear(config.width, MLP_RATIO * config.width)
+        self.contract = Linear(MLP_RATIO * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.relu(self.expand(x)).square())
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        x = x + self.attention(norm(x), rotary)
+        return x + self.mlp(norm(x))
+
+
+class Transformer(nn.Module):
+    """The model. A fresh one has undefined weights: call init_weights, or load them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head = Linear(config.width, config.vocab_size)
+        self.rotary: Tensor
+        self.register_buffer("rotary", self._rotary_table(), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def longest(self) -> int:
+        """The longest context that it takes, in tokens."""
+        return ROTARY_REACH * self.config.sequence_length
+
+    def _rotary_table(self) -> Tensor:
+        """cos and sin of position * base^(-2i/hd): (2, positions, hd/2), fp32."""
+        half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
+        angles = torch.outer(torch.arange(self.longest, dtype=torch.float32), self.config.rope_base**-half)
+        return torch.stack((angles.cos(), angles.sin()))
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Normal by fan-in and fan-out (arXiv 2310.17813); zero where a block or the model ends.
+
+        With zero projections the first forward pass is the embedding alone, and the first loss ln V.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if name == "embedding":
+                weight.normal_(0.0, 1.0, generator=generator)
+            elif name.endswith(("project.weight", "contract.weight", "head.weight")):
+                weight.zero_()
+            else:
+                outputs, inputs = weight.shape
+                std = min(1.0, math.sqrt(outputs / inputs)) / math.sqrt(inputs)
+                weight.normal_(0.0, std, generator=generator)
+
+    @torch.no_grad()
+    def cast_weights(self) -> None:
+        """Turn the weights themselves into compute_dtype, for a model that is only read from now on."""
+        for weight in self.parameters():
+            weight.requires_grad_(False)
+            weight.data = weight.data.to(self.compute_dtype)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype."""
+        self._check_length(ids.size(1))
+        rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
+        x = self._embed(ids)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) -> soft-capped logits (..., V), fp32."""
+        return SOFTCAP * torch.tanh(self.head(hidden).float() / SOFTCAP)
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
+        """ids (B, T) -> logits (B, T, V); with targets (B, T) the cross-entropy, "none" as (B, T).
+
+        The loss reads the logits once where it is compiled: no fp32 copy of them is kept.
+        """
+        logits = self.logits(self.hidden(ids))
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+        )
+        return loss.view_as(targets) if reduction == "none" else loss
+
+    @torch.inference_mode()
+    def extend(self, ids: Tensor, *, start: Tensor, slots: Tensor | None, cache: KVCache) -> Tensor:
+        """Continue sequences that the cache holds: ids (B, T) from position start on -> logits (B, T, V).
+
+        start (B,) says how much of each sequence is in the cache already. slots (B,) are the rows' slots, all
+        different; None means that row b is slot b of all of them, which saves gathering the cache. Row b sees
+        positions 0..start+t of its own slot and nothing of its neighbours. What is attended is cut to the
+        longest row, in steps of BUCKET positions: what is beyond a row's own end has weight exactly 0.
+        """
+        b, t = ids.shape
+        end = int(start.max()) + t
+        self._check_length(end)
+        if end > cache.length:
+            raise ValueError(f"position {end - 1} is beyond the cache's {cache.length} positions")
+        attended = min(cache.length, -(-end // BUCKET) * BUCKET)
+
+        positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
+        rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
+        everywhere = torch.arange(attended, device=ids.device)
+        mask = (everywhere <= positions[..., None])[:, None]  # (B, 1, T, attended)
+        rows = torch.arange(b, device=ids.device) if slots is None else slots
+        where = (rows[:, None], positions)
+
+        x = self._embed(ids)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x = x + block.attention.extend(
+                norm(x), rotary, k=cache.k[layer], v=cache.v[layer], where=where, slots=slots, mask=mask
+            )
+            x = x + block.mlp(norm(x))
+        return self.logits(norm(x))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> (B, T, D); the rows that are looked up are cast, not the table."""
+        return norm(F.embedding(ids, self.embedding).to(self.compute_dtype))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.longest:
+            raise UserError(
+                f"A context of {length:,} tokens is longer than the {self.longest:,} that this model takes "
+                f"({ROTARY_REACH} times its sequence length of {self.config.sequence_length:,}); shorten it."
+            )

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.model.export import load_model, save_model
+from nanochat.model.sizes import ModelConfig
+from nanochat.model.transformer import Transformer
+from nanochat.spec.errors import UserError
+
+Make = Callable[[ModelConfig], Transformer]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path, config: ModelConfig, make_model: Make) -> None:
+    model = make_model(config)
+    save_model(tmp_path, model, {"stage": "base", "step": 7})
+    loaded, extra = load_model(tmp_path, device="cpu", compute_dtype=torch.float32)
+    assert extra == {"stage": "base", "step": 7}
+    assert loaded.config == config
+    ids = torch.arange(16)[None]
+    assert torch.equal(loaded(ids), model(ids))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "config"])
+def test_an_unreadable_model_is_one_sentence(
+    tmp_path: Path, config: ModelConfig, make_model: Make, damage: str
+) -> None:
+    save_model(tmp_path, make_model(config), {})
+    weights = tmp_path / "model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        (tmp_path / "config.json").write_text(json.dumps({"depth": 2}))
+    with pytest.raises(UserError, match="holds no readable model"):
+        load_model(tmp_path, device="cpu")
