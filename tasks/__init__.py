@@ -1,0 +1,9 @@
+"""Data sets and benchmarks: one module a family, all with one interface (`tasks.task.Task`).
+
+`find(name)` gives a task's class, `names()` lists them. A custom task is one more file here with one class.
+"""
+
+from tasks.registry import find, names
+from tasks.task import Example, Message, Program, SourceFile, Task
+
+__all__ = ["Example", "Message", "Program", "SourceFile", "Task", "find", "names"]

@@ -1,0 +1,138 @@
+"""The interface of all tasks: rows that are conversations, and how an answer to one is graded.
+
+    task = find("gsm8k")(folder, "test")      # `folder` holds the files that `files` names, as `SourceFile.local`
+    example = task[0]                         # messages, the last of them the reference answer
+    task.grade(example, "... #### 18")        # True, False, or a Program that the sandbox has to run
+
+A task imports nothing of nanochat: it yields conversations, programs and grades, and the layers above render, sample and
+run them. Rows come in an order that depends on the seed alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+Kind = Literal["choice", "generative", "program", "chat"]
+Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": str | list of parts}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a task: where it comes from and what it is called in the task's folder.
+
+    `source` is "hub" (with `path` below the hub's address, revision main), "words" or "identity".
+    """
+
+    source: str
+    path: str = ""
+
+    def at(self, revision: str) -> str:
+        """The path below the hub's address at another revision."""
+        return self.path.replace("/resolve/main/", f"/resolve/{revision}/", 1)
+
+    @property
+    def local(self) -> str:
+        """Name in the task's folder: flat, and different for files that differ only in their folder."""
+        if self.source == "words":
+            return "words.txt"
+        if self.source == "identity":
+            return "identity.jsonl"
+        return self.path.split("/resolve/main/", 1)[-1].replace("/", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row: a conversation whose last message is the reference answer, and what grading needs to know."""
+
+    messages: list[Message]
+    letters: tuple[str, ...] = ()  # the possible answers of a multiple-choice question
+    reference: Any = None
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The conversation up to the answer."""
+        return self.messages[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that the sandbox has to run: passed when `check` returns after `source` has been run.
+
+    `source` is untrusted; `test` is trusted code that defines `check(candidate)`; `entry_point` names the function of
+    `source` that is handed to it.
+    """
+
+    source: str
+    test: str
+    entry_point: str
+
+
+class Task(ABC):
+    """A data set or benchmark. Subclasses set the class attributes and implement `__len__` and `__getitem__`."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    baseline: ClassVar[float] = 0.0  # the share that guessing gets right
+    version: ClassVar[int] = 1  # raised when rows, prompts or grades change
+    splits: ClassVar[tuple[str, ...]]
+    files: ClassVar[Mapping[str, tuple[SourceFile, ...]]] = MappingProxyType({})  # by split; none: generated
+
+    def __init__(self, folder: Path, split: str, *, seed: int = 42) -> None:
+        if split not in self.splits:
+            raise ValueError(f"task {self.name} has no split '{split}': it has {', '.join(self.splits)}")
+        self.folder = folder
+        self.split = split
+        self.seed = seed
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def rewards(cls) -> bool:
+        """Whether `reward` scores an answer, so that reinforcement learning can use the task."""
+        return cls.kind in ("choice", "generative")
+
+    def grade(self, example: Example, completion: str) -> bool | Program:
+        """Whether an answer is right, or the program that decides it."""
+        raise NotImplementedError(f"task {self.name} has no grader")
+
+    def reward(self, example: Example, completion: str) -> float:
+        """The reward of an answer in reinforcement learning: 1 where it is right, else 0."""
+        return float(self.grade(example, completion) is True)
+
+    def paths(self) -> list[Path]:
+        """The files of this split in the task's folder."""
+        return [self.folder / file.local for file in self.files[self.split]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The text and the tool calls of an assistant's message, joined from its parts."""
+
+    parts: list[dict[str, str]] = field(default_factory=list)
+
+    def text(self, text: str) -> Answer:
+        """Add what the assistant writes."""
+        return self._add("text", text)
+
+    def call(self, expression: str, result: str) -> Answer:
+        """Add a call of the tool and what it returned."""
+        return self._add("python", expression)._add("python_output", result)
+
+    def _add(self, kind: str, text: str) -> Answer:
+        if text and self.parts and self.parts[-1]["type"] == kind == "text":
+            self.parts[-1]["text"] += text
+        elif text:
+            self.parts.append({"type": kind, "text": text})
+        return self
