@@ -1,0 +1,140 @@
+"""What went wrong in storage, in one sentence that says what to change, and what is worth trying again.
+
+`tried(operation, ...)` runs an operation, tries again with growing delay after transient errors, and raises
+`UserError` (credentials, missing bucket, full disk: trying again is no use) or `StorageError` (unreachable).
+A missing file stays `FileNotFoundError`. Messages carry error codes, never what a server or a library says,
+for that can hold parts of a request.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from nanochat.spec.errors import NanochatError, StorageError, UserError
+
+T = TypeVar("T")
+
+DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TRANSIENT_ERRNO = {errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EIO}
+_TRANSIENT_CODES = {
+    "500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted",
+    "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "ConditionalRequestConflict", "Throttling",
+}  # fmt: skip
+_REFUSED_CODES = {
+    "401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccountProblem",
+    "AllAccessDisabled", "InvalidSecurity", "NotSignedUp", "AuthorizationHeaderMalformed", "XAdminUserNotFound",
+}  # fmt: skip
+_EXPIRED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+_NETWORK_ERRORS = {
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError",
+    "ProxyConnectionError", "ConnectionError", "IncompleteReadError", "ResponseStreamingError", "ClientPayloadError",
+    "ServerDisconnectedError", "ClientConnectorError", "ClientOSError", "ServerTimeoutError",
+}  # fmt: skip
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it came from: s3fs wraps botocore's errors."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__
+    return chain
+
+
+def code(error: BaseException) -> str:
+    """S3's error code, '' where there is none."""
+    for item in _chain(error):
+        response = getattr(item, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
+
+
+def _errnos(error: BaseException) -> set[int]:
+    return {item.errno for item in _chain(error) if isinstance(item, OSError) and item.errno is not None}
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same operation may succeed a moment later."""
+    answer = code(error)
+    if answer:
+        return answer in _TRANSIENT_CODES
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError) or _errnos(error) & _FULL:
+        return False
+    return bool(_names(error) & _NETWORK_ERRORS or _errnos(error) & _TRANSIENT_ERRNO) or isinstance(
+        error, TimeoutError | ConnectionError
+    )
+
+
+def explained(error: BaseException, *, doing: str, where: str, endpoint: str = "") -> NanochatError:
+    """The error as one of ours, with what to change."""
+    answer, names, numbers = code(error), _names(error), _errnos(error)
+    detail = f"{type(error).__name__} {answer}".strip()
+    at = f" at {endpoint}" if endpoint else ""
+    if numbers & _FULL:
+        return UserError(f"the disk or quota that holds {where} is full: free space there, then run again", detail=detail)
+    if answer in ("NoSuchBucket", "InvalidBucketName"):
+        return UserError(f"there is no bucket for {where}{at}: create it, or correct the profile's root", detail=detail)
+    if answer in _EXPIRED_CODES:
+        return UserError(f"the credentials for {where}{at} have expired: renew them, then run again", detail=detail)
+    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}:
+        return UserError(
+            f"there are no credentials for {where}{at}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or give this machine a role",
+            detail=detail,
+        )
+    if answer == "RequestTimeTooSkewed":
+        return UserError(f"{where}{at} refuses this machine's clock: set the clock right, then run again", detail=detail)
+    if answer in _REFUSED_CODES:
+        return UserError(
+            f"{where}{at} refuses these credentials for {doing}: correct AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, the region, or the rights of this user",
+            detail=f"{detail}",
+        )
+    if isinstance(error, PermissionError) or errno.EROFS in numbers:
+        return UserError(f"no right for {doing} in {where}: change its owner or mode, or the profile's root", detail=detail)
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        return UserError(f"{where} is a file where a folder should be, or the reverse: move it away", detail=detail)
+    if names & _NETWORK_ERRORS or isinstance(error, TimeoutError | ConnectionError):
+        return StorageError(
+            f"{where}{at} does not answer: check the endpoint, the network and that the server runs", detail=detail
+        )
+    return StorageError(f"{doing} failed in {where}{at} ({detail}): see the log, then run again", detail=detail)
+
+
+def tried(
+    operation: Callable[[], T],
+    *,
+    doing: str,
+    where: str,
+    endpoint: str = "",
+    delays: Sequence[float] = DELAYS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """The operation's result. It may be called `len(delays)` + 1 times, so it has to bear repetition."""
+    for attempt in range(len(delays) + 1):
+        try:
+            return operation()
+        except (FileNotFoundError, NanochatError) as error:
+            if code(error) == "NoSuchBucket":
+                raise explained(error, doing=doing, where=where, endpoint=endpoint) from error
+            raise
+        except Exception as error:
+            # botocore and aiohttp have no common base of errors, so all are looked at; what is not storage goes on.
+            storage = isinstance(error, OSError) or bool(_names(error) & ({"BotoCoreError"} | _NETWORK_ERRORS))
+            if not storage:
+                raise
+            if attempt == len(delays) or not transient(error):
+                raise explained(error, doing=doing, where=where, endpoint=endpoint) from error
+        sleep(delays[attempt])
+    raise AssertionError("the loop returns or raises")

@@ -1,0 +1,168 @@
+"""One store over fsspec: a folder or S3, with the same meaning.
+
+    store = open_store(Profile(root="s3://bucket/prefix", endpoint="http://localhost:7070"))
+    store.write("runs/a/progress.json", b"{}")          # atomic: readers see the old file or the new one
+    store.create("artifacts/x/manifest.json", b"...")   # True for exactly one of those who try
+
+Paths are relative to the root, with '/'. Credentials come from the environment (AWS's usual chain) alone.
+What is missing raises FileNotFoundError; all else a UserError or StorageError that says what to change.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from nanochat.spec.errors import StorageError, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Where a store is. `root` is a folder or s3://bucket/prefix; credentials are never part of it."""
+
+    root: str
+    endpoint: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in a listing; `modified` is in seconds since 1970."""
+
+    path: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file with its size in bytes and SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def check_path(path: str, *, empty: bool = False) -> str:
+    """The path, if it stays below the root and has no part that would mean something else to a file system."""
+    if path == "" and empty:
+        return path
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+        raise ValueError(f"not a path within a store: {path!r}")
+    return path
+
+
+class Store(ABC):
+    """Files under one root. All operations may be used by several threads and processes at once."""
+
+    root: str
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def uri(self, path: str = "") -> str:
+        """The full address of a path."""
+        check_path(path, empty=True)
+        return f"{self.root}/{path}" if path else self.root
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """A small file's content."""
+
+    @abstractmethod
+    def write(self, path: str, data: bytes) -> None:
+        """Write or replace a small file atomically."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small file only if none is there: True for the one caller that made it."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Size of a file in bytes, None where there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[Entry]:
+        """All files below a folder at any depth, by path; temporary ones are left out. [] where there is none."""
+
+    @abstractmethod
+    def children(self, prefix: str = "") -> list[str]:
+        """Names of the folders and files directly in a folder, sorted; temporary ones are left out."""
+
+    @abstractmethod
+    def delete(self, prefix: str) -> None:
+        """Remove a file, or a folder with all it holds; nothing happens where there is none."""
+
+    @abstractmethod
+    def upload(self, local: Path, path: str) -> FileRecord:
+        """Copy a local file of any size to a path, verified."""
+
+    @abstractmethod
+    def download(self, record: FileRecord, local: Path) -> None:
+        """Copy a file of any size (`record.path` in the store) to a local path: whole and verified, or not at all."""
+
+    @abstractmethod
+    def local_path(self, path: str) -> Path | None:
+        """The file or folder itself where the store is a folder; None where it is remote."""
+
+    @abstractmethod
+    def leftovers(self, prefix: str = "") -> list[Entry]:
+        """Temporary files of writers, dead or alive; their age tells."""
+
+    @abstractmethod
+    def delete_leftover(self, entry: Entry) -> None:
+        """Remove one of `leftovers`."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at a path."""
+        return self.size(path) is not None
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write a value as JSON, atomically."""
+        self.write(path, (json.dumps(value, indent=1) + "\n").encode())
+
+    def read_json(self, path: str) -> Any:
+        """A JSON file's value."""
+        try:
+            return json.loads(self.read(path))
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{self.uri(path)} is not JSON: remove it, then run again") from error
+
+    def check(self) -> None:
+        """Try all that a run needs (write, exclusive create, list, read, delete); raises what is wrong."""
+        path = f"checks/{uuid.uuid4().hex}"
+        first, second = self.create(path, b"1"), self.create(path, b"2")
+        listed = [entry.path for entry in self.list("checks")]
+        content = self.read(path)
+        self.delete(path)
+        if not first or second:
+            raise UserError(
+                f"{self.root} does not honour exclusive creation (If-None-Match), on which two writers of one "
+                "artifact depend: use a server that does"
+            )
+        if content != b"1" or path not in listed:
+            raise StorageError(f"{self.root} did not return what was just written: check the storage server")
+
+
+def open_store(profile: Profile) -> Store:
+    """The store of a profile; nothing is read or written yet."""
+    from nanochat.storage.folder import FolderStore
+
+    parts = urlsplit(profile.root)
+    if parts.scheme == "s3":
+        # s3fs and botocore take half a second to import: not spent where a folder is used.
+        from nanochat.storage.s3 import S3Store
+
+        return S3Store(profile)
+    if parts.scheme in ("", "file"):
+        if not profile.root:
+            raise UserError("the store's root is empty: give a folder or s3://bucket/prefix")
+        return FolderStore(Path(parts.path if parts.scheme else profile.root))
+    raise UserError(f"the store's root begins with '{parts.scheme}://': only folders and s3:// are known")
