@@ -4,6 +4,6 @@
 """
 
 from tasks.registry import find, names
-from tasks.task import Example, Message, Program, SourceFile, Task
+from tasks.task import DataError, Example, Message, Program, SourceFile, Task
 
-__all__ = ["Example", "Message", "Program", "SourceFile", "Task", "find", "names"]
+__all__ = ["DataError", "Example", "Message", "Program", "SourceFile", "Task", "find", "names"]

@@ -1,24 +1,33 @@
 """The interface of all tasks: rows that are conversations, and how an answer to one is graded.
 
-    task = find("gsm8k")(folder, "test")      # `folder` holds the files that `files` names, as `SourceFile.local`
-    example = task[0]                         # messages, the last of them the reference answer
-    task.grade(example, "... #### 18")        # True, False, or a Program that the sandbox has to run
+    task = find("gsm8k")(folder, "test")   # `folder` holds what `files` names, as `SourceFile.local`
+    example = task[0]                      # messages, the last of them the reference answer
+    task.grade(example, "... #### 18")     # True, False, or a Program that the sandbox has to run
 
-A task imports nothing of nanochat: it yields conversations, programs and grades, and the layers above render, sample and
-run them. Rows come in an order that depends on the seed alone.
+A task imports nothing of nanochat: it yields conversations, programs and grades, and the layers above render,
+sample and run them. Rows come in an order that depends on the seed alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 Kind = Literal["choice", "generative", "program", "chat"]
 Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": str | list of parts}
+
+
+class DataError(ValueError):
+    """A file of a task is missing or does not hold what it should; the message says what to change."""
+
+    def __init__(self, path: Path, problem: str, *, line: int | None = None) -> None:
+        self.path, self.problem, self.line = path, problem, line
+        place = f"{path.name}, line {line}" if line is not None else str(path)
+        super().__init__(f"{place}: {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +72,8 @@ class Example:
 class Program:
     """A program that the sandbox has to run: passed when `check` returns after `source` has been run.
 
-    `source` is untrusted; `test` is trusted code that defines `check(candidate)`; `entry_point` names the function of
-    `source` that is handed to it.
+    `source` is untrusted; `test` is trusted code that defines `check(candidate)`; `entry_point` names the
+    function of `source` that is handed to it.
     """
 
     source: str
@@ -73,7 +82,7 @@ class Program:
 
 
 class Task(ABC):
-    """A data set or benchmark. Subclasses set the class attributes and implement `__len__` and `__getitem__`."""
+    """A data set or benchmark: subclasses set the class attributes, `__len__` and `__getitem__`."""
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
@@ -112,27 +121,9 @@ class Task(ABC):
         return float(self.grade(example, completion) is True)
 
     def paths(self) -> list[Path]:
-        """The files of this split in the task's folder."""
-        return [self.folder / file.local for file in self.files[self.split]]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The text and the tool calls of an assistant's message, joined from its parts."""
-
-    parts: list[dict[str, str]] = field(default_factory=list)
-
-    def text(self, text: str) -> Answer:
-        """Add what the assistant writes."""
-        return self._add("text", text)
-
-    def call(self, expression: str, result: str) -> Answer:
-        """Add a call of the tool and what it returned."""
-        return self._add("python", expression)._add("python_output", result)
-
-    def _add(self, kind: str, text: str) -> Answer:
-        if text and self.parts and self.parts[-1]["type"] == kind == "text":
-            self.parts[-1]["text"] += text
-        elif text:
-            self.parts.append({"type": kind, "text": text})
-        return self
+        """The files of this split in the task's folder; DataError where one is missing."""
+        paths = [self.folder / file.local for file in self.files[self.split]]
+        for path in paths:
+            if not path.is_file():
+                raise DataError(path, f"this file of task {self.name} is missing: run the dataset stage")
+        return paths

@@ -1,0 +1,82 @@
+"""Identity: conversations that say who the model is, from any file with one JSON array of messages a line."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from types import MappingProxyType
+from typing import Any
+
+from tasks.task import DataError, Example, Message, SourceFile, Task
+
+
+class Identity(Task):
+    name = "identity"
+    kind = "chat"
+    splits = ("train",)
+    files = MappingProxyType({"train": (SourceFile("identity"),)})
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._rows[index])
+
+    @cached_property
+    def _rows(self) -> list[list[Message]]:
+        rows = read_conversations(self.paths()[0])
+        Random(self.seed).shuffle(rows)
+        return rows
+
+
+def read_conversations(path: Path) -> list[list[Message]]:
+    """The conversations of a JSONL file, each an array of messages or an object with `messages`.
+
+    Raises DataError, with the line, for what is not UTF-8, not JSON, or no conversation in which user and
+    assistant take turns (after an optional system message) up to an answer.
+    """
+    rows: list[list[Message]] = []
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            raise DataError(path, "not UTF-8: save the file in that encoding", line=number) from None
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problem = f"not JSON ({error}): write one conversation a line"
+            raise DataError(path, problem, line=number) from None
+        messages = row.get("messages") if isinstance(row, dict) else row
+        problem = conversation_problem(messages)
+        if problem:
+            raise DataError(path, problem, line=number)
+        rows.append(list(messages))
+    if not rows:
+        raise DataError(path, "no conversation in this file: write one JSON array of messages a line")
+    return rows
+
+
+def conversation_problem(messages: Any) -> str | None:
+    """What is wrong with a conversation, in a sentence; None where nothing is."""
+    if not isinstance(messages, list) or not messages:
+        return "a conversation is an array of messages with `role` and `content`"
+    turns = messages
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"message {position + 1} is no object with `role` and `content`"
+        if not isinstance(message.get("content"), str):
+            return f"message {position + 1} needs a `content` that is text"
+    if messages[0]["role"] == "system":
+        turns = messages[1:]
+    for position, message in enumerate(turns):
+        expected = "user" if position % 2 == 0 else "assistant"
+        if message["role"] != expected:
+            number = len(messages) - len(turns) + position + 1
+            return f"message {number} is from '{message['role']}', not '{expected}': the two must alternate"
+    if not turns or len(turns) % 2:
+        return "the last message must be the assistant's"
+    return None
