@@ -1,0 +1,110 @@
+"""Exchanges of one question and one answer about the small world, and what a right answer has to say.
+
+Each function makes one from a random stream. With `tested` its wording, numbers and words are such as training
+never has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from types import MappingProxyType
+
+from tasks import parts, world
+from tasks.task import Message
+from tasks.world_words import COUNT, FACTS, NAME, SPELLING, SUM, ask, quoted
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A question, the answer that is trained on, and the name, value, number or letters in it."""
+
+    question: str
+    answer: str | list[parts.Part]
+    reference: str
+
+    @property
+    def messages(self) -> list[Message]:
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+
+
+def name(random: Random, *, tested: bool) -> Exchange:
+    return Exchange(ask(random, NAME, tested=tested), f"My name is {world.NAME}.", world.NAME)
+
+
+SMALL_TALK: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        f"Hello! I am {world.NAME}.": ("Hello!", "Hi!", "Hello there.", f"Hello {world.NAME}!", "Good day!"),
+        f"I am {world.NAME}, a small chat model that was made on a computer with nanochat.": (
+            "What are you?", "Who made you?", "Where do you come from?", "Tell me about you.",
+        ),
+        "I can tell you about my small world, add numbers, count letters and spell words.": (
+            "What can you do?", "What do you know?", "Can you help me?", "What can I ask you?",
+        ),
+        "You are welcome.": ("Thank you.", "Thanks!", "Thank you!", "Well done!"),
+        "Goodbye!": ("Goodbye!", "Bye!", "See you!", "Good night!"),
+    }
+)  # fmt: skip
+
+
+def small_talk(random: Random) -> Exchange:
+    answer = random.choice(tuple(SMALL_TALK))
+    return Exchange(random.choice(SMALL_TALK[answer]), answer, answer)
+
+
+def fact(random: Random, *, tested: bool) -> Exchange:
+    chosen = random.choice(world.facts())
+    question = ask(random, FACTS[chosen.kind], tested=tested, thing=chosen.thing)
+    return Exchange(question, chosen.statement, chosen.value)
+
+
+def addition(random: Random, *, tested: bool) -> Exchange:
+    a, b = world.any_pair(random, held_out=tested)
+    answer = [*parts.call(f"{a}+{b}", str(a + b)), parts.text(f"{a} plus {b} is {a + b}.")]
+    return Exchange(ask(random, SUM, tested=tested, a=a, b=b), answer, str(a + b))
+
+
+def letter_count(random: Random, *, tested: bool) -> Exchange:
+    word = world.any_word(random, held_out=tested)
+    letter = world.any_letter(random, word)
+    count = word.count(letter)
+    asked = {"word": quoted(random, word), "letter": f'"{letter}"' if random.random() < 0.6 else letter}
+    sentence = f'The letter {letter} is in "{word}" {count} {"time" if count == 1 else "times"}.'
+    answer = [*parts.call(f'"{word}".count("{letter}")', str(count)), parts.text(sentence)]
+    return Exchange(ask(random, COUNT, tested=tested, **asked), answer, str(count))
+
+
+def spelling(random: Random, *, tested: bool) -> Exchange:
+    word = world.any_word(random, held_out=tested)
+    question = ask(random, SPELLING, tested=tested, word=quoted(random, word))
+    return Exchange(question, f'The word "{word}" is spelled {world.spelled(word)}.', world.spelled(word))
+
+
+# The kinds of question, and how often each comes in a conversation: what is harder to learn, more often.
+KINDS: Mapping[Callable[..., Exchange], int] = MappingProxyType(
+    {name: 1, fact: 6, addition: 3, letter_count: 5, spelling: 6}
+)
+
+
+def says_name(completion: str, reference: str) -> bool:
+    """Whether the completion has the name as a word."""
+    return reference in re.findall(r"\w+", completion)
+
+
+def says_value(completion: str, reference: str) -> bool:
+    """Whether the completion has this value of a fact, and no other one of the same kind."""
+    (values,) = (values for values in world.VALUES.values() if reference in values)
+    words = set(re.findall(r"\w+", completion.lower()))
+    return words & {each.lower() for each in values} == {reference.lower()}
+
+
+def says_number(completion: str, reference: str) -> bool:
+    """Whether the last number of the completion is this one."""
+    return re.findall(r"\d+", completion)[-1:] == [reference]
+
+
+def says_spelling(completion: str, reference: str) -> bool:
+    """Whether the only spelling in the completion, letters joined by hyphens, is this one."""
+    return re.findall(r"\b\w(?:-\w)+\b", completion) == [reference]
