@@ -15,7 +15,9 @@ Text = Annotated[str, StringConstraints(max_length=1024)]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
-def setting(default: Any = PydanticUndefined, help: str = "", *, key: bool = True, unit: str = "", **bounds: Any) -> Any:
+def setting(
+    default: Any = PydanticUndefined, help: str = "", *, key: bool = True, unit: str = "", **bounds: Any
+) -> Any:
     """Declare one setting.
 
     `help` is one sentence; `unit` what a number counts; `key` says whether the value changes a stage's output and
@@ -32,9 +34,7 @@ def setting(default: Any = PydanticUndefined, help: str = "", *, key: bool = Tru
 class Section(BaseModel):
     """A group of settings: unknown fields are errors, values are frozen, YAML names are lowerCamelCase."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
     def to_yaml_dict(self) -> dict[str, Any]:
         """The section as plain data with YAML's names."""

@@ -63,21 +63,10 @@ class PipelineSpec(Section):
                     f"stages.{name}.totalBatchTokens ({total}) must be a multiple of model.sequenceLength ({length}): "
                     f"set it to {near}"
                 )
-        width = self.model.width or self.model.depth * self.model.aspect_ratio
-        heads = -(-width // self.model.head_dim)
-        if width % heads or (width // heads) % 2:
-            raise ValueError(
-                f"a width of {width} does not divide into {heads} heads of an even size: "
-                "change model.width, model.aspectRatio or model.headDim"
-            )
-        if self.model.kv_heads is not None and heads % self.model.kv_heads:
-            raise ValueError(f"model.kvHeads ({self.model.kv_heads}) must divide the {heads} heads")
         return self
 
 
-PipelineName = Annotated[
-    str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
-]
+PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
 
 
 class Metadata(Section):

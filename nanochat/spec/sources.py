@@ -1,4 +1,4 @@
-"""Where text, task files and the evaluation bundle come from. Addresses are not part of any key, names and revisions are."""
+"""Where text, task files and the evaluation bundle come from. Names and revisions are in keys, addresses not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class TextSource(Section):
     revision: Text = setting("main", "Revision of the data set.")
     characters_per_shard: int = setting(250_000_000, "Characters in one shard.", unit="characters", ge=1000, key=False)
     shards: int | None = setting(
-        None, "Number of training shards; by default as many as the base stage's tokens need.", ge=1, le=100_000,
+        None,
+        "Number of training shards; by default as many as the base stage's tokens need.",
+        ge=1,
+        le=100_000,
         key=False,
     )
     validation_shard: int = setting(

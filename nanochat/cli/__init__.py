@@ -1,0 +1,1 @@
+"""The `nanochat` command: argument handling and printing, nothing else."""

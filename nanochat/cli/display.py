@@ -1,0 +1,137 @@
+"""What `nanochat run` shows: a line for every change, and bars for the stages that run."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from nanochat.pipeline.local import LocalRunner, View
+from nanochat.pipeline.planner import Phase
+from nanochat.tracking.progress import State
+
+LINE_SECONDS = 30.0  # between progress lines where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def quantity(value: float) -> str:
+    """A number in at most four digits: 12.3k, 4.56M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
+    return f"{value:.4g}"
+
+
+def details(state: State) -> str:
+    """Losses, rates and the time left."""
+    parts = [f"{name} {value:.3f}" for name, value in state.losses.items()]
+    parts += [f"{quantity(value)} {unit}" for unit, value in state.rates.items()]
+    if state.eta is not None:
+        parts.append(f"{duration(state.eta)} left")
+    return ", ".join(parts)
+
+
+class Display:
+    """A context manager whose `update` takes the runner's views."""
+
+    def __init__(self, runner: LocalRunner) -> None:
+        self._runner = runner
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bars = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[details]}"),
+            console=self._console,
+            transient=True,
+            disable=not sys.stdout.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._phases: dict[str, tuple[Phase, str]] = {}
+        self._lines: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, markup=False)
+
+    def update(self, view: View) -> None:
+        """Show what changed."""
+        for item in view.status.stages:
+            now, before = (item.phase, item.message), self._phases.get(item.stage)
+            if now != before:
+                self._phases[item.stage] = now
+                self._change(item.stage, view, before)
+            if item.phase in (Phase.RUNNING, Phase.STOPPING):
+                self._show(item.stage, view)
+            elif item.stage in self._tasks:
+                self._bars.remove_task(self._tasks.pop(item.stage))
+
+    def _change(self, stage: str, view: View, before: tuple[Phase, str] | None) -> None:
+        status = view.status.of(stage)
+        why = view.explanations.get(stage, "")
+        if status.phase is Phase.CACHED:
+            self.say(f"{stage:<10} cached      {self._keys(stage)}")
+        elif status.phase is Phase.RUNNING and (before is None or before[0] is not Phase.RUNNING):
+            reason = status.message or why
+            self.say(f"{stage:<10} starts      {reason}".rstrip())
+        elif status.phase is Phase.SUCCEEDED:
+            took = time.time() - view.starts.get(stage, time.time())
+            self.say(f"{stage:<10} done        {duration(took)}")
+        elif status.phase in (Phase.FAILED, Phase.RETRYING, Phase.BLOCKED, Phase.STOPPING):
+            self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
+
+    def _keys(self, stage: str) -> str:
+        outputs = self._runner.graph.node(stage).outputs
+        key = outputs[0].key[:8]
+        return (
+            f"same settings and inputs as artifact {key}"
+            if len(outputs) == 1
+            else f"all {len(outputs)} artifacts are there"
+        )
+
+    def _show(self, stage: str, view: View) -> None:
+        state = view.progress.get(stage)
+        if state is None:
+            return
+        count = f"{quantity(state.step)}/{quantity(state.total)}" if state.total else ""
+        if self._bars.disable:
+            if time.monotonic() - self._lines.get(stage, self._began) >= LINE_SECONDS:
+                self._lines[stage] = time.monotonic()
+                self.say(f"{stage:<10} {state.phase:<11} {count}  {details(state)}")
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=None, count="", details="")
+        self._bars.update(
+            self._tasks[stage],
+            completed=state.step,
+            total=state.total,
+            count=f"{state.phase} {count}",
+            details=details(state),
+        )
+
+    def closing(self, name: str) -> None:
+        """The last words of a run that succeeded."""
+        self.say(f"Done in {duration(time.monotonic() - self._began)}.")
+        report = self._runner.report_path()
+        if report is not None:
+            self.say(f"Report: {report}")
+        self.say(f"Chat:   nanochat chat {name}")

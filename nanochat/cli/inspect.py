@@ -1,0 +1,238 @@
+"""Commands that look at runs: status, logs, cancel, report, gc; and the model that a name means."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nanochat.cli.display import details, duration, quantity
+from nanochat.pipeline.local import RunLock, lock_path
+from nanochat.pipeline.profiles import Place, resolve_profile
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import UserError
+from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.store import Store, open_store
+from nanochat.tracking.progress import read_progress
+
+Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by default the one run last.")]
+StoreName = Annotated[str, typer.Option("--store", help="Store profile.")]
+LIVE = ("Running", "Stopping", "Waiting")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """One run in a store."""
+
+    store: Store
+    place: Place
+    paths: RunPaths
+    status: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.status["name"]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a runner on this machine works on it."""
+        return RunLock.is_held(lock_path(self.place, self.status["namespace"], self.name))
+
+
+def find_runs(store_name: str) -> list[FoundRun]:
+    """All runs of a store, the latest first."""
+    place = resolve_profile(store_name)
+    store = open_store(place.profile)
+    entries = [entry for entry in store.list("runs") if entry.path.endswith("/status.json")]
+    entries.sort(key=lambda entry: entry.modified, reverse=True)
+    return [
+        FoundRun(
+            store=store,
+            place=place,
+            paths=RunPaths(e.path.removesuffix("/status.json")),
+            status=store.read_json(e.path),
+        )
+        for e in entries
+    ]
+
+
+def find_run(name: str | None, *, store: str = "default") -> FoundRun:
+    """The latest run of a pipeline (named by its name or its file), or of all; UserError where there is none."""
+    runs = find_runs(store)
+    wanted = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
+    for run in runs:
+        if wanted is None or run.name == wanted:
+            return run
+    known = sorted({run.name for run in runs})
+    there = f"there are {', '.join(known)}" if known else "none was run yet: begin with 'nanochat run FILE'"
+    raise UserError(f"no run of '{wanted}' in this store; {there}" if wanted else f"no run in this store; {there}")
+
+
+def status(
+    name: Run = None, store: StoreName = "default", json_: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """Where a pipeline stands."""
+    run = find_run(name, store=store)
+    if json_:
+        print(json.dumps(run.status, indent=1))
+        return
+    phase = run.status["phase"]
+    live = run.is_live
+    if phase in LIVE and not live:
+        phase = f"Stopped (its runner is gone; go on with 'nanochat retry {run.name}')"
+    console = Console(highlight=False)
+    console.print(f"{run.name}: {phase} {run.status['message']}".rstrip(), markup=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("STAGE", "PHASE", "ATTEMPTS", "TIME", "PROGRESS"):
+        table.add_column(heading, overflow="fold")
+    for item in run.status["stages"]:
+        state = read_progress(run.store, run.paths.progress(item["stage"])) if item["phase"] == "Running" else None
+        note = item["message"]
+        if state is not None:
+            total = f"/{quantity(state.total)}" if state.total else ""
+            note = f"{state.phase} {quantity(state.step)}{total}, {details(state)}"
+        elif item["phase"] == "Running":
+            note = item["why"]
+        table.add_row(item["stage"], item["phase"], str(item["attempts"] or ""), _took(item), note)
+    console.print(table)
+
+
+def _took(item: dict[str, Any]) -> str:
+    if item["started"] is None:
+        return ""
+    return duration((item["ended"] or time.time()) - item["started"])
+
+
+def logs(
+    name: Run = None,
+    stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that ran last.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Attempt; by default the last.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank; -1 is the launch's own output.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
+    store: StoreName = "default",
+) -> None:
+    """The logs of a pipeline's stages, those of ended attempts included."""
+    run = find_run(name, store=store)
+    chosen = stage or _last_stage(run)
+    seen: set[str] = set()
+    while True:
+        folder = _log_folder(run, chosen, attempt, rank)
+        for piece in run.store.children(folder):
+            path = f"{folder}/{piece}"
+            if path not in seen:
+                seen.add(path)
+                sys.stdout.write(run.store.read(path).decode("utf-8", "replace"))
+                sys.stdout.flush()
+        if not follow or not run.is_live:
+            return
+        time.sleep(1.0)
+
+
+def _last_stage(run: FoundRun) -> str:
+    started = [item for item in run.status["stages"] if item["started"] is not None]
+    if not started:
+        raise UserError(f"no stage of {run.name} has run: its outputs were all there")
+    return max(started, key=lambda item: item["started"])["stage"]
+
+
+def _log_folder(run: FoundRun, stage: str, attempt: int | None, rank: int) -> str:
+    launches = run.store.children(run.paths.logs(stage))
+    if attempt is not None:
+        launches = [launch for launch in launches if launch.startswith(f"{attempt:02d}-")]
+    if not launches:
+        raise UserError(f"there is no log of {stage}" + (f", attempt {attempt}" if attempt is not None else ""))
+    return f"{run.paths.logs(stage, launches[-1])}/{'launch' if rank < 0 else f'rank{rank}'}"
+
+
+def cancel(name: Run = None, store: StoreName = "default") -> None:
+    """Stop a running pipeline; what it made stays."""
+    run = find_run(name, store=store)
+    if not run.is_live:
+        raise UserError(f"'{run.name}' is not running")
+    run.store.write_json(run.paths.control, {"cancel": True})
+    print(f"{run.name} saves its checkpoints and stops")
+
+
+def report(name: Run = None, store: StoreName = "default") -> None:
+    """Write a run's report anew and say where it is."""
+    from nanochat.report.build import build
+
+    run = find_run(name, store=store)
+    folder = Path(run.place.home) / "reports" / run.name
+    build(run.store, Artifacts(run.store, run.place.cache), run.paths.root, folder)
+    print((folder / "report.md").read_text())
+    print(f"{folder / 'report.html'}")
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    keep_runs: Annotated[int, typer.Option(help="Runs of each pipeline that are kept.")] = 3,
+    store: StoreName = "default",
+) -> None:
+    """Remove runs beyond the latest ones, and the artifacts, checkpoints and leftovers that no run refers to."""
+    from nanochat.storage.gc import collect
+
+    runs = find_runs(store)
+    if not runs:
+        print("nothing to remove")
+        return
+    for run in runs:
+        if run.is_live:
+            raise UserError(f"'{run.name}' is running: wait for it or cancel it first")
+    kept: dict[str, int] = {}
+    keep: set[tuple[str, str]] = set()
+    for run in runs:
+        kept[run.name] = kept.get(run.name, 0) + 1
+        if kept[run.name] > keep_runs:
+            if not dry_run:
+                run.store.delete(run.paths.root)
+            continue
+        for item in run.status["stages"]:
+            keep |= {(ref.split("/")[0], key) for ref, key in item["keys"].items()}
+            keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
+    removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
+    print(removed)
+
+
+def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
+    """The local folder of a model: named by a folder or URI, or the last one that a pipeline's run made."""
+    if model and Path(model, "model.safetensors").exists():
+        return Path(model)
+    if model and "://" in model:
+        return _fetch_uri(model)
+    run = find_run(model, store=store)
+    artifacts = Artifacts(run.store, run.place.cache)
+    wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
+    keys = {ref: key for item in run.status["stages"] for ref, key in item["keys"].items()}
+    for name in wanted:
+        key = keys.get(f"model/{name}")
+        found = artifacts.find("model", key) if key else None
+        if found is not None:
+            return artifacts.fetch(found)
+    raise UserError(
+        f"{run.name} has made no model{f' of {stage}' if stage else ''} yet: see 'nanochat status {run.name}'"
+    )
+
+
+def _fetch_uri(uri: str) -> Path:
+    """A model artifact by its address: file:// or s3://.../artifacts/model/<key>[/<launch>]."""
+    from nanochat.storage.store import Profile
+
+    root, mark, rest = uri.partition("/artifacts/model/")
+    key = rest.split("/")[0]
+    if not mark or not key:
+        raise UserError(f"'{uri}' is not a model's address: it ends in artifacts/model/<key>")
+    place = resolve_profile()
+    profile = place.profile if place.profile.root == root else Profile(root=root, endpoint=place.profile.endpoint)
+    artifacts = Artifacts(open_store(profile), place.cache)
+    found = artifacts.find("model", key)
+    if found is None:
+        raise UserError(f"there is no model at {uri}")
+    return artifacts.fetch(found)

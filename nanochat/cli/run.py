@@ -1,0 +1,67 @@
+"""`nanochat run` and `nanochat retry`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.display import Display
+from nanochat.cli.inspect import find_run
+from nanochat.pipeline.local import LocalRunner
+from nanochat.pipeline.planner import Phase
+from nanochat.pipeline.profiles import resolve_profile
+from nanochat.spec.errors import UserError
+from nanochat.spec.load import check_pipeline, load_pipeline
+from nanochat.spec.pipeline import Pipeline
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Run just this stage (may be given again).")]
+From = Annotated[str | None, typer.Option("--from", help="Run this stage and what depends on it.")]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="Pipeline file (YAML).")],
+    only: Only = None,
+    from_: From = None,
+    set_: Set = None,
+) -> None:
+    """Run a pipeline on this machine; run again, it goes on where it left off."""
+    raise typer.Exit(execute(load_pipeline(file, set_), only=only or [], start=from_, again=f"nanochat run {file}"))
+
+
+def retry(
+    name: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    store: Annotated[str, typer.Option("--store", help="Store profile.")] = "default",
+) -> None:
+    """Run a pipeline again that failed or was stopped."""
+    found = find_run(name, store=store)
+    pipeline = check_pipeline(found.store.read_json(found.paths.pipeline), where=name)
+    raise typer.Exit(execute(pipeline, only=[], start=None, again=f"nanochat retry {name}"))
+
+
+def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: str) -> int:
+    """Run a pipeline with a display; returns the exit code."""
+    place = resolve_profile(pipeline.spec.store)
+    runner = LocalRunner(pipeline, place)
+    runner.select(only=only, start=start)
+    runner.store.check()
+    name = pipeline.metadata.name
+    with Display(runner) as display:
+        status = runner.run(display.update)
+    if runner.interrupts:
+        display.say(f"Stopped; what was done is kept. Go on with: {again}")
+        return 130
+    if status.phase is Phase.CANCELLED:
+        display.say(f"Cancelled; what was done is kept. Go on with: {again}")
+        return 1
+    if status.phase is not Phase.SUCCEEDED:
+        failed = next((s.stage for s in status.stages if s.phase is Phase.FAILED), None)
+        display.say(f"Failed: {status.message}")
+        if failed is None:
+            raise UserError(status.message)
+        display.say(f"Its log: nanochat logs {name} {failed}")
+        return 1
+    display.closing(name)
+    return 0

@@ -1,0 +1,1 @@
+"""The stage graph, artifact keys, the planner, outcomes and the local runner."""

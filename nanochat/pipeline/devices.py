@@ -1,0 +1,61 @@
+"""What this machine offers to stages: cores, accelerators, and how many stages run side by side. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+
+from nanochat.spec.pipeline import PipelineSpec
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Cores and NVIDIA GPUs of this machine."""
+
+    cores: int
+    gpus: int
+
+    @classmethod
+    def detect(cls) -> Devices:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(cores=cores, gpus=_nvidia_gpus())
+
+    @cached_property
+    def slots(self) -> dict[str, int]:
+        """Stages of each pool that run side by side: the accelerator is not shared, CPUs carry two."""
+        return {"cpu": 2, "gpu": 1 if self.gpus else min(2, self.cores)}
+
+    def processes(self, spec: PipelineSpec, stage: str) -> int:
+        """Processes of a stage here: those asked for on all nodes, at most one a GPU where there are any."""
+        stages = spec.stages
+        settings = {
+            "base": stages.base,
+            "mid": stages.mid,
+            "sft": stages.sft,
+            "rl": stages.rl,
+            "eval-base": stages.eval_base,
+            "eval-mid": stages.eval_chat,
+            "eval-sft": stages.eval_chat,
+            "eval-rl": stages.eval_chat,
+        }.get(stage)
+        if settings is None:
+            return 1
+        asked = getattr(settings, "nodes", 1) * settings.processes
+        if settings.gpus_per_node:
+            return max(1, min(asked, self.gpus))
+        return asked
+
+    def threads(self, processes: int) -> int:
+        """Compute threads of each process. It depends on nothing that changes between attempts: sums are split
+        by thread, and a resumed run has to add in the same order."""
+        return max(1, self.cores // processes)
+
+
+def _nvidia_gpus() -> int:
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in found.stdout.splitlines())

@@ -1,0 +1,31 @@
+"""Why an output has to be made: the closest artifact, and which settings or inputs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nanochat.pipeline.graph import Output
+from nanochat.storage.artifacts import Artifacts
+
+SHOWN = 3
+
+
+def explain_miss(artifacts: Artifacts, missing: Sequence[Output], *, total: int) -> str:
+    """One line for a stage: what is missing of its `total` outputs, and how that differs from what is there."""
+    first = missing[0]
+    count = f"{len(missing)} of {total} artifacts missing; " if total > 1 else ""
+    damaged = [out for out in missing if artifacts.damaged(out.kind, out.key)]
+    if damaged:
+        return f"{count}{damaged[0].ref} is damaged ({artifacts.damaged(damaged[0].kind, damaged[0].key)})"
+    near = artifacts.closest(first.kind, dict(first.recipe) | {"name": first.name}, dict(first.inputs))
+    if near is None:
+        return f"{count}nothing like it was made before"
+    changes = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in sorted(near.settings.items())]
+    changes += [f"input {name} is another" for name in sorted(near.inputs)]
+    more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    return f"{count}changed: {', '.join(changes[:SHOWN])}{more}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

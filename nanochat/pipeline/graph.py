@@ -1,0 +1,306 @@
+"""The stage graph of a pipeline: what each stage makes, from what, and under which keys.
+
+`build_graph(spec, ...)` is pure. A key is the SHA-256 of an output's kind, schema version, recipe (the settings
+that change it) and the keys of its inputs; keys are computed here, once, and handed to the stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tasks
+from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_shards
+from nanochat.spec.errors import UserError
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.stages import MixturePart
+
+# A stage's schema version: raised when its output changes for the same settings.
+VERSIONS = {
+    "text": 1,
+    "task-data": 1,
+    "eval-bundle": 1,
+    "encodings": 1,
+    "tokenizer": 1,
+    "text-tokens": 1,
+    "chat-tokens": 1,
+    "model": 1,
+    "evaluation": 1,
+    "report": 1,
+    "release": 1,
+}
+TRAINING = ("base", "mid", "sft", "rl")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One artifact that a stage makes. `inputs` maps 'kind/name' to the key of what it was made from."""
+
+    kind: str
+    name: str
+    key: str
+    recipe: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def ref(self) -> str:
+        """'kind/name': how other outputs and plans refer to it."""
+        return f"{self.kind}/{self.name}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "key": self.key,
+            "recipe": dict(self.recipe),
+            "inputs": dict(self.inputs),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One stage: its outputs, and everything it reads (also what does not change its outputs)."""
+
+    stage: str
+    pool: str  # "cpu" or "gpu"
+    outputs: tuple[Output, ...]
+    needs: Mapping[str, str]  # 'kind/name' -> key
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """All stages in their order."""
+
+    nodes: tuple[Node, ...]
+    horizon: Horizon
+    by_ref: Mapping[str, Output] = field(default_factory=dict)
+
+    def node(self, stage: str) -> Node:
+        for node in self.nodes:
+            if node.stage == stage:
+                return node
+        raise KeyError(stage)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(node.stage for node in self.nodes)
+
+    def maker(self, ref: str) -> str:
+        """The stage that makes an artifact."""
+        return next(node.stage for node in self.nodes if any(out.ref == ref for out in node.outputs))
+
+    def before(self, stage: str) -> tuple[str, ...]:
+        """The stages whose outputs a stage reads, in order."""
+        needs = self.node(stage).needs
+        return tuple(n.stage for n in self.nodes if any(out.ref in needs for out in n.outputs))
+
+    def digest(self) -> str:
+        """One name for everything the pipeline makes."""
+        keys = sorted(out.key for node in self.nodes for out in node.outputs)
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+def make_key(kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The key of an artifact: 32 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    text = json.dumps(
+        {"kind": kind, "version": VERSIONS[kind], "recipe": dict(recipe), "inputs": dict(inputs)},
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class _Builder:
+    """Collects nodes; outputs of earlier nodes are found by their ref."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.by_ref: dict[str, Output] = {}
+
+    def output(self, kind: str, name: str, recipe: Mapping[str, Any], inputs: list[str] | None = None) -> Output:
+        keys = {ref: self.by_ref[ref].key for ref in inputs or []}
+        return Output(kind=kind, name=name, key=make_key(kind, recipe, keys), recipe=recipe, inputs=keys)
+
+    def add(self, stage: str, pool: str, outputs: list[Output], also: list[str] | None = None) -> None:
+        needs: dict[str, str] = {}
+        for out in outputs:
+            needs.update(out.inputs)
+        needs.update({ref: self.by_ref[ref].key for ref in also or [] if ref in self.by_ref})
+        self.nodes.append(Node(stage=stage, pool=pool, outputs=tuple(outputs), needs=needs))
+        self.by_ref.update({out.ref: out for out in outputs})
+
+
+def build_graph(spec: PipelineSpec, *, contents: Mapping[str, str] | None = None) -> Graph:
+    """The graph of a pipeline.
+
+    `contents` gives the SHA-256 of local files that the pipeline names (URI -> digest), because the content of a
+    local file is part of the key. Raises UserError for tasks that are not known.
+    """
+    builder, plan = _Builder(), horizon(spec)
+    _dataset(builder, spec, plan, contents or {})
+    _tokenizer(builder, spec, plan)
+    _tokens(builder, spec, plan)
+    last = _training(builder, spec, plan)
+    _closing(builder, spec, last)
+    return Graph(nodes=tuple(builder.nodes), horizon=plan, by_ref=builder.by_ref)
+
+
+def mixture_parts(spec: PipelineSpec) -> list[MixturePart]:
+    """All conversations that become token files, a part for each task and split with the most rows asked for."""
+    parts: dict[tuple[str, str], MixturePart] = {}
+    stages = spec.stages
+    for stage in (stages.mid, stages.sft):
+        if not stage.enabled:
+            continue
+        for part in (*stage.mixture, *stage.validation):
+            known = parts.get((part.task, part.split))
+            rows = part.rows
+            if known is not None and (known.rows is None or (rows is not None and known.rows >= rows)):
+                continue
+            parts[part.task, part.split] = part.model_copy(update={"rows": rows, "epochs": 1})
+    return [parts[name] for name in sorted(parts)]
+
+
+def used_tasks(spec: PipelineSpec) -> list[str]:
+    """Names of all tasks that the pipeline trains on, rewards or measures."""
+    names = {part.task for part in mixture_parts(spec)}
+    if spec.stages.rl.enabled:
+        names |= {part.task for part in spec.stages.rl.tasks}
+    if spec.stages.eval_chat.enabled and any(getattr(spec.stages, name).enabled for name in TRAINING[1:]):
+        names |= {part.task for part in spec.stages.eval_chat.tasks}
+    return sorted(names)
+
+
+def find_task(name: str) -> type[tasks.Task]:
+    """The class of a task; UserError with the nearest name where there is none."""
+    try:
+        return tasks.find(name)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from None
+
+
+def task_recipe(name: str) -> dict[str, Any]:
+    """What identifies a task's code in a key."""
+    return {"task": name, "version": find_task(name).version}
+
+
+def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Mapping[str, str]) -> None:
+    text = spec.sources.text
+    outputs = []
+    for index in (*plan.shards, plan.validation_shard):
+        recipe: dict[str, Any] = {"index": index, "kind": text.kind}
+        if text.kind == "hub":
+            recipe |= {"path": text.path, "revision": text.revision}
+        else:
+            recipe |= {"characters": text.characters_per_shard, "validation": index == plan.validation_shard}
+        outputs.append(builder.output("text", shard_name(index), recipe))
+    for name in used_tasks(spec):
+        if find_task(name).files:
+            outputs.append(builder.output("task-data", name, task_recipe(name) | _revisions(spec, name, contents)))
+    if spec.stages.eval_base.enabled and spec.stages.eval_base.core:
+        outputs.append(builder.output("eval-bundle", "core", {"revision": spec.sources.eval_bundle.revision}))
+    if text.kind == "hub":
+        outputs.append(builder.output("encodings", "gpt", {}))
+    builder.add("dataset", "cpu", outputs)
+
+
+def _revisions(spec: PipelineSpec, name: str, contents: Mapping[str, str]) -> dict[str, Any]:
+    """Revision or content of each source that a task's files come from."""
+    found: dict[str, Any] = {}
+    for files in find_task(name).files.values():
+        for file in files:
+            if file.source == "hub":
+                found["hub"] = spec.sources.hub_revision
+            elif file.source == "words":
+                found["words"] = spec.sources.words.revision
+            elif file.source == "identity":
+                uri = spec.stages.mid.identity
+                found["identity"] = (contents.get(uri) or uri) if uri else spec.sources.identity.revision
+            else:
+                raise UserError(f"task {name} names the source '{file.source}': it must be hub, words or identity")
+    return found
+
+
+def _tokenizer(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
+    shards = [f"text/{shard_name(i)}" for i in tokenizer_shards(spec, plan.shards)]
+    recipe = spec.stages.tokenizer.recipe()
+    output = builder.output("tokenizer", "bpe", recipe, shards)
+    builder.add("tokenizer", "cpu", [output], also=["encodings/gpt", f"text/{shard_name(plan.validation_shard)}"])
+
+
+def _tokens(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
+    outputs = [
+        builder.output("text-tokens", shard_name(i), {}, [f"text/{shard_name(i)}", "tokenizer/bpe"])
+        for i in (*plan.shards, plan.validation_shard)
+    ]
+    for part in mixture_parts(spec):
+        recipe = task_recipe(part.task) | {"split": part.split, "rows": part.rows, "seed": spec.seed}
+        inputs = ["tokenizer/bpe"]
+        if f"task-data/{part.task}" in builder.by_ref:
+            inputs.append(f"task-data/{part.task}")
+        outputs.append(builder.output("chat-tokens", f"{part.task}-{part.split}", recipe, inputs))
+    builder.add("tokens", "cpu", outputs)
+
+
+def _training(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> str:
+    """Adds base, mid, sft, rl and their evaluations; returns the last training stage."""
+    stages, last = spec.stages, ""
+    validation = f"text-tokens/{shard_name(plan.validation_shard)}"
+    for name in TRAINING:
+        settings = getattr(stages, name)
+        if not settings.enabled:
+            continue
+        recipe = {"stage": name, "seed": spec.seed} | settings.recipe()
+        also: list[str] = ["tokenizer/bpe"]
+        if name == "base":
+            recipe |= {"model": plan.model.to_dict(), "steps": plan.steps}
+            inputs = [f"text-tokens/{shard_name(i)}" for i in plan.shards]
+            also.append(validation)
+        elif name == "rl":
+            used = sorted({part.task for part in settings.tasks})
+            recipe |= {"versions": [task_recipe(task) for task in used]}
+            inputs = [f"model/{last}"] + [f"task-data/{t}" for t in used if f"task-data/{t}" in builder.by_ref]
+        else:
+            refs = {f"chat-tokens/{part.task}-{part.split}" for part in settings.mixture}
+            inputs = [f"model/{last}", *sorted(refs)]
+            also += sorted({f"chat-tokens/{part.task}-{part.split}" for part in settings.validation})
+            recipe.pop("validation")
+        output = builder.output("model", name, recipe, inputs)
+        builder.add(name, "gpu", [output], also=also)
+        last = name
+        _evaluation(builder, spec, name, plan)
+    return last
+
+
+def _evaluation(builder: _Builder, spec: PipelineSpec, name: str, plan: Horizon) -> None:
+    settings = spec.stages.eval_base if name == "base" else spec.stages.eval_chat
+    if not settings.enabled:
+        return
+    inputs = [f"model/{name}"]
+    recipe: dict[str, Any] = {"stage": name, "seed": spec.seed} | settings.recipe()
+    if name == "base":
+        inputs += [f"text-tokens/{shard_name(i)}" for i in (plan.shards[0], plan.validation_shard)]
+        if spec.stages.eval_base.core:
+            inputs.append("eval-bundle/core")
+    else:
+        used = sorted({part.task for part in spec.stages.eval_chat.tasks})
+        recipe |= {"versions": [task_recipe(task) for task in used]}
+        inputs += [f"task-data/{task}" for task in used if f"task-data/{task}" in builder.by_ref]
+    output = builder.output("evaluation", name, recipe, inputs)
+    builder.add(f"eval-{name}", "gpu", [output])
+
+
+def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
+    made = [ref for ref in builder.by_ref if ref.startswith(("model/", "evaluation/"))]
+    if spec.stages.report.enabled:
+        builder.add("report", "cpu", [builder.output("report", "report", {}, [*made, "tokenizer/bpe"])])
+    if spec.stages.release.enabled:
+        inputs = [f"model/{last}"] + [r for r in made if r.startswith("evaluation/")]
+        if spec.stages.report.enabled:
+            inputs.append("report/report")
+        builder.add("release", "cpu", [builder.output("release", "release", spec.stages.release.recipe(), inputs)])

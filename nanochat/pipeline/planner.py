@@ -1,0 +1,312 @@
+"""The planner: a pure function from what was declared and observed to what to do next.
+
+`plan(graph, spec, observed, now)` has no clock, no network and no state of its own: the local runner and the
+controller carry out its actions and feed it what they see. Asked again with the same input, it says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from nanochat.pipeline.graph import Graph, Node, Output
+from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.spec.pipeline import PipelineSpec
+
+# Stages whose outputs a user wants for themselves; the others run where one of these needs them.
+GOALS = frozenset({"base", "mid", "sft", "rl", "eval-base", "eval-mid", "eval-sft", "eval-rl", "report", "release"})
+
+
+_ORDER = {"eval": 1, "report": 2, "release": 3}
+
+
+class Phase(StrEnum):
+    """Where a stage, or the whole pipeline, stands."""
+
+    CACHED = "Cached"  # its output was there before
+    SUCCEEDED = "Succeeded"
+    RUNNING = "Running"
+    STOPPING = "Stopping"
+    WAITING = "Waiting"  # for its inputs
+    QUEUED = "Queued"  # for a free place in its pool
+    RETRYING = "Retrying"  # after a delay
+    FAILED = "Failed"
+    BLOCKED = "Blocked"  # a stage before it failed
+    UNSELECTED = "Unselected"  # not part of this run (--only, --from)
+    UNNEEDED = "Unneeded"  # nothing that has to run needs it
+    SUSPENDED = "Suspended"
+    CANCELLED = "Cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a stage as it was observed."""
+
+    number: int
+    started: float
+    device_batch_size: int
+    ended: float | None = None
+    outcome: Outcome | None = None  # None while it runs
+    heartbeat: float | None = None  # last sign of life
+    stopping: bool = False
+    reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is there."""
+
+    present: frozenset[str]  # keys of committed artifacts
+    attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
+    slots: Mapping[str, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 1})
+    selected: frozenset[str] | None = None  # stages that may run; None is all
+    suspended: bool = False
+    cancelled: bool = False
+    retry_at: float = 0.0  # attempts that ended before do not count
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start an attempt."""
+
+    stage: str
+    attempt: int
+    outputs: tuple[Output, ...]
+    device_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask an attempt to save a checkpoint and end."""
+
+    stage: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """Where a stage stands, and why."""
+
+    stage: str
+    phase: Phase
+    message: str = ""
+    attempts: int = 0
+    until: float | None = None  # when a delay ends
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where the pipeline stands."""
+
+    phase: Phase
+    stages: tuple[StageStatus, ...]
+    message: str = ""
+
+    def of(self, stage: str) -> StageStatus:
+        return next(item for item in self.stages if item.stage == stage)
+
+
+Action = Launch | Stop
+
+
+def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
+    """What to do now, and what to say of it."""
+    wanted = required_outputs(graph, observed)
+    actions: list[Action] = []
+    statuses: dict[str, StageStatus] = {}
+    used: dict[str, int] = {}
+    for node in graph.nodes:
+        if _running(observed, node.stage):
+            used[node.pool] = used.get(node.pool, 0) + 1
+    # Training before evaluation: an evaluation runs beside the next stage, never before it.
+    for node in sorted(graph.nodes, key=lambda n: _ORDER.get(n.stage.split("-")[0], 0)):
+        status, action = _stage(graph, node, spec, observed, wanted.get(node.stage, ()), statuses, now)
+        if isinstance(action, Launch):
+            if used.get(node.pool, 0) >= observed.slots.get(node.pool, 1):
+                status, action = StageStatus(node.stage, Phase.QUEUED, "waits for a free place", status.attempts), None
+            else:
+                used[node.pool] = used.get(node.pool, 0) + 1
+        if action is not None:
+            actions.append(action)
+        statuses[node.stage] = status
+    ordered = tuple(statuses[stage] for stage in graph.stages)
+    return actions, _overall(ordered, observed)
+
+
+def required_outputs(graph: Graph, observed: Observed) -> dict[str, tuple[Output, ...]]:
+    """The missing outputs that each stage has to make: the goals', and what the stages that make those read."""
+    wanted: dict[str, tuple[Output, ...]] = {}
+    refs: set[str] = set()
+    for node in reversed(graph.nodes):
+        selected = observed.selected is None or node.stage in observed.selected
+        goal = node.stage in GOALS and selected
+        missing = tuple(
+            out
+            for out in node.outputs
+            if out.key not in observed.present
+            and (goal or out.ref in refs or (selected and observed.selected is not None))
+        )
+        if missing:
+            wanted[node.stage] = missing
+            if selected:
+                refs.update(node.needs)
+    return wanted
+
+
+def _running(observed: Observed, stage: str) -> Attempt | None:
+    attempts = observed.attempts.get(stage, ())
+    return attempts[-1] if attempts and attempts[-1].outcome is None else None
+
+
+def _stage(
+    graph: Graph,
+    node: Node,
+    spec: PipelineSpec,
+    observed: Observed,
+    missing: tuple[Output, ...],
+    statuses: Mapping[str, StageStatus],
+    now: float,
+) -> tuple[StageStatus, Action | None]:
+    stage, attempts = node.stage, observed.attempts.get(node.stage, ())
+    count = len(attempts)
+    current = _running(observed, stage)
+    if current is not None:
+        return _watch(stage, current, spec, observed, now, count)
+    if not missing:
+        if any(out.key not in observed.present for out in node.outputs):
+            return StageStatus(stage, Phase.UNNEEDED, "nothing that runs needs it", count), None
+        made = any(a.outcome is not None and a.outcome.reason is Reason.SUCCEEDED for a in attempts)
+        return StageStatus(stage, Phase.SUCCEEDED if made else Phase.CACHED, "", count), None
+    if observed.cancelled:
+        return StageStatus(stage, Phase.CANCELLED, "cancelled", count), None
+    if observed.selected is not None and stage not in observed.selected:
+        return StageStatus(stage, Phase.UNSELECTED, f"its output is missing: run it with --only {stage}", count), None
+    decision = decide_retry(attempts, spec, retry_at=observed.retry_at)
+    if decision.failure:
+        return StageStatus(stage, Phase.FAILED, decision.failure, count), None
+    for earlier in graph.before(stage):
+        if earlier not in statuses:
+            continue
+        before = statuses[earlier]
+        needs_it = any(out.ref in node.needs and out.key not in observed.present for out in graph.node(earlier).outputs)
+        if needs_it and before.phase in (Phase.FAILED, Phase.BLOCKED, Phase.UNSELECTED):
+            return StageStatus(stage, Phase.BLOCKED, f"needs {earlier}: run it with --only {earlier}", count), None
+    absent = sorted(ref for ref, key in node.needs.items() if key not in observed.present)
+    if absent:
+        makers = dict.fromkeys(graph.maker(ref) for ref in absent)
+        return StageStatus(stage, Phase.WAITING, f"waits for {', '.join(makers)}", count), None
+    if observed.suspended:
+        return StageStatus(stage, Phase.SUSPENDED, "suspended", count), None
+    if decision.not_before > now:
+        return StageStatus(stage, Phase.RETRYING, decision.why, count, until=decision.not_before), None
+    size = decision.device_batch_size or _batch_size(spec, stage)
+    launch = Launch(stage=stage, attempt=count + 1, outputs=missing, device_batch_size=size)
+    return StageStatus(stage, Phase.RUNNING, decision.why, count + 1), launch
+
+
+def _watch(
+    stage: str, attempt: Attempt, spec: PipelineSpec, observed: Observed, now: float, count: int
+) -> tuple[StageStatus, Action | None]:
+    """A running attempt: leave it, or stop it."""
+    if attempt.stopping:
+        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint", count), None
+    if observed.cancelled or observed.suspended:
+        reason = "cancelled" if observed.cancelled else "suspended"
+        return StageStatus(stage, Phase.STOPPING, reason, count), Stop(stage, attempt.number, reason)
+    silence = now - max(attempt.started, attempt.heartbeat or 0.0)
+    if silence > spec.retries.stall_seconds:
+        message = f"no sign of life for {silence:.0f} s"
+        return StageStatus(stage, Phase.STOPPING, message, count), Stop(stage, attempt.number, "stalled")
+    return StageStatus(stage, Phase.RUNNING, "", count), None
+
+
+def _batch_size(spec: PipelineSpec, stage: str) -> int:
+    stages = spec.stages
+    settings = {
+        "eval-base": stages.eval_base,
+        "eval-mid": stages.eval_chat,
+        "eval-sft": stages.eval_chat,
+        "eval-rl": stages.eval_chat,
+        "base": stages.base,
+        "mid": stages.mid,
+        "sft": stages.sft,
+        "rl": stages.rl,
+    }.get(stage)
+    return settings.device_batch_size if settings is not None else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What follows from the attempts so far."""
+
+    failure: str = ""  # why the stage has failed for good
+    not_before: float = 0.0
+    device_batch_size: int | None = None
+    why: str = ""
+
+
+def decide_retry(attempts: Sequence[Attempt], spec: PipelineSpec, *, retry_at: float = 0.0) -> Retry:
+    """Whether and when a stage is tried again, from the outcomes of its attempts.
+
+    An attempt counts against the limit unless it, or one after it, got further than all before it.
+    """
+    ended = [a for a in attempts if a.outcome is not None]
+    if not ended:
+        return Retry()
+    size = _halved(ended)
+    last = ended[-1]
+    assert last.outcome is not None and last.ended is not None
+    if last.ended < retry_at:
+        return Retry(device_batch_size=max(size, 1) if size is not None else None)
+    reason, message = last.outcome.reason, last.outcome.message
+    if reason in (Reason.USER_ERROR, Reason.DIVERGED):
+        return Retry(failure=message)
+    if reason is Reason.OUT_OF_MEMORY:
+        if size is not None and size < 1:
+            return Retry(
+                failure=f"out of memory with one row at a time: use a smaller model or sequence length ({message})"
+            )
+        return Retry(device_batch_size=size, why=f"out of memory: again with {size} rows at a time")
+    counted, best = 0, -1
+    for attempt in ended:
+        assert attempt.outcome is not None and attempt.ended is not None
+        if attempt.ended < retry_at or attempt.outcome.reason is Reason.OUT_OF_MEMORY:
+            best = max(best, attempt.reached)
+            continue
+        counted = 0 if attempt.reached > max(best, 0) else counted + 1
+        best = max(best, attempt.reached)
+    if counted > spec.retries.limit:
+        return Retry(failure=f"{message} ({counted} attempts without progress)")
+    if reason is Reason.PREEMPTED or counted == 0:
+        return Retry(device_batch_size=size, why=f"again after: {message}")
+    delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
+    return Retry(not_before=last.ended + delay, device_batch_size=size, why=f"again after: {message}")
+
+
+def _halved(ended: Sequence[Attempt]) -> int | None:
+    """The device batch size that memory allowed so far: half of the smallest that did not fit; None if all fit."""
+    sizes = [a.device_batch_size for a in ended if a.outcome and a.outcome.reason is Reason.OUT_OF_MEMORY]
+    return min(sizes) // 2 if sizes else None
+
+
+def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
+    phases = {item.phase for item in stages}
+    failed = [item for item in stages if item.phase is Phase.FAILED]
+    active = phases & {Phase.RUNNING, Phase.STOPPING, Phase.RETRYING, Phase.QUEUED}
+    if observed.cancelled:
+        phase = Phase.STOPPING if active else Phase.CANCELLED
+        return Status(phase, stages, "cancelled")
+    if active:
+        return Status(Phase.RUNNING, stages, "")
+    if failed:
+        return Status(Phase.FAILED, stages, f"{failed[0].stage}: {failed[0].message}")
+    if observed.suspended and Phase.SUSPENDED in phases:
+        return Status(Phase.SUSPENDED, stages, "suspended")
+    blocked = [item for item in stages if item.phase is Phase.BLOCKED]
+    if blocked:
+        return Status(Phase.FAILED, stages, f"{blocked[0].stage} {blocked[0].message}")
+    if Phase.WAITING in phases:
+        return Status(Phase.WAITING, stages, "")
+    return Status(Phase.SUCCEEDED, stages, "")

@@ -1,0 +1,91 @@
+"""What follows from the settings: the model's size, the training horizon, the number of text shards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
+from nanochat.spec.errors import UserError
+from nanochat.spec.pipeline import PipelineSpec
+
+# One parquet shard yields this many characters for each token (the reference's ratio for its vocabulary).
+CHARACTERS_PER_TOKEN = 4.8
+SHARD_MARGIN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How long the base stage trains, and on how much text."""
+
+    model: ModelConfig
+    steps: int
+    tokens: int
+    shards: tuple[int, ...]  # indices of the training shards
+    validation_shard: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": parameters(self.model),
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "shards": len(self.shards),
+            "flops": flops_per_token(self.model) * self.tokens,
+        }
+
+
+def model_config(spec: PipelineSpec) -> ModelConfig:
+    """The model's shape from `model.depth` and its overrides."""
+    model = spec.model
+    return ModelConfig.from_depth(
+        model.depth,
+        vocab_size=spec.stages.tokenizer.vocab_size,
+        sequence_length=model.sequence_length,
+        aspect_ratio=model.aspect_ratio,
+        head_dim=model.head_dim,
+        kv_heads=model.kv_heads,
+        width=model.width,
+    )
+
+
+def horizon(spec: PipelineSpec) -> Horizon:
+    """Steps, tokens and shards of the base stage.
+
+    The steps are `steps`, else targetFlops / FLOPs per token / batch, else tokensPerParameter x parameters / batch.
+    The shards are ceil(1.1 x tokens x 4.8 / characters in a shard), unless `sources.text.shards` says otherwise.
+    """
+    config, base, text = model_config(spec), spec.stages.base, spec.sources.text
+    if base.steps is not None:
+        steps = base.steps
+    elif base.target_flops is not None:
+        steps = round(base.target_flops / (flops_per_token(config) * base.total_batch_tokens))
+    else:
+        # The small excess keeps the float product of a whole ratio from falling below its integer.
+        steps = math.floor(base.tokens_per_parameter * parameters(config) / base.total_batch_tokens + 1e-9)
+    if steps < 1:
+        raise UserError("stages.base would train for no step: set steps, tokensPerParameter or targetFlops higher")
+    tokens = steps * base.total_batch_tokens
+    count = text.shards or math.ceil(SHARD_MARGIN * tokens * CHARACTERS_PER_TOKEN / text.characters_per_shard)
+    if text.shards is None and text.kind == "hub" and count > text.validation_shard:
+        # The validation shard is the source's last: there are no more training shards, so the text repeats.
+        count = text.validation_shard
+    indices = [i for i in range(count + 1) if i != text.validation_shard][:count]
+    if not indices:
+        raise UserError(
+            "sources.text has no training shard left: sources.text.validationShard must not be the only one"
+        )
+    return Horizon(
+        model=config, steps=steps, tokens=tokens, shards=tuple(indices), validation_shard=text.validation_shard
+    )
+
+
+def tokenizer_shards(spec: PipelineSpec, shards: tuple[int, ...]) -> tuple[int, ...]:
+    """The training shards that the tokenizer reads: as many as `maxChars` asks for, so that more text keeps it."""
+    need = math.ceil(SHARD_MARGIN * spec.stages.tokenizer.max_chars / spec.sources.text.characters_per_shard)
+    return shards[: max(1, need)]
+
+
+def shard_name(index: int) -> str:
+    """Name of a text shard, as in artifact names."""
+    return f"shard_{index:05d}"

@@ -1,0 +1,45 @@
+"""Where the parts of a run lie under the store's root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """Paths of one run; `root` is runs/<namespace>.<name>/<uid>."""
+
+    root: str
+
+    @classmethod
+    def of(cls, *, namespace: str, name: str, uid: str) -> RunPaths:
+        return cls(f"runs/{namespace}.{name}/{uid}")
+
+    @property
+    def pipeline(self) -> str:
+        """The declaration as it was run."""
+        return f"{self.root}/pipeline.json"
+
+    @property
+    def status(self) -> str:
+        return f"{self.root}/status.json"
+
+    @property
+    def control(self) -> str:
+        """What was asked of a running run: cancel."""
+        return f"{self.root}/control.json"
+
+    def progress(self, stage: str) -> str:
+        return f"{self.root}/progress/{stage}.json"
+
+    def plan(self, stage: str, attempt: int) -> str:
+        return f"{self.root}/plans/{stage}/{attempt:04d}.json"
+
+    def attempt(self, stage: str, attempt: int) -> str:
+        return f"{self.root}/attempts/{stage}/{attempt:04d}.json"
+
+    def outcome(self, stage: str, launch: str) -> str:
+        return f"{self.root}/outcomes/{stage}/{launch}.json"
+
+    def logs(self, stage: str, launch: str = "") -> str:
+        return f"{self.root}/logs/{stage}/{launch}" if launch else f"{self.root}/logs/{stage}"

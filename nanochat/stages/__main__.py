@@ -1,0 +1,87 @@
+"""One rank of one stage: `python -m nanochat.stages PLAN.json`, under torchrun where there are several.
+
+It exits 0 when the outputs are committed, 143 when it was asked to stop and has saved a checkpoint, 1 otherwise;
+its outcome is in `outcome-rank<r>.json` in the launch's work folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from nanochat.pipeline.orphan import die_with_parent
+from nanochat.pipeline.outcomes import EXIT_STOPPED, Outcome, Reason
+from nanochat.pipeline.plan import StagePlan
+from nanochat.spec.errors import NanochatError
+from nanochat.stages.context import StageContext, StopFlag
+
+MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluate", "eval-rl": "evaluate"}
+
+
+def main() -> int:
+    """Run the stage that the plan names; returns the exit code."""
+    die_with_parent()
+    plan = StagePlan.read(Path(sys.argv[1]))
+    rank = int(os.environ.get("RANK", "0"))
+    work = Path(plan.work)
+    redirect(work / f"rank{rank}.log")
+    (work / f"rank{rank}.pid").write_text(str(os.getpid()))
+    stop = StopFlag()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        context = StageContext(plan, stop=stop)
+        try:
+            importlib.import_module(f"nanochat.stages.{MODULES.get(plan.stage, plan.stage)}").run(context)
+        finally:
+            context.close()
+        outcome = Outcome(reason=Reason.SUCCEEDED, rank=rank, time=time.time())
+    except BaseException as error:
+        outcome = classify(error, rank=rank)
+        if outcome.reason is not Reason.PREEMPTED:
+            print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
+        if outcome.reason is Reason.ERROR:
+            traceback.print_exc()
+    (work / f"outcome-rank{rank}.json").write_text(json.dumps(outcome.to_dict()))
+    if outcome.reason is Reason.SUCCEEDED:
+        return 0
+    sys.stderr.flush()
+    sys.stdout.flush()
+    # Without waiting for threads or for collectives whose peers are gone.
+    os._exit(EXIT_STOPPED if outcome.reason is Reason.PREEMPTED else 1)
+
+
+def redirect(log: Path) -> None:
+    """Send this process's standard output and error, its libraries' too, to its own log."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def classify(error: BaseException, *, rank: int) -> Outcome:
+    """The outcome that an exception stands for."""
+    detail = "".join(traceback.format_exception(error))[-4000:]
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, NanochatError):
+        reason, text = Reason(error.reason), error.message
+    elif name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        reason = Reason.OUT_OF_MEMORY
+    elif isinstance(error, (ConnectionError, TimeoutError)) or name == "DistBackendError" or "gloo" in text.lower():
+        reason = Reason.INFRASTRUCTURE
+    elif isinstance(error, OSError) and error.errno == 28:
+        reason, text = Reason.USER_ERROR, f"the disk is full ({error.filename}): free space and run again"
+    else:
+        reason, text = Reason.ERROR, f"{name}: {text}"
+    return Outcome(reason=reason, message=text[:1000], detail=detail, rank=rank, time=time.time())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

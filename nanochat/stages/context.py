@@ -1,0 +1,150 @@
+"""What a stage is handed: its plan, its settings, its inputs, where to put its outputs, and how to report.
+
+def run(context: StageContext) -> None:
+    folder = context.fetch("tokenizer/bpe")
+    with context.writer(context.output("model/base")) as writer:
+        ...                                   # write files into writer.folder
+        context.commit(writer, output, metadata={...})
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nanochat.model.sizes import ModelConfig
+from nanochat.pipeline.graph import Output
+from nanochat.pipeline.plan import StagePlan
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import StorageError
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.storage.artifacts import Artifacts, Writer
+from nanochat.storage.checkpoints import Checkpoints
+from nanochat.storage.manifest import Manifest
+from nanochat.storage.store import Profile, Store, open_store
+from nanochat.tracking.journal import Journal
+from nanochat.tracking.progress import Progress
+
+
+class StopFlag:
+    """Set by SIGTERM; training asks it at every step, long loops of other stages between two pieces of work."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def set(self) -> None:
+        self.is_set = True
+
+    def __bool__(self) -> bool:
+        return self.is_set
+
+
+@dataclass(slots=True, frozen=True)
+class Horizon:
+    """How long base trains and on what, as the planner computed it."""
+
+    model: ModelConfig
+    steps: int
+    shards: tuple[int, ...]
+    validation_shard: int
+
+
+class StageContext:
+    """One rank's view of one launch of a stage."""
+
+    def __init__(self, plan: StagePlan, *, stop: StopFlag | None = None) -> None:
+        self.plan = plan
+        self.spec = PipelineSpec.model_validate(plan.spec)
+        self.stage = plan.stage
+        self.launch = plan.launch
+        self.outputs = plan.outputs
+        self.stop = stop or StopFlag()
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.store: Store = open_store(Profile(**plan.profile))
+        self.artifacts = Artifacts(self.store, Path(plan.cache))
+        self._manifests: dict[str, Manifest] = {}
+
+    @property
+    def settings(self) -> Any:
+        """This stage's settings: the section of `spec.stages` that it is about."""
+        name = {"eval-base": "eval_base"}.get(self.stage, "eval_chat" if self.stage.startswith("eval-") else self.stage)
+        return getattr(self.spec.stages, name)
+
+    @cached_property
+    def horizon(self) -> Horizon:
+        data = self.plan.horizon
+        return Horizon(
+            model=ModelConfig.from_dict(dict(data["model"])),
+            steps=data["steps"],
+            shards=tuple(data["shards"]),
+            validation_shard=data["validationShard"],
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that reports and commits."""
+        return self.rank == 0
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Metrics and events; only rank 0's are written."""
+        return Journal(self.store, self.plan.run, stage=self.stage, launch=self.launch, enabled=self.is_main)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """Where the stage stands; only rank 0's is written."""
+        path = RunPaths(self.plan.run).progress(self.stage)
+        return Progress(self.store, path, stage=self.stage, launch=self.launch, enabled=self.is_main)
+
+    def has(self, ref: str) -> bool:
+        """Whether 'kind/name' is among the inputs."""
+        return ref in self.plan.inputs
+
+    def refs(self, kind: str) -> list[str]:
+        """All inputs of a kind, by name."""
+        return sorted(ref for ref in self.plan.inputs if ref.startswith(f"{kind}/"))
+
+    def manifest(self, ref: str) -> Manifest:
+        """The manifest of an input; StorageError where it is gone since the planner saw it."""
+        if ref not in self._manifests:
+            kind = ref.split("/", 1)[0]
+            found = self.artifacts.find(kind, self.plan.inputs[ref])
+            if found is None:
+                raise StorageError(
+                    f"the input {ref} ({self.plan.inputs[ref]}) is gone; the stage that makes it runs again"
+                )
+            self._manifests[ref] = found
+        return self._manifests[ref]
+
+    def fetch(self, ref: str, names: list[str] | None = None) -> Path:
+        """A local folder with the input's verified files."""
+        return self.artifacts.fetch(self.manifest(ref), names)
+
+    def output(self, ref: str) -> Output:
+        """The output 'kind/name' that this launch has to make."""
+        return next(output for output in self.outputs if output.ref == ref)
+
+    def writer(self, output: Output) -> Writer:
+        """A context manager whose `folder` takes the output's files."""
+        return self.artifacts.writer(output.kind, output.key, self.launch)
+
+    def commit(self, writer: Writer, output: Output, metadata: Mapping[str, Any]) -> Manifest:
+        """Commit what was written: the manifest comes last. Returns the winner's manifest."""
+        return writer.commit(
+            recipe=dict(output.recipe) | {"name": output.name}, inputs=dict(output.inputs), metadata=dict(metadata)
+        )
+
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of this stage's (single) output."""
+        return Checkpoints(self.store, self.stage, self.outputs[0].key, Path(self.plan.cache))
+
+    def close(self) -> None:
+        """Write what was reported and stop the reporters."""
+        for name in ("journal", "progress"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
