@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from nanochat.spec.errors import NanochatError, StorageError, UserError
@@ -22,17 +23,20 @@ DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EIO}
 _TRANSIENT_CODES = {
-    "500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted",
-    "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "ConditionalRequestConflict", "Throttling",
+    "500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout",
+    "OperationAborted", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict", "Throttling",
 }  # fmt: skip
 _REFUSED_CODES = {
-    "401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccountProblem",
-    "AllAccessDisabled", "InvalidSecurity", "NotSignedUp", "AuthorizationHeaderMalformed", "XAdminUserNotFound",
+    "401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NotSignedUp",
+    "AccountProblem", "AllAccessDisabled", "InvalidSecurity", "AuthorizationHeaderMalformed",
+    "XAdminUserNotFound",  # versitygw
 }  # fmt: skip
 _EXPIRED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _NETWORK_ERRORS = {
-    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError",
-    "ProxyConnectionError", "ConnectionError", "IncompleteReadError", "ResponseStreamingError", "ClientPayloadError",
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError",
+    "HTTPClientError", "ProxyConnectionError", "IncompleteReadError", "ResponseStreamingError",
+    "ClientPayloadError", "ConnectionError",
     "ServerDisconnectedError", "ClientConnectorError", "ClientOSError", "ServerTimeoutError",
 }  # fmt: skip
 
@@ -64,12 +68,18 @@ def _errnos(error: BaseException) -> set[int]:
     return {item.errno for item in _chain(error) if isinstance(item, OSError) and item.errno is not None}
 
 
+def full(error: BaseException) -> bool:
+    """Whether a local disk or quota is full."""
+    # Libraries in Rust and C++ have errors of their own with the system's words in them.
+    return not code(error) and (bool(_errnos(error) & _FULL) or "No space left on device" in str(error))
+
+
 def transient(error: BaseException) -> bool:
     """Whether the same operation may succeed a moment later."""
     answer = code(error)
     if answer:
         return answer in _TRANSIENT_CODES
-    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError) or _errnos(error) & _FULL:
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError) or full(error):
         return False
     return bool(_names(error) & _NETWORK_ERRORS or _errnos(error) & _TRANSIENT_ERRNO) or isinstance(
         error, TimeoutError | ConnectionError
@@ -78,38 +88,57 @@ def transient(error: BaseException) -> bool:
 
 def explained(error: BaseException, *, doing: str, where: str, endpoint: str = "") -> NanochatError:
     """The error as one of ours, with what to change."""
-    answer, names, numbers = code(error), _names(error), _errnos(error)
+    answer, names = code(error), _names(error)
     detail = f"{type(error).__name__} {answer}".strip()
-    at = f" at {endpoint}" if endpoint else ""
-    if numbers & _FULL:
-        return UserError(f"the disk or quota that holds {where} is full: free space there, then run again", detail=detail)
-    if answer in ("NoSuchBucket", "InvalidBucketName"):
-        return UserError(f"there is no bucket for {where}{at}: create it, or correct the profile's root", detail=detail)
-    if answer in _EXPIRED_CODES:
-        return UserError(f"the credentials for {where}{at} have expired: renew them, then run again", detail=detail)
-    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}:
-        return UserError(
-            f"there are no credentials for {where}{at}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or give this machine a role",
-            detail=detail,
+    place = f"{where} at {endpoint}" if endpoint else where
+    fault = ""
+    if full(error):
+        fault = f"the disk or quota that holds {where} is full: free space there, then run again"
+    elif answer in ("NoSuchBucket", "InvalidBucketName"):
+        fault = f"there is no bucket for {place}: create it, or correct the profile's root"
+    elif answer in _EXPIRED_CODES:
+        fault = f"the credentials for {place} have expired: renew them, then run again"
+    elif names & {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "ProfileNotFound",
+    }:
+        fault = (
+            f"there are no credentials for {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or give this machine a role"
         )
-    if answer == "RequestTimeTooSkewed":
-        return UserError(f"{where}{at} refuses this machine's clock: set the clock right, then run again", detail=detail)
-    if answer in _REFUSED_CODES:
-        return UserError(
-            f"{where}{at} refuses these credentials for {doing}: correct AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, the region, or the rights of this user",
-            detail=f"{detail}",
+    elif answer == "RequestTimeTooSkewed":
+        fault = f"{place} refuses this machine's clock: set the clock right, then run again"
+    elif answer in _REFUSED_CODES:
+        fault = (
+            f"{place} refuses these credentials for {doing}: correct AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, the region, or the rights of this user"
         )
-    if isinstance(error, PermissionError) or errno.EROFS in numbers:
-        return UserError(f"no right for {doing} in {where}: change its owner or mode, or the profile's root", detail=detail)
-    if isinstance(error, NotADirectoryError | IsADirectoryError):
-        return UserError(f"{where} is a file where a folder should be, or the reverse: move it away", detail=detail)
+    elif isinstance(error, PermissionError) or errno.EROFS in _errnos(error):
+        fault = f"no right for {doing} in {where}: change its owner or mode, or the profile's root"
+    elif isinstance(error, NotADirectoryError | IsADirectoryError):
+        fault = f"{where} is a file where a folder should be, or the reverse: move it away"
+    if fault:
+        return UserError(fault, detail=detail)
     if names & _NETWORK_ERRORS or isinstance(error, TimeoutError | ConnectionError):
-        return StorageError(
-            f"{where}{at} does not answer: check the endpoint, the network and that the server runs", detail=detail
-        )
-    return StorageError(f"{doing} failed in {where}{at} ({detail}): see the log, then run again", detail=detail)
+        sentence = f"{place} does not answer: check the endpoint, the network and that the server runs"
+    else:
+        sentence = f"{doing} failed in {place} ({detail}): see the log, then run again"
+    return StorageError(sentence, detail=detail)
+
+
+@contextmanager
+def explaining(*, doing: str, where: str) -> Iterator[None]:
+    """Errors of local files inside become ours; a missing file and what is not storage stay as they are."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or full(error):
+            raise explained(error, doing=doing, where=where) from error
+        raise
 
 
 def tried(
@@ -130,7 +159,7 @@ def tried(
                 raise explained(error, doing=doing, where=where, endpoint=endpoint) from error
             raise
         except Exception as error:
-            # botocore and aiohttp have no common base of errors, so all are looked at; what is not storage goes on.
+            # botocore and aiohttp have no common base of errors, so all are looked at.
             storage = isinstance(error, OSError) or bool(_names(error) & ({"BotoCoreError"} | _NETWORK_ERRORS))
             if not storage:
                 raise

@@ -1,4 +1,4 @@
-"""Durable local files: names of temporary files, hashing, and writes that are whole or absent even after a power cut."""
+"""Local files: temporary names, hashing, and writes that are whole or absent even after a power cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK = 1 << 20  # bytes held in memory at once while hashing or copying
 
 
 def temporary(beside: Path) -> Path:
-    """A new name in the same folder, so that a rename to `beside` is atomic; listings leave such names out."""
+    """A new name in the same folder, for an atomic rename to `beside`; listings leave such names out."""
     return beside.parent / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
@@ -106,7 +106,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """All files below a folder but temporary ones, in order of name: (name with '/' relative to the folder, path)."""
+    """All files below a folder but temporary ones, by name: (path relative to the folder with '/', path)."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not is_temporary(name):

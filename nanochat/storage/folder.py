@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -33,7 +33,7 @@ class FolderStore(Store):
 
     def read(self, path: str) -> bytes:
         target = self._path(path)
-        return self._tried(lambda: self._fs.cat_file(str(target)), doing="reading", path=path)
+        return self._tried(target.read_bytes, doing="reading", path=path)
 
     def write(self, path: str, data: bytes) -> None:
         target = self._path(path)
@@ -51,10 +51,10 @@ class FolderStore(Store):
             return None
         return info.st_size if target.is_file() else None
 
-    def list(self, prefix: str = "") -> list[Entry]:
+    def list(self, prefix: str = "") -> Sequence[Entry]:
         return [entry for entry in self._entries(prefix) if not files.is_temporary(entry.path)]
 
-    def leftovers(self, prefix: str = "") -> list[Entry]:
+    def leftovers(self, prefix: str = "") -> Sequence[Entry]:
         return [entry for entry in self._entries(prefix) if files.is_temporary(entry.path)]
 
     def delete_leftover(self, entry: Entry) -> None:
@@ -62,13 +62,15 @@ class FolderStore(Store):
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         top = self._path(prefix, empty=True)
-        found = self._tried(lambda: self._fs.find(str(top), detail=True), doing="listing", path=prefix)
+        found: dict[str, Any] = self._tried(
+            lambda: cast(Any, self._fs.find(str(top), detail=True)), doing="listing", path=prefix
+        )
         for name, info in sorted(found.items()):
             path = Path(name).relative_to(self.folder).as_posix()
             if info["type"] == "file" and path != ".":
                 yield Entry(path=path, size=info["size"], modified=info["mtime"])
 
-    def children(self, prefix: str = "") -> list[str]:
+    def children(self, prefix: str = "") -> Sequence[str]:
         top = self._path(prefix, empty=True)
         try:
             names = self._tried(lambda: os.listdir(top), doing="listing", path=prefix)

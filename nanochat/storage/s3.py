@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ import s3fs
 
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import files
-from nanochat.storage.failures import code, tried
+from nanochat.storage.failures import code, explained, full, tried
 from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 
 T = TypeVar("T")
@@ -35,11 +35,12 @@ class S3Store(Store):
             raise UserError("the store's endpoint holds credentials: give them by AWS_ACCESS_KEY_ID instead")
         self.root = "/".join(filter(None, (f"s3://{self._bucket}", self._prefix)))
         self._endpoint = profile.endpoint or ""
-        self._fs = s3fs.S3FileSystem(
+        # s3fs makes its blocking methods at run time, where a type checker does not see them.
+        self._fs: Any = s3fs.S3FileSystem(
             anon=profile.anonymous,
             endpoint_url=profile.endpoint,
             client_kwargs={"region_name": profile.region} if profile.region else {},
-            # Retries are `tried`'s: it waits longer, and tells what is worth it. One quick one stays with s3fs.
+            # `tried` does the retrying: it knows what is worth it. One quick retry stays with s3fs.
             config_kwargs={"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
             use_listings_cache=False,
             skip_instance_cache=True,
@@ -95,7 +96,7 @@ class S3Store(Store):
         request = {"Bucket": self._bucket, "Prefix": f"{start}/" if start else "", **options}
         while True:
             page = self._tried(
-                lambda: self._fs.call_s3("list_objects_v2", **request),  # noqa: B023 (called before it changes)
+                lambda: self._fs.call_s3("list_objects_v2", **request),
                 doing="listing",
                 path=prefix,
             )
@@ -108,17 +109,17 @@ class S3Store(Store):
         path = item["Key"][len(self._prefix) :].lstrip("/")
         return Entry(path=path, size=int(item["Size"]), modified=item["LastModified"].timestamp())
 
-    def list(self, prefix: str = "") -> list[Entry]:
+    def list(self, prefix: str = "") -> Sequence[Entry]:
         items = [item for page in self._pages(prefix) for item in page.get("Contents", ())]
         entries = [self._entry(item) for item in items if not item["Key"].endswith("/")]
         return sorted(entries, key=lambda entry: entry.path)
 
-    def children(self, prefix: str = "") -> list[str]:
+    def children(self, prefix: str = "") -> Sequence[str]:
         names: set[str] = set()
         for page in self._pages(prefix, Delimiter="/"):
             names.update(item["Prefix"].rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", ()))
             names.update(item["Key"].rsplit("/", 1)[-1] for item in page.get("Contents", ()))
-        return sorted(names - {""})
+        return sorted(names)
 
     def delete(self, prefix: str) -> None:
         keys = [self._key(entry.path) for entry in self.list(check_path(prefix))]
@@ -161,7 +162,12 @@ class S3Store(Store):
         scratch = files.temporary(local)
 
         def attempt() -> bool:
-            self._fs.get_file(address, str(scratch), chunksize=PART, max_concurrency=PARTS_AT_ONCE)
+            try:
+                self._fs.get_file(address, str(scratch), chunksize=PART, max_concurrency=PARTS_AT_ONCE)
+            except OSError as error:
+                if full(error):
+                    raise explained(error, doing="writing", where=str(local)) from error
+                raise
             return scratch.stat().st_size == record.size and files.sha256(scratch) == record.sha256
 
         try:
@@ -176,7 +182,7 @@ class S3Store(Store):
     def local_path(self, path: str) -> Path | None:
         return None
 
-    def leftovers(self, prefix: str = "") -> list[Entry]:
+    def leftovers(self, prefix: str = "") -> Sequence[Entry]:
         """Uploads in parts that were never completed; what they hold cannot be listed, so their size is 0."""
         start = self._key(check_path(prefix, empty=True))
         answer = self._tried(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class FileRecord:
 
 
 def check_path(path: str, *, empty: bool = False) -> str:
-    """The path, if it stays below the root and has no part that would mean something else to a file system."""
+    """The path, if it stays below the root and means the same to every kind of store."""
     if path == "" and empty:
         return path
     parts = path.split("/")
@@ -89,11 +90,11 @@ class Store(ABC):
         """Size of a file in bytes, None where there is none."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> list[Entry]:
-        """All files below a folder at any depth, by path; temporary ones are left out. [] where there is none."""
+    def list(self, prefix: str = "") -> Sequence[Entry]:
+        """All files below a folder at any depth, by path, but temporary ones; empty where there is none."""
 
     @abstractmethod
-    def children(self, prefix: str = "") -> list[str]:
+    def children(self, prefix: str = "") -> Sequence[str]:
         """Names of the folders and files directly in a folder, sorted; temporary ones are left out."""
 
     @abstractmethod
@@ -106,14 +107,14 @@ class Store(ABC):
 
     @abstractmethod
     def download(self, record: FileRecord, local: Path) -> None:
-        """Copy a file of any size (`record.path` in the store) to a local path: whole and verified, or not at all."""
+        """Copy a file of any size from `record.path` in the store: whole and verified, or not at all."""
 
     @abstractmethod
     def local_path(self, path: str) -> Path | None:
         """The file or folder itself where the store is a folder; None where it is remote."""
 
     @abstractmethod
-    def leftovers(self, prefix: str = "") -> list[Entry]:
+    def leftovers(self, prefix: str = "") -> Sequence[Entry]:
         """Temporary files of writers, dead or alive; their age tells."""
 
     @abstractmethod
@@ -144,8 +145,8 @@ class Store(ABC):
         self.delete(path)
         if not first or second:
             raise UserError(
-                f"{self.root} does not honour exclusive creation (If-None-Match), on which two writers of one "
-                "artifact depend: use a server that does"
+                f"{self.root} does not honour exclusive creation (If-None-Match), which artifacts depend on: "
+                "use a server that does"
             )
         if content != b"1" or path not in listed:
             raise StorageError(f"{self.root} did not return what was just written: check the storage server")

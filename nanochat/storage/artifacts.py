@@ -1,0 +1,321 @@
+"""What stages make, by kind and key, each with a manifest that is created last and only if absent.
+
+    artifacts = Artifacts(store, cache_folder, cache_bytes=20 << 30)
+    if artifacts.find("model", key) is None:
+        with artifacts.writer("model", key, launch) as writer:
+            save(writer.folder)
+            manifest = writer.commit(recipe=recipe, inputs=inputs, metadata={})
+    folder = artifacts.fetch(manifest)     # every file verified
+
+    artifacts/<kind>/<key>/<launch>/...                     what one launch wrote
+    artifacts/<kind>/<key>/manifest.json                    names the launch that won
+    artifacts/<kind>/<key>/manifest.json.damaged-<digest>   one that was found damaged and set aside
+
+Of several writers of one key one wins, and `commit` returns its manifest to all; the others remove what they
+wrote. A damaged artifact counts as absent, so that the stage that makes it is run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nanochat.spec.errors import NanochatError, StorageError
+from nanochat.storage import files
+from nanochat.storage.cache import Cache
+from nanochat.storage.failures import explained, explaining, full
+from nanochat.storage.manifest import Damaged, Manifest, check_name
+from nanochat.storage.store import FileRecord, Store
+
+log = logging.getLogger(__name__)
+
+ROOT = "artifacts"
+MANIFEST = "manifest.json"
+AT_ONCE = 16  # requests under way at once where many artifacts are looked up
+UPLOADS_AT_ONCE = 4  # each in parts of its own, see s3.py
+
+
+class Artifacts:
+    """The artifacts of a store, with the local cache through which remote ones are read."""
+
+    def __init__(self, store: Store, cache_folder: Path, cache_bytes: int = 100 << 30) -> None:
+        self.store = store
+        self.cache = Cache(cache_folder, cache_bytes)
+
+    def folder(self, kind: str, key: str) -> str:
+        """The path of an artifact in the store."""
+        return f"{ROOT}/{check_name(kind)}/{check_name(key)}"
+
+    def uri(self, manifest: Manifest) -> str:
+        """The address of the winning launch's files."""
+        return self.store.uri(f"{self.folder(manifest.kind, manifest.key)}/{manifest.launch}")
+
+    def find(self, kind: str, key: str) -> Manifest | None:
+        """The manifest, if the artifact is whole: all files there in the right sizes. Damage is warned of."""
+        try:
+            return self._inspect(kind, key)
+        except Damaged as damage:
+            log.warning("%s is passed over: %s", self.store.uri(self.folder(kind, key)), damage)
+            return None
+
+    def find_all(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Manifest]:
+        """Those of many (kind, key) that are there, looked up side by side."""
+        pairs = list(dict.fromkeys(wanted))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = pool.map(lambda pair: self.find(*pair), pairs)
+            return {pair: manifest for pair, manifest in zip(pairs, found, strict=True) if manifest is not None}
+
+    def damaged(self, kind: str, key: str) -> tuple[str, ...]:
+        """What is wrong, or was found wrong before and set aside, one sentence each; () where all is well."""
+        base = self.folder(kind, key)
+        aside = [name for name in self.store.children(base) if name.startswith(f"{MANIFEST}.damaged-")]
+        sentences = [f"{self.store.uri(base)} was damaged and set aside as {name}" for name in aside]
+        try:
+            self._inspect(kind, key)
+        except Damaged as damage:
+            sentences.append(f"{self.store.uri(base)} is damaged: {damage}")
+        return tuple(sentences)
+
+    def list(self, kind: str) -> Iterator[Manifest]:
+        """All readable manifests of a kind, whatever the state of their files; damaged ones are warned of."""
+        for key in self.store.children(f"{ROOT}/{check_name(kind)}"):
+            try:
+                manifest = self._read(kind, key)[0]
+            except Damaged as damage:
+                log.warning("%s is passed over: %s", self.store.uri(self.folder(kind, key)), damage)
+                continue
+            if manifest is not None:
+                yield manifest
+
+    def writer(self, kind: str, key: str, launch: str) -> Writer:
+        """A context in which one launch writes an artifact; what is not committed is removed at its end."""
+        return Writer(self, kind, key, launch)
+
+    def fetch(self, manifest: Manifest, names: Iterable[str] | None = None) -> Path:
+        """A local folder that holds the files (all, or those named), each verified.
+
+        A damaged file makes the whole artifact damaged: it is set aside and StorageError says so. Files of a
+        remote store stay in the cache until `release` or the end of the process.
+        """
+        base = f"{self.folder(manifest.kind, manifest.key)}/{manifest.launch}"
+        records = _named(manifest, names)
+        try:
+            return fetch(self.store, self.cache, base, records)
+        except Damaged as damage:
+            self._set_aside(manifest.kind, manifest.key, manifest.to_bytes())
+            raise StorageError(
+                f"{self.uri(manifest)} is damaged ({damage}): it was set aside, so run again to make it anew"
+            ) from damage
+
+    def release(self, manifest: Manifest) -> None:
+        """Let the cache drop a fetched artifact when it needs room."""
+        base = f"{self.folder(manifest.kind, manifest.key)}/{manifest.launch}"
+        if self.store.local_path(base) is None:
+            self.cache.release(self.store.uri(base))
+
+    def remove(self, kind: str, key: str) -> None:
+        """Delete an artifact: its manifest first, so that no reader meets half of it."""
+        base = self.folder(kind, key)
+        self.store.delete(f"{base}/{MANIFEST}")
+        self.store.delete(base)
+
+    def _read(self, kind: str, key: str) -> tuple[Manifest | None, bytes]:
+        """The manifest as it lies there, and its bytes."""
+        try:
+            data = self.store.read(f"{self.folder(kind, key)}/{MANIFEST}")
+        except FileNotFoundError:
+            return None, b""
+        manifest = Manifest.from_bytes(data)
+        if (manifest.kind, manifest.key) != (kind, key):
+            raise Damaged("it belongs to another artifact")
+        return manifest, data
+
+    def _inspect(self, kind: str, key: str) -> Manifest | None:
+        """None where there is no manifest, `Damaged` where it or a file's size is not right."""
+        manifest, _ = self._read(kind, key)
+        if manifest is not None:
+            check_sizes(self.store, f"{self.folder(kind, key)}/{manifest.launch}", manifest.files)
+        return manifest
+
+    def _set_aside(self, kind: str, key: str, bad: bytes | None = None) -> None:
+        """Move a damaged manifest away, if it is still there, so that a new one can be created.
+
+        Given `bad`, only a manifest with that content is moved. Its content is kept under a name made of it.
+        Another process may put a good manifest there just before the deletion: that one is then lost and its
+        stage runs once more, which costs time and nothing else.
+        """
+        path = f"{self.folder(kind, key)}/{MANIFEST}"
+        try:
+            data = self.store.read(path)
+        except FileNotFoundError:
+            return
+        if bad is not None and data != bad:
+            return
+        self.store.create(f"{path}.damaged-{hashlib.sha256(data).hexdigest()[:12]}", data)
+        self.store.delete(path)
+
+
+class Writer:
+    """One launch's writing of one artifact. Write below `folder`, then `commit` once."""
+
+    def __init__(self, artifacts: Artifacts, kind: str, key: str, launch: str) -> None:
+        self._artifacts, self._store = artifacts, artifacts.store
+        self.kind, self.key, self.launch = kind, key, check_name(launch)
+        self._base = artifacts.folder(kind, key)
+        self._won = False
+        self._scratch: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where to write: the artifact's own place where the store is a folder, else a temporary one."""
+        return self._local() or self._remote_scratch()
+
+    def _local(self) -> Path | None:
+        return self._store.local_path(f"{self._base}/{self.launch}")
+
+    def _remote_scratch(self) -> Path:
+        if self._scratch is None:
+            name = f"{self.kind}-{self.key[:16]}-{self.launch}-{uuid.uuid4().hex[:8]}"
+            self._scratch = self._artifacts.cache.folder / "writing" / name
+        return self._scratch
+
+    def __enter__(self) -> Writer:
+        existing = self._artifacts.find(self.kind, self.key)
+        if existing is not None and existing.launch == self.launch:
+            # This launch has won before: what it writes now goes elsewhere, and is dropped at commit.
+            self.launch = f"{self.launch}-{uuid.uuid4().hex[:8]}"
+        self._remove()  # what an earlier process of this launch left half-written
+        with explaining(doing="writing", where=str(self.folder)):
+            self.folder.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        folder = self.folder
+        if self._scratch is not None:
+            files.remove(self._scratch)
+        if not self._won:
+            try:
+                self._remove()
+            except NanochatError as failure:
+                # Garbage collection gets it later; the error that ends the stage must not be hidden.
+                log.warning("%s was left behind: %s", folder, failure)
+        if error is not None and full(error):
+            raise explained(error, doing="writing", where=str(folder)) from error
+
+    def _remove(self) -> None:
+        self._store.delete(f"{self._base}/{self.launch}")
+
+    def commit(
+        self,
+        *,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Make what lies in `folder` the artifact, unless another launch has: the winner's manifest."""
+        records = store_folder(self._store, self._artifacts.cache, self.folder, f"{self._base}/{self.launch}")
+        data = Manifest(
+            kind=self.kind,
+            key=self.key,
+            launch=self.launch,
+            recipe=dict(recipe),
+            inputs=dict(inputs),
+            files=records,
+            metadata=dict(metadata or {}),
+            created=time.time(),
+        ).to_bytes()
+        while True:
+            # After a damaged manifest was set aside another writer may be faster: then that one has won.
+            if self._store.create(f"{self._base}/{MANIFEST}", data):
+                self._won = True
+                return Manifest.from_bytes(data)
+            try:
+                winner = self._artifacts._inspect(self.kind, self.key)
+            except Damaged as damage:
+                log.warning("%s is replaced: %s", self._store.uri(self._base), damage)
+                self._artifacts._set_aside(self.kind, self.key)
+                continue
+            if winner is not None:
+                return winner
+
+
+def _named(manifest: Manifest, names: Iterable[str] | None) -> tuple[FileRecord, ...]:
+    if names is None:
+        return manifest.files
+    known = {record.path: record for record in manifest.files}
+    wanted = list(names)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise StorageError(f"the {manifest.kind} artifact {manifest.key[:12]} has no file {unknown[0]!r}")
+    return tuple(known[name] for name in wanted)
+
+
+def check_sizes(store: Store, base: str, records: Sequence[FileRecord]) -> None:
+    """`Damaged` where one of the files below `base` is missing or has another size."""
+    if store.local_path(base) is not None:
+        sizes = {record.path: store.size(f"{base}/{record.path}") for record in records}
+    else:
+        sizes = {entry.path[len(base) + 1 :]: entry.size for entry in store.list(base)}
+    for record in records:
+        size = sizes.get(record.path)
+        if size is None:
+            raise Damaged(f"{record.path} is missing")
+        if size != record.size:
+            raise Damaged(f"{record.path} has {size:,} bytes instead of {record.size:,}")
+
+
+def store_folder(store: Store, cache: Cache, folder: Path, base: str) -> tuple[FileRecord, ...]:
+    """Bring all files of a local folder below `base`, hashed and on disk; they may lie there already."""
+    found = list(files.walk(folder))
+    local = store.local_path(base)
+
+    def bring(item: tuple[str, Path]) -> FileRecord:
+        name, path = item
+        if local is None:
+            record = store.upload(path, f"{base}/{name}")
+            return FileRecord(path=name, size=record.size, sha256=record.sha256)
+        target = local / name
+        if target != path:
+            files.move(path, target)
+        info = target.stat()
+        files.sync(target)
+        digest = files.sha256(target)
+        cache.remember(target, digest, info)
+        return FileRecord(path=name, size=info.st_size, sha256=digest)
+
+    with explaining(doing="writing", where=store.uri(base)):
+        with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+            records = tuple(pool.map(bring, found))
+        if local is not None:
+            local.mkdir(parents=True, exist_ok=True)
+            for path in (local, *(path for path in local.rglob("*") if path.is_dir()), local.parent):
+                files.sync(path)
+    return records
+
+
+def fetch(store: Store, cache: Cache, base: str, records: Sequence[FileRecord]) -> Path:
+    """A local folder with the files below `base`, each verified; `Damaged` where one is not right."""
+    local = store.local_path(base)
+    address = store.uri(base)
+    if local is not None:
+        with explaining(doing="reading", where=str(local)), cache.once(address):
+            for record in records:
+                cache.verify(local / record.path, record)
+        return local
+
+    def download(record: FileRecord, target: Path) -> None:
+        try:
+            store.download(FileRecord(f"{base}/{record.path}", record.size, record.sha256), target)
+        except FileNotFoundError:
+            raise Damaged(f"{record.path} is missing") from None
+
+    return cache.fetch(address, records, download)

@@ -1,0 +1,185 @@
+"""Resumable states of one stage, by step; the newest whole one is where a launch goes on.
+
+checkpoints = Checkpoints(store, "base", key, cache_folder)
+folder = checkpoints.folder(step, launch)              # write the files here
+checkpoints.save(step, launch, folder, metadata)       # whole or absent, whenever the process is killed
+newest = checkpoints.newest()
+if newest is not None:
+    resume(checkpoints.fetch(newest))
+
+checkpoints/<stage>/<key>/step-0001200-<launch>/...    files, then manifest.json
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat.storage import files
+from nanochat.storage.artifacts import MANIFEST, check_sizes, fetch, store_folder
+from nanochat.storage.cache import Cache
+from nanochat.storage.manifest import Damaged, Manifest, check_name
+from nanochat.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+ROOT = "checkpoints"
+_FOLDER = re.compile(r"step-(\d{7,})-(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that has a manifest. `path` is its folder in the store."""
+
+    step: int
+    launch: str
+    path: str
+    manifest: Manifest
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was saved with it."""
+        return self.manifest.metadata
+
+
+class Checkpoints:
+    """The checkpoints of one stage and key. `warnings` names the damaged ones that were passed over."""
+
+    def __init__(self, store: Store, stage: str, key: str, cache_folder: Path, cache_bytes: int = 100 << 30) -> None:
+        self.store, self.stage, self.key = store, check_name(stage), check_name(key)
+        self.cache = Cache(cache_folder, cache_bytes)
+        self.warnings: list[str] = []
+        self._base = f"{ROOT}/{stage}/{key}"
+        self._launches: set[str] = set()
+
+    def folder(self, step: int, launch: str) -> Path:
+        """An empty folder to write into, in a folder store the checkpoint's own place already."""
+        name = self._name(step, launch)
+        folder = self.store.local_path(f"{self._base}/{name}")
+        if folder is None:
+            folder = self.cache.folder / "writing" / f"{self.stage}-{self.key[:16]}-{name}"
+        elif self._read(name) is not None:
+            folder = folder.parent / f"{files.TEMPORARY}{name}"
+        files.remove(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+    def save(self, step: int, launch: str, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Store what lies in `folder`, which is used up; what this launch saved before at this step stays."""
+        name = self._name(step, launch)
+        base = f"{self._base}/{name}"
+        self._launches.add(launch)
+        if self._read(name) is None:
+            records = store_folder(self.store, self.cache, folder, base)
+            manifest = Manifest(
+                kind=self.stage,
+                key=self.key,
+                launch=launch,
+                recipe={},
+                inputs={},
+                files=records,
+                metadata=dict(metadata),
+                created=time.time(),
+            )
+            self.store.write(f"{base}/{MANIFEST}", manifest.to_bytes())
+        if folder != self.store.local_path(base):
+            files.remove(folder)
+
+    def newest(self, *, before: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint (of a step below `before`), all verified; damaged ones are passed over."""
+        for name in self._names():
+            if before is not None and _step(name) >= before:
+                continue
+            try:
+                checkpoint = self._inspect(name)
+                if checkpoint is None:
+                    continue
+                fetch(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
+            except Damaged as damage:
+                self._pass_over(name, damage)
+                continue
+            return checkpoint
+        return None
+
+    def all(self) -> tuple[Checkpoint, ...]:
+        """All whole checkpoints, newest first, by the sizes of their files."""
+        return tuple(self._whole())
+
+    def fetch(self, checkpoint: Checkpoint) -> Path:
+        """A local folder with a checkpoint's files, each verified; `Damaged` where it has become so."""
+        return fetch(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
+
+    def prune(self, keep: int = 2) -> None:
+        """Remove all but the newest `keep`, the damaged ones, and what former launches left half-written."""
+        kept = {Path(checkpoint.path).name for checkpoint in self.all()[:keep]}
+        for name in self._names():
+            unfinished = self._read(name) is None and _launch(name) in self._launches
+            if name not in kept and not unfinished:
+                self._remove(name)
+
+    def discard(self, *, after: int) -> None:
+        """Remove the checkpoints of steps above `after`: a launch that goes back must not meet them again."""
+        for name in self._names():
+            if _step(name) > after:
+                self._remove(name)
+
+    def _name(self, step: int, launch: str) -> str:
+        return f"step-{step:07d}-{check_name(launch)}"
+
+    def _names(self) -> list[str]:
+        """Folders of checkpoints, whole or not, newest step first."""
+        names = [name for name in self.store.children(self._base) if _FOLDER.fullmatch(name)]
+        return sorted(names, key=_step, reverse=True)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self.store.read(f"{self._base}/{name}/{MANIFEST}")
+        except FileNotFoundError:
+            return None
+
+    def _inspect(self, name: str) -> Checkpoint | None:
+        data = self._read(name)
+        if data is None:
+            return None
+        manifest, path = Manifest.from_bytes(data), f"{self._base}/{name}"
+        if (manifest.kind, manifest.key, manifest.launch) != (self.stage, self.key, _launch(name)):
+            raise Damaged("its manifest belongs to another checkpoint")
+        check_sizes(self.store, path, manifest.files)
+        return Checkpoint(step=_step(name), launch=manifest.launch, path=path, manifest=manifest)
+
+    def _whole(self) -> Iterator[Checkpoint]:
+        for name in self._names():
+            try:
+                checkpoint = self._inspect(name)
+            except Damaged as damage:
+                self._pass_over(name, damage)
+                continue
+            if checkpoint is not None:
+                yield checkpoint
+
+    def _pass_over(self, name: str, damage: Damaged) -> None:
+        sentence = f"checkpoint {self.store.uri(f'{self._base}/{name}')} is damaged and passed over: {damage}"
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+            log.warning("%s", sentence)
+
+    def _remove(self, name: str) -> None:
+        self.store.delete(f"{self._base}/{name}/{MANIFEST}")
+        self.store.delete(f"{self._base}/{name}")
+
+
+def _step(name: str) -> int:
+    match = _FOLDER.fullmatch(name)
+    assert match is not None
+    return int(match[1])
+
+
+def _launch(name: str) -> str:
+    match = _FOLDER.fullmatch(name)
+    assert match is not None
+    return match[2]
