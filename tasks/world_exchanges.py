@@ -1,7 +1,7 @@
 """Exchanges of one question and one answer about the small world, and what a right answer has to say.
 
-Each function makes one from a random stream. With `tested` its wording, numbers and words are such as training
-never has.
+Each function makes one from a random stream. With `tested` its wording, numbers and words are such as
+training never has.
 """
 
 from __future__ import annotations

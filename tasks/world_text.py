@@ -2,7 +2,8 @@
 
     for text in documents(shard=0, count=1000): ...
 
-Shards are disjoint and the same on every machine. The words and sums that are held out for the tests are in none.
+Shards are disjoint and the same on every machine. The words and sums that are held out for the tests are
+in none.
 """
 
 from __future__ import annotations

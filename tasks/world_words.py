@@ -1,8 +1,9 @@
 """How the demo's questions are worded: some wordings for training, others, of the same words, for the tests.
 
-A kind of question has whole sentences ("How do you spell {word}?"), clauses ("how to spell {word}") and names of
-what is asked for ("the spelling of {word}"). Clauses and names are set into frames ("Tell me {}."). The tests have
-frames and sentences that no training conversation has, so that none of their wordings was trained on.
+A kind of question has whole sentences ("How do you spell {word}?"), clauses ("how to spell {word}") and
+names of what is asked for ("the spelling of {word}"). Clauses and names are set into frames ("Tell me
+{}."). The tests have frames and sentences that no training conversation has, so that none of their
+wordings was trained on.
 """
 
 from __future__ import annotations
