@@ -29,7 +29,7 @@ class HumanEval(TableTask):
         task = example.reference
         return Program(
             source=program_source(task["prompt"], task["entry_point"], completion),
-            test=task["test"],
+            test=f"{task['prompt']}\n{task['test']}",
             entry_point=task["entry_point"],
         )
 
@@ -37,8 +37,8 @@ class HumanEval(TableTask):
 def program_source(prompt: str, entry_point: str, completion: str) -> str:
     """The prompt, then the first code block of the completion (or all of it).
 
-    The prompt comes along for its imports and helper functions; a completion that defines the function replaces
-    the prompt's bare header, one that does not is the header's body.
+    The prompt comes along for its imports and helper functions. A completion that defines the function
+    replaces the prompt's bare header; one that does not is the header's body.
     """
     block = _BLOCK.search(completion)
     code = block[1] if block else completion

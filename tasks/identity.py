@@ -50,7 +50,7 @@ def read_conversations(path: Path) -> list[list[Message]]:
         except ValueError as error:
             problem = f"not JSON ({error}): write one conversation a line"
             raise DataError(path, problem, line=number) from None
-        messages = row.get("messages") if isinstance(row, dict) else row
+        messages: Any = row.get("messages") if isinstance(row, dict) else row
         problem = conversation_problem(messages)
         if problem:
             raise DataError(path, problem, line=number)

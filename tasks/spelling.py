@@ -1,7 +1,7 @@
 """Spelling: count a letter in a word (spelling-bee), and spell a word (simple-spelling).
 
-Rows are generated from a list of words. The answer of spelling-bee spells the word out, counts by hand, checks
-the count with the tool and ends with '#### n'. Splits differ in their words and in their random streams.
+Rows are generated from a list of words. The answer of spelling-bee spells the word out, counts by hand,
+checks the count with the tool and ends with '#### n'. Splits differ in their words and in their random streams.
 """
 
 from __future__ import annotations

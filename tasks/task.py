@@ -70,10 +70,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program that the sandbox has to run: passed when `check` returns after `source` has been run.
+    """A program that the sandbox has to run, and the test that decides whether it is right.
 
-    `source` is untrusted; `test` is trusted code that defines `check(candidate)`; `entry_point` names the
-    function of `source` that is handed to it.
+    `source` is untrusted and defines the function `entry_point`. `test` is trusted and defines `check(candidate)`,
+    which calls the function and raises where an answer is wrong. The two run in processes of their own, so what
+    goes to and from the function is plain data (numbers, text, bytes, lists, tuples, dicts, sets, None).
     """
 
     source: str

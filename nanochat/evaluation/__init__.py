@@ -1,0 +1,1 @@
+"""Measuring models: CORE, bits per byte, the chat tasks, and the sandbox for generated programs."""
