@@ -1,1 +1,20 @@
 """One store over a folder or S3: artifacts with manifests, checkpoints, the local cache, garbage collection."""
+
+from nanochat.storage.artifacts import Artifacts, Writer
+from nanochat.storage.checkpoints import Checkpoint, Checkpoints
+from nanochat.storage.manifest import Damaged, Manifest
+from nanochat.storage.store import Entry, FileRecord, Profile, Store, open_store
+
+__all__ = [
+    "Artifacts",
+    "Checkpoint",
+    "Checkpoints",
+    "Damaged",
+    "Entry",
+    "FileRecord",
+    "Manifest",
+    "Profile",
+    "Store",
+    "Writer",
+    "open_store",
+]

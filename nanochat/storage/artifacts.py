@@ -30,16 +30,19 @@ from typing import Any
 from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.storage import files
 from nanochat.storage.cache import Cache
+from nanochat.storage.explain import Near, nearest
 from nanochat.storage.failures import explained, explaining, full
 from nanochat.storage.manifest import Damaged, Manifest, check_name
 from nanochat.storage.store import FileRecord, Store
+from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
 
 ROOT = "artifacts"
 MANIFEST = "manifest.json"
+RECENT = 100  # manifests that are looked at to explain a miss,
+SMALL = 1 << 20  # of at most so many bytes
 AT_ONCE = 16  # requests under way at once where many artifacts are looked up
-UPLOADS_AT_ONCE = 4  # each in parts of its own, see s3.py
 
 
 class Artifacts:
@@ -94,6 +97,27 @@ class Artifacts:
             if manifest is not None:
                 yield manifest
 
+    def recent(self, kind: str, most: int = RECENT) -> Sequence[Manifest]:
+        """The newest readable manifests of a kind; very large ones are left out."""
+        entries = [
+            entry
+            for entry in self.store.list(f"{ROOT}/{check_name(kind)}")
+            if entry.path.count("/") == 3 and entry.path.endswith(f"/{MANIFEST}") and entry.size <= SMALL
+        ]
+        entries.sort(key=lambda entry: entry.modified, reverse=True)
+        manifests: list[Manifest] = []
+        for entry in entries[:most]:
+            try:
+                manifests.append(Manifest.from_bytes(self.store.read(entry.path)))
+            except (Damaged, FileNotFoundError):
+                # Who looks for this very artifact is warned.
+                continue
+        return manifests
+
+    def closest(self, kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> Near | None:
+        """Of the newest artifacts of a kind the one that is most like what is wanted, and how it differs."""
+        return nearest(self.recent(kind), recipe, inputs)
+
     def writer(self, kind: str, key: str, launch: str) -> Writer:
         """A context in which one launch writes an artifact; what is not committed is removed at its end."""
         return Writer(self, kind, key, launch)
@@ -107,7 +131,7 @@ class Artifacts:
         base = f"{self.folder(manifest.kind, manifest.key)}/{manifest.launch}"
         records = _named(manifest, names)
         try:
-            return fetch(self.store, self.cache, base, records)
+            return fetch_files(self.store, self.cache, base, records)
         except Damaged as damage:
             self._set_aside(manifest.kind, manifest.key, manifest.to_bytes())
             raise StorageError(
@@ -257,65 +281,3 @@ def _named(manifest: Manifest, names: Iterable[str] | None) -> tuple[FileRecord,
     if unknown:
         raise StorageError(f"the {manifest.kind} artifact {manifest.key[:12]} has no file {unknown[0]!r}")
     return tuple(known[name] for name in wanted)
-
-
-def check_sizes(store: Store, base: str, records: Sequence[FileRecord]) -> None:
-    """`Damaged` where one of the files below `base` is missing or has another size."""
-    if store.local_path(base) is not None:
-        sizes = {record.path: store.size(f"{base}/{record.path}") for record in records}
-    else:
-        sizes = {entry.path[len(base) + 1 :]: entry.size for entry in store.list(base)}
-    for record in records:
-        size = sizes.get(record.path)
-        if size is None:
-            raise Damaged(f"{record.path} is missing")
-        if size != record.size:
-            raise Damaged(f"{record.path} has {size:,} bytes instead of {record.size:,}")
-
-
-def store_folder(store: Store, cache: Cache, folder: Path, base: str) -> tuple[FileRecord, ...]:
-    """Bring all files of a local folder below `base`, hashed and on disk; they may lie there already."""
-    found = list(files.walk(folder))
-    local = store.local_path(base)
-
-    def bring(item: tuple[str, Path]) -> FileRecord:
-        name, path = item
-        if local is None:
-            record = store.upload(path, f"{base}/{name}")
-            return FileRecord(path=name, size=record.size, sha256=record.sha256)
-        target = local / name
-        if target != path:
-            files.move(path, target)
-        info = target.stat()
-        files.sync(target)
-        digest = files.sha256(target)
-        cache.remember(target, digest, info)
-        return FileRecord(path=name, size=info.st_size, sha256=digest)
-
-    with explaining(doing="writing", where=store.uri(base)):
-        with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
-            records = tuple(pool.map(bring, found))
-        if local is not None:
-            local.mkdir(parents=True, exist_ok=True)
-            for path in (local, *(path for path in local.rglob("*") if path.is_dir()), local.parent):
-                files.sync(path)
-    return records
-
-
-def fetch(store: Store, cache: Cache, base: str, records: Sequence[FileRecord]) -> Path:
-    """A local folder with the files below `base`, each verified; `Damaged` where one is not right."""
-    local = store.local_path(base)
-    address = store.uri(base)
-    if local is not None:
-        with explaining(doing="reading", where=str(local)), cache.once(address):
-            for record in records:
-                cache.verify(local / record.path, record)
-        return local
-
-    def download(record: FileRecord, target: Path) -> None:
-        try:
-            store.download(FileRecord(f"{base}/{record.path}", record.size, record.sha256), target)
-        except FileNotFoundError:
-            raise Damaged(f"{record.path} is missing") from None
-
-    return cache.fetch(address, records, download)

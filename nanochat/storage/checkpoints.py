@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.storage import files
-from nanochat.storage.artifacts import MANIFEST, check_sizes, fetch, store_folder
+from nanochat.storage.artifacts import MANIFEST
 from nanochat.storage.cache import Cache
 from nanochat.storage.manifest import Damaged, Manifest, check_name
 from nanochat.storage.store import Store
+from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Checkpoints:
                 checkpoint = self._inspect(name)
                 if checkpoint is None:
                     continue
-                fetch(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
+                fetch_files(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
             except Damaged as damage:
                 self._pass_over(name, damage)
                 continue
@@ -112,7 +113,7 @@ class Checkpoints:
 
     def fetch(self, checkpoint: Checkpoint) -> Path:
         """A local folder with a checkpoint's files, each verified; `Damaged` where it has become so."""
-        return fetch(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
+        return fetch_files(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
 
     def prune(self, keep: int = 2) -> None:
         """Remove all but the newest `keep`, the damaged ones, and what former launches left half-written."""

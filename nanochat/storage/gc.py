@@ -38,6 +38,10 @@ class Collected:
         """Bytes freed."""
         return sum(item.size for item in self.removed)
 
+    def __str__(self) -> str:
+        lines = [f"{item.path}: {item.size:,} bytes, {item.reason}" for item in self.removed]
+        return "\n".join([*lines, f"{len(self.removed):,} items, {self.size:,} bytes"])
+
 
 def collect(
     store: Store, *, keep: Collection[tuple[str, str]], older_than_s: float, dry_run: bool = False

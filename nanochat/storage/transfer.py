@@ -1,0 +1,77 @@
+"""Whole folders between this machine and a store, verified; artifacts and checkpoints are made of this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nanochat.storage import files
+from nanochat.storage.cache import Cache
+from nanochat.storage.failures import explaining
+from nanochat.storage.manifest import Damaged
+from nanochat.storage.store import FileRecord, Store
+
+UPLOADS_AT_ONCE = 4  # each in parts of its own, see s3.py
+
+
+def check_sizes(store: Store, base: str, records: Sequence[FileRecord]) -> None:
+    """`Damaged` where one of the files below `base` is missing or has another size."""
+    if store.local_path(base) is not None:
+        sizes = {record.path: store.size(f"{base}/{record.path}") for record in records}
+    else:
+        sizes = {entry.path[len(base) + 1 :]: entry.size for entry in store.list(base)}
+    for record in records:
+        size = sizes.get(record.path)
+        if size is None:
+            raise Damaged(f"{record.path} is missing")
+        if size != record.size:
+            raise Damaged(f"{record.path} has {size:,} bytes instead of {record.size:,}")
+
+
+def store_folder(store: Store, cache: Cache, folder: Path, base: str) -> tuple[FileRecord, ...]:
+    """Bring all files of a local folder below `base`, hashed and on disk; they may lie there already."""
+    found = list(files.walk(folder))
+    local = store.local_path(base)
+
+    def bring(item: tuple[str, Path]) -> FileRecord:
+        name, path = item
+        if local is None:
+            record = store.upload(path, f"{base}/{name}")
+            return FileRecord(path=name, size=record.size, sha256=record.sha256)
+        target = local / name
+        if target != path:
+            files.move(path, target)
+        info = target.stat()
+        files.sync(target)
+        digest = files.sha256(target)
+        cache.remember(target, digest, info)
+        return FileRecord(path=name, size=info.st_size, sha256=digest)
+
+    with explaining(doing="writing", where=store.uri(base)):
+        with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+            records = tuple(pool.map(bring, found))
+        if local is not None:
+            local.mkdir(parents=True, exist_ok=True)
+            for path in (local, *(path for path in local.rglob("*") if path.is_dir()), local.parent):
+                files.sync(path)
+    return records
+
+
+def fetch_files(store: Store, cache: Cache, base: str, records: Sequence[FileRecord]) -> Path:
+    """A local folder with the files below `base`, each verified; `Damaged` where one is not right."""
+    local = store.local_path(base)
+    address = store.uri(base)
+    if local is not None:
+        with explaining(doing="reading", where=str(local)), cache.once(address):
+            for record in records:
+                cache.verify(local / record.path, record)
+        return local
+
+    def download(record: FileRecord, target: Path) -> None:
+        try:
+            store.download(FileRecord(f"{base}/{record.path}", record.size, record.sha256), target)
+        except FileNotFoundError:
+            raise Damaged(f"{record.path} is missing") from None
+
+    return cache.fetch(address, records, download)
