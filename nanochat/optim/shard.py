@@ -1,0 +1,136 @@
+"""One process's share of some parameters: gradients are reduced to their owners, updates gathered from them.
+
+The parameters of a shard are seen as one tensor of units, (units, ...): the rows of a table, or matrices of one
+shape. Each process owns an even run of units; the last processes own fewer, or none, where they don't divide.
+One process is the case of one owner of everything.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Peers:
+    """The processes that train together; a group of None is the default group, or this process alone."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.size, self.rank = 1, 0
+        if dist.is_available() and dist.is_initialized():
+            self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a small tensor over all processes."""
+        if self.size > 1:
+            dist.all_reduce(value, group=self.group)
+        return value
+
+
+class Shard(ABC):
+    """A share of parameters with their optimizer state, which only the owner holds."""
+
+    kinds: tuple[str, ...]  # names of the state tensors
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], peers: Peers) -> None:
+        self.names = tuple(parameters)
+        self.parameters: Sequence[nn.Parameter] = tuple(parameters.values())
+        self.peers = peers
+        self.units = len(self.join([p.detach() for p in self.parameters]))
+        self.share = -(-self.units // peers.size)
+        begin = min(peers.rank * self.share, self.units)
+        self.own = slice(begin, min(begin + self.share, self.units))
+        self.gradient = torch.empty(0)  # (own units, ...), after finish_reduce
+        self.state: dict[str, Tensor] = {}
+        self.reset()
+        self._work: dist.Work | None = None
+        self._buffer = torch.empty(0)
+
+    @abstractmethod
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One tensor for each parameter, in its shape -> (units, ...)."""
+
+    @abstractmethod
+    def split(self, whole: Tensor) -> Sequence[Tensor]:
+        """The inverse of join."""
+
+    @abstractmethod
+    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+        """Move the own weights (own units, ...), in place, by self.gradient."""
+
+    def reset(self) -> None:
+        """Forget the past: a state of zeros."""
+        own = self.join([p.detach() for p in self.parameters])[self.own]
+        self.state = {kind: torch.zeros_like(own) for kind in self.kinds}
+
+    def start_reduce(self) -> None:
+        """Begin to add up all processes' gradients at their owners; a missing one counts as zero."""
+        whole = self.join([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+        if self.peers.size == 1:
+            self.gradient = whole
+            return
+        self._buffer = self._pad(whole, self.share * self.peers.size)
+        self.gradient = torch.empty_like(self._buffer[: self.share])
+        pieces = list(self._buffer.split(self.share))
+        self._work = dist.reduce_scatter(self.gradient, pieces, group=self.peers.group, async_op=True)
+
+    def finish_reduce(self) -> None:
+        self._wait()
+        self.gradient = self.gradient[: self.own.stop - self.own.start]
+
+    def start_update(self, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+        """Update the own units and begin to send them to all."""
+        own = self.join([p.detach() for p in self.parameters])[self.own]
+        self.update(own, step=step, lr_scale=lr_scale, muon_momentum=muon_momentum)
+        self._start_gather(own)
+
+    def finish_update(self) -> None:
+        self._wait()
+        for parameter, value in zip(self.parameters, self.split(self._buffer[: self.units]), strict=True):
+            parameter.copy_(value)
+        self._buffer = self.gradient = torch.empty(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state by parameter, in host memory on the first process and nowhere else."""
+        out: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            self._start_gather(self.state[kind])
+            self._wait()
+            if self.peers.rank == 0:
+                pieces = self.split(self._buffer[: self.units])
+                for name, piece in zip(self.names, pieces, strict=True):
+                    # A copy, for the pieces are views of the buffer, or of the state itself.
+                    out[f"{name}.{kind}"] = piece.to("cpu", copy=True).contiguous()
+        self._buffer = torch.empty(0)
+        return out
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the own share of a whole state."""
+        for kind in self.kinds:
+            whole = self.join([state[f"{name}.{kind}"] for name in self.names])
+            self.state[kind].copy_(whole[self.own])
+
+    def _start_gather(self, own: Tensor) -> None:
+        """Begin to put all processes' own units together in self._buffer, (units, ...) and padding."""
+        if self.peers.size == 1:
+            self._buffer = own
+            return
+        self._buffer = own.new_empty(self.share * self.peers.size, *own.shape[1:])
+        pieces = list(self._buffer.split(self.share))
+        mine = self._pad(own, self.share).contiguous()
+        self._work = dist.all_gather(pieces, mine, group=self.peers.group, async_op=True)
+
+    def _wait(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+    @staticmethod
+    def _pad(x: Tensor, units: int) -> Tensor:
+        """x (n, ...) -> (units, ...), zeros behind."""
+        missing = units - x.size(0)
+        return torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) if missing else x

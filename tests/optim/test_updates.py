@@ -1,0 +1,152 @@
+"""One process, against PyTorch's own optimizers and the formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problem import Tables, batch
+
+from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.optim.muon import orthogonalise
+
+SETTINGS = OptimSettings(weight_decay=0.1)
+
+
+def gradients(model: Tables, step: int) -> None:
+    model.zero_grad()
+    model.loss(batch(step)).backward()
+
+
+def test_tables_are_pytorchs_adamw() -> None:
+    """With rates scaled by (width / 768)^-0.5, and by the schedule."""
+    ours, theirs = Tables(), Tables()
+    optimizer = build_optimizer(ours, SETTINGS)
+    scale = (8 / 768) ** -0.5
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [theirs.embedding], "lr": 0.2 * scale * 0.5},
+            {"params": [theirs.head.weight], "lr": 0.004 * scale * 0.5},
+        ],
+        betas=(0.8, 0.95),
+        eps=1e-10,
+        weight_decay=0.1,
+    )
+    for step in range(4):
+        gradients(ours, step)
+        for mine, other in ((ours.embedding, theirs.embedding), (ours.head.weight, theirs.head.weight)):
+            assert mine.grad is not None
+            other.grad = mine.grad.clone()
+        optimizer.step(0.5, 0.9, None)
+        adamw.step()
+    torch.testing.assert_close(ours.embedding, theirs.embedding, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.head.weight, theirs.head.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_matrices_are_muon_by_singular_values() -> None:
+    """Five rounds of the quintic on the singular values of Nesterov's direction; tall ones by sqrt(rows / cols)."""
+    model = Tables()
+    optimizer = build_optimizer(model, SETTINGS)
+    matrices = [*model.square, model.tall, model.wide]
+    expected = [matrix.detach().double() for matrix in matrices]
+    momenta = [torch.zeros_like(matrix) for matrix in expected]
+    for step in range(4):
+        gradients(model, step)
+        for i, matrix in enumerate(matrices):
+            assert matrix.grad is not None
+            gradient = matrix.grad.double()
+            momenta[i] = 0.9 * momenta[i] + 0.1 * gradient
+            u, s, vh = torch.linalg.svd(0.1 * gradient + 0.9 * momenta[i], full_matrices=False)
+            s = s / s.norm()
+            for _ in range(5):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            rows, cols = matrix.shape
+            expected[i] -= 0.02 * 0.5 * max(1, rows / cols) ** 0.5 * (u * s) @ vh
+        optimizer.step(0.5, 0.9, None)
+    for matrix, value in zip(matrices, expected, strict=True):
+        torch.testing.assert_close(matrix.double(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_epsilon_is_not_scaled_by_the_step() -> None:
+    """A first gradient g moves a weight by lr g / (|g| + epsilon), whatever beta2."""
+    model = Tables()
+    before = model.head.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-10)
+    build_optimizer(model, OptimSettings()).step(1.0, 0.9, None)
+    moved = before - model.head.weight
+    expected = torch.full_like(moved, 0.004 * (8 / 768) ** -0.5 * 0.5)
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (1, 16, 64), (0, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonalised_singular_values_are_about_one(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator) * torch.arange(1, shape[-1] + 1) * 1e-3
+    y = orthogonalise(x, dtype)
+    assert y.shape == x.shape and y.dtype == x.dtype
+    if shape[0]:
+        values = torch.linalg.svdvals(y)
+        assert values.min() > 0.3 and values.max() < 1.3
+        single = orthogonalise(x[:1], dtype)
+        torch.testing.assert_close(y[:1], single, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_nothing_comes_of_nothing() -> None:
+    assert orthogonalise(torch.zeros(2, 4, 8), torch.float32).count_nonzero() == 0
+
+
+def test_clipping_by_the_norm_of_all() -> None:
+    """Gradients twice as large with a norm that stays clipped make the same step."""
+    model, doubled = Tables(), Tables()
+    norms = []
+    for case, factor in ((model, 1.0), (doubled, 2.0)):
+        gradients(case, 0)
+        for parameter in case.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(factor)
+        expected = math.sqrt(sum(p.grad.square().sum().item() for p in case.parameters() if p.grad is not None))
+        norms.append(build_optimizer(case, SETTINGS).step(1.0, 0.9, 0.01))
+        assert norms[-1] == pytest.approx(expected, rel=1e-5)
+    assert norms[1] == pytest.approx(2 * norms[0])
+    torch.testing.assert_close(model.state_dict(), doubled.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_saved_and_loaded_goes_on_bit_for_bit() -> None:
+    model = Tables()
+    optimizer = build_optimizer(model, SETTINGS)
+    for step in range(3):
+        gradients(model, step)
+        optimizer.step(1.0, 0.9, 1.0)
+    other = Tables()
+    other.load_state_dict(model.state_dict())
+    resumed = build_optimizer(other, SETTINGS)
+    resumed.load_state_dict(optimizer.state_dict())
+    for case, its in ((model, optimizer), (other, resumed)):
+        gradients(case, 3)
+        its.step(1.0, 0.9, 1.0)
+    for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_saved_state_does_not_move_on() -> None:
+    model = Tables()
+    optimizer = build_optimizer(model, SETTINGS)
+    gradients(model, 0)
+    optimizer.step(1.0, 0.9, None)
+    saved = optimizer.state_dict()
+    kept = {name: tensor.clone() for name, tensor in saved.items()}
+    optimizer.step(1.0, 0.9, None)
+    assert all(torch.equal(saved[name], kept[name]) for name in kept)
+    optimizer.reset()
+    assert sum(tensor.count_nonzero() for tensor in optimizer.state_dict().values()) == 0
+
+
+def test_another_models_state_is_refused() -> None:
+    optimizer = build_optimizer(Tables(), SETTINGS)
+    state = optimizer.state_dict()
+    state.pop("tall.momentum")
+    with pytest.raises(ValueError, match=r"tall\.momentum"):
+        optimizer.load_state_dict(state)

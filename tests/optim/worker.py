@@ -1,0 +1,63 @@
+"""Training the small problem in one or several processes: python worker.py <rank> '[{"world": 2, ...}, ...]'."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from problem import ROWS, Tables, batch
+from safetensors.torch import load_file, save_file
+
+from nanochat.optim import OptimSettings, build_optimizer
+
+
+def train(
+    rank: int,
+    *,
+    world: int,
+    save: str,
+    steps: int,
+    first: int = 0,
+    load: str | None = None,
+    clip: float | None = None,
+    idle: int | None = None,
+) -> dict[str, float]:
+    """Steps first .. first + steps - 1 on this rank's rows; rank `idle` has none, and no gradients at all.
+
+    Rank 0 saves weights and state, from which another run goes on.
+    """
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{save}.store", rank=rank, world_size=world)
+    model = Tables()
+    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1))
+    if load is not None:
+        state = load_file(load)
+        model.load_state_dict({name: state.pop(f"model.{name}") for name, _ in model.named_parameters()})
+        optimizer.load_state_dict(state)
+    workers = [r for r in range(world) if r != idle]
+    norm = 0.0
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        if rank in workers:
+            (model.loss(batch(step)[workers.index(rank) :: len(workers)]) / ROWS).backward()
+        norm = optimizer.step(0.9, 0.9, clip)
+    state = optimizer.state_dict()
+    if rank == 0:
+        weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+        save_file(state | weights, save)
+    if world > 1:
+        dist.destroy_process_group()
+    digest = sum(weight.detach().double().sum().item() for weight in model.parameters())
+    return {"norm": norm, "digest": digest, "state": len(state)}
+
+
+def main(rank: int, jobs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    print(json.dumps([train(rank, **job) for job in jobs if rank < job["world"]]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))
