@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from optim_worker import train
 from safetensors.torch import load_file
-from worker import train
 
 WORLD = 3
 CLIP = 0.5
@@ -21,7 +21,7 @@ Results = dict[str, list[dict[str, float]]]  # by the job's file, in order of ra
 
 
 def run_together(jobs: list[dict[str, Any]]) -> Results:
-    worker = Path(__file__).with_name("worker.py")
+    worker = Path(__file__).with_name("optim_worker.py")
     processes = [
         subprocess.Popen(
             [sys.executable, worker, str(rank), json.dumps(jobs)],

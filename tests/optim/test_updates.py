@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from problem import Tables, batch
+from optim_problem import Tables, batch
 
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.muon import orthogonalise

@@ -1,4 +1,4 @@
-"""Training the small problem in one or several processes: python worker.py <rank> '[{"world": 2, ...}, ...]'."""
+"""Training the small problem in one or several processes: python optim_worker.py <rank> '[{"world": 2, ...}, ...]'."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from problem import ROWS, Tables, batch
+from optim_problem import ROWS, Tables, batch
 from safetensors.torch import load_file, save_file
 
 from nanochat.optim import OptimSettings, build_optimizer
