@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nanochat.spec.errors import StorageError
 
@@ -41,7 +42,7 @@ def write_text(folder: Path, documents: Iterable[Sequence[int]], *, bos: int, vo
 
 def write_conversations(
     folder: Path,
-    rows: Iterable[tuple[Sequence[int], Sequence[int]]],
+    rows: Iterable[tuple[ArrayLike, ArrayLike]],
     *,
     special: Mapping[str, int],
     vocab_size: int,
@@ -50,10 +51,11 @@ def write_conversations(
     dtype, offsets, trained = token_dtype(vocab_size), [0], 0
     with open(folder / "ids.bin", "wb") as ids_file, open(folder / "mask.bin", "wb") as mask_file:
         for ids, mask in rows:
-            ids_file.write(np.asarray(ids, dtype=dtype).tobytes())
-            mask_file.write(np.asarray(mask, dtype=np.uint8).tobytes())
-            offsets.append(offsets[-1] + len(ids))
-            trained += sum(mask)
+            tokens, trains = np.asarray(ids, dtype=dtype), np.asarray(mask, dtype=np.uint8)  # (n,) each
+            ids_file.write(tokens.tobytes())
+            mask_file.write(trains.tobytes())
+            offsets.append(offsets[-1] + len(tokens))
+            trained += int(trains.sum())
     np.asarray(offsets, dtype="<i8").tofile(folder / "offsets.bin")
     index = {"dtype": dtype.name, "rows": len(offsets) - 1, "tokens": offsets[-1], "trained": trained}
     return _write_index(folder, index | {"special": dict(special)})

@@ -1,9 +1,9 @@
 """Decoding a stream of ids: text is given as soon as its bytes are whole, never half a character.
 
-    stream = StreamDecoder(tokenizer)
-    for index in ids:
-        print(stream.push(index), end="")
-    print(stream.finish())
+stream = StreamDecoder(tokenizer)
+for index in ids:
+    print(stream.push(index), end="")
+print(stream.finish())
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     tokenizer.save(folder); tokenizer = Tokenizer.load(folder)
     tokenizer.decode(tokenizer.encode("Hello world"))
 
-Ids are the mergeable ranks and after them the nine special tokens. Text never becomes a special token, whatever it says.
+Ids are the mergeable ranks and after them the nine special tokens. Text never becomes a special token,
+whatever it says.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BYTE_LENGTHS = "byte_lengths.bin"
 
 # tiktoken's regular expressions overflow their stack on a run of about a million spaces.
 LONGEST_RUN = 65_536
-_LONG_RUN = re.compile(r"\s{%d}" % LONGEST_RUN)
+_LONG_RUN = re.compile(rf"\s{{{LONGEST_RUN}}}")
 
 
 class Tokenizer:
