@@ -16,7 +16,7 @@ def explain_miss(artifacts: Artifacts, missing: Sequence[Output], *, total: int)
     count = f"{len(missing)} of {total} artifacts missing; " if total > 1 else ""
     damaged = [out for out in missing if artifacts.damaged(out.kind, out.key)]
     if damaged:
-        return f"{count}{damaged[0].ref} is damaged ({artifacts.damaged(damaged[0].kind, damaged[0].key)})"
+        return f"{count}{damaged[0].ref}: {'; '.join(artifacts.damaged(damaged[0].kind, damaged[0].key))}"
     near = artifacts.closest(first.kind, dict(first.recipe) | {"name": first.name}, dict(first.inputs))
     if near is None:
         return f"{count}nothing like it was made before"

@@ -176,6 +176,8 @@ def _stage(
         return _watch(stage, current, spec, observed, now, count)
     if not missing:
         if any(out.key not in observed.present for out in node.outputs):
+            if observed.selected is not None and stage not in observed.selected:
+                return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
             return StageStatus(stage, Phase.UNNEEDED, "nothing that runs needs it", count), None
         made = any(a.outcome is not None and a.outcome.reason is Reason.SUCCEEDED for a in attempts)
         return StageStatus(stage, Phase.SUCCEEDED if made else Phase.CACHED, "", count), None

@@ -1,0 +1,32 @@
+# `make demo` and `make test` do all set-up themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# PyTorch's own index of CPU builds, used where it can be reached; empty takes the default index.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION ?= 2.13.0
+
+.PHONY: setup demo test lint test-all clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml images/install-torch.sh
+	$(PYTHON) -m venv $(VENV)
+	sh images/install-torch.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/nanochat doctor k8s/pipelines/demo.yaml
+	$(BIN)/nanochat run k8s/pipelines/demo.yaml
+	$(BIN)/nanochat report demo --summary
+
+test: setup
+	$(BIN)/python -m pytest tests
+
+lint: setup
+	$(BIN)/ruff check nanochat tasks tests
+	$(BIN)/ruff format --check nanochat tasks tests
+	$(BIN)/pyright
+	$(BIN)/lint-imports

@@ -1,0 +1,214 @@
+"""`nanochat doctor`: what a run needs, checked, with what to do about each failing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from nanochat.model.sizes import parameters
+from nanochat.pipeline.devices import Devices
+from nanochat.pipeline.local import localize
+from nanochat.pipeline.profiles import Place, resolve_profile
+from nanochat.pipeline.resolve import Horizon, horizon, shard_name
+from nanochat.spec.errors import NanochatError
+from nanochat.spec.load import load_pipeline
+from nanochat.spec.pipeline import Pipeline, PipelineSpec
+from nanochat.storage import open_store
+
+GIB = 1 << 30
+# Weights, gradients, Muon's momentum or AdamW's two moments in fp32, and a copy for saving.
+BYTES_PER_PARAMETER = 20
+CHECKPOINTS = 3  # kept, and one being written
+BYTES_PER_CHARACTER = 0.4  # zstd text, as downloaded
+BYTES_PER_TOKEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `level` is ok, warn or fail; `advice` says what to do."""
+
+    name: str
+    level: str
+    found: str
+    advice: str = ""
+
+
+def doctor(file: Path | None, *, overrides: list[str]) -> int:
+    """Print all checks; returns 1 where one failed, else 0."""
+    pipeline = load_pipeline(file, overrides) if file else None
+    failed = 0
+    for check in checks(pipeline):
+        failed += check.level == "fail"
+        print(f"{check.level:<5} {check.name:<11} {check.found}")
+        if check.advice:
+            print(f"{'':<18}{check.advice}")
+    return 1 if failed else 0
+
+
+def checks(pipeline: Pipeline | None) -> Iterator[Check]:
+    """All findings; the sizes and sources are those of the pipeline, where one is given."""
+    spec = localize(pipeline).spec if pipeline else PipelineSpec()
+    place = resolve_profile(spec.store)
+    plan = horizon(spec) if pipeline else None
+    yield python_check()
+    yield torch_check()
+    yield device_check()
+    yield compiler_check()
+    yield memory_check(plan)
+    yield disk_check(place, spec, plan)
+    yield guarded("storage", lambda: storage_check(place))
+    yield guarded("tracking", lambda: tracking_check(place))
+    if pipeline:
+        yield from source_checks(spec, plan)
+        if any(part.task == "humaneval" for part in spec.stages.eval_chat.tasks):
+            yield guarded("sandbox", sandbox_check)
+
+
+def guarded(name: str, check: Callable[[], Check]) -> Check:
+    """The check, or its error as a failed one."""
+    try:
+        return check()
+    except NanochatError as error:
+        return Check(name, "fail", error.message)
+    except Exception as error:
+        return Check(name, "fail", f"{type(error).__name__}: {error}")
+
+
+def python_check() -> Check:
+    """Python's version."""
+    found = f"Python {platform.python_version()}"
+    if sys.version_info < (3, 11):
+        return Check("python", "fail", found, "install Python 3.11 or newer and run 'make setup' again")
+    return Check("python", "ok", found)
+
+
+def torch_check() -> Check:
+    """Whether PyTorch is installed; it is not imported."""
+    try:
+        return Check("torch", "ok", f"torch {importlib.metadata.version('torch')}")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("torch", "fail", "PyTorch is not installed", "run 'make setup', or pip install 'nanochat[train]'")
+
+
+def device_check() -> Check:
+    """GPUs, or the CPU's cores."""
+    devices = Devices.detect()
+    if devices.gpus:
+        return Check("device", "ok", f"{devices.gpus} NVIDIA GPU(s), {devices.cores} cores")
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return Check("device", "ok", f"Apple silicon (mps), {devices.cores} cores")
+    return Check("device", "ok", f"no GPU; {devices.cores} CPU core(s)")
+
+
+def compiler_check() -> Check:
+    """torch.compile on a CPU needs a C++ compiler."""
+    found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    if found is None:
+        return Check("compiler", "warn", "no C++ compiler: torch.compile is off, training is slower", "install g++")
+    return Check("compiler", "ok", found)
+
+
+def memory_check(plan: Horizon | None) -> Check:
+    """Free memory against what the model's training state takes."""
+    free = psutil.virtual_memory().available
+    if plan is None:
+        return Check("memory", "ok", f"{free / GIB:.1f} GiB free")
+    need = parameters(plan.model) * BYTES_PER_PARAMETER
+    found = f"{free / GIB:.1f} GiB free, {need / GIB:.1f} GiB for the training state, activations besides"
+    if need > free:
+        return Check("memory", "fail", found, "use a smaller model.depth, or a machine with more memory")
+    return Check("memory", "ok", found)
+
+
+def disk_check(place: Place, spec: PipelineSpec, plan: Horizon | None) -> Check:
+    """Free disk space where the store or the cache is."""
+    folder = Path(place.profile.root) if "://" not in place.profile.root else place.home
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    need = GIB
+    if plan is not None:
+        shards = len(plan.shards) + 1
+        text = shards * spec.sources.text.characters_per_shard
+        state = parameters(plan.model) * 12 * CHECKPOINTS
+        need += int(text * BYTES_PER_CHARACTER + text / 4.8 * BYTES_PER_TOKEN + state)
+    found = f"{free / GIB:.1f} GiB free at {folder}, about {need / GIB:.1f} GiB needed"
+    if free < need:
+        return Check("disk", "fail", found, "free space, or set NANOCHAT_ROOT to a larger disk or to s3://bucket/prefix")
+    if not os.access(folder, os.W_OK):
+        return Check("disk", "fail", f"{folder} cannot be written", "set NANOCHAT_ROOT to a folder of yours")
+    return Check("disk", "ok", found)
+
+
+def storage_check(place: Place) -> Check:
+    """Writing, exclusive creation, listing, reading and deleting in the store."""
+    open_store(place.profile).check()
+    return Check("storage", "ok", f"{place.profile.root} can be written and read")
+
+
+def tracking_check(place: Place) -> Check:
+    """Whether MLflow can be reached; training does not depend on it."""
+    if place.tracking.startswith("sqlite:///"):
+        return Check("tracking", "ok", place.tracking)
+    try:
+        answer = httpx.get(f"{place.tracking.rstrip('/')}/health", timeout=5.0)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        advice = "start it, or set MLFLOW_TRACKING_URI; a run goes on without it and sends what was missed later"
+        return Check("tracking", "warn", f"{place.tracking} does not answer ({error})", advice)
+    return Check("tracking", "ok", f"{place.tracking} answers")
+
+
+def source_checks(spec: PipelineSpec, plan: Horizon | None) -> Iterator[Check]:
+    """Whether the sources that the pipeline reads can be reached."""
+    sources = spec.sources
+    if sources.text.kind == "world":
+        yield Check("sources", "ok", "the demo world is generated; nothing is downloaded")
+        return
+    assert plan is not None
+    path = sources.text.path.format(revision=sources.text.revision, index=plan.validation_shard)
+    base = (sources.text.base or sources.hub).rstrip("/")
+    name = shard_name(plan.validation_shard)
+    yield reach(f"{base}/{path}", f"the validation shard {name}: set sources.text.validationShard or sources.mirror")
+    if spec.stages.eval_base.enabled and spec.stages.eval_base.core:
+        yield reach(sources.eval_bundle.url, "CORE's bundle: set sources.evalBundle.url, or stages.evalBase.core=false")
+    yield reach(sources.words.url, "the word list: set sources.words.url")
+    identity = spec.stages.mid.identity or sources.identity.url
+    yield reach(identity, "the identity conversations: set stages.mid.identity or sources.identity.url")
+
+
+def reach(uri: str, what: str) -> Check:
+    """Whether an address answers."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            answer = httpx.head(uri, timeout=10.0, follow_redirects=True)
+            if answer.status_code < 400:
+                return Check("sources", "ok", uri)
+            return Check("sources", "fail", f"{uri} answers {answer.status_code}", f"it is {what}")
+        except httpx.HTTPError as error:
+            return Check("sources", "fail", f"{uri} cannot be reached ({error})", f"it is {what}")
+    if "://" in uri and not uri.startswith("file://"):
+        return Check("sources", "ok", f"{uri} (tried when it is read)")
+    path = Path(uri.removeprefix("file://"))
+    if path.exists():
+        return Check("sources", "ok", str(path))
+    return Check("sources", "fail", f"{path} does not exist", f"it is {what}")
+
+
+def sandbox_check() -> Check:
+    """Whether HumanEval's programs can be isolated here."""
+    from nanochat.evaluation.sandbox import unavailable
+
+    reason = unavailable()
+    if reason:
+        return Check("sandbox", "warn", f"{reason}: HumanEval is not run here, the report says so")
+    return Check("sandbox", "ok", "programs of HumanEval run isolated")

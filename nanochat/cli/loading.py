@@ -1,0 +1,26 @@
+"""A model artifact's folder as something that can speak: weights in their compute format and the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from nanochat.model.export import WEIGHTS, load_model
+from nanochat.model.transformer import Transformer
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.device import choose_device
+
+
+def load(folder: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
+    """Model, tokenizer and what the artifact says of the model (stage, step), on the best device there is."""
+    device = choose_device()
+    model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
+    model.cast_weights()
+    return model, Tokenizer.load(folder), extra
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hexadecimal digits that name the weights."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

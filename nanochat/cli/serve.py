@@ -1,0 +1,34 @@
+"""Serve a model artifact over HTTP: OpenAI's chat API and the chat page.
+
+    serve(folder=folder, host="127.0.0.1", port=8000, slots=8)
+
+NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from nanochat.cli.loading import fingerprint, load
+from nanochat.inference import Engine
+from nanochat.serving.app import Served, ServerSettings, create_app
+from nanochat.serving.server import bind, run
+from nanochat.serving.service import EngineService
+
+
+def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8, name: str | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
+    console = Console(highlight=False, soft_wrap=True)
+    keys = frozenset(key.strip() for key in os.environ.get("NANOCHAT_API_KEYS", "").split(",") if key.strip())
+    with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
+        model, tokenizer, extra = load(folder)
+        service = EngineService(Engine(model, tokenizer, slots=slots))
+        served = Served(name or f"nanochat-{extra.get('stage', 'model')}", fingerprint(folder))
+        app = create_app(service, tokenizer, served=served, settings=ServerSettings(api_keys=keys))
+        address = f"http://{host}:{socket.getsockname()[1]}"
+        console.print(f"Serving {served.name} at {address} (API: {address}/v1). Ctrl-C ends it.", markup=False)
+        run(app, service, socket=socket)
+        console.print("Ended.", markup=False)

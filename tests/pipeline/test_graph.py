@@ -1,0 +1,101 @@
+"""Keys change with what changes an output, and with nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nanochat.pipeline.graph import Graph, build_graph
+from nanochat.spec.errors import UserError
+from nanochat.spec.load import apply_override, check_pipeline
+from nanochat.spec.pipeline import PipelineSpec
+
+
+def graph(*overrides: str, **options: Any) -> Graph:
+    data: dict[str, Any] = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "x"}}
+    for override in overrides:
+        apply_override(data, override)
+    return build_graph(check_pipeline(data).spec, **options)
+
+
+def changed(*overrides: str) -> set[str]:
+    """Stages whose outputs have other keys than the default pipeline's."""
+    before, after = build_graph(PipelineSpec()), graph(*overrides)
+    old = {out.ref: out.key for node in before.nodes for out in node.outputs}
+    return {n.stage for n in after.nodes if any(old.get(out.ref) != out.key for out in n.outputs)}
+
+
+LATE = {"eval-base", "mid", "eval-mid", "sft", "eval-sft", "rl", "eval-rl", "report", "release"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stages.base.deviceBatchSize=4",
+        "stages.base.gpusPerNode=8",
+        "stages.base.nodes=2",
+        "retries.limit=9",
+        "sources.mirror=/somewhere",
+        "sources.hub=https://elsewhere",
+        "stages.base.checkpointEverySeconds=5",
+        "stages.base.logEvery=10",
+        "cost.gpuHour=1",
+        "stages.base.evalEvery=7",
+        "store=team",
+    ],
+)
+def test_what_does_not_change_the_output_keeps_all_keys(override: str) -> None:
+    assert changed(override) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("stages.base.matrixLr=0.03", {"base", *LATE}),
+        ("stages.sft.rowsPerStep=16", {"sft", "eval-sft", "rl", "eval-rl", "report", "release"}),
+        ("stages.rl.promptsPerStep=8", {"rl", "eval-rl", "report", "release"}),
+        ("stages.evalChat.maxPerTask=5", {"eval-mid", "eval-sft", "eval-rl", "report", "release"}),
+        ("stages.release.model=other", {"release"}),
+        ("stages.tokenizer.vocabSize=32768", {"dataset", "tokenizer", "tokens", "base", *LATE}),
+    ],
+)
+def test_a_setting_changes_only_what_depends_on_it(override: str, stages: set[str]) -> None:
+    assert changed(override) - {"dataset"} == stages - {"dataset"}
+
+
+def test_a_deeper_model_keeps_its_tokenizer_and_adds_shards() -> None:
+    small, large = graph("model.depth=20"), graph("model.depth=26")
+    assert small.node("tokenizer").outputs == large.node("tokenizer").outputs
+    texts = [{o.key for o in g.node("dataset").outputs if o.kind == "text"} for g in (small, large)]
+    assert texts[0] < texts[1]
+
+
+def test_the_reference_horizon() -> None:
+    horizon = build_graph(PipelineSpec()).horizon
+    assert horizon.steps == 21_400
+    assert len(horizon.shards) == 237  # ceil(1.1 x 11.22e9 x 4.8 / 250e6)
+    assert horizon.validation_shard == 1822
+    assert 1822 not in horizon.shards
+
+
+def test_a_disabled_stage_is_bridged() -> None:
+    found = graph("stages.mid.enabled=false", "stages.rl.enabled=false")
+    assert found.stages == (
+        "dataset", "tokenizer", "tokens", "base", "eval-base", "sft", "eval-sft", "report", "release",
+    )  # fmt: skip
+    assert "model/base" in found.node("sft").needs
+    assert "model/sft" in found.node("release").needs
+
+
+def test_the_content_of_the_identity_file_is_in_the_key() -> None:
+    keys = []
+    for digest in ("a", "b"):
+        found = graph("stages.mid.identity=/x.jsonl", contents={"/x.jsonl": digest})
+        keys.append(next(out.key for out in found.node("dataset").outputs if out.name == "identity"))
+    assert keys[0] != keys[1]
+
+
+def test_an_unknown_task_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="gsm8k"):
+        graph("stages.rl.tasks=[{task: gsm8}]")

@@ -1,0 +1,94 @@
+"""Every mistake in a pipeline file is one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nanochat.spec.errors import UserError
+from nanochat.spec.load import load_pipeline
+
+HEAD = "apiVersion: nanochat.dev/v1alpha1\nkind: ChatPipeline\nmetadata: {name: x}\n"
+PIPELINES = sorted((Path(__file__).parents[2] / "k8s" / "pipelines").glob("*.yaml"))
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    load_pipeline(path, list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{modle: {}}", "unknown field 'spec.modle'. Did you mean 'model'?"),
+        ("{model: {depht: 4}}", "Did you mean 'depth'?"),
+        ("{model: {sequence_length: 64}}", "Did you mean 'sequenceLength'?"),
+        (
+            "{stages: {mid: {mixture: [{task: gsm8k, rwos: 3}]}}}",
+            "'spec.stages.mid.mixture.0.rwos'. Did you mean 'rows'?",
+        ),
+        ("{seed: '5'}", "'spec.seed': input should be a valid integer (given: '5')"),
+        ("{model: {depth: 0}}", "greater than or equal to 1 (given: 0)"),
+        (
+            "{stages: {base: {totalBatchTokens: 1000}}}",
+            "must be a multiple of model.sequenceLength (2048): set it to 2048",
+        ),
+        ("{stages: {mid: {totalBatchTokens: 5000}}}", "set it to 4096 or 6144"),
+        ("{stages: {base: {enabled: false}}}", "stages.base cannot be disabled"),
+        ("{stages: {sft: {mixture: []}}}", "at least 1 item"),
+        ("{store: Not_A_Name}", "'spec.store'"),
+    ],
+)
+def test_mistakes(tmp_path: Path, spec: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, f"{HEAD}spec: {spec}\n")
+    assert message in caught.value.message
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, f"{HEAD}spec: {{modle: {{}}, seed: -1}}\n")
+    assert len(caught.value.message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2]", "one mapping"), ("a: [", "not valid YAML"), (HEAD.replace("x", "9x"), "metadata.name")],
+)
+def test_files_that_are_no_pipeline(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, text)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_pipeline(tmp_path / "absent.yaml")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD)
+    overrides = [
+        "model.depth=6",
+        "stages.base.gradClip=null",
+        "stages.sft.mixture=[{task: gsm8k}]",
+        "stages.sft.mixture.0.rows=7",
+    ]
+    spec = load_pipeline(path, overrides).spec
+    assert spec.model.depth == 6
+    assert spec.stages.base.grad_clip is None
+    assert spec.stages.sft.mixture[0].rows == 7
+    for wrong in ("model.depth", "model.depth.x=1", "stages.sft.mixture.9.rows=1"):
+        with pytest.raises(UserError):
+            load_pipeline(path, [*overrides, wrong])
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
+def test_the_pipelines_that_come_with_the_project_are_valid(path: Path) -> None:
+    pipeline = load_pipeline(path)
+    assert pipeline.metadata.name == path.stem
+    again = type(pipeline).model_validate(pipeline.to_yaml_dict())
+    assert again == pipeline
