@@ -1,0 +1,234 @@
+"""The one inference engine: continuous batching over a slotted key-value cache.
+
+    engine = Engine(model, tokenizer, slots=8)
+    completions = engine.generate(prompts, Sampling(max_tokens=256))     # blocks; evaluation and RL rollouts
+
+    request = engine.submit(prompt, Sampling(max_tokens=256))            # chat and serving
+    while request.finish_reason is None:
+        for event in engine.step(): ...
+
+A step computes about CHUNK prompt tokens of new requests, chooses one token for every row that is ready,
+and decodes all rows at once in one fixed shape. Rows come and go between steps. What a row says depends on
+its own prompt, settings and seed; the other rows cannot change it, but for the rounding of matrix products.
+An engine belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from nanochat.inference.errors import ContextTooLong
+from nanochat.inference.reply import Reply, Vocabulary
+from nanochat.inference.request import Completion, Event, FinishReason, Request
+from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
+from nanochat.inference.slots import CHUNK, Slot, choose
+from nanochat.model.cache import KVCache
+from nanochat.model.transformer import Transformer
+from nanochat.spec.errors import UserError
+from nanochat.tokenizer import Tokenizer
+
+
+class Engine:
+    """Serves requests over `slots` rows of `length` tokens each (the model's own context unless given)."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, slots: int = 8, length: int | None = None) -> None:
+        config, device = model.config, model.device
+        self.length = length or config.sequence_length
+        self._model = model
+        self._device = device
+        self._vocabulary = Vocabulary(tokenizer)
+        self._cache = KVCache(config, slots=slots, length=self.length, device=device, dtype=model.compute_dtype)
+        self._slots = [Slot(index) for index in range(slots)]
+        self._waiting: deque[Request] = deque()
+        self._sampler = Sampler(slots, terminal=self._vocabulary.terminal, device=device)
+        self._clock = 0
+        # Logits of each row's next token, and those at the end of each slot's prompt, which samples share.
+        self._logits = torch.zeros(slots, config.vocab_size, device=device)  # (slots, V)
+        self._prompt_logits = torch.zeros_like(self._logits)  # (slots, V)
+
+    # ----------------------------------------------------------------------------------------------------
+    # Requests
+
+    @property
+    def running(self) -> int:
+        """How many requests have a slot."""
+        return sum(slot.request is not None for slot in self._slots)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def slots(self) -> int:
+        return len(self._slots)
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+        """Queue a prompt. Raises ContextTooLong where it leaves no room for a reply."""
+        if not prompt:
+            raise UserError("The prompt has no tokens; give it at least one.")
+        if sampling.max_tokens < 1:
+            raise UserError(f"max_tokens is {sampling.max_tokens}; it must be at least 1.")
+        if len(prompt) >= self.length:
+            raise ContextTooLong(prompt=len(prompt), limit=self.length)
+        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop))
+        self._waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request now, wherever it is; a finished one is left alone."""
+        if request.finish_reason is not None:
+            return
+        request.finish_reason = "cancelled"
+        request.reply.close()
+        if request in self._waiting:
+            self._waiting.remove(request)
+        for slot in self._slots:
+            if slot.request is request:
+                self._release(slot)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
+        """The completions of all prompts, in their order. For one prompt's samples pass `Sampling.split(n)`.
+
+        Equal prompts that stand together are computed once. The weights may have changed since the last call.
+        """
+        if self.running or self._waiting:
+            raise RuntimeError("generate needs an idle engine")
+        self.forget()
+        settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        requests = [self.submit(prompt, each) for prompt, each in zip(prompts, settings, strict=True)]
+        while self.running or self._waiting:
+            self.step()
+        return [request.completion for request in requests]
+
+    def forget(self) -> None:
+        """Drop the prompts that free slots remember, as when the weights have changed."""
+        for slot in self._slots:
+            if slot.request is None:
+                slot.prompt, slot.filled = (), 0
+
+    # ----------------------------------------------------------------------------------------------------
+    # Steps
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Compute some prompt, choose every ready row's next token, decode. One event for each such token."""
+        self._prefill()
+        ready = [slot for slot in self._slots if slot.request is not None and slot.ready]
+        if not ready:
+            return []
+        events = self._choose(ready)
+        self._decode()
+        return events
+
+    def _prefill(self) -> None:
+        budget = CHUNK
+        while budget > 0:
+            unready = (slot for slot in self._slots if slot.request is not None and not slot.ready)
+            slot = next(unready, None) or self._admit()
+            if slot is None:
+                return
+            if not slot.ready:
+                budget -= self._prefill_chunk(slot)
+
+    def _admit(self) -> Slot | None:
+        """Give the next waiting request a slot, with what can be taken over from another one's prompt."""
+        found = choose(self._slots, self._waiting[0].prompt) if self._waiting else None
+        if found is None:
+            return None
+        slot, source, length = found
+        request = self._waiting.popleft()
+        if length and slot is not source:
+            self._cache.copy_slot(source.index, slot.index, length)
+        if length == len(request.prompt):
+            self._prompt_logits[slot.index] = self._prompt_logits[source.index]
+            self._logits[slot.index] = self._prompt_logits[slot.index]
+        slot.request, slot.prompt, slot.filled = request, request.prompt, length
+        self._sampler.put(slot.index, request.sampling)
+        return slot
+
+    def _prefill_chunk(self, slot: Slot) -> int:
+        """Compute one chunk, one row at a time, so that its shape depends on this prompt alone."""
+        chunk = slot.prompt[slot.filled : slot.filled + CHUNK]
+        logits = self._model.extend(
+            self._tensor([chunk]),  # (1, T)
+            start=self._tensor([slot.filled]),
+            slots=self._tensor([slot.index]),
+            cache=self._cache,
+        )  # (1, T, V)
+        slot.filled += len(chunk)
+        if slot.ready:
+            self._logits[slot.index] = self._prompt_logits[slot.index] = logits[0, -1]
+        return len(chunk)
+
+    def _choose(self, ready: list[Slot]) -> list[Event]:
+        rows = len(self._slots)
+        uniforms, no_end = [0.0] * rows, [False] * rows
+        top: list[int | None] = [None] * rows
+        for slot in ready:
+            request = _occupant(slot)
+            if request.reply.forced:
+                continue
+            uniforms[slot.index] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
+            no_end[slot.index] = len(request.ids) < request.sampling.min_tokens
+            top[slot.index] = request.sampling.logprobs
+        chosen = self._sampler.choose(self._logits, uniforms=uniforms, no_end=no_end).tolist()
+        logprobs = token_logprobs(self._logits, chosen, top)
+        return [self._accept(slot, chosen[slot.index], logprobs[slot.index]) for slot in ready]
+
+    def _accept(self, slot: Slot, sampled: int, logprob: TokenLogprob | None) -> Event:
+        request = _occupant(slot)
+        reply, sampling = request.reply, request.sampling
+        forced = bool(reply.forced)
+        token = reply.forced.popleft() if forced else sampled
+        kind = reply.kind_of(token)
+        pieces = reply.accept(token, may_end=len(request.ids) >= sampling.min_tokens)
+        request.ids.append(token)
+        request.mask.append(0 if forced else 1)
+        request.logprobs.append(logprob)
+        reason: FinishReason | None = None
+        if reply.ended:
+            reason = "stop"
+        elif len(request.ids) >= sampling.max_tokens or len(request.prompt) + len(request.ids) >= self.length:
+            reason = "length"
+        if reason is not None:
+            pieces += reply.close()
+            request.finish_reason = reason
+            self._release(slot)
+        return Event(request, token, kind, forced, pieces, logprob, reason)
+
+    def _decode(self) -> None:
+        """One token for all rows in one shape (slots, 1), whatever is in them.
+
+        A row that has nothing to decode writes just behind the prompt that it remembers, which does no harm.
+        """
+        decoding = [slot.request is not None and slot.ready for slot in self._slots]
+        if not any(decoding):
+            return
+        ids, start = [[0]] * len(self._slots), [min(slot.filled, self.length - 1) for slot in self._slots]
+        for slot in self._slots:
+            if decoding[slot.index]:
+                request = _occupant(slot)
+                ids[slot.index] = [request.ids[-1]]
+                start[slot.index] = len(request.prompt) + len(request.ids) - 1
+        logits = self._model.extend(self._tensor(ids), start=self._tensor(start), slots=None, cache=self._cache)
+        rows = [slot.index for slot in self._slots if decoding[slot.index]]
+        if len(rows) == len(self._slots):
+            self._logits = logits[:, 0]  # (slots, V)
+        else:
+            self._logits[rows] = logits[rows, 0]
+
+    def _release(self, slot: Slot) -> None:
+        self._clock += 1
+        slot.request, slot.released = None, self._clock
+        self._sampler.put(slot.index, None)
+
+    def _tensor(self, values: object) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _occupant(slot: Slot) -> Request:
+    assert slot.request is not None
+    return slot.request

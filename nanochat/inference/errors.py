@@ -1,0 +1,17 @@
+"""What a request can be refused for."""
+
+from __future__ import annotations
+
+from nanochat.spec.errors import UserError
+
+
+class ContextTooLong(UserError):
+    """The prompt leaves no room for a reply in the model's context."""
+
+    def __init__(self, *, prompt: int, limit: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt:,} tokens and the model's context holds {limit:,}, "
+            "of which at least one is for the reply; shorten the conversation."
+        )
+        self.prompt = prompt
+        self.limit = limit
