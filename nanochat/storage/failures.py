@@ -9,9 +9,9 @@ for that can hold parts of a request.
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import sleep
 from typing import TypeVar
 
 from nanochat.spec.errors import NanochatError, StorageError, UserError
@@ -148,7 +148,6 @@ def tried(
     where: str,
     endpoint: str = "",
     delays: Sequence[float] = DELAYS,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> T:
     """The operation's result. It may be called `len(delays)` + 1 times, so it has to bear repetition."""
     for attempt in range(len(delays) + 1):

@@ -57,7 +57,7 @@ def collect(
             else:
                 doomed = _unfinished(store, base, entries, limit)
             for path, reason in doomed.items():
-                size = sum(entry.size for entry in entries if entry.path.startswith(f"{path}/"))
+                size = sum(entry.size for entry in entries if f"{entry.path}/".startswith(f"{path}/"))
                 removed.append(Removed(path=path, reason=reason, size=size))
                 if not dry_run:
                     _delete(store, path, entries)
@@ -87,7 +87,12 @@ def _unfinished(store: Store, base: str, entries: list[Entry], limit: float) -> 
     """Folders of launches below an artifact or a stage's checkpoints that no manifest names."""
     paths = {entry.path for entry in entries}
     winner = _winner(store, base) if f"{base}/{artifacts.MANIFEST}" in paths else None
-    return {
+    aside = {
+        entry.path: "it was damaged and set aside"
+        for entry in entries
+        if entry.path.startswith(f"{base}/{artifacts.MANIFEST}.") and entry.modified < limit
+    }
+    return aside | {
         folder: "its launch did not finish it"
         for folder, found in _groups(entries, depth=4).items()
         if folder.rsplit("/", 1)[1] != winner
