@@ -48,16 +48,28 @@ class Encodings(Section):
     )
 
 
-def _bundle() -> FileSource:
-    return FileSource(url="https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip")
+class EvalBundle(FileSource):
+    """CORE's evaluation bundle: a zip or a folder."""
+
+    url: Uri = setting(
+        "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip", "Address of the zip or folder.", key=False
+    )
 
 
-def _words() -> FileSource:
-    return FileSource(url="https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt")
+class Words(FileSource):
+    """The word list of the spelling tasks, one word a line."""
+
+    url: Uri = setting(
+        "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt", "Address.", key=False
+    )
 
 
-def _identity() -> FileSource:
-    return FileSource(url="https://karpathy-public.s3.us-west-2.amazonaws.com/identity_conversations.jsonl")
+class Identity(FileSource):
+    """Identity conversations, where stages.mid.identity names none: one JSON list of messages a line."""
+
+    url: Uri = setting(
+        "https://karpathy-public.s3.us-west-2.amazonaws.com/identity_conversations.jsonl", "Address.", key=False
+    )
 
 
 class Sources(Section):
@@ -72,9 +84,9 @@ class Sources(Section):
     hub: Uri = setting("https://huggingface.co", "Base address of the hub.", key=False)
     hub_revision: Text = setting("main", "Revision of the task data sets.")
     text: TextSource = setting(TextSource, "The pretraining text.")
-    eval_bundle: FileSource = setting(_bundle, "CORE's evaluation bundle: a zip or a folder.")
-    words: FileSource = setting(_words, "Word list of the spelling tasks, one word a line.")
-    identity: FileSource = setting(_identity, "Identity conversations, where stages.mid.identity names none.")
+    eval_bundle: EvalBundle = setting(EvalBundle, "CORE's evaluation bundle: a zip or a folder.")
+    words: Words = setting(Words, "Word list of the spelling tasks, one word a line.")
+    identity: Identity = setting(Identity, "Identity conversations, where stages.mid.identity names none.")
     encodings: Encodings = setting(Encodings, "GPT-2's and GPT-4's vocabularies.")
     parallel_downloads: int = setting(4, "Downloads under way at once.", ge=1, le=64, key=False)
 

@@ -1,0 +1,107 @@
+"""The reference page of all settings, generated from the declaration: `python -m nanochat.spec.reference`.
+
+It writes docs/settings.md; a test fails when the page is stale.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from nanochat.spec.pipeline import PipelineSpec
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+HEAD = """# Settings
+
+Generated from `nanochat/spec/` by `python -m nanochat.spec.reference`; do not edit. Paths are those of the YAML file
+under `spec`, and of `--set`. A setting marked *key* changes what its stage makes: with another value the stage, and what
+depends on it, runs again. The others can be changed at any time.
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    lines = [HEAD]
+    for path, section in sections(PipelineSpec, ""):
+        lines.append(f"## {path or 'spec'}\n\n{(section.__doc__ or '').strip()}\n")
+        lines.append("| setting | type | default | bounds | |\n|---|---|---|---|---|")
+        for name, info in section.model_fields.items():
+            if _section(info) is None:
+                lines.append(_row(info.alias or name, info))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """All sections below one, each with its path."""
+    if any(_section(info) is None for info in section.model_fields.values()):
+        yield path, section
+    for name, info in section.model_fields.items():
+        inner = _section(info)
+        if inner is not None:
+            yield from sections(inner, f"{path}.{info.alias or name}".lstrip("."))
+
+
+def _section(info: FieldInfo) -> type[BaseModel] | None:
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _row(name: str, info: FieldInfo) -> str:
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    default = "required" if info.is_required() else _default(info)
+    bounds = ", ".join(_bounds(info))
+    unit = f" ({extra['x-unit']})" if extra.get("x-unit") else ""
+    key = " *key*" if extra.get("x-key", True) else ""
+    return f"| `{name}` | {_type(info.annotation)}{unit} | {default} | {bounds} | {info.description}{key} |"
+
+
+def _default(info: FieldInfo) -> str:
+    value: Any = info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, tuple):
+        shown = [_item(item) for item in value]
+        return "; ".join(shown) or "none"
+    if value is None:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _item(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        data = value.model_dump(by_alias=True, exclude_defaults=True)
+        return "`" + " ".join(str(v) if k == "task" else f"{k}={v}" for k, v in data.items()) + "`"
+    return f"`{value}`"
+
+
+def _bounds(info: FieldInfo) -> Iterator[str]:
+    for item in info.metadata:
+        for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if getattr(item, attribute, None) is not None:
+                yield f"{sign} {getattr(item, attribute)}"
+
+
+def _type(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{item}`" for item in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(item) for item in arguments if item is not type(None))
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "{" + ", ".join(info.alias or name for name, info in kind.model_fields.items()) + "}"
+    return {"int": "integer", "float": "number", "str": "text", "bool": "true or false"}.get(
+        kind.__name__, kind.__name__
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,16 @@
+"""The reference page is generated and current, and every setting is described."""
+
+from __future__ import annotations
+
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.reference import PAGE, page, sections
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text() == page(), "run: python -m nanochat.spec.reference"
+
+
+def test_every_setting_is_one_sentence() -> None:
+    for path, section in sections(PipelineSpec, ""):
+        for name, info in section.model_fields.items():
+            assert info.description and info.description.endswith("."), f"{path}.{name}"
