@@ -1,0 +1,105 @@
+"""base: pretraining on text, measured in bits per byte on the source's validation shard."""
+
+from __future__ import annotations
+
+import logging
+
+from nanochat.data.loader import Shard, TextLoader
+from nanochat.data.tokenfile import TokenFile
+from nanochat.inference import Engine, Sampling
+from nanochat.optim.schedule import lr_scale, muon_momentum
+from nanochat.pipeline.resolve import shard_name
+from nanochat.spec.stages import BaseStage
+from nanochat.stages.context import StageContext
+from nanochat.stages.trainer import Trainer, open_trainer
+from nanochat.training.loop import Measurement, Rates
+from nanochat.training.objective import Supervised
+from nanochat.training.validation import flat_batches, flat_rows, validate
+
+log = logging.getLogger(__name__)
+
+SAMPLE_PROMPTS = (
+    "The capital of France is",
+    "The chemical symbol of gold is",
+    "If yesterday was Friday, then tomorrow will be",
+    "The opposite of hot is",
+    "The planets of the solar system are:",
+    "My favorite color is",
+    "If 5*x + 3 = 13, then x is",
+)
+SAMPLE_TOKENS = 16
+
+
+def run(context: StageContext) -> None:
+    """Train from fresh weights to the horizon that the planner computed."""
+    settings: BaseStage = context.settings
+    horizon, length = context.horizon, context.horizon.model.sequence_length
+    with open_trainer(context) as trainer:
+        loader = TextLoader(
+            [shard(context, index) for index in horizon.shards],
+            rows=settings.total_batch_tokens // length,
+            length=length,
+            seed=context.spec.seed,
+        )
+        state = trainer.train(
+            Supervised(loader, trainer.world, settings.device_batch_size),
+            steps=horizon.steps,
+            schedule=lambda step: rates(settings, step, horizon.steps),
+            step_tokens=settings.total_batch_tokens,
+            measurements=(
+                Measurement(settings.eval_every, lambda step: bits_per_byte(trainer, settings)),
+                Measurement(settings.sample_every, lambda step: samples(trainer, step)),
+            ),
+        )
+        loader.close()
+        trainer.commit(state, {"epochs": state.data_step(state.step) * loader.rows * length / loader.total})
+
+
+def rates(settings: BaseStage, step: int, steps: int) -> Rates:
+    """Up, constant, linearly down; Muon's momentum rises at the beginning."""
+    scale = lr_scale(
+        step,
+        steps=steps,
+        warmup_ratio=settings.warmup_ratio,
+        warmdown_ratio=settings.warmdown_ratio,
+        final_fraction=settings.final_lr_fraction,
+    )
+    return Rates(scale, muon_momentum(step, ramp=settings.momentum_warmup_steps))
+
+
+def shard(context: StageContext, index: int) -> Shard:
+    """A token file, fetched when it is needed."""
+    ref = f"text-tokens/{shard_name(index)}"
+    return Shard(tokens=context.manifest(ref).metadata["tokens"], open=lambda: TokenFile(context.fetch(ref)))
+
+
+def bits_per_byte(trainer: Trainer, settings: BaseStage) -> dict[str, float]:
+    """Of the beginning of the validation shard, always the same."""
+    file, length = shard(trainer.context, trainer.context.horizon.validation_shard), trainer.model.config.sequence_length
+    loader = TextLoader(
+        [file], rows=flat_rows(settings.eval_tokens, total=file.tokens, length=length), length=length, seed=0
+    )
+    losses = validate(
+        trainer.model,
+        flat_batches(loader, world=trainer.world, device_rows=settings.device_batch_size),
+        world=trainer.world,
+        byte_lengths=trainer.tokenizer.byte_lengths(),
+        alive=trainer.alive,
+    )
+    loader.close()
+    return {"val/loss": losses.mean, "val/bpb": losses.bits_per_byte}
+
+
+def samples(trainer: Trainer, step: int) -> dict[str, float]:
+    """What the model makes of a few beginnings; rank 0's work."""
+    if not trainer.world.first:
+        return {}
+    tokenizer = trainer.tokenizer
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
+    engine = Engine(trainer.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + SAMPLE_TOKENS)
+    completions = engine.generate(prompts, Sampling(max_tokens=SAMPLE_TOKENS))
+    for text, completion in zip(SAMPLE_PROMPTS, completions, strict=True):
+        sample = text + tokenizer.decode(completion.ids)
+        log.info("step %s: %s", f"{step:,}", sample)
+        trainer.context.journal.event("sample", step=step, message=sample)
+    return {}

@@ -1,0 +1,68 @@
+"""mid: conversations packed into one stream, every token trained; teaches the chat format, tools and identity."""
+
+from __future__ import annotations
+
+from nanochat.data.mixture import PackedLoader
+from nanochat.optim.schedule import lr_scale, muon_momentum
+from nanochat.spec.stages import MidStage
+from nanochat.stages.context import StageContext
+from nanochat.stages.trainer import Trainer, open_trainer
+from nanochat.training.loop import Measurement, Rates
+from nanochat.training.objective import Supervised
+from nanochat.training.validation import flat_batches, flat_rows, validate
+
+
+def run(context: StageContext) -> None:
+    """Train for one epoch of the mixture, unless `steps` says otherwise."""
+    settings: MidStage = context.settings
+    with open_trainer(context) as trainer:
+        length = trainer.model.config.sequence_length
+        loader = PackedLoader(
+            trainer.mixture(settings.mixture), rows=settings.total_batch_tokens // length, length=length
+        )
+        steps = settings.steps or loader.steps_per_epoch
+        state = trainer.train(
+            Supervised(loader, trainer.world, settings.device_batch_size),
+            steps=steps,
+            schedule=lambda step: rates(settings, step, steps),
+            step_tokens=settings.total_batch_tokens,
+            measurements=(Measurement(settings.eval_every, lambda step: bits_per_byte(trainer, settings)),),
+        )
+        trainer.commit(
+            state,
+            {
+                "conversations": len(loader.mixture),
+                "epochs": state.data_step(state.step) * loader.rows * length / loader.total,
+            },
+        )
+
+
+def rates(settings: MidStage, step: int, steps: int) -> Rates:
+    """Constant, then linearly down; Muon's momentum rises at the beginning."""
+    scale = lr_scale(
+        step,
+        steps=steps,
+        warmup_ratio=0.0,
+        warmdown_ratio=settings.warmdown_ratio,
+        final_fraction=settings.final_lr_fraction,
+    )
+    return Rates(settings.init_lr_fraction * scale, muon_momentum(step, ramp=settings.momentum_warmup_steps))
+
+
+def bits_per_byte(trainer: Trainer, settings: MidStage) -> dict[str, float]:
+    """Of the beginning of the validation mixture, always the same."""
+    length = trainer.model.config.sequence_length
+    mixture = trainer.mixture(settings.validation)
+    rows = flat_rows(settings.eval_tokens, total=int(mixture.lengths(0).sum()), length=length)
+    losses = validate(
+        trainer.model,
+        flat_batches(
+            PackedLoader(mixture, rows=rows, length=length),
+            world=trainer.world,
+            device_rows=settings.device_batch_size,
+        ),
+        world=trainer.world,
+        byte_lengths=trainer.tokenizer.byte_lengths(),
+        alive=trainer.alive,
+    )
+    return {"val/loss": losses.mean, "val/bpb": losses.bits_per_byte}

@@ -1,0 +1,118 @@
+"""rl: reinforcement learning on tasks that reward. REINFORCE with the mean of a prompt's samples as baseline: no
+reference model, no ratio, no clipping, no division by the standard deviation (see nanochat/training/reinforce.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from nanochat.inference import Engine
+from nanochat.pipeline.graph import find_task
+from nanochat.spec.errors import UserError
+from nanochat.spec.stages import MixturePart, RlStage
+from nanochat.stages.context import StageContext
+from nanochat.stages.trainer import Trainer, falling, open_trainer, steps_for
+from nanochat.tokenizer.chat import render_prompt
+from nanochat.training.guards import SpikeGuard
+from nanochat.training.loop import Measurement
+from nanochat.training.reinforce import Prompt, Reinforce, RolloutSettings
+
+log = logging.getLogger(__name__)
+
+EVALUATION_SPLIT = "test"
+
+
+def run(context: StageContext) -> None:
+    """Train for `epochs` passes over the prompts, unless `steps` says otherwise."""
+    settings: RlStage = context.settings
+    with open_trainer(context) as trainer:
+        prompts, too_long = load_prompts(trainer, settings.tasks)
+        if not prompts:
+            raise UserError(
+                "stages.rl.tasks gives no prompt that fits into the context: raise model.sequenceLength or choose "
+                "another task"
+            )
+        if too_long and trainer.world.first:
+            log.info("%s prompts are longer than the context and are left out", f"{too_long:,}")
+        objective = Reinforce(
+            prompts,
+            engine=Engine(trainer.model, trainer.tokenizer, slots=settings.device_batch_size),
+            world=trainer.world,
+            settings=RolloutSettings(
+                prompts_per_step=settings.prompts_per_step,
+                samples=settings.samples_per_prompt,
+                max_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                seed=context.spec.seed,
+                device_rows=settings.device_batch_size,
+            ),
+            stop=lambda: bool(context.stop),
+            alive=trainer.alive,
+        )
+        problems = load_prompts(trainer, settings.tasks, split=EVALUATION_SPLIT)[0] if settings.eval_every else []
+        problems = problems[: settings.eval_rows]
+        steps = settings.steps or steps_for(len(prompts), each=settings.prompts_per_step, epochs=settings.epochs)
+        state = trainer.train(
+            objective,
+            steps=steps,
+            schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
+            step_tokens=settings.prompts_per_step * settings.samples_per_prompt * settings.max_new_tokens,
+            fixed_shapes=False,
+            measurements=(Measurement(settings.eval_every, lambda step: pass_at_1(trainer, objective, problems)),),
+            # What is minimised is no likelihood: it rises and falls with the rewards, so only NaN is a sign.
+            guard=SpikeGuard(margin=float("inf")),
+        )
+        trainer.commit(
+            state,
+            {
+                "prompts": len(prompts),
+                "tooLongPrompts": too_long,
+                "epochs": state.data_step(state.step) * settings.prompts_per_step / len(prompts),
+            },
+        )
+
+
+def load_prompts(
+    trainer: Trainer, parts: tuple[MixturePart, ...], *, split: str | None = None
+) -> tuple[list[Prompt], int]:
+    """The parts' prompts, each part's `epochs` times, and how many were left out as too long for any reply.
+
+    With `split` it is read instead of the parts' own, where a task has it.
+    """
+    prompts: list[Prompt] = []
+    too_long = 0
+    for part in parts:
+        kind = find_task(part.task)
+        if not kind.rewards():
+            raise UserError(f"stages.rl.tasks names '{part.task}', which has no reward: name one that grades answers")
+        if split is not None and split not in kind.splits:
+            continue
+        ref = f"task-data/{part.task}"
+        folder = trainer.context.fetch(ref) if trainer.context.has(ref) else Path()
+        task = kind(folder, split or part.split, seed=trainer.context.spec.seed)
+        found: list[Prompt] = []
+        for index in range(len(task) if part.rows is None else min(part.rows, len(task))):
+            example = task[index]
+            ids = render_prompt(trainer.tokenizer, example.prompt, where=f"task {part.task}, row {index}")
+            if len(ids) < trainer.model.config.sequence_length:
+                found.append(Prompt(tuple(ids), partial(task.reward, example)))
+            else:
+                too_long += 1
+        prompts += found * part.epochs
+    return prompts, too_long
+
+
+def pass_at_1(trainer: Trainer, objective: Reinforce, problems: Sequence[Prompt]) -> dict[str, float]:
+    """Mean reward of one sample of each problem, drawn as in training and always with the same seeds."""
+    if not problems:
+        return {}
+    numbers = range(len(problems))[trainer.world.part(len(problems))]
+    mine = [problems[number] for number in numbers]
+    completions = objective.sample(mine, [f"pass@1/{number}" for number in numbers])
+    rewards = [prompt.reward(completion.text) for prompt, completion in zip(mine, completions, strict=True)]
+    (total,) = trainer.world.sum(sum(rewards))
+    return {"val/pass@1": total / len(problems)}

@@ -1,0 +1,67 @@
+"""sft: supervised fine-tuning, one conversation a row, only what the assistant says is trained."""
+
+from __future__ import annotations
+
+import logging
+
+from nanochat.data.mixture import RowLoader
+from nanochat.spec.stages import SftStage
+from nanochat.stages.context import StageContext
+from nanochat.stages.trainer import Trainer, falling, open_trainer, steps_for
+from nanochat.training.loop import Measurement
+from nanochat.training.objective import Supervised
+from nanochat.training.validation import row_batches, validate
+
+log = logging.getLogger(__name__)
+
+
+def run(context: StageContext) -> None:
+    """Train for `epochs` passes over the mixture, unless `steps` says otherwise."""
+    settings: SftStage = context.settings
+    with open_trainer(context) as trainer:
+        length = trainer.model.config.sequence_length
+        loader = RowLoader(trainer.mixture(settings.mixture), rows=settings.rows_per_step, length=length)
+        rows = len(loader.mixture)
+        cut = loader.cut()
+        if cut.rows and trainer.world.first:
+            log.info(
+                "%s of %s conversations are longer than the context of %s tokens and are cut after an answer",
+                f"{cut.rows:,}", f"{rows:,}", f"{length:,}",
+            )
+        steps = settings.steps or steps_for(rows, each=settings.rows_per_step, epochs=settings.epochs)
+        state = trainer.train(
+            Supervised(loader, trainer.world, settings.device_batch_size),
+            steps=steps,
+            schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
+            step_tokens=settings.rows_per_step * length,
+            fixed_shapes=False,
+            measurements=(Measurement(settings.eval_every, lambda step: loss(trainer, settings)),),
+        )
+        trainer.commit(
+            state,
+            {
+                "conversations": rows,
+                "epochs": state.data_step(state.step) * settings.rows_per_step / rows,
+                "cutConversations": cut.rows,
+                "cutMessages": cut.messages,
+                "untrainedConversations": cut.untrained,
+            },
+        )
+
+
+def loss(trainer: Trainer, settings: SftStage) -> dict[str, float]:
+    """Mean over the assistant's tokens of the first conversations of the validation mixture, always the same."""
+    loader = RowLoader(
+        trainer.mixture(settings.validation),
+        rows=settings.device_batch_size,
+        length=trainer.model.config.sequence_length,
+    )
+    rows = min(settings.eval_rows, len(loader.mixture))
+    losses = validate(
+        trainer.model,
+        row_batches(loader, rows=rows, world=trainer.world),
+        world=trainer.world,
+        byte_lengths=trainer.tokenizer.byte_lengths(),
+        alive=trainer.alive,
+    )
+    return {"val/loss": losses.mean}

@@ -1,0 +1,221 @@
+"""What base, mid, sft and rl share: join the processes, build model and optimizer, train, commit the model.
+
+    with open_trainer(context) as trainer:
+        state = trainer.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
+        trainer.commit(state, {"cut": 3})
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from nanochat.data.mixture import Mixture, Part
+from nanochat.data.tokenfile import ConversationFile
+from nanochat.model.export import CONFIG, WEIGHTS, save_model
+from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
+from nanochat.model.transformer import Transformer
+from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.optim.schedule import lr_scale
+from nanochat.spec.errors import StorageError
+from nanochat.spec.stages import MixturePart, TrainingStage
+from nanochat.stages.context import StageContext
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.checkpoint import Vault
+from nanochat.training.device import Device, Forward, choose_device, compile_pays
+from nanochat.training.distributed import World, join
+from nanochat.training.guards import SpikeGuard
+from nanochat.training.loop import Loop, LoopPlan, LoopState, Measurement, Rates
+from nanochat.training.objective import Objective
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """One rank of a stage that trains."""
+
+    context: StageContext
+    settings: TrainingStage
+    world: World
+    device: Device
+    model: Transformer
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    initialise: Callable[[], None]  # sets the weights that training starts from
+
+    def train(
+        self,
+        objective: Objective,
+        *,
+        steps: int,
+        schedule: Callable[[int], Rates],
+        step_tokens: int,
+        fixed_shapes: bool = True,
+        measurements: Sequence[Measurement] = (),
+        guard: SpikeGuard | None = None,
+    ) -> LoopState:
+        """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes."""
+        context, settings = self.context, self.settings
+        flops = flops_per_token(self.model.config)
+        compiled = settings.compile == "on" or (
+            settings.compile == "auto"
+            and fixed_shapes
+            and compile_pays(self.device.device, float(flops) * step_tokens * steps)
+        )
+        if self.world.first:
+            log.info(
+                "%s: %s parameters, %s steps, on %s x %s in %s%s",
+                context.stage, f"{parameters(self.model.config):,}", f"{steps:,}", self.world.size,
+                self.device.device.type, str(self.device.compute_dtype).removeprefix("torch."),
+                ", compiled" if compiled else "",
+            )
+        optimizer = build_optimizer(
+            self.model,
+            OptimSettings(
+                embedding_lr=settings.embedding_lr,
+                unembedding_lr=settings.unembedding_lr,
+                matrix_lr=settings.matrix_lr,
+                weight_decay=settings.weight_decay,
+            ),
+            group=self.world.group,
+        )
+        loop = Loop(
+            LoopPlan(
+                steps=steps,
+                schedule=schedule,
+                clip=settings.grad_clip,
+                flops_per_token=flops,
+                checkpoint_steps=settings.checkpoint_every,
+                checkpoint_seconds=settings.checkpoint_every_seconds,
+                log_every=settings.log_every,
+                skip_steps=settings.skip_on_divergence,
+                measurements=tuple(measurements),
+            ),
+            world=self.world,
+            device=self.device,
+            model=self.model,
+            forward=Forward(self.model, compiled=compiled),
+            optimizer=optimizer,
+            objective=objective,
+            initialise=self.initialise,
+            vault=Vault(context.checkpoints(), context.launch, self.world, settings.keep_checkpoints),
+            guard=guard or SpikeGuard(),
+            journal=context.journal,
+            progress=context.progress,
+            stop=lambda: bool(context.stop),
+        )
+        return loop.run()
+
+    def commit(self, state: LoopState, extra: Mapping[str, Any] | None = None) -> None:
+        """Commit model, configuration and tokenizer as the stage's output; rank 0's work."""
+        if not self.world.first:
+            return
+        context, (output,) = self.context, self.context.outputs
+        with context.writer(output) as writer:
+            save_model(writer.folder, self.model, {"stage": context.stage, "step": state.step})
+            for file in self.tokenizer_folder.iterdir():
+                if file.name in TOKENIZER_FILES:
+                    shutil.copyfile(file, writer.folder / file.name)
+            manifest = context.commit(writer, output, self.metadata(state) | dict(extra or {}))
+        print(f"{context.stage}: the model is in {context.artifacts.uri(manifest)}", flush=True)
+
+    def metadata(self, state: LoopState) -> dict[str, Any]:
+        """What the manifest says of the training."""
+        return {
+            "steps": state.step,
+            "loss": state.smooth_loss,
+            "tokens": state.tokens,
+            "trainedTokens": state.weight,
+            "seconds": state.seconds,
+            "emptySteps": state.empty,
+            "skippedData": state.skipped,
+            "counts": state.counts,
+            "metrics": state.metrics,
+            "parameters": parameters(self.model.config),
+            "flops": flops_per_token(self.model.config) * state.tokens,
+            "device": self.device.device.type,
+            "precision": str(self.device.compute_dtype).removeprefix("torch."),
+            "processes": self.world.size,
+        }
+
+    def mixture(self, parts: Sequence[MixturePart]) -> Mixture:
+        """A mixture of the conversations among the inputs."""
+        files = [
+            Part(
+                ConversationFile(self.context.fetch(f"chat-tokens/{part.task}-{part.split}")),
+                rows=part.rows,
+                epochs=part.epochs,
+            )
+            for part in parts
+        ]
+        return Mixture(files, seed=self.context.spec.seed)
+
+    def alive(self) -> None:
+        """A sign of life in the midst of something long."""
+        self.context.progress.update()
+
+
+TOKENIZER_FILES = ("tokenizer.json", "byte_lengths.bin")
+
+
+@contextmanager
+def open_trainer(context: StageContext) -> Iterator[Trainer]:
+    """Join the other ranks; the model is that of the stage before, or a fresh one where there is none."""
+    settings: TrainingStage = context.settings
+    device = choose_device(settings.precision)
+    with join(device.device) as world:
+        parents = context.refs("model")
+        folder = context.fetch(parents[0]) if parents else None
+        config = context.horizon.model if folder is None else read_config(folder)
+        with torch.device(device.device):
+            model = Transformer(config)
+        model.compute_dtype = device.compute_dtype
+
+        def initialise() -> None:
+            if folder is None:
+                model.init_weights(context.spec.seed)
+            else:
+                model.load_state_dict(load_file(folder / WEIGHTS))
+
+        tokenizer_folder = context.fetch("tokenizer/bpe")
+        yield Trainer(
+            context=context,
+            settings=settings,
+            world=world,
+            device=device,
+            model=model,
+            tokenizer=Tokenizer.load(tokenizer_folder),
+            tokenizer_folder=tokenizer_folder,
+            initialise=initialise,
+        )
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of a model artifact."""
+    try:
+        return ModelConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{folder / CONFIG} cannot be read: {error}") from None
+
+
+def falling(*, steps: int, start: float, final: float) -> Callable[[int], Rates]:
+    """The schedule of sft and rl: from `start` linearly down to `start * final`; Muon's momentum is constant."""
+    return lambda step: Rates(
+        start * lr_scale(step, steps=steps, warmup_ratio=0.0, warmdown_ratio=1.0, final_fraction=final)
+    )
+
+
+def steps_for(rows: int, *, each: int, epochs: int = 1) -> int:
+    """Steps after which `rows` things were seen `epochs` times, `each` a step; nothing is left over."""
+    return math.ceil(rows * epochs / each)

@@ -1,0 +1,91 @@
+"""Checkpoints: model, optimizer, random state and loop state, as safetensors and JSON, for any number of processes.
+
+    vault = Vault(context.checkpoints(), launch=launch, world=world, keep=2)
+    vault.save(1200, model=model, optimizer=optimizer, loop={...})
+    loop = vault.restore(model=model, optimizer=optimizer)     # None where there is no checkpoint
+
+Rank 0 writes; it also chooses the checkpoint that all ranks restore, so that no two go on from different steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanochat.model.transformer import Transformer
+from nanochat.optim import ShardedOptimizer
+from nanochat.spec.errors import StorageError
+from nanochat.storage import Checkpoints
+from nanochat.training.distributed import World
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+RANDOM = "random.safetensors"
+LOOP = "loop.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """Saves and restores what training is made of; collective, like all that it calls."""
+
+    checkpoints: Checkpoints
+    launch: str
+    world: World
+    keep: int = 2
+
+    def save(self, step: int, *, model: Transformer, optimizer: ShardedOptimizer, loop: Mapping[str, Any]) -> None:
+        """Save the state after `step` steps, then remove all but the newest `keep` checkpoints."""
+        moments = optimizer.state_dict()  # whole on rank 0, gathered from all
+        if not self.world.first:
+            return
+        folder = self.checkpoints.folder(step, self.launch)
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
+        save_file(moments, folder / OPTIMIZER)
+        save_file(random_state(model.device), folder / RANDOM)
+        (folder / LOOP).write_text(json.dumps(loop))
+        self.checkpoints.save(step, self.launch, folder, {"step": step})
+        self.checkpoints.prune(self.keep)
+
+    def restore(self, *, model: Transformer, optimizer: ShardedOptimizer) -> dict[str, Any] | None:
+        """Load the newest good checkpoint and return its loop state; None where there is none."""
+        newest = self.checkpoints.newest() if self.world.first else None
+        step = self.world.share(None if newest is None else newest.step)
+        if step is None:
+            return None
+        folder = self._fetch(step)
+        model.load_state_dict(load_file(folder / MODEL))
+        optimizer.load_state_dict(load_file(folder / OPTIMIZER))
+        set_random_state(load_file(folder / RANDOM), model.device)
+        return json.loads((folder / LOOP).read_text())
+
+    def _fetch(self, step: int) -> Path:
+        """The folder of the checkpoint that rank 0 chose."""
+        found = self.checkpoints.newest()
+        if found is None or found.step != step:
+            raise StorageError(
+                f"Rank {self.world.rank} does not see the checkpoint of step {step:,} that rank 0 sees; "
+                "all nodes must use one store."
+            )
+        return self.checkpoints.fetch(found)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The random generators' state, as bytes."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """The reverse; a state saved on another kind of device is left out."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,314 @@
+"""The one training loop: base, mid, sft and rl differ in their objective, their schedule and their measurements.
+
+    loop = Loop(plan, world=world, device=device, model=model, optimizer=optimizer, objective=objective, ...)
+    state = loop.run()      # Stopped, Diverged, or the state after the last step
+
+Every step: get this rank's share of the global batch, agree with all ranks on its weight and on whether to save or
+to stop, run the micro-batches, update. A stop lets the step that has not begun go: what is saved is the state
+before it. A step without supervised tokens changes no weight.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from nanochat.model.transformer import Transformer
+from nanochat.optim import ShardedOptimizer
+from nanochat.spec.errors import Diverged, Stopped
+from nanochat.tracking.journal import Journal
+from nanochat.tracking.progress import Progress
+from nanochat.training.checkpoint import Vault
+from nanochat.training.device import Device, Forward
+from nanochat.training.distributed import World
+from nanochat.training.guards import SpikeGuard
+from nanochat.training.objective import Objective, Share, micro_loss
+
+log = logging.getLogger(__name__)
+
+SMOOTHING = 0.9  # of the loss that people read
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the schedule says of one step."""
+
+    lr_scale: float  # what every group's learning rate is multiplied by
+    momentum: float = 0.95  # Muon's
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Something to measure every few steps, and after the last. All ranks call it and get the same values."""
+
+    every: int  # steps; 0 is never
+    call: Callable[[int], Mapping[str, float]]
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether it is due after `step` steps of `last`."""
+        return self.every > 0 and (step % self.every == 0 or step == last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopPlan:
+    """What a stage asks of the loop."""
+
+    steps: int
+    schedule: Callable[[int], Rates]  # of the step that is about to be made, from 0
+    clip: float | None = None  # largest global gradient norm
+    flops_per_token: float = 0.0
+    checkpoint_steps: int | None = None
+    checkpoint_seconds: float | None = None
+    log_every: int = 1  # steps
+    skip_steps: int = 50  # steps of data that are skipped when training diverges
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(slots=True)
+class LoopState:
+    """Where training stands; all of it is in a checkpoint."""
+
+    step: int = 0  # steps made
+    skipped: list[tuple[int, int]] = field(default_factory=list)  # data steps that were left out: from, to (not incl.)
+    empty: int = 0  # steps without supervised tokens
+    tokens: int = 0  # that went through the model
+    weight: float = 0.0  # of which were trained on
+    seconds: float = 0.0  # of training, without the warm-up of each launch, measurements and checkpoints
+    loss: float | None = None  # the last step's
+    smooth_loss: float | None = None
+    counts: dict[str, float] = field(default_factory=dict)  # what the objective counted
+    metrics: dict[str, float] = field(default_factory=dict)  # the newest measurements
+
+    def data_step(self, step: int) -> int:
+        """The data of a step: the step's number, moved on by the ranges that were skipped before it."""
+        for first, end in sorted(self.skipped):
+            if step >= first:
+                step += end - first
+        return step
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LoopState:
+        """From a checkpoint's JSON."""
+        state = cls(**{item.name: values[item.name] for item in fields(cls)})
+        state.skipped = [(first, end) for first, end in state.skipped]
+        return state
+
+
+class Loop:
+    """Trains `model` until the plan's last step, from the newest checkpoint on."""
+
+    def __init__(
+        self,
+        plan: LoopPlan,
+        *,
+        world: World,
+        device: Device,
+        model: Transformer,
+        forward: Forward,
+        optimizer: ShardedOptimizer,
+        objective: Objective,
+        initialise: Callable[[], None],
+        vault: Vault,
+        guard: SpikeGuard,
+        journal: Journal,
+        progress: Progress,
+        stop: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`initialise` sets the weights that training starts from."""
+        self.plan = plan
+        self.world = world
+        self.device = device
+        self.model = model
+        self.forward = forward
+        self.optimizer = optimizer
+        self.objective = objective
+        self.initialise = initialise
+        self.vault = vault
+        self.guard = guard
+        self.journal = journal
+        self.progress = progress
+        self.stop = stop
+        self.clock = clock
+        self.state = LoopState()
+        self._saved_step = 0  # the newest checkpoint's
+        self._saved_at = clock()
+        self._warm = False  # whether this launch has made a step: the first one compiles
+        self._window = [0, 0.0]  # tokens and seconds since the last log line
+
+    def run(self) -> LoopState:
+        """Train to the end; raises Stopped after a stop and Diverged where skipping data did not help."""
+        self._restore()
+        while self.state.step < self.plan.steps:
+            try:
+                self._advance()
+            except Diverged as error:
+                self._recover(error)
+        return self.state
+
+    def _advance(self) -> None:
+        """One step, or a stop before it."""
+        state = self.state
+        began = self.clock()
+        share = self.objective.share(state.data_step(state.step))
+        weight, tokens, counts = self._agree(share)
+        self.model.train()
+        loss, norm = self._update(share, weight) if weight else (None, None)
+        self._account(loss, weight=weight, tokens=tokens, counts=counts, seconds=self.clock() - began)
+        if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
+            self._log(norm, counts)
+        self._measure()
+
+    def _agree(self, share: Share) -> tuple[float, int, dict[str, float]]:
+        """The step's weight, tokens and counts over all ranks; saves and stops where that is what all ranks do now."""
+        names = self.objective.counts
+        stop, save, weight, tokens, *counts = self.world.sum(
+            float(self.stop()), float(self._save_due()), share.weight, share.tokens, *share.counts
+        )
+        if stop or save:
+            self._save()
+        if stop:
+            raise Stopped(f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on.")
+        return weight, int(tokens), dict(zip(names, counts, strict=False))
+
+    def _update(self, share: Share, weight: float) -> tuple[float, float]:
+        """Gradients of the global batch's mean loss, and one step of the optimizer -> loss, gradient norm."""
+        state = self.state
+        total = torch.zeros((), device=self.device.device)
+        for batch in share.batches:
+            loss = micro_loss(self.forward, batch.to(self.device.device))
+            (loss / weight).backward()
+            total += loss.detach()
+        (summed,) = self.world.sum(float(total))
+        mean = summed / weight
+        self.guard.check(state.step + 1, mean)
+        rates = self.plan.schedule(state.step)
+        norm = float(self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip))
+        self.optimizer.zero_grad()
+        self.guard.check_norm(state.step + 1, norm)
+        return mean, norm
+
+    def _account(
+        self, loss: float | None, *, weight: float, tokens: int, counts: Mapping[str, float], seconds: float
+    ) -> None:
+        state = self.state
+        state.step += 1
+        state.tokens += tokens
+        state.weight += weight
+        for name, value in counts.items():
+            state.counts[name] = state.counts.get(name, 0.0) + value
+        if loss is None:
+            state.empty += 1
+        else:
+            state.loss = loss
+            smooth = loss if state.smooth_loss is None else state.smooth_loss
+            state.smooth_loss = SMOOTHING * smooth + (1 - SMOOTHING) * loss
+        if self._warm:
+            state.seconds += seconds
+            self._window[0] += tokens
+            self._window[1] += seconds
+        self._warm = True
+
+    def _log(self, norm: float | None, counts: Mapping[str, float]) -> None:
+        """Metrics and progress of the step just made."""
+        state, (tokens, seconds) = self.state, self._window
+        values = {"train/lr_scale": self.plan.schedule(state.step - 1).lr_scale}
+        if norm is not None and state.loss is not None:
+            values |= {"train/loss": state.loss, "train/grad_norm": norm}
+        rates: dict[str, float] = {}
+        if seconds > 0:
+            rates["tokens/s"] = values["train/tokens_per_second"] = tokens / seconds
+            if self.device.peak:
+                flops = self.plan.flops_per_token * tokens / seconds
+                rates["MFU"] = values["train/mfu"] = flops / (self.device.peak * self.world.size)
+        values |= self.objective.metrics(counts)
+        self._window = [0, 0.0]
+        self.journal.metrics(state.step, values)
+        losses = {} if state.smooth_loss is None else {"loss": state.smooth_loss}
+        self.progress.update(
+            phase="training", step=state.step, total=self.plan.steps, rates=rates or None, losses=losses
+        )
+
+    def _measure(self) -> None:
+        """Whatever is due after this step; the training's random state is left as it was."""
+        step = self.state.step
+        due = [item for item in self.plan.measurements if item.due(step, self.plan.steps)]
+        if not due:
+            return
+        self.model.eval()
+        with kept_random_state(self.device.device):
+            for item in due:
+                values = dict(item.call(step))
+                self.state.metrics |= values
+                if values:
+                    self.journal.metrics(step, values)
+
+    def _save_due(self) -> bool:
+        """Whether rank 0 wants a checkpoint before the next step."""
+        done = self.state.step - self._saved_step
+        if not self.world.first or not done:
+            return False
+        every, seconds = self.plan.checkpoint_steps, self.plan.checkpoint_seconds
+        return bool(every and self.state.step % every == 0) or bool(
+            seconds and self.clock() - self._saved_at >= seconds
+        )
+
+    def _save(self) -> None:
+        """Save a checkpoint, unless the newest is as new or the loss is suspect."""
+        if self.state.step == self._saved_step or self.guard.suspect:
+            return
+        self.journal.flush()
+        loop = asdict(self.state) | {"guard": self.guard.state()}
+        self.vault.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop)
+        self._saved_step, self._saved_at = self.state.step, self.clock()
+
+    def _restore(self) -> None:
+        """Go to the newest checkpoint, or to the start."""
+        loop = self.vault.restore(model=self.model, optimizer=self.optimizer)
+        if loop is None:
+            self.initialise()
+            self.optimizer.reset()
+            self.state = LoopState()
+            self.guard.restore({"calm": [], "suspect": 0})
+        else:
+            self.guard.restore(loop["guard"])
+            self.state = LoopState.from_dict(loop)
+            log.info("resumed after step %s of %s", f"{self.state.step:,}", f"{self.plan.steps:,}")
+        self._saved_step, self._saved_at = self.state.step, self.clock()
+
+    def _recover(self, error: Diverged) -> None:
+        """Go back to the newest checkpoint and leave out the data that training diverged on; once."""
+        failed = self.state
+        if failed.skipped:
+            raise Diverged(
+                f"{error.message} It did so before, and leaving out data did not help: lower the stage's learning "
+                "rates (matrixLr, embeddingLr, unembeddingLr) or set gradClip."
+            ) from error
+        end = failed.data_step(failed.step) + 1
+        first_bad = end - max(1, self.guard.suspect)
+        self.optimizer.zero_grad()
+        self._restore()
+        begin = max(self.state.data_step(self.state.step), min(first_bad, end - self.plan.skip_steps))
+        self.state.skipped.append((begin, end))
+        message = (
+            f"{error.message} Went back to step {self.state.step:,}; the data of steps {begin:,} to {end - 1:,} "
+            "is left out."
+        )
+        log.warning(message)
+        self.journal.event("divergence", step=failed.step + 1, message=message, skipped=[begin, end])
+
+
+@contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Whatever draws random numbers inside leaves the state outside as it was."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+

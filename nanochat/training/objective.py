@@ -1,0 +1,107 @@
+"""What a stage gives the loop for a step: this rank's share of the global batch, as summed and weighted tokens.
+
+An objective is a pure function of the data step: `objective.share(17)` is the same whenever, and on however many
+processes, it is asked for, so that a resumed run needs nothing but the number. The loss of a step is
+
+    sum over all ranks and tokens of factor * cross-entropy  /  sum over all ranks of weight
+
+which is the mean over supervised tokens where every factor is 1, and REINFORCE where the factors are advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.model.transformer import IGNORED
+from nanochat.training.distributed import World
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward pass takes."""
+
+    inputs: Tensor  # (R, T) int64
+    targets: Tensor  # (R, T) int64, IGNORED where there is no loss
+    factors: Tensor | None = None  # (R, T) float32: what the loss of each token is multiplied by; None is 1
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device."""
+        factors = None if self.factors is None else self.factors.to(device)
+        return MicroBatch(self.inputs.to(device), self.targets.to(device), factors)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of a step. `counts` are summed over ranks and steps, in the order of `Objective.counts`."""
+
+    batches: Sequence[MicroBatch] = ()
+    weight: float = 0.0  # what the summed loss is divided by, once summed over ranks
+    tokens: int = 0  # tokens that go through the model, for rates
+    counts: tuple[float, ...] = ()
+
+
+class Objective(Protocol):
+    """What a stage trains on."""
+
+    counts: tuple[str, ...]  # names of what is counted
+
+    def share(self, step: int) -> Share:
+        """This rank's share of a data step."""
+        ...
+
+    def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """What one step's counts, summed over ranks, say: names and values for the journal."""
+        ...
+
+
+def micro_loss(forward: Callable[..., Tensor], batch: MicroBatch) -> Tensor:
+    """The batch's summed loss, () float32."""
+    if batch.factors is None:
+        return forward(batch.inputs, batch.targets, reduction="sum")
+    losses = forward(batch.inputs, batch.targets, reduction="none")  # (R, T)
+    return (losses * batch.factors).sum()
+
+
+class Loader(Protocol):
+    """A pure function of the step: the global batch, of which any rows may be asked for."""
+
+    rows: int
+
+    def batch(self, step: int, rows: slice | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, (R, T) int64 each."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """Next-token prediction on a loader's batches: base, mid and sft."""
+
+    loader: Loader
+    world: World
+    device_rows: int  # most rows of one forward pass
+    counts: tuple[str, ...] = ()
+
+    def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    def share(self, step: int) -> Share:
+        """This rank's rows of the step, in micro-batches."""
+        inputs, targets = self.loader.batch(step, rows=self.world.part(self.loader.rows))
+        return Share(
+            batches=tuple(
+                MicroBatch(
+                    torch.from_numpy(inputs[i : i + self.device_rows]),
+                    torch.from_numpy(targets[i : i + self.device_rows]),
+                )
+                for i in range(0, len(inputs), self.device_rows)
+            ),
+            weight=float((targets != IGNORED).sum()),
+            tokens=int(targets.size),
+        )

@@ -1,0 +1,138 @@
+"""A tiny model, data that is a function of the step, and a loop over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanochat.model.sizes import ModelConfig
+from nanochat.model.transformer import Transformer
+from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.spec.errors import Stopped
+from nanochat.storage.checkpoints import Checkpoints
+from nanochat.storage.store import Profile, Store, open_store
+from nanochat.tracking.journal import Journal
+from nanochat.tracking.progress import Progress
+from nanochat.training.checkpoint import Vault
+from nanochat.training.device import Device, Forward
+from nanochat.training.distributed import World
+from nanochat.training.guards import SpikeGuard
+from nanochat.training.loop import Loop, LoopPlan, LoopState, Measurement, Rates
+from nanochat.training.objective import IGNORED, Supervised
+
+CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
+CPU = Device(torch.device("cpu"), torch.float32)
+
+
+@dataclass
+class FakeLoader:
+    """Counting sequences; `masked` steps have no supervised token, every other token is supervised elsewhere."""
+
+    rows: int = 6
+    masked: frozenset[int] = frozenset()
+    asked: list[int] = field(default_factory=list)
+
+    def batch(self, step: int, rows: slice | None = None) -> tuple[np.ndarray, np.ndarray]:
+        self.asked.append(step)
+        random = np.random.default_rng(step)
+        first, stride = random.integers(0, 64, (self.rows, 1)), random.integers(1, 4, (self.rows, 1))
+        tokens = (first + stride * np.arange(17)) % 64
+        targets = tokens[:, 1:].copy()
+        targets[random.random(targets.shape) < 0.3] = IGNORED
+        if step in self.masked:
+            targets[:] = IGNORED
+        part = rows or slice(None)
+        return tokens[:, :-1][part].copy(), targets[part]
+
+
+@dataclass
+class Rig:
+    """Everything that a launch is made of; several launches share a folder."""
+
+    folder: Path
+    world: World = field(default_factory=World)
+    loader: FakeLoader = field(default_factory=FakeLoader)
+    steps: int = 12
+    device_rows: int = 4
+    checkpoint_steps: int | None = None
+    skip_steps: int = 5
+    guard: SpikeGuard = field(default_factory=SpikeGuard)
+    stop_at: int | None = None  # stops before this step, however often it is asked
+    measurements: tuple[Measurement, ...] = ()
+    launch: str = "first"
+    clip: float | None = 1.0
+    forward: Callable[..., torch.Tensor] | None = None  # given the rig, instead of the model's
+
+    @property
+    def store(self) -> Store:
+        return open_store(Profile(str(self.folder)))
+
+    def loop(self) -> Loop:
+        self.model = Transformer(CONFIG)
+        self.journal = Journal(self.store, "run", stage="base", launch=self.launch, enabled=self.world.first)
+        self.progress = Progress(
+            self.store, "run/progress.json", stage="base", launch=self.launch, enabled=self.world.first
+        )
+        self.plain = Forward(self.model, compiled=False)
+        loop = Loop(
+            LoopPlan(
+                steps=self.steps,
+                schedule=lambda step: Rates(1.0 - 0.5 * step / self.steps, 0.85 + 0.01 * min(step, 10)),
+                clip=self.clip,
+                checkpoint_steps=self.checkpoint_steps,
+                skip_steps=self.skip_steps,
+                measurements=self.measurements,
+            ),
+            world=self.world,
+            device=CPU,
+            model=self.model,
+            forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
+            optimizer=build_optimizer(self.model, OptimSettings(), group=self.world.group),
+            objective=Supervised(self.loader, self.world, self.device_rows),
+            initialise=lambda: self.model.init_weights(3),
+            vault=Vault(
+                Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2
+            ),
+            guard=self.guard,
+            journal=self.journal,
+            progress=self.progress,
+            stop=lambda: self.stop_at is not None and loop.state.step >= self.stop_at,
+        )
+        return loop
+
+    def _forward(self, *args: torch.Tensor, **options: str) -> torch.Tensor:
+        assert self.forward is not None
+        return self.forward(self, *args, **options)
+
+    def run(self) -> LoopState:
+        loop = self.loop()
+        try:
+            return loop.run()
+        finally:
+            self.journal.close()
+            self.progress.close()
+
+    def run_until_stopped(self) -> None:
+        try:
+            self.run()
+        except Stopped:
+            return
+        raise AssertionError("it was not stopped")
+
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+
+def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def close(left: float | None, right: float | None, tolerance: float = 1e-5) -> bool:
+    return left is not None and right is not None and math.isclose(left, right, rel_tol=tolerance)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.spec.errors import Diverged
+from nanochat.tracking.journal import JournalReader
+from nanochat.training.distributed import join
+from nanochat.training.guards import SpikeGuard
+from nanochat.training.loop import LoopState, Measurement
+from tests.training.rig import FakeLoader, Rig, close, same
+
+
+def test_the_loss_falls_and_everything_is_counted(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, steps=40)
+    state = rig.run()
+    points = JournalReader(rig.store, "run").history("base").metrics["train/loss"]
+    assert [point.step for point in points] == list(range(1, 41))
+    assert points[0].value == pytest.approx(math.log(64), rel=1e-3)
+    assert points[-1].value < 0.7 * points[0].value
+    assert state.step == 40 and state.tokens == 40 * 6 * 16 and 0 < state.weight < state.tokens
+    assert rig.store.read_json("run/progress.json")["step"] == 40
+
+
+def test_micro_batches_do_not_change_the_loss(tmp_path: Path) -> None:
+    losses = []
+    for rows in (1, 4, 6):
+        rig = Rig(tmp_path / str(rows), device_rows=rows)
+        losses.append(rig.run().loss)
+    assert all(close(loss, losses[0]) for loss in losses)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 11])
+def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
+    whole = Rig(tmp_path / "whole")
+    state = whole.run()
+    first = Rig(tmp_path / "parts", stop_at=stop_at, guard=SpikeGuard(window=4))
+    first.run_until_stopped()
+    second = Rig(tmp_path / "parts", launch="second", guard=SpikeGuard(window=4))
+    resumed = second.run()
+    assert second.loader.asked == list(range(stop_at, 12))
+    assert same(whole.weights, second.weights)
+    assert (resumed.loss, resumed.smooth_loss, resumed.tokens) == (state.loss, state.smooth_loss, state.tokens)
+
+
+def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
+    whole = Rig(tmp_path / "whole")
+    whole.run()
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int) -> dict[str, float]:
+        raise Killed
+
+    first = Rig(tmp_path / "parts", checkpoint_steps=2, measurements=(Measurement(7, kill),))
+    with pytest.raises(Killed):
+        first.run()
+    second = Rig(tmp_path / "parts", launch="second", checkpoint_steps=2)
+    second.run()
+    assert second.loader.asked[0] == 6
+    assert same(whole.weights, second.weights)
+    assert len(second.store.children("checkpoints/base/key")) == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = Rig(tmp_path / "whole")
+    whole.run()
+    Rig(tmp_path / "parts", checkpoint_steps=2, stop_at=8).run_until_stopped()
+    newest = sorted((tmp_path / "parts" / "checkpoints" / "base" / "key").iterdir())[-1]
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    second = Rig(tmp_path / "parts", launch="second")
+    second.run()
+    assert second.loader.asked[0] == 6
+    assert same(whole.weights, second.weights)
+
+
+def test_a_step_without_supervised_tokens_changes_no_weight(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, loader=FakeLoader(masked=frozenset({3, 4})), steps=5)
+    short = Rig(tmp_path / "short", steps=5, loader=FakeLoader(masked=frozenset({3, 4})), stop_at=3)
+    short.run_until_stopped()
+    state = rig.run()
+    assert state.empty == 2 and state.step == 5 and math.isfinite(state.loss or math.nan)
+    assert same(rig.weights, short.weights)
+
+
+def test_measurements_are_due_every_few_steps_and_after_the_last(tmp_path: Path) -> None:
+    called: dict[int, list[int]] = {0: [], 5: []}
+
+    def measure(every: int) -> Measurement:
+        def call(step: int) -> dict[str, float]:
+            called[every].append(step)
+            return {"val/loss": 1.0 / step}
+
+        return Measurement(every, call)
+
+    state = Rig(tmp_path, measurements=(measure(0), measure(5))).run()
+    assert called == {0: [], 5: [5, 10, 12]}
+    assert state.metrics == {"val/loss": 1 / 12}
+
+
+def test_measurements_do_not_disturb_the_random_state(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    def draw(step: int) -> dict[str, float]:
+        drawn.append(float(torch.rand(())))
+        return {}
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    Rig(tmp_path, measurements=(Measurement(1, draw),)).run()
+    assert len(drawn) == 12
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def poisoned(first: int, *, last: int = 10**9, value: float) -> Callable[..., torch.Tensor]:
+    """The loss of the data steps from `first` to `last` is multiplied by `value`."""
+
+    def forward(rig: Rig, *args: torch.Tensor, **options: str) -> torch.Tensor:
+        loss = rig.plain(*args, **options)
+        return loss * value if first <= rig.loader.asked[-1] <= last else loss
+
+    return forward
+
+
+def test_divergence_goes_back_and_leaves_the_data_out_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, forward=poisoned(7, last=7, value=math.nan), checkpoint_steps=3, skip_steps=5)
+    state = rig.run()
+    # Step 6 was saved and data step 7 failed: of the 5 last steps' data that of 6 and 7 came after the checkpoint.
+    assert state.skipped == [(6, 8)]
+    assert state.step == 12
+    assert rig.loader.asked == [*range(8), *range(8, 14)]
+
+
+def test_divergence_again_is_a_failure(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, forward=poisoned(7, value=math.nan), checkpoint_steps=3)
+    with pytest.raises(Diverged, match="matrixLr"):
+        rig.run()
+
+
+def test_a_spike_that_stays_is_skipped_and_no_checkpoint_is_of_it(tmp_path: Path) -> None:
+    rig = Rig(
+        tmp_path,
+        forward=poisoned(14, last=20, value=5.0),
+        guard=SpikeGuard(patience=4, window=10),
+        checkpoint_steps=1,
+        skip_steps=10,
+        steps=24,
+    )
+    state = rig.run()
+    assert state.skipped == [(14, 18)]
+    events = JournalReader(rig.store, "run").history("base").events
+    assert [event.data["skipped"] for event in events if event.kind == "divergence"] == [[14, 18]]
+
+
+def test_divergence_before_the_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, forward=poisoned(2, last=2, value=math.inf), steps=6)
+    state = rig.run()
+    assert state.skipped == [(0, 3)]
+    assert rig.loader.asked == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_skipped_ranges_move_the_data_on() -> None:
+    state = LoopState(skipped=[(7, 9), (2, 5)])
+    assert [state.data_step(step) for step in range(6)] == [0, 1, 5, 6, 9, 10]
+
+
+def train_together(folder: Path, steps: int, stop_at: int | None, launch: str) -> None:
+    torch.set_num_threads(1)
+    with join(torch.device("cpu")) as world:
+        # Only the last rank is asked to stop.
+        stop = stop_at if world.rank == world.size - 1 else None
+        rig = Rig(folder, world=world, steps=steps, stop_at=stop, launch=launch)
+        if stop_at is None:
+            rig.run()
+        else:
+            rig.run_until_stopped()
+
+
+def losses(folder: Path) -> list[float]:
+    return [point.value for point in JournalReader(Rig(folder).store, "run").history("base").metrics["train/loss"]]
+
+
+def test_one_and_two_processes_have_equal_losses(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
+    run_ranks(train_together, 2, tmp_path / "two", 50, None, "first")
+    Rig(tmp_path / "one", steps=50).run()
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 50
+    assert all(close(left, right) for left, right in zip(one, two, strict=True))
+
+
+def test_what_two_saved_one_resumes(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
+    run_ranks(train_together, 2, tmp_path / "parts", 12, 5, "first")
+    second = Rig(tmp_path / "parts", launch="second")
+    state = second.run()
+    assert second.loader.asked[0] == 5
+    whole = Rig(tmp_path / "whole")
+    assert close(whole.run().loss, state.loss)
