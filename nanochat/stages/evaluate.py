@@ -1,0 +1,262 @@
+"""eval-<stage>: measures the model of a training stage and commits results.json.
+
+Base models: bits per byte on training and validation text, CORE, and what they make of a few beginnings. Chat models:
+the chat tasks, ChatCORE, and answers to the pipeline's sample questions. What cannot be run is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tasks
+from nanochat.data.tokenfile import TokenFile
+from nanochat.evaluation.bpb import bits_per_byte, text_batches
+from nanochat.evaluation.chat import CHATCORE, Chat, ChatSettings, TaskResult, chatcore
+from nanochat.evaluation.core import measure_core
+from nanochat.evaluation.core_tasks import load_tasks
+from nanochat.evaluation.figure import Figure
+from nanochat.evaluation.sandbox import Sandbox
+from nanochat.inference import Completion, Engine, Sampling
+from nanochat.model.export import load_model
+from nanochat.model.transformer import Transformer
+from nanochat.pipeline.graph import find_task
+from nanochat.pipeline.resolve import shard_name
+from nanochat.spec.errors import Stopped, UserError
+from nanochat.spec.stages import BaseEvaluation, ChatEvaluation
+from nanochat.stages.base import SAMPLE_PROMPTS
+from nanochat.stages.context import StageContext
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.device import choose_device
+from nanochat.training.distributed import World, join
+
+
+@dataclass(slots=True)
+class Results:
+    """The content of results.json."""
+
+    metrics: dict[str, Figure] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "metrics": {name: figure.to_dict() for name, figure in self.metrics.items()},
+            "tasks": self.tasks,
+            "notRun": self.not_run,
+            "samples": self.samples,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model that is measured, on one rank."""
+
+    context: StageContext
+    world: World
+    model: Transformer
+    tokenizer: Tokenizer
+    step: int
+
+    def counter(self, phase: str, total: int) -> Callable[[int], None]:
+        """Reports this rank's progress through `total` things; stops where the stage was asked to."""
+        done = 0
+        self.context.progress.update(phase=phase, step=0, total=total)
+
+        def tick(more: int) -> None:
+            nonlocal done
+            done += more
+            if self.context.stop:
+                raise Stopped(f"stopped in {phase}: an evaluation begins again from its start")
+            self.context.progress.update(step=done)
+
+        return tick
+
+    def share(self, count: int) -> int:
+        """How many of `count` things this rank does."""
+        return len(range(self.world.rank, count, self.world.size))
+
+
+def run(context: StageContext) -> None:
+    """Measure, then commit the results (rank 0)."""
+    (output,) = context.outputs
+    device = choose_device(context.settings.precision)
+    with join(device.device) as world:
+        folder = context.fetch(f"model/{output.name}")
+        model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
+        model.cast_weights()
+        subject = Subject(context, world, model, Tokenizer.load(folder), int(extra.get("step", 0)))
+        results = Results()
+        if output.name == "base":
+            evaluate_base(subject, context.settings, results)
+        else:
+            evaluate_chat(subject, context.settings, results)
+        if not world.first:
+            return
+        context.journal.metrics(subject.step, {name: figure.value for name, figure in results.metrics.items()})
+        with context.writer(output) as writer:
+            (writer.folder / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n")
+            values = {name: figure.value for name, figure in results.metrics.items()}
+            manifest = context.commit(writer, output, {"metrics": values, "step": subject.step})
+        for name, figure in results.metrics.items():
+            print(f"{name}: {figure.value:.4f} +- {figure.stderr:.4f} (n {figure.n:,})")
+        for name, reason in results.not_run.items():
+            print(f"{name}: not run, {reason}")
+        print(f"{context.stage}: the results are in {context.artifacts.uri(manifest)}", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# base models
+
+
+def evaluate_base(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
+    """Bits per byte, CORE and samples."""
+    context, horizon = subject.context, subject.context.horizon
+    for name, shard in (("train_bpb", horizon.shards[0]), ("val_bpb", horizon.validation_shard)):
+        results.metrics[name] = _bits_per_byte(subject, settings, name, shard)
+    if context.has("eval-bundle/core"):
+        _core(subject, settings, results)
+    else:
+        results.not_run["core"] = "it is switched off (stages.evalBase.core)"
+    if subject.world.first and settings.sample_tokens:
+        results.samples += _continuations(subject, settings.sample_tokens)
+
+
+def _bits_per_byte(subject: Subject, settings: BaseEvaluation, name: str, shard: int) -> Figure:
+    file = TokenFile(subject.context.fetch(f"text-tokens/{shard_name(shard)}"))
+    batches = list(
+        text_batches(
+            file,
+            length=subject.model.config.sequence_length,
+            tokens=settings.bits_per_byte_tokens,
+            batch_size=settings.device_batch_size,
+            world=subject.world,
+        )
+    )
+    tick = subject.counter(name, len(batches))
+    return bits_per_byte(
+        subject.model, batches, byte_lengths=subject.tokenizer.byte_lengths(), world=subject.world, tick=lambda: tick(1)
+    )
+
+
+def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
+    declared = load_tasks(subject.context.fetch("eval-bundle/core"))
+    total = sum(subject.share(task.size(settings.core_max_per_task)) for task in declared)
+    tick = subject.counter("core", total)
+    found = measure_core(
+        subject.model,
+        subject.tokenizer,
+        declared,
+        batch_size=settings.device_batch_size,
+        world=subject.world,
+        most=settings.core_max_per_task,
+        tick=lambda _, done: tick(done),
+    )
+    results.metrics["core"] = found.core
+    for name, task in found.tasks.items():
+        results.tasks[name] = _figures(task.accuracy, task.centered, task.baseline) | {"shots": task.shots}
+
+
+def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
+    """What the model makes of a few beginnings, always taking the likeliest token."""
+    tokenizer = subject.tokenizer
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
+    engine = Engine(subject.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
+    completions = engine.generate(prompts, Sampling(max_tokens=tokens))
+    return [
+        {"prompt": text, "completion": tokenizer.decode(completion.ids)}
+        for text, completion in zip(SAMPLE_PROMPTS, completions, strict=True)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# chat models
+
+
+def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) -> None:
+    """The chat tasks, ChatCORE and samples."""
+    chat_settings = ChatSettings(
+        batch_size=settings.device_batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        seed=subject.context.spec.seed,
+    )
+    chat = Chat(subject.model, subject.tokenizer, chat_settings, world=subject.world)
+    measured: dict[str, TaskResult] = {}
+    for selection in settings.tasks:
+        name = selection.task
+        with task_errors(name):
+            reason = why_not(subject, name)
+            if reason:
+                results.not_run[name] = reason
+                continue
+            task = open_task(subject.context, name)
+            rows = min(len(task), selection.rows or settings.max_per_task or len(task))
+            result = chat.measure(task, rows, tick=subject.counter(name, subject.share(rows)))
+        measured[name] = result
+        results.metrics[name] = result.accuracy
+        results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
+    for name in CHATCORE:
+        if name not in measured:
+            results.not_run.setdefault(name, "it is not among this pipeline's tasks (stages.evalChat.tasks)")
+    missing = [name for name in CHATCORE if name not in measured]
+    if missing:
+        results.not_run["chatcore"] = f"it is the mean over six tasks and these were not run: {', '.join(missing)}"
+    else:
+        results.metrics["chatcore"] = chatcore(measured)
+    if subject.world.first:
+        results.samples += [
+            {"prompt": prompt, "completion": shown(chat.ask([{"role": "user", "content": prompt}]))}
+            for prompt in settings.sample_prompts
+        ]
+
+
+def open_task(context: StageContext, name: str) -> tasks.Task:
+    """The test split of a task, over its data among the inputs; generated tasks have none."""
+    cls = find_task(name)
+    names = [file.local for file in cls.files["test"]] if cls.files else []
+    folder = context.fetch(f"task-data/{name}", names) if names else Path()
+    return cls(folder, "test", seed=context.spec.seed)
+
+
+def why_not(subject: Subject, name: str) -> str | None:
+    """Why a task cannot be run; the same on all ranks."""
+    cls = find_task(name)
+    if "test" not in cls.splits:
+        return f"it has no test split (only {', '.join(cls.splits)})"
+    if cls.kind == "chat":
+        return "its answers cannot be graded"
+    if cls.kind == "program":
+        return subject.world.share(Sandbox().unavailable() if subject.world.first else None)
+    return None
+
+
+@contextmanager
+def task_errors(name: str) -> Iterator[None]:
+    """Damaged task data is the user's to mend, with the task's name."""
+    try:
+        yield
+    except tasks.DataError as error:
+        raise UserError(f"the data of task {name} cannot be used: {error}") from None
+
+
+def shown(completion: Completion) -> str:
+    """An answer as people read it, calls of the tool included."""
+    frames = {"text": "{}", "python": "[python: {}]", "python_output": "[output: {}]"}
+    return "".join(frames[part.kind].format(part.text) for part in completion.parts)
+
+
+def _figures(accuracy: Figure, centered: Figure, baseline: float) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy.value,
+        "stderr": accuracy.stderr,
+        "n": accuracy.n,
+        "centered": centered.value,
+        "baseline": baseline,
+    }
