@@ -1,0 +1,293 @@
+"""What a report says of a run: `describe(record)` makes the document that the writers write down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nanochat.report.curves import training_plots
+from nanochat.report.document import Block, Bullets, Document, Exchange, Facts, Paragraph, Section, Table
+from nanochat.report.figures import count, date, duration, money, number, scientific, size
+from nanochat.report.metrics import cell, label, ordered
+from nanochat.report.record import TRAINING, RunRecord, StageRecord
+
+_CLOSING = ("report", "release")
+_PEERS = {"ours": "Ours", "gpt2": "GPT-2", "gpt4": "GPT-4"}
+_MOST_SAMPLES = 12  # of each model
+
+
+def describe(record: RunRecord, *, now: float | None = None) -> Document:
+    """The report's document. Sections without anything to say are left out."""
+    sections = (
+        Section("Results", _results(record)),
+        Section("Training", _training(record)),
+        Section("CORE by task", _core(record)),
+        Section("Samples", _samples(record)),
+        Section("Tokenizer", _compression(record)),
+        Section("Time and cost", _time(record)),
+        Section("Not run", _not_run(record)),
+        Section("Environment", _environment(record)),
+        Section("Lineage", _lineage(record)),
+    )
+    written = date(time.time() if now is None else now)
+    return Document(
+        title=f"{record.name}: report",
+        subtitle=f"{record.namespace}/{record.name}, run {record.uid}, written {written}",
+        sections=tuple(section for section in sections if section.blocks),
+    )
+
+
+def _results(record: RunRecord) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    facts = []
+    if record.horizon.get("parameters"):
+        facts.append(("Parameters", count(record.horizon["parameters"])))
+    if record.horizon.get("tokens"):
+        facts.append(
+            ("Pretraining", f"{count(record.horizon['tokens'])} tokens, {count(record.horizon['steps'])} steps")
+        )
+    if record.horizon.get("flops"):
+        facts.append(("Pretraining FLOPs", scientific(record.horizon["flops"])))
+    if record.started is not None and record.ended is not None:
+        facts.append(("Wall-clock", duration(record.ended - record.started)))
+    facts.append(("Cost", _total_cost(record)))
+    blocks.append(Facts(tuple(facts)))
+    table = stage_table(record)
+    if table is None:
+        blocks.append(Paragraph("No model has been evaluated."))
+    else:
+        blocks += [table, Paragraph("Values are means with their standard error; '-' was not measured there.")]
+    if record.release:
+        blocks.append(Paragraph(_release(record.release)))
+    return tuple(blocks)
+
+
+def stage_table(record: RunRecord) -> Table | None:
+    """The metrics of each stage's model; None where nothing was measured."""
+    stages = [stage for stage in TRAINING if stage in record.evaluations]
+    metrics = ordered(name for stage in stages for name in record.evaluations[stage].metrics)
+    if not metrics:
+        return None
+    rows = []
+    for metric in metrics:
+        found = [record.evaluations[stage].metrics.get(metric.name) for stage in stages]
+        rows.append((metric.label, *("-" if result is None else cell(metric.name, result) for result in found)))
+    head = ("Metric", *(stage.upper() for stage in stages))
+    return Table(head, tuple(rows), numeric=frozenset(range(1, len(head))))
+
+
+def _training(record: RunRecord) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    rows = []
+    for name in TRAINING:
+        stage = record.stage(name)
+        if stage is None or stage.history is None:
+            continue
+        history = stage.history
+        loss, rate = history.last("train/loss"), history.last("train/tokens_per_second")
+        steps = max((points[-1].step for points in history.metrics.values()), default=0)
+        mfu = history.last("train/mfu")
+        rows.append((
+            name.upper(), count(steps), number(loss), "-" if rate is None else count(rate),
+            "-" if mfu is None else f"{100 * mfu:.1f} %", f"{len(history.launches)}",
+        ))  # fmt: skip
+        blocks += training_plots(name, history)
+    if not rows:
+        return ()
+    head = ("Stage", "Steps", "Last loss", "Tokens per second", "MFU", "Launches")
+    return (Table(head, tuple(rows), numeric=frozenset(range(1, len(head)))), *blocks)
+
+
+def _core(record: RunRecord) -> tuple[Block, ...]:
+    """The tables of single tasks that an evaluation gives beside its metrics."""
+    blocks: list[Block] = []
+    for stage in TRAINING:
+        evaluation = record.evaluations.get(stage)
+        tasks = evaluation.tasks if evaluation else {}
+        tasks = {name: values for name, values in tasks.items() if isinstance(values, Mapping)}
+        columns = list(dict.fromkeys(key for values in tasks.values() for key, v in values.items() if _is_number(v)))
+        if stage != "base" or not columns:
+            continue
+        rows = tuple((name, *(_plain(values.get(column)) for column in columns)) for name, values in tasks.items())
+        head = ("Task", *(label(column) for column in columns))
+        blocks.append(Table(head, rows, numeric=frozenset(range(1, len(head)))))
+    return tuple(blocks)
+
+
+def _samples(record: RunRecord) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    for stage in TRAINING:
+        evaluation = record.evaluations.get(stage)
+        samples = evaluation.samples if evaluation else _samples_in_training(record.stage(stage))
+        for sample in samples[:_MOST_SAMPLES]:
+            prompt, answer = _exchange(sample)
+            blocks.append(Exchange(stage.upper(), prompt, answer))
+    return tuple(blocks)
+
+
+def _samples_in_training(stage: StageRecord | None) -> tuple[str, ...]:
+    """Those of the last time that training took some."""
+    events = [event for event in (stage.history.events if stage and stage.history else ()) if event.kind == "sample"]
+    return tuple(event.message for event in events if event.step == events[-1].step)
+
+
+def _exchange(sample: Any) -> tuple[str, str]:
+    if not isinstance(sample, Mapping):
+        return "", str(sample)
+    prompt = next((sample[key] for key in ("prompt", "question") if key in sample), "")
+    answer = next((sample[key] for key in ("completion", "answer", "text") if key in sample), "")
+    return str(prompt), str(answer)
+
+
+def _compression(record: RunRecord) -> tuple[Block, ...]:
+    """Bytes per token on each text; more is better."""
+    data = record.compression
+    sizes: Mapping[str, int] = data.get("vocabSize", {})
+    blocks: list[Block] = []
+    if data.get("texts"):
+        head = ("Text", "Bytes", *(f"{_PEERS.get(peer, peer)}\n{count(n)} tokens" for peer, n in sizes.items()))
+        rows = tuple(
+            (text["name"], count(text["bytes"]), *(_bytes_per_token(text, peer) for peer in sizes))
+            for text in data["texts"]
+        )
+        blocks.append(Paragraph("Bytes per token; below a peer's figure, how much more text our tokens hold."))
+        blocks.append(Table(head, rows, numeric=frozenset(range(1, len(head)))))
+    missing = tuple(f"{_PEERS.get(peer, peer)}: {why}" for peer, why in data.get("missing", {}).items())
+    return (*blocks, Bullets(missing)) if missing else tuple(blocks)
+
+
+def _bytes_per_token(text: Mapping[str, Any], peer: str) -> str:
+    tokens: Mapping[str, int] = text["tokens"]
+    if not tokens.get(peer):
+        return "-"
+    figure = f"{text['bytes'] / tokens[peer]:.2f}"
+    if peer == "ours" or not tokens.get("ours"):
+        return figure
+    return f"{figure}\n{100 * (tokens[peer] / tokens['ours'] - 1):+.1f} %"
+
+
+def _time(record: RunRecord) -> tuple[Block, ...]:
+    rows, troubles = [], []
+    for stage in record.stages:
+        if stage.name in _CLOSING or not (stage.attempts or stage.made or stage.reused):
+            continue
+        rows.append((
+            stage.name, _made(stage), duration(stage.seconds), str(stage.gpus or "-"),
+            money(stage.cost(record.price)) if stage.gpus else "-", str(len(stage.attempts) or "-"),
+        ))  # fmt: skip
+        troubles += [
+            f"{stage.name}, attempt {attempt.number}: {attempt.reason}"
+            + (f" ({attempt.message})" if attempt.message else "")
+            + f" after {duration(attempt.seconds)}"
+            for attempt in stage.attempts
+            if attempt.reason not in ("", "Succeeded")
+        ]
+        events = stage.history.events if stage.history else ()
+        troubles += [
+            f"{stage.name}, step {event.step}: {event.kind}, {event.message}"
+            for event in events
+            if event.kind == "divergence"
+        ]
+    if not rows:
+        return ()
+    head = ("Stage", "Output", "Time", "GPUs", "Cost", "Attempts")
+    blocks: list[Block] = [Table(head, tuple(rows), numeric=frozenset({2, 3, 4, 5}))]
+    if any(stage.reused for stage in record.stages):
+        blocks.append(Paragraph("The time and cost of what was reused were spent by an earlier run."))
+    if troubles:
+        blocks += [Paragraph("Attempts that did not succeed at once:"), Bullets(tuple(troubles))]
+    return tuple(blocks)
+
+
+def _made(stage: StageRecord) -> str:
+    if stage.made and stage.reused:
+        return f"{count(stage.made)} made, {count(stage.reused)} reused"
+    if stage.made:
+        why = f"\n{stage.explanation}" if stage.explanation else ""
+        return f"made{why}"
+    return "reused" if stage.reused else stage.phase.lower() or "-"
+
+
+def _total_cost(record: RunRecord) -> str:
+    if not any(stage.gpus for stage in record.stages):
+        return "$0 (no GPUs)"
+    paid = [
+        stage.gpus * sum(attempt.seconds for attempt in stage.attempts) / 3600 * record.price for stage in record.stages
+    ]
+    return f"{money(sum(paid))} at {money(record.price)} per GPU hour"
+
+
+def _not_run(record: RunRecord) -> tuple[Block, ...]:
+    items = []
+    for section, settings in record.spec.get("stages", {}).items():
+        if isinstance(settings, Mapping) and settings.get("enabled") is False:
+            items.append(f"{section}: disabled in the pipeline")
+    for stage in record.stages:
+        if stage.phase in ("Failed", "Blocked", "Cancelled", "Unselected"):
+            items.append(f"{stage.name}: {stage.phase.lower()}" + (f", {stage.message}" if stage.message else ""))
+    for stage in TRAINING:
+        evaluation = record.evaluations.get(stage)
+        for name, why in (evaluation.not_run if evaluation else {}).items():
+            items.append(f"{label(name)} of {stage.upper()}: {why}")
+    return (Bullets(tuple(items)),) if items else ()
+
+
+def _environment(record: RunRecord) -> tuple[Block, ...]:
+    data = record.environment
+    gpus: dict[str, int] = {}
+    for gpu in data.get("gpus") or ():
+        name = f"{gpu['name']} ({size(gpu['memory'])})"
+        gpus[name] = gpus.get(name, 0) + 1
+    items = [
+        ("Platform", data.get("platform")),
+        ("CPUs", f"{data['cpus']} x {data.get('cpu')}" if data.get("cpus") else None),
+        ("Memory", size(data["memory"]) if data.get("memory") else None),
+        ("GPUs", ", ".join(f"{n} x {name}" for name, n in gpus.items()) or "none"),
+        ("Python", data.get("python")),
+        ("PyTorch", data.get("torch")),
+        ("nanochat", data.get("nanochat")),
+        ("Commit", data.get("commit")),
+    ]
+    return (Facts(tuple((name, str(value)) for name, value in items if value)),)
+
+
+def _lineage(record: RunRecord) -> tuple[Block, ...]:
+    shown = [ref for ref in record.manifests if ref.startswith(("tokenizer/", "model/", "evaluation/"))]
+    rows = tuple(
+        (ref, record.manifests[ref].key, record.manifests[ref].launch, date(record.manifests[ref].created))
+        for ref in shown
+    )
+    if not rows:
+        return ()
+    others: dict[str, int] = {}
+    for ref in record.manifests:
+        if ref not in shown:
+            kind = ref.split("/", 1)[0]
+            others[kind] = others.get(kind, 0) + 1
+    blocks: list[Block] = [Table(("Artifact", "Key", "Launch", "Made"), rows)]
+    if others:
+        blocks.append(
+            Paragraph("Besides these: " + ", ".join(f"{n} of {kind}" for kind, n in sorted(others.items())) + ".")
+        )
+    return tuple(blocks)
+
+
+def _release(release: Mapping[str, Any]) -> str:
+    if not release.get("registered"):
+        return f"Release: {release.get('reason', 'not registered')}."
+    alias = release.get("alias") or {}
+    moved = "is now" if alias.get("moved") else "did not become"
+    return (
+        f"Release: version {release.get('version')} of {release.get('model')} {moved} champion ({alias.get('reason')})."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool) or not _is_number(value):
+        return "-" if value is None else str(value)
+    return count(value) if isinstance(value, int) else number(value)

@@ -1,0 +1,87 @@
+"""The metrics of the stage table: their order, their names for people, and how their values are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nanochat.report.figures import count, number
+from nanochat.report.record import Result
+
+_NAMES = {
+    "val_bpb": "Bits per byte (validation)",
+    "train_bpb": "Bits per byte (training)",
+    "core": "CORE",
+    "arc-easy": "ARC-Easy",
+    "arc-challenge": "ARC-Challenge",
+    "mmlu": "MMLU",
+    "gsm8k": "GSM8K",
+    "humaneval": "HumanEval",
+    "spelling-bee": "SpellingBee",
+    "chatcore": "ChatCORE",
+}
+_SCORES = ("core", "chatcore")  # centred on chance, so no shares
+_WORDS = {"bpb": "bits per byte", "val": "validation", "train": "training"}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as people know it."""
+
+    name: str
+    label: str
+
+
+def ordered(names: Iterable[str]) -> list[Metric]:
+    """The known metrics in their usual order, then the others by name, ChatCORE (their mean) last."""
+    places = {name: place for place, name in enumerate(_NAMES)}
+    last = places.pop("chatcore")
+
+    def place(name: str) -> tuple[int, str]:
+        return (last + 1, name) if canonical(name) == "chatcore" else (places.get(canonical(name), last), name)
+
+    return [Metric(name, label(name)) for name in sorted(set(names), key=place)]
+
+
+def label(name: str) -> str:
+    """What a metric is called in a report."""
+    known = _NAMES.get(canonical(name))
+    if known is not None:
+        return known
+    words = [_WORDS.get(word, word) for word in canonical(name).replace("_", "-").replace("/", "-").split("-")]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:]
+
+
+def canonical(name: str) -> str:
+    """One spelling for names that differ in '_' and '-'."""
+    plain = name.lower()
+    return plain if plain in _NAMES else plain.replace("_", "-") if plain.replace("_", "-") in _NAMES else plain
+
+
+def is_share(name: str, value: float) -> bool:
+    """Whether the value is the share of problems that were solved."""
+    other = canonical(name)
+    if other in _SCORES or any(word in other for word in ("bpb", "bits", "loss", "reward", "nats", "length")):
+        return False
+    return 0.0 <= value <= 1.0
+
+
+def cell(name: str, result: Result) -> str:
+    """A table cell: the value with its standard error, then (secondary) what it was measured on."""
+    if not is_share(name, result.value):
+        error = f" ± {result.stderr:.2g}" if result.stderr else ""
+        what = f"\nn {count(result.n)}" if result.n else ""
+        return f"{_fixed(result.value)}{error}{what}"
+    error = f" ± {100 * result.stderr:.1f}" if result.stderr is not None else ""
+    what = f"\n{count(round(result.value * result.n))} of {count(result.n)}" if result.n else ""
+    return f"{100 * result.value:.1f}{error} %{what}"
+
+
+def short(name: str, result: Result) -> str:
+    """The value with its standard error, in one line."""
+    return cell(name, result).partition("\n")[0]
+
+
+def _fixed(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else number(value)

@@ -1,0 +1,282 @@
+"""Everything that is known of a run, gathered from storage, so that a report can be made again at any time.
+
+    record = gather(store, artifacts, run="runs/default.demo/1f0c...")
+
+What is missing is left out, never guessed: a run that is under way, or that failed, has a record too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import StorageError
+from nanochat.storage import Artifacts, Manifest, Store
+from nanochat.tracking.environment import environment
+from nanochat.tracking.journal import History, JournalReader
+
+log = logging.getLogger(__name__)
+
+TRAINING = ("base", "mid", "sft", "rl")
+_PARTS = 1 << 10  # a run has fewer attempts of a stage than this
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A measured figure: a mean over `n`, with its standard error where it has one."""
+
+    value: float
+    n: int | None = None
+    stderr: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation stored in results.json."""
+
+    metrics: Mapping[str, Result]
+    not_run: Mapping[str, str] = field(default_factory=dict)  # name -> why
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    samples: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt of a stage."""
+
+    number: int
+    launch: str
+    started: float
+    ended: float | None
+    reason: str  # as in status: Succeeded, Preempted, ...; '' while it runs
+    message: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 while it runs."""
+        return max(0.0, (self.ended or self.started) - self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One stage of the run."""
+
+    name: str
+    phase: str  # as in status
+    message: str  # why, where status says so
+    explanation: str  # why its output had to be made
+    attempts: tuple[AttemptRecord, ...] = ()  # this run's
+    made: int = 0  # outputs that this run made
+    reused: int = 0  # outputs that were there
+    seconds: float | None = None  # of work, also where another run did it
+    gpus: int = 0
+    history: History | None = None
+
+    def cost(self, price: float) -> float | None:
+        """In the currency of `price` (of one GPU hour); None where the time is not known."""
+        return None if self.seconds is None else self.gpus * self.seconds / 3600 * price
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run of a pipeline."""
+
+    name: str
+    namespace: str
+    folder: str
+    phase: str
+    spec: Mapping[str, Any]  # the pipeline's spec, with YAML's names
+    horizon: Mapping[str, Any]  # parameters, steps, tokens, shards, flops
+    environment: Mapping[str, Any]
+    stages: tuple[StageRecord, ...]
+    evaluations: Mapping[str, Evaluation]  # by the stage that trained the model
+    compression: Mapping[str, Any]
+    manifests: Mapping[str, Manifest]  # 'kind/name' -> manifest
+    models: Mapping[str, str]  # stage -> address of its weights
+    release: Mapping[str, Any]  # release.json, where there is one
+
+    @property
+    def uid(self) -> str:
+        """The run's id."""
+        return self.folder.rsplit("/", 1)[-1]
+
+    @property
+    def price(self) -> float:
+        """Price of one GPU hour."""
+        return float(self.spec.get("cost", {}).get("gpuHour", 0.0))
+
+    @property
+    def started(self) -> float | None:
+        """When its first attempt began."""
+        return min((a.started for stage in self.stages for a in stage.attempts), default=None)
+
+    @property
+    def ended(self) -> float | None:
+        """When its last attempt ended."""
+        return max((a.ended for stage in self.stages for a in stage.attempts if a.ended is not None), default=None)
+
+    @property
+    def last_trained(self) -> str | None:
+        """The last stage with weights: whose model is released."""
+        return next((stage for stage in reversed(TRAINING) if stage in self.models), None)
+
+    def stage(self, name: str) -> StageRecord | None:
+        """A stage by its name."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def gather(store: Store, artifacts: Artifacts, *, run: str) -> RunRecord:
+    """Collect a run's record; `run` is its folder, runs/<namespace>.<name>/<uid>. StorageError where there is none."""
+    paths = RunPaths(run)
+    if not store.exists(paths.pipeline):
+        raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists those that there are")
+    pipeline = store.read_json(paths.pipeline)
+    status = _json(store, paths.status) or {}
+    keys: dict[str, str] = {ref: key for item in status.get("stages", []) for ref, key in item["keys"].items()}
+    found = artifacts.find_all((ref.split("/", 1)[0], key) for ref, key in keys.items())
+    manifests = {ref: found[pair] for ref, key in keys.items() if (pair := (ref.split("/", 1)[0], key)) in found}
+    readers: dict[str, JournalReader] = {}
+    stages = tuple(
+        _stage(store, readers, run, item, spec=pipeline["spec"], manifests=manifests)
+        for item in status.get("stages", [])
+    )
+    metadata = pipeline.get("metadata", {})
+    return RunRecord(
+        name=metadata.get("name", ""),
+        namespace=metadata.get("namespace", ""),
+        folder=run,
+        phase=status.get("phase", ""),
+        spec=pipeline["spec"],
+        horizon=status.get("horizon") or {},
+        environment=_environment(stages),
+        stages=stages,
+        evaluations={
+            ref.split("/", 1)[1]: evaluation
+            for ref, manifest in manifests.items()
+            if ref.startswith("evaluation/") and (evaluation := _evaluation(artifacts, manifest)) is not None
+        },
+        compression=_artifact_json(artifacts, manifests.get("tokenizer/bpe"), "compression.json") or {},
+        manifests=manifests,
+        models={
+            ref.split("/", 1)[1]: artifacts.uri(manifest)
+            for ref, manifest in manifests.items()
+            if ref.startswith("model/")
+        },
+        release=_artifact_json(artifacts, manifests.get("release/release"), "release.json") or {},
+    )
+
+
+def evaluation_from(data: Mapping[str, Any]) -> Evaluation:
+    """The content of results.json."""
+    metrics = {}
+    for name, value in data.get("metrics", {}).items():
+        value = value if isinstance(value, Mapping) else {"value": value}
+        if value.get("value") is not None:
+            n, stderr = value.get("n"), value.get("stderr")
+            metrics[name] = Result(
+                float(value["value"]), None if n is None else int(n), None if stderr is None else float(stderr)
+            )
+    return Evaluation(
+        metrics=metrics,
+        not_run=dict(data.get("notRun") or {}),
+        tasks=dict(data.get("tasks") or {}),
+        samples=tuple(data.get("samples") or ()),
+    )
+
+
+def _stage(
+    store: Store,
+    readers: dict[str, JournalReader],
+    run: str,
+    status: Mapping[str, Any],
+    *,
+    spec: Mapping[str, Any],
+    manifests: Mapping[str, Manifest],
+) -> StageRecord:
+    name = status["stage"]
+    attempts = _attempts(store, run, name)
+    launches = {attempt.launch for attempt in attempts}
+    outputs = [manifests[ref] for ref in status["keys"] if ref in manifests]
+    made = sum(manifest.launch in launches for manifest in outputs)
+    # Work that was reused is described by the run that did it.
+    source = run if made or not outputs else str(outputs[-1].metadata.get("run") or run)
+    reader = readers.setdefault(source, JournalReader(store, source))
+    history = reader.history(name)
+    worked = attempts if source == run else _attempts(store, source, name)
+    seconds = sum(attempt.seconds for attempt in worked) or history.seconds
+    return StageRecord(
+        name=name,
+        phase=status.get("phase", ""),
+        message=status.get("message") or "",
+        explanation=status.get("why") or "",
+        attempts=attempts,
+        made=made,
+        reused=len(outputs) - made,
+        seconds=seconds or None,
+        gpus=_gpus(spec, name),
+        history=history if history.metrics or history.events else None,
+    )
+
+
+def _attempts(store: Store, run: str, stage: str) -> tuple[AttemptRecord, ...]:
+    folder = f"{run}/attempts/{stage}"
+    out = []
+    for name in store.children(folder)[:_PARTS]:
+        data = _json(store, f"{folder}/{name}")
+        if data is None:
+            continue
+        outcome = data.get("outcome") or {}
+        ended = data.get("ended")
+        out.append(
+            AttemptRecord(
+                number=int(data.get("number", 0)),
+                launch=str(data.get("launch", "")),
+                started=float(data.get("started", 0.0)),
+                ended=None if ended is None else float(ended),
+                reason=outcome.get("reason", ""),
+                message=outcome.get("message", ""),
+            )
+        )
+    return tuple(sorted(out, key=lambda attempt: attempt.number))
+
+
+def _gpus(spec: Mapping[str, Any], stage: str) -> int:
+    section = "evalBase" if stage == "eval-base" else "evalChat" if stage.startswith("eval-") else stage
+    settings = spec.get("stages", {}).get(section, {})
+    return int(settings.get("gpusPerNode", 0)) * int(settings.get("nodes", 1))
+
+
+def _environment(stages: tuple[StageRecord, ...]) -> Mapping[str, Any]:
+    """That of the first training stage that told, for that is where the work is done; else this machine's."""
+    for stage in sorted(stages, key=lambda stage: stage.name not in TRAINING):
+        for event in reversed(stage.history.events if stage.history else ()):
+            if event.kind == "environment":
+                return event.data
+    return environment()
+
+
+def _evaluation(artifacts: Artifacts, manifest: Manifest) -> Evaluation | None:
+    data = _artifact_json(artifacts, manifest, "results.json")
+    return None if data is None else evaluation_from(data)
+
+
+def _artifact_json(artifacts: Artifacts, manifest: Manifest | None, name: str) -> Any:
+    if manifest is None or not any(record.path == name for record in manifest.files):
+        return None
+    try:
+        return json.loads((artifacts.fetch(manifest, [name]) / name).read_text(encoding="utf-8"))
+    except (StorageError, ValueError) as error:
+        log.warning("the report is made without %s: %s", name, error)
+        return None
+
+
+def _json(store: Store, path: str) -> Any:
+    try:
+        return store.read_json(path) if store.exists(path) else None
+    except StorageError as error:
+        log.warning("the report is made without %s", error)
+        return None

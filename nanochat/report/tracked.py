@@ -1,0 +1,109 @@
+"""A run's record as MLflow shows it, and a thread that keeps MLflow up to date while a run is live.
+
+    with Tracker(store, artifacts, run=folder, uri=uri):
+        ...                          # MLflow is told every half minute, and once more at the end
+"""
+
+from __future__ import annotations
+
+import logging
+
+from nanochat.report.record import TRAINING, RunRecord, StageRecord, gather
+from nanochat.spec.errors import NanochatError
+from nanochat.storage import Artifacts, Store
+from nanochat.tracking.background import Ticker
+from nanochat.tracking.mlflow import Projection, TrackedRun, TrackedStage
+
+log = logging.getLogger(__name__)
+
+_INTERVAL = 30.0  # seconds
+_LAST_WORDS = 60.0  # seconds that the end of a run waits for MLflow
+
+_STATUS = {
+    "Succeeded": "succeeded", "Cached": "succeeded", "Failed": "failed", "Blocked": "failed", "Cancelled": "stopped",
+    "Suspended": "stopped",
+}  # fmt: skip
+
+
+def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun:
+    """What MLflow is told; `files` are the report's paths under the store's root."""
+    stages = tuple(_stage(record, stage) for stage in record.stages if stage.attempts)
+    results = {
+        f"{stage}.{name}": result.value
+        for stage in TRAINING
+        if stage in record.evaluations
+        for name, result in record.evaluations[stage].metrics.items()
+    }
+    status = _STATUS.get(record.phase, "running")
+    return TrackedRun(
+        name=f"{record.namespace}.{record.name}",
+        uid=record.uid,
+        status=status,
+        started=record.started or 0.0,
+        ended=record.ended if status != "running" else None,
+        params={"spec": record.spec, "horizon": record.horizon},
+        tags={"nanochat.folder": record.folder, **{f"model.{name}": uri for name, uri in record.models.items()}},
+        results=results,
+        stages=stages,
+        files=files,
+    )
+
+
+def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
+    section = "evalBase" if stage.name == "eval-base" else "evalChat" if stage.name.startswith("eval-") else stage.name
+    trained = stage.name.removeprefix("eval-")
+    evaluation = record.evaluations.get(trained) if stage.name.startswith("eval-") else None
+    status = _STATUS.get(stage.phase, "running")
+    keys = {
+        ref: m.key for ref, m in record.manifests.items() if ref in (f"model/{stage.name}", f"evaluation/{trained}")
+    }
+    return TrackedStage(
+        name=stage.name,
+        status=status,
+        started=stage.attempts[0].started,
+        ended=stage.attempts[-1].ended if status != "running" else None,
+        params=record.spec.get("stages", {}).get(section, {}),
+        tags={
+            "nanochat.attempts": str(len(stage.attempts)),
+            "nanochat.launches": " ".join(attempt.launch for attempt in stage.attempts)[-2000:],
+            "nanochat.outcomes": " ".join(attempt.reason or "Running" for attempt in stage.attempts)[-2000:],
+            **{f"key.{ref}": key for ref, key in keys.items()},
+        },
+        results={name: result.value for name, result in evaluation.metrics.items()} if evaluation else {},
+    )
+
+
+class Tracker:
+    """Projects a live run into MLflow in the background. Nothing that goes wrong in it reaches the run."""
+
+    def __init__(
+        self, store: Store, artifacts: Artifacts, *, run: str, uri: str, interval: float = _INTERVAL
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._run = run
+        self._projection = Projection(store, uri)
+        self._ticker = Ticker("mlflow", self.sync, lambda: interval)
+
+    def sync(self) -> bool:
+        """Bring MLflow up to date now; False where it could not be done."""
+        try:
+            record = gather(self._store, self._artifacts, run=self._run)
+            if record.started is None:
+                return True  # nothing has run yet
+            files = tuple(entry.path for entry in self._store.list(f"{self._run}/report"))
+        except (NanochatError, OSError) as error:
+            log.debug("no record for MLflow yet: %s", error)
+            return False
+        return self._projection.sync(self._run, tracked_run(record, files=files))
+
+    def close(self) -> None:
+        """Send the rest and stop."""
+        self._ticker.close(_LAST_WORDS)
+        self.sync()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,85 @@
+"""A connection to MLflow that fails fast: MLflow is told what happened, it never decides what happens.
+
+MLflow takes seconds to import, so it is imported here, inside `connect`, and never by a process that trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from nanochat.spec.errors import StorageError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_SQLITE = "sqlite:///"
+_PROBE_SECONDS = 2.0
+# By itself MLflow tries 7 times for up to 4 minutes. Values that the user has set stay.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def shown(uri: str) -> str:
+    """The address without user name and password, for messages."""
+    parts = urlsplit(uri)
+    return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2]) if parts.username else uri
+
+
+def unreachable(uri: str) -> str | None:
+    """Why the tracking server cannot be had, in one sentence, or None; it takes two seconds at most."""
+    parts = urlsplit(uri)
+    if uri.startswith(_SQLITE):
+        folder = Path(uri.removeprefix(_SQLITE)).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"the tracking database's folder {folder} cannot be made ({error.strerror})"
+        return None if os.access(folder, os.W_OK) else f"the tracking database's folder {folder} is not writable"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return f"the tracking address {shown(uri)} is neither http(s):// nor sqlite:///"
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"the tracking server {shown(uri)} cannot be reached ({error})"
+    return None
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client; StorageError where the server cannot be reached."""
+    reason = unreachable(uri)
+    if reason is not None:
+        raise StorageError(reason)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):  # tables being made is no news
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id; it is made where it does not exist. SQLite's artifacts live beside the database."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    location = None
+    if uri.startswith(_SQLITE):
+        location = (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts" / name).as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except Exception:  # another process made it in between
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id

@@ -1,0 +1,224 @@
+"""Gates of a release: conditions on the results, such as `core >= 0.20 and core >= champion.core - 0.005`.
+
+A gate is made of numbers, metrics, `champion.<metric>` (the released model's own), `<stage>.<metric>`, + - * /,
+comparisons, `and`, `or`, `not` and parentheses; a metric's `-` is written `_` (`arc_easy`). `parse` checks the form
+before any work is done, `Gate.evaluate` the values. Where there is no champion yet (or it lacks the metric) a
+comparison with it does not stand in the way: it counts as true, and the outcome says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.spec.errors import UserError
+from nanochat.spec.fields import nearest
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_MAX_LENGTH = 1024
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether a gate holds, with the values that it looked at (None: there is none) and why, in words."""
+
+    expression: str
+    holds: bool
+    values: Mapping[str, float | None]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As release.json has it."""
+        return {
+            "expression": self.expression,
+            "holds": self.holds,
+            "values": dict(self.values),
+            "notes": list(self.notes),
+        }
+
+
+class _Absent(Exception):
+    """A value that is known by name but not there."""
+
+    def __init__(self, why: str, *, of_champion: bool) -> None:
+        super().__init__(why)
+        self.of_champion = of_champion
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One parsed gate."""
+
+    expression: str
+    tree: ast.expr
+
+    def evaluate(
+        self,
+        metrics: Mapping[str, float],
+        champion: Mapping[str, float] | None,
+        *,
+        not_run: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Whether the gate holds.
+
+        `metrics` are by name, with `<stage>.<metric>` beside `<metric>`; `champion` is None where no version has the
+        alias; `not_run` says why a metric that is known has no value: comparisons with it fail. UserError for an
+        unknown metric.
+        """
+        evaluation = _Evaluation(self.expression, metrics, champion, not_run or {})
+        try:
+            holds = evaluation.condition(self.tree, negated=False)
+        except ZeroDivisionError:
+            return Outcome(self.expression, False, evaluation.values, (*evaluation.notes, "it divides by zero"))
+        return Outcome(self.expression, holds, evaluation.values, tuple(evaluation.notes))
+
+
+def parse(expression: str) -> Gate:
+    """Check the form of a gate; UserError with what is wrong where it has none."""
+    if len(expression) > _MAX_LENGTH:
+        raise UserError(f"a release gate has {len(expression)} characters; the limit is {_MAX_LENGTH}")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"the release gate '{expression}' is not an expression ({getattr(error, 'msg', error)}): "
+            "write it like `core >= 0.20 and core >= champion.core - 0.005`"
+        ) from None
+    _check_condition(expression, tree)
+    return Gate(expression, tree)
+
+
+def plain(name: str) -> str:
+    """A metric's name as gates write it."""
+    return name.replace("-", "_").replace("/", "_").lower()
+
+
+def _refuse(expression: str, node: ast.AST, why: str) -> UserError:
+    return UserError(f"the release gate '{expression}' {why} at '{ast.unparse(node)}'")
+
+
+def _check_condition(expression: str, node: ast.expr) -> None:
+    if isinstance(node, ast.BoolOp):
+        for value in node.values:
+            _check_condition(expression, value)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        _check_condition(expression, node.operand)
+    elif isinstance(node, ast.Compare):
+        if not all(type(op) in _COMPARISONS for op in node.ops):
+            raise _refuse(expression, node, "compares with something else than < <= > >= == !=")
+        for value in (node.left, *node.comparators):
+            _check_number(expression, value)
+    else:
+        raise _refuse(expression, node, "needs a comparison such as `core >= 0.2`")
+
+
+def _check_number(expression: str, node: ast.expr) -> None:
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        _check_number(expression, node.left)
+        _check_number(expression, node.right)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        _check_number(expression, node.operand)
+    elif (
+        (isinstance(node, ast.Constant) and type(node.value) in (int, float))
+        or isinstance(node, ast.Name)
+        or (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+    ):
+        return
+    else:
+        raise _refuse(expression, node, "takes only numbers, metrics, + - * /, comparisons, and, or, not; it fails")
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        expression: str,
+        metrics: Mapping[str, float],
+        champion: Mapping[str, float] | None,
+        not_run: Mapping[str, str],
+    ) -> None:
+        self.expression = expression
+        self.metrics = {plain(name): value for name, value in metrics.items()}
+        self.champion = None if champion is None else {plain(name): value for name, value in champion.items()}
+        self.not_run = {plain(name): why for name, why in not_run.items()}
+        self.values: dict[str, float | None] = {}
+        self.notes: list[str] = []
+
+    def condition(self, node: ast.expr, *, negated: bool) -> bool:
+        """Every part is looked at, also where an earlier one decides, so that all values are in the outcome."""
+        if isinstance(node, ast.BoolOp):
+            parts = [self.condition(value, negated=negated) for value in node.values]
+            return all(parts) if isinstance(node.op, ast.And) else any(parts)
+        if isinstance(node, ast.UnaryOp):
+            return not self.condition(node.operand, negated=not negated)
+        assert isinstance(node, ast.Compare)
+        try:
+            numbers = self.numbers(node.left, *node.comparators)
+        except _Absent as absent:
+            if absent.of_champion:
+                self.notes.append(f"{absent}, so `{ast.unparse(node)}` does not stand in the way")
+                return not negated  # under a `not` it must be false for the whole to hold
+            self.notes.append(str(absent))
+            return negated
+        pairs = zip(node.ops, numbers, numbers[1:], strict=False)
+        return all(_COMPARISONS[type(op)](left, right) for op, left, right in pairs)
+
+    def number(self, node: ast.expr) -> float:
+        if isinstance(node, ast.BinOp):
+            left, right = self.numbers(node.left, node.right)
+            return _ARITHMETIC[type(node.op)](left, right)
+        if isinstance(node, ast.UnaryOp):
+            value = self.number(node.operand)
+            return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.Constant):
+            assert isinstance(node.value, (int, float))
+            return float(node.value)
+        return self.metric(ast.unparse(node))
+
+    def numbers(self, *nodes: ast.expr) -> list[float]:
+        """All values, looked at before any absence is told: an absent champion must not hide an unknown metric."""
+        values, absences = [], []
+        for node in nodes:
+            try:
+                values.append(self.number(node))
+            except _Absent as absent:
+                absences.append(absent)
+        if absences:
+            raise min(absences, key=lambda absent: absent.of_champion)
+        return values
+
+    def metric(self, name: str) -> float:
+        of_champion = name.startswith(f"{CHAMPION}.")
+        metric = name.removeprefix(f"{CHAMPION}.")
+        names = {*self.metrics, *self.not_run, *(self.champion if self.champion is not None else ())}
+        known: list[str] = sorted(names)
+        if metric not in known:
+            raise UserError(
+                f"the release gate '{self.expression}' names an unknown metric '{metric}'.{nearest(metric, known)}"
+            )
+        if of_champion:
+            value = None if self.champion is None else self.champion.get(metric)
+            why = "there is no champion yet" if self.champion is None else f"the champion has no {metric}"
+        else:
+            value = self.metrics.get(metric)
+            why = f"{metric} was not run: {self.not_run.get(metric, 'only the champion has it')}"
+        self.values[name] = value
+        if value is None:
+            raise _Absent(why, of_champion=of_champion)
+        return value

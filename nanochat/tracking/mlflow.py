@@ -1,0 +1,243 @@
+"""The journal's projection into MLflow: one parent run a pipeline, one nested run a stage.
+
+    projection = Projection(store, uri)
+    projection.sync(run_folder, TrackedRun(...))     # as often as wanted, and once at the end; True when all is there
+
+It is idempotent: runs are found by their tags (`nanochat.run`, `nanochat.stage`), what was sent is known by reading it
+back, and a point that is there is not sent again. It may be killed at any moment and be called by another process
+later. An unreachable server costs two seconds and one warning, and what was missed is sent by the next `sync`.
+A step that was run again with another value (after a divergence) appears in MLflow with both; the journal has the
+final lineage alone. Large files stay in storage; MLflow gets reports and plots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat.storage import Store
+from nanochat.tracking.client import connect, experiment_id
+from nanochat.tracking.journal import JournalReader
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "nanochat"
+RUN_TAG, STAGE_TAG = "nanochat.run", "nanochat.stage"
+# MLflow's limits.
+_VALUE_LENGTH, _TAG_LENGTH, _BATCH_METRICS, _BATCH_OTHERS = 6000, 5000, 1000, 100
+_STATUS = {"running": "RUNNING", "succeeded": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedStage:
+    """One stage as MLflow shows it. Its metrics over steps come from the journal."""
+
+    name: str
+    status: str  # running, succeeded, failed or stopped
+    started: float  # seconds since the epoch
+    ended: float | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)  # metrics without steps, of an evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """One run of a pipeline as MLflow shows it."""
+
+    name: str  # <namespace>.<pipeline>
+    uid: str
+    status: str
+    started: float
+    ended: float | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[TrackedStage, ...] = ()
+    files: tuple[str, ...] = ()  # paths under the store's root of what is shown: the report, its plots
+
+
+class Projection:
+    """Sends runs to one tracking server. It keeps what it has read and sent, so a long-lived one does little work."""
+
+    def __init__(self, store: Store, uri: str, *, experiment: str = EXPERIMENT) -> None:
+        self._store = store
+        self._uri = uri
+        self._experiment = experiment
+        self._client: MlflowClient | None = None
+        self._readers: dict[str, JournalReader] = {}
+        self._sent: dict[str, dict[str, set[tuple[int, float | str]]]] = {}  # run id -> metric -> (step, value)
+        self._warned = False
+
+    def sync(self, folder: str, run: TrackedRun) -> bool:
+        """Bring MLflow up to date with a run; False (and one warning) where it could not be done now."""
+        try:
+            return self._sync(folder, run)
+        except Exception as error:  # whatever MLflow, its database or its server raise: none of it may stop a run
+            self._client = None
+            self._sent.clear()
+            if not self._warned:
+                log.warning("MLflow was not told of %s; it will be tried again: %s", run.name, error)
+                self._warned = True
+            return False
+
+    def _sync(self, folder: str, run: TrackedRun) -> bool:
+        reader = self._readers.setdefault(folder, JournalReader(self._store, folder))
+        marker = f"{folder}/mlflow.json"
+        digest = _digest([self._uri, self._experiment, asdict(run), reader.pieces()])
+        if self._store.exists(marker) and self._store.read_json(marker).get("digest") == digest:
+            return True  # nothing is new: MLflow is not even imported
+        client = self._client = self._client or connect(self._uri)
+        experiment = experiment_id(client, self._uri, self._experiment)
+        parent = self._find_or_create(experiment, run, None)
+        self._update(parent, run.params, run.tags)
+        self._send(parent, _at_end(run.results, run.ended or run.started))
+        for stage in run.stages:
+            nested = self._find_or_create(experiment, run, stage, parent=parent.info.run_id)
+            self._update(nested, stage.params, stage.tags)
+            points = _at_end(stage.results, stage.ended or stage.started)
+            for name, series in reader.history(stage.name).metrics.items():
+                points.extend((name, point.step, point.value, point.time) for point in series)
+            self._send(nested, points)
+            self._end(nested, stage.status, stage.ended)
+        self._send_files(parent, run.files)
+        self._end(parent, run.status, run.ended)
+        self._store.write_json(marker, {"digest": digest})
+        self._warned = False
+        return True
+
+    def _find_or_create(
+        self, experiment: str, run: TrackedRun, stage: TrackedStage | None, *, parent: str | None = None
+    ) -> Run:
+        assert self._client is not None
+        tags = {RUN_TAG: run.uid, STAGE_TAG: stage.name if stage else ""}
+        found = find_run(self._client, experiment, run.uid, stage.name if stage else "")
+        if found is not None:
+            return found
+        name = f"{run.name}/{stage.name}" if stage else run.name
+        started = stage.started if stage else run.started
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        return self._client.create_run(experiment, start_time=_milliseconds(started), run_name=name, tags=tags)
+
+    def _update(self, run: Run, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        assert self._client is not None
+        wanted = {name: value[:_VALUE_LENGTH] for name, value in flatten(params).items()}
+        changes = {name: str(value)[:_TAG_LENGTH] for name, value in tags.items()}
+        for name, value in wanted.items():  # MLflow's params never change: an edited pipeline's new value is a tag
+            if run.data.params.get(name, value) != value:
+                changes[f"changed.{name}"] = value[:_TAG_LENGTH]
+        new = [Param(name, value) for name, value in wanted.items() if name not in run.data.params]
+        for batch in _batches(new, _BATCH_OTHERS):
+            self._client.log_batch(run.info.run_id, params=batch)
+        changed = [RunTag(name, value) for name, value in changes.items() if run.data.tags.get(name) != value]
+        for batch in _batches(changed, _BATCH_OTHERS):
+            self._client.log_batch(run.info.run_id, tags=batch)
+
+    def _send(self, run: Run, points: Sequence[tuple[str, int, float, float]]) -> None:
+        from mlflow.entities import Metric
+
+        assert self._client is not None
+        if not points:
+            return
+        run_id = run.info.run_id
+        if run_id not in self._sent:
+            self._sent[run_id] = {
+                name: {(point.step, _identity(point.value)) for point in self._client.get_metric_history(run_id, name)}
+                for name in run.data.metrics
+            }
+        sent = self._sent[run_id]
+        new = [point for point in points if (point[1], _identity(point[2])) not in sent.setdefault(point[0], set())]
+        for batch in _batches(new, _BATCH_METRICS):
+            metrics = [Metric(name, value, _milliseconds(time), step) for name, step, value, time in batch]
+            self._client.log_batch(run_id, metrics=metrics)
+            for name, step, value, _ in batch:
+                sent[name].add((step, _identity(value)))
+
+    def _send_files(self, run: Run, files: Sequence[str]) -> None:
+        assert self._client is not None
+        for path in files:
+            content = self._store.read(path)
+            name = path.rsplit("/", 1)[-1]
+            tag, digest = f"nanochat.file.{name}", hashlib.sha256(content).hexdigest()
+            if run.data.tags.get(tag) == digest:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / name).write_bytes(content)
+                self._client.log_artifact(run.info.run_id, str(Path(folder) / name), "report")
+            self._client.set_tag(run.info.run_id, tag, digest)
+
+    def _end(self, run: Run, status: str, ended: float | None) -> None:
+        assert self._client is not None
+        wanted = _STATUS[status]
+        if run.info.status == wanted:
+            return
+        if wanted == "RUNNING":
+            self._client.update_run(run.info.run_id, status=wanted)
+        else:
+            end = None if ended is None else _milliseconds(ended)
+            self._client.set_terminated(run.info.run_id, wanted, end_time=end)
+
+
+def sync(store: Store, folder: str, run: TrackedRun, *, uri: str) -> bool:
+    """Bring MLflow up to date with one run, once; see `Projection.sync`."""
+    return Projection(store, uri).sync(folder, run)
+
+
+def find_run(client: MlflowClient, experiment: str, uid: str, stage: str = "") -> Run | None:
+    """The MLflow run of a pipeline's run ('' as stage) or of one of its stages; the oldest, should two have raced."""
+    query = f"tags.`{RUN_TAG}` = '{uid}' and tags.`{STAGE_TAG}` = '{stage}'"
+    found = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=1)
+    return found[0] if found else None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as flat names with dots and printed values; what is not set is left out."""
+    out: dict[str, str] = {}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{path}."))
+        elif value is not None:
+            out[path] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return out
+
+
+def _at_end(results: Mapping[str, float], time: float) -> list[tuple[str, int, float, float]]:
+    return [(name, 0, value, time) for name, value in results.items()]
+
+
+def _identity(value: float) -> float | str:
+    """What tells two values apart in MLflow, which stores infinities as the largest numbers; NaN equals itself."""
+    if math.isnan(value):
+        return "nan"
+    return max(-sys.float_info.max, min(sys.float_info.max, value))
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,159 @@
+"""progress.json: where a stage stands, for progress bars, status and the heartbeat.
+
+    progress = Progress(store, progress_path(run, "base"), stage="base", launch=launch)
+    progress.update(phase="training", step=12, total=400, losses={"loss": 3.2}, rates={"tokens/s": 9800.0})
+    progress.close()
+
+It is written at most every couple of seconds, in the background and in one piece, and only when the stage reported
+something: its time is the time of the last sign of life.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nanochat.spec.errors import StorageError
+from nanochat.storage import Store
+from nanochat.tracking.background import Ticker
+
+log = logging.getLogger(__name__)
+
+_ETA_WINDOW = 120.0  # seconds of progress that the estimate is made from
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What progress.json holds."""
+
+    stage: str
+    launch: str
+    phase: str = ""  # one or two words: "training", "evaluating"
+    step: int = 0
+    total: int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)  # unit -> value, for example "tokens/s"
+    losses: Mapping[str, float] = field(default_factory=dict)
+    eta: float | None = None  # seconds to the end, where it can be told
+    time: float = 0.0  # seconds since the epoch
+
+
+def progress_path(run: str, stage: str) -> str:
+    """Where a stage's progress is under the store's root; `run` is the run's folder."""
+    return f"{run}/progress/{stage}.json"
+
+
+def read_progress(store: Store, path: str) -> State | None:
+    """The state in storage; None where there is none, or none that can be read."""
+    try:
+        if not store.exists(path):
+            return None
+        data = store.read_json(path)
+        return State(**{name: data[name] for name in State.__dataclass_fields__ if name in data})
+    except (StorageError, ValueError, TypeError, KeyError):
+        return None
+
+
+class Progress:
+    """Writes one launch's progress. `update` returns at once."""
+
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        *,
+        stage: str,
+        launch: str,
+        enabled: bool = True,
+        interval: float = 2.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`path` is that of the file under the store's root; `enabled` is False on all ranks but 0."""
+        self._store = store
+        self._path = path
+        self._clock = clock
+        self._enabled = enabled
+        self._fields: dict[str, Any] = {"stage": stage, "launch": launch}
+        self._state = State(stage=stage, launch=launch)
+        self._steps: deque[tuple[float, int]] = deque(maxlen=1000)
+        self._dirty = False
+        self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._warned = False
+        self._ticker = Ticker(f"progress-{stage}", self.write, lambda: interval) if enabled else None
+
+    @property
+    def state(self) -> State:
+        """What was reported last."""
+        return self._state
+
+    def update(
+        self,
+        *,
+        phase: str | None = None,
+        step: int | None = None,
+        total: int | None = None,
+        rates: Mapping[str, float] | None = None,
+        losses: Mapping[str, float] | None = None,
+    ) -> None:
+        """Report progress; what is not given stays. A new phase begins at step 0 of an unknown total."""
+        if not self._enabled:
+            return
+        with self._lock:
+            now = self._clock()
+            if phase is not None and phase != self._fields.get("phase"):
+                self._fields.update(phase=phase, step=0, total=None, rates={})
+                self._steps.clear()
+            if total is not None:
+                self._fields["total"] = int(total)
+            if step is not None:
+                self._fields["step"] = int(step)
+                self._steps.append((now, int(step)))
+            if rates is not None:
+                self._fields["rates"] = _finite(rates)
+            if losses is not None:
+                self._fields["losses"] = _finite(losses)
+            self._state = State(**self._fields, eta=self._eta(now), time=now)
+            self._dirty = True
+
+    def write(self) -> None:
+        """Write the state if it is new; a failure is warned of once and tried again with the next."""
+        with self._write_lock:
+            with self._lock:
+                state, dirty, self._dirty = self._state, self._dirty, False
+            if not dirty:
+                return
+            try:
+                self._store.write_json(self._path, asdict(state))
+            except (StorageError, OSError) as error:
+                self._dirty = True
+                if not self._warned:
+                    log.warning("the progress could not be written: %s", error)
+                    self._warned = True
+
+    def close(self) -> None:
+        """Write the last state and stop."""
+        if self._ticker is not None:
+            self._ticker.close()
+            self._ticker = None
+        self.write()
+
+    def _eta(self, now: float) -> float | None:
+        total = self._fields.get("total")
+        if total is None or len(self._steps) < 2:
+            return None
+        while len(self._steps) > 2 and self._steps[0][0] < now - _ETA_WINDOW:
+            self._steps.popleft()
+        (start, first), (end, last) = self._steps[0], self._steps[-1]
+        if last <= first or end <= start:
+            return None
+        return max(0.0, (total - last) * (end - start) / (last - first))
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}

@@ -1,0 +1,125 @@
+"""Gates: what holds, what does not, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from nanochat.spec.errors import UserError
+from nanochat.tracking.gates import parse
+
+METRICS = {"core": 0.25, "arc-easy": 0.4, "base.val_bpb": 0.8, "val_bpb": 0.8, "gsm8k": 0.0, "sft.arc-easy": 0.41}
+CHAMPION = {"core": 0.24, "arc-easy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("expression", "holds"),
+    [
+        ("core >= 0.20", True),
+        ("core >= 0.30", False),
+        ("core >= 0.20 and core >= champion.core - 0.005", True),
+        ("core > champion.core + 0.02", False),
+        ("arc_easy >= champion.arc_easy", False),
+        ("sft.arc_easy > 0.4", True),
+        ("core >= 0.3 or arc_easy > 0.3", True),
+        ("not core >= 0.3", True),
+        ("0.2 <= core < 0.3", True),
+        ("0.2 <= core < 0.21", False),
+        ("(core + arc_easy) / 2 > 0.3", True),
+        ("base.val_bpb < 0.85 and -core < 0", True),
+        ("core == 0.25", True),
+        ("core != 0.25", False),
+        ("  core\t>= 0.2 ", True),
+    ],
+)
+def test_values_decide(expression: str, holds: bool) -> None:
+    assert parse(expression).evaluate(METRICS, CHAMPION).holds is holds
+
+
+def test_the_outcome_has_the_values_it_saw() -> None:
+    outcome = parse("core >= 0.9 and arc_easy >= champion.core").evaluate(METRICS, CHAMPION)
+    assert outcome.to_dict() == {
+        "expression": "core >= 0.9 and arc_easy >= champion.core",
+        "holds": False,
+        "values": {"core": 0.25, "arc_easy": 0.4, "champion.core": 0.24},
+        "notes": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("expression", "holds"),
+    [
+        ("core >= champion.core", True),
+        ("core > champion.core + 100", True),
+        ("core >= 0.30 and core >= champion.core", False),
+        ("not core < champion.core", True),
+        ("not not core >= champion.core", True),
+        ("not (core < champion.core or core > 0.9)", True),
+    ],
+)
+def test_without_a_champion_comparisons_with_it_do_not_stand_in_the_way(expression: str, holds: bool) -> None:
+    outcome = parse(expression).evaluate(METRICS, None)
+    assert outcome.holds is holds
+    assert any("no champion yet" in note for note in outcome.notes)
+
+
+def test_a_metric_that_the_champion_lacks_does_not_stand_in_the_way() -> None:
+    outcome = parse("val_bpb <= champion.val_bpb").evaluate(METRICS, CHAMPION)
+    assert outcome.holds
+    assert outcome.values == {"val_bpb": 0.8, "champion.val_bpb": None}
+    assert "the champion has no val_bpb" in outcome.notes[0]
+
+
+@pytest.mark.parametrize("expression", ["humaneval >= 0.1", "not humaneval < 0.1", "core > 0.2 and humaneval > 0"])
+def test_what_was_not_run_fails_a_gate(expression: str) -> None:
+    outcome = parse(expression).evaluate(METRICS, None, not_run={"humaneval": "no sandbox"})
+    assert not outcome.holds
+    assert outcome.notes == ("humaneval was not run: no sandbox",)
+
+
+def test_what_was_not_run_does_not_hide_another_way_to_hold() -> None:
+    assert parse("humaneval > 0 or core > 0.2").evaluate(METRICS, None, not_run={"humaneval": "no sandbox"}).holds
+
+
+def test_division_by_zero_fails_a_gate() -> None:
+    outcome = parse("core / gsm8k > 1").evaluate(METRICS, None)
+    assert not outcome.holds and "divides by zero" in outcome.notes[0]
+
+
+@pytest.mark.parametrize("expression", ["cores >= 0.2", "champion.cores <= core", "core > 1 and cores > 1"])
+def test_an_unknown_metric_names_the_nearest(expression: str) -> None:
+    with pytest.raises(UserError, match="unknown metric 'cores'. Did you mean 'core'"):
+        parse(expression).evaluate(METRICS, None)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "core",
+        "core >=",
+        "core >= 0.2 and",
+        "core = 0.2",
+        "core >= 'a'",
+        "core >= True",
+        "core in (1, 2)",
+        "core is 1",
+        "core ** 9 ** 9 ** 9 > 1",
+        "core // 2 > 1",
+        "__import__('os').system('true') > 0",
+        "a.b.c > 1",
+        "core[0] > 1",
+        "(lambda: 1)() > 0",
+        "[core for core in (1,)] > 0",
+        "(core := 1) > 0",
+        "core >= 0.2; core",
+        "(core > 0.1) > 0",
+        "core and core > 0",
+        "core >= 1 if core else 2",
+        "(" * 500 + "core" + ")" * 500 + " > 1",
+        "core > 1 or " * 200 + "core > 1",
+        "core\x00 > 1",
+    ],
+)
+def test_what_is_no_gate_is_refused(expression: str) -> None:
+    with pytest.raises(UserError, match="release gate"):
+        parse(expression)

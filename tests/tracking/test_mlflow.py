@@ -1,0 +1,203 @@
+"""The projection into a real MLflow (SQLite): complete, idempotent, and harmless where there is none."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.storage import Profile, Store, open_store
+from nanochat.tracking.client import connect, shown, unreachable
+from nanochat.tracking.journal import Journal
+from nanochat.tracking.mlflow import EXPERIMENT, Projection, TrackedRun, TrackedStage, find_run, flatten
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def client(uri: str) -> Iterator[Any]:
+    yield connect(uri)
+
+
+def tracked(uid: str, **changes: Any) -> TrackedRun:
+    stage = TrackedStage(
+        name="base", status="running", started=1000.0, params={"steps": 3, "mixture": [{"task": "a"}]},
+        tags={"nanochat.attempts": "1"},
+    )  # fmt: skip
+    run = TrackedRun(
+        name="default.demo", uid=uid, status="running", started=1000.0, params={"spec": {"model": {"depth": 4}}},
+        stages=(stage,),
+    )  # fmt: skip
+    return replace(run, **changes)
+
+
+def folder(uid: str) -> str:
+    return f"runs/default.demo/{uid}"
+
+
+def record(store: Store, uid: str, launch: str, values: dict[int, float], clock: Any = time.time) -> None:
+    with Journal(store, folder(uid), stage="base", launch=launch, interval=1e9, clock=clock) as journal:
+        for step, value in values.items():
+            journal.metrics(step, {"train/loss": value})
+
+
+def run_of(client: Any, uid: str, stage: str = "") -> Any:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return find_run(client, experiment.experiment_id, uid, stage)
+
+
+def sent(client: Any, uid: str, stage: str, name: str) -> list[tuple[int, float]]:
+    run = run_of(client, uid, stage)
+    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
+
+
+def test_a_run_is_a_parent_with_a_nested_run_a_stage(store: Store, uri: str, client: Any) -> None:
+    record(store, "parent", "01-a", {1: 3.0, 2: 2.0})
+    assert Projection(store, uri).sync(folder("parent"), tracked("parent", results={"sft.gsm8k": 0.25}))
+    parent, nested = run_of(client, "parent"), run_of(client, "parent", "base")
+    assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.run_name == "default.demo" and nested.info.run_name == "default.demo/base"
+    assert parent.data.params == {"spec.model.depth": "4"}
+    assert nested.data.params == {"steps": "3", "mixture": '[{"task": "a"}]'}
+    assert nested.data.tags["nanochat.attempts"] == "1"
+    assert parent.data.metrics == {"sft.gsm8k": 0.25}
+    assert sent(client, "parent", "base", "train/loss") == [(1, 3.0), (2, 2.0)]
+    assert parent.info.status == nested.info.status == "RUNNING"
+
+
+def test_sending_again_adds_nothing(store: Store, uri: str, client: Any) -> None:
+    record(store, "again", "01-a", {1: 3.0, 2: math.nan, 3: math.inf})
+    run = tracked("again", results={"core": 0.2})
+    for projection in (Projection(store, uri), Projection(store, uri)):
+        for _ in range(2):
+            store.delete(f"{folder('again')}/mlflow.json")  # as if nobody knew that it was sent
+            assert projection.sync(folder("again"), run)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id], "tags.`nanochat.run` = 'again'")
+    assert len(runs) == 2
+    assert [step for step, _ in sent(client, "again", "base", "train/loss")] == [1, 2, 3]
+    assert sent(client, "again", "", "core") == [(0, 0.2)]
+
+
+def test_what_is_new_is_added(store: Store, uri: str, client: Any) -> None:
+    projection = Projection(store, uri)
+    record(store, "new", "01-a", {1: 3.0, 2: 2.0, 3: 1.5})
+    assert projection.sync(folder("new"), tracked("new"))
+    record(store, "new", "02-b", {3: 1.5, 4: 1.0})  # resumed at 2, with equal losses as it must be
+    run = tracked("new", status="succeeded", ended=2000.0, params={"spec": {"model": {"depth": 5}}})
+    stage = replace(run.stages[0], status="succeeded", ended=1900.0, tags={"nanochat.attempts": "2"})
+    assert projection.sync(folder("new"), replace(run, stages=(stage,)))
+    assert sent(client, "new", "base", "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.5), (4, 1.0)]
+    parent, nested = run_of(client, "new"), run_of(client, "new", "base")
+    assert nested.info.status == parent.info.status == "FINISHED"
+    assert nested.info.end_time == 1_900_000
+    assert nested.data.tags["nanochat.attempts"] == "2"
+    assert parent.data.params["spec.model.depth"] == "4"  # MLflow's params never change
+    assert parent.data.tags["changed.spec.model.depth"] == "5"
+
+
+def test_a_run_that_goes_on_is_running_again(store: Store, uri: str, client: Any) -> None:
+    projection = Projection(store, uri)
+    assert projection.sync(folder("on"), tracked("on", status="failed", ended=1500.0))
+    assert run_of(client, "on").info.status == "FAILED"
+    assert projection.sync(folder("on"), tracked("on"))
+    assert run_of(client, "on").info.status == "RUNNING"
+
+
+def test_files_are_artifacts(store: Store, uri: str, client: Any) -> None:
+    path = f"{folder('files')}/report/report.html"
+    for content in (b"<p>one</p>", b"<p>two</p>"):
+        store.write(path, content)
+        run = tracked("files", files=(path,), tags={"version": content.decode()})
+        assert Projection(store, uri).sync(folder("files"), run)
+        parent = run_of(client, "files")
+        assert [item.path for item in client.list_artifacts(parent.info.run_id, "report")] == ["report/report.html"]
+        local = client.download_artifacts(parent.info.run_id, "report/report.html")
+        assert Path(local).read_bytes() == content
+
+
+def test_many_values_are_sent_in_batches(store: Store, uri: str, client: Any) -> None:
+    record(store, "many", "01-a", {step: float(step) for step in range(2300)})
+    run = tracked("many", params={f"p{i}": i for i in range(250)}, tags={f"t{i}": str(i) for i in range(150)})
+    assert Projection(store, uri).sync(folder("many"), run)
+    assert len(sent(client, "many", "base", "train/loss")) == 2300
+    assert len(run_of(client, "many").data.params) == 250
+
+
+def test_nothing_new_does_not_even_connect(store: Store, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(store, "idle", "01-a", {1: 1.0})
+    assert Projection(store, uri).sync(folder("idle"), tracked("idle"))
+    monkeypatch.setattr("nanochat.tracking.mlflow.connect", lambda uri: pytest.fail("it connected"))
+    assert Projection(store, uri).sync(folder("idle"), tracked("idle"))
+
+
+def test_an_unreachable_server_costs_one_warning_and_is_made_up_for(
+    store: Store, uri: str, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
+    record(store, "away", "01-a", {1: 1.0})
+    projection = Projection(store, away)
+    assert not projection.sync(folder("away"), tracked("away"))
+    assert not projection.sync(folder("away"), tracked("away"))
+    assert len(caplog.records) == 1 and "secret" not in caplog.text
+    assert Projection(store, uri).sync(folder("away"), tracked("away"))
+    assert sent(client, "away", "base", "train/loss") == [(1, 1.0)]
+
+
+def test_a_failure_in_the_middle_is_made_up_for(
+    store: Store, uri: str, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(store, "half", "01-a", {step: 1.0 for step in range(1500)})
+    projection = Projection(store, uri)
+    assert projection.sync(folder("half"), tracked("half", stages=()))
+    real, calls = type(client).log_batch, []
+
+    def failing(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        if sum("metrics" in call for call in calls) == 2:
+            raise ConnectionError("gone")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(type(client), "log_batch", failing)
+    assert not projection.sync(folder("half"), tracked("half"))
+    assert len(sent(client, "half", "base", "train/loss")) == 1000
+    monkeypatch.undo()
+    assert projection.sync(folder("half"), tracked("half"))
+    assert len(sent(client, "half", "base", "train/loss")) == 1500
+
+
+def test_addresses_are_judged(tmp_path: Path) -> None:
+    assert unreachable(f"sqlite:///{tmp_path}/deep/er/mlflow.db") is None
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert "cannot be made" in (unreachable(f"sqlite:///{blocked}/mlflow.db") or "")
+    assert "neither" in (unreachable("ftp://user:secret@host/x") or "")
+    assert shown("https://user:secret@host:5000/x") == "https://host:5000/x"
+    assert shown("https://host:5000/x") == "https://host:5000/x"
+
+
+def test_settings_become_flat_names() -> None:
+    nested = {"a": {"b": 1, "c": None, "d": {"e": "text"}}, "f": [1, 2], "g": True}
+    assert flatten(nested) == {"a.b": "1", "a.d.e": "text", "f": "[1, 2]", "g": "true"}
+
+
+def test_importing_costs_no_mlflow() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, nanochat.tracking.mlflow, nanochat.tracking.registry; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_store_may_be_anywhere(tmp_path: Path, uri: str) -> None:
+    other = open_store(Profile(root=f"file://{tmp_path}"))
+    assert Projection(other, uri).sync(folder("other"), tracked("other"))
+    assert other.exists(f"{folder('other')}/mlflow.json")

@@ -1,0 +1,115 @@
+"""progress.json: what is reported is there, whole, and its time is the last sign of life."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from nanochat.spec.errors import StorageError
+from nanochat.storage import Store
+from nanochat.tracking.progress import Progress, progress_path, read_progress
+
+RUN = "runs/default.demo/0123456789ab"
+PATH = progress_path(RUN, "base")
+
+
+class Clock:
+    """Time that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress(store: Any, clock: Clock, **options: Any) -> Progress:
+    return Progress(store, PATH, stage="base", launch="01-a", interval=1e9, clock=clock, **options)
+
+
+def test_it_comes_back(store: Store) -> None:
+    clock = Clock()
+    bar = progress(store, clock)
+    bar.update(phase="training", step=0, total=100)
+    clock.now += 10
+    bar.update(step=20, rates={"tokens/s": 9800.5}, losses={"loss": 3.25})
+    bar.close()
+    state = read_progress(store, PATH)
+    assert state is not None and state == bar.state
+    assert (state.stage, state.launch, state.phase) == ("base", "01-a", "training")
+    assert (state.step, state.total, state.time) == (20, 100, 1010.0)
+    assert state.eta == pytest.approx(40.0)
+    assert state.rates == {"tokens/s": 9800.5} and state.losses == {"loss": 3.25}
+
+
+def test_without_news_its_time_stands_still(store: Store) -> None:
+    clock = Clock()
+    bar = progress(store, clock)
+    bar.update(phase="loading")
+    bar.write()
+    clock.now += 100
+    bar.write()
+    state = read_progress(store, PATH)
+    assert state is not None and state.time == 1000.0
+    bar.close()
+
+
+def test_a_new_phase_begins_anew(store: Store) -> None:
+    clock = Clock()
+    bar = progress(store, clock)
+    bar.update(phase="training", step=99, total=100)
+    bar.update(phase="saving")
+    assert (bar.state.step, bar.state.total, bar.state.eta) == (0, None, None)
+    bar.close()
+
+
+def test_the_estimate_follows_the_last_minutes(store: Store) -> None:
+    clock = Clock()
+    bar = progress(store, clock)
+    bar.update(phase="training", step=0, total=1000)
+    for step in range(1, 101):  # ten minutes at 6 s a step (with a compilation, say), then 1 s a step
+        clock.now += 6
+        bar.update(step=step)
+    for step in range(101, 301):
+        clock.now += 1
+        bar.update(step=step)
+    assert bar.state.eta == pytest.approx(700.0, rel=0.1)
+    bar.close()
+
+
+def test_values_that_are_not_finite_are_left_out(store: Store) -> None:
+    bar = progress(store, Clock())
+    bar.update(losses={"loss": math.nan, "other": 1.0})
+    bar.close()
+    json.loads(store.read(PATH), parse_constant=lambda name: pytest.fail(name))
+    state = read_progress(store, PATH)
+    assert state is not None and state.losses == {"other": 1.0}
+
+
+def test_only_rank_zero_writes(store: Store) -> None:
+    bar = progress(store, Clock(), enabled=False)
+    bar.update(phase="training", step=1)
+    bar.close()
+    assert read_progress(store, PATH) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"stage": 1'])
+def test_what_cannot_be_read_is_none(store: Store, content: bytes) -> None:
+    store.write(PATH, content)
+    assert read_progress(store, PATH) is None
+
+
+def test_a_store_that_refuses_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing:
+        def write_json(self, path: str, value: Any) -> None:
+            raise StorageError("no")
+
+    bar = progress(Refusing(), Clock())
+    for step in range(3):
+        bar.update(step=step)
+        bar.write()
+    bar.close()
+    assert len(caplog.records) == 1
