@@ -21,6 +21,7 @@ from nanochat.pipeline.outcomes import EXIT_STOPPED, Outcome, Reason
 from nanochat.pipeline.plan import StagePlan
 from nanochat.spec.errors import NanochatError
 from nanochat.stages.context import StageContext, StopFlag
+from nanochat.tracking.environment import environment
 
 MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluate", "eval-rl": "evaluate"}
 
@@ -41,6 +42,8 @@ def main() -> int:
         try:
             importlib.import_module(f"nanochat.stages.{MODULES.get(plan.stage, plan.stage)}").run(context)
         finally:
+            if context.is_main:  # after the run: what it imported is known
+                context.journal.event("environment", **environment())
             context.close()
         outcome = Outcome(reason=Reason.SUCCEEDED, rank=rank, time=time.time())
     except BaseException as error:
