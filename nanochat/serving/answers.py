@@ -1,0 +1,130 @@
+"""Answers in OpenAI's shape: one JSON object, or a stream of chunks as server-sent events.
+
+Streams begin with a delta that names the role, hold back nothing that may be shown, and end with [DONE].
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanochat.inference import Completion, Event, Piece
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an answer and all chunks of a stream share."""
+
+    model: str
+    fingerprint: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def with_kind(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    """Counts of tokens; forced and special ones are tokens too."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def logprob(event: Event, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The entry of `logprobs.content` for a sampled token of the text; [] for any other."""
+    if event.logprob is None or event.kind != "text":
+        return []
+
+    def entry(token: int, value: float) -> dict[str, Any]:
+        raw = tokenizer.decode_bytes([token])  # half a character has no text of its own, but bytes
+        return {"token": raw.decode("utf-8", errors="replace"), "logprob": value, "bytes": list(raw)}
+
+    chosen = entry(event.logprob.token, event.logprob.logprob)
+    return [{**chosen, "top_logprobs": [entry(token, value) for token, value in event.logprob.top]}]
+
+
+def answer(
+    head: Head, completions: list[Completion], *, prompt: int, logprobs: list[list[dict[str, Any]]] | None
+) -> dict[str, Any]:
+    """The whole answer to a request that does not stream."""
+    return {
+        **head.with_kind("chat.completion"),
+        "choices": [
+            {
+                "index": index,
+                "message": _message(completion),
+                "logprobs": None if logprobs is None else {"content": logprobs[index], "refusal": None},
+                "finish_reason": completion.finish_reason,
+            }
+            for index, completion in enumerate(completions)
+        ],
+        "usage": usage(prompt, sum(len(completion.ids) for completion in completions)),
+    }
+
+
+def _message(completion: Completion) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": completion.text}
+    if any(piece.kind != "text" for piece in completion.parts):
+        message["parts"] = [_part(piece) for piece in completion.parts]
+    return message
+
+
+def _part(piece: Piece) -> dict[str, str]:
+    return {"type": piece.kind, "text": piece.text}
+
+
+class Chunks:
+    """The chunks of one stream, event by event."""
+
+    def __init__(self, head: Head, tokenizer: Tokenizer, *, choices: int, logprobs: bool) -> None:
+        self._head = head.with_kind("chat.completion.chunk")
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._choices = choices
+        self._held: list[list[dict[str, Any]]] = [[] for _ in range(choices)]  # log-probabilities not yet sent
+        self._tokens = 0
+
+    def begin(self) -> str:
+        delta = {"role": "assistant", "content": ""}
+        return "".join(self._chunk(index, delta) for index in range(self._choices))
+
+    def add(self, index: int, event: Event) -> str:
+        self._tokens += 1
+        if self._logprobs:
+            self._held[index] += logprob(event, self._tokenizer)
+        chunks = [self._chunk(index, _delta(piece)) for piece in event.pieces]
+        if event.finish_reason is not None:
+            chunks.append(self._chunk(index, {}, finish_reason=event.finish_reason))
+        return "".join(chunks)
+
+    def end(self, *, prompt: int | None) -> str:
+        """The usage, if `prompt` tokens are given, and the end mark."""
+        last = ""
+        if prompt is not None:
+            last = sse({**self._head, "choices": [], "usage": usage(prompt, self._tokens)})
+        return last + "data: [DONE]\n\n"
+
+    def _chunk(self, index: int, delta: dict[str, Any], *, finish_reason: str | None = None) -> str:
+        logprobs = None
+        if self._held[index] and (delta.get("content") or finish_reason):
+            logprobs = {"content": self._held[index], "refusal": None}
+            self._held[index] = []
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return sse({**self._head, "choices": [choice]})
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    return {"content": piece.text} if piece.kind == "text" else {"part": _part(piece)}
+
+
+def sse(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -1,0 +1,154 @@
+"""The engine in a thread of its own, so that the event loop never waits for a step.
+
+    service = EngineService(engine, queue=64)
+    service.start()
+    tickets = service.submit(prompt, samplings, deliver)     # from any thread; deliver runs in the engine's
+    service.cancel(ticket)
+    service.stop()
+
+Between two steps the thread takes what was submitted and cancelled: a cancellation costs at most one token.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
+
+_log = logging.getLogger(__name__)
+
+
+class Overloaded(Exception):
+    """As many requests as are allowed run and wait already, or the server is about to end."""
+
+
+class EngineFailed(Exception):
+    """The engine ended with an error; nothing more is served."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One submitted request. `deliver` gets its events, or the error that ended it, in that thread."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    deliver: Callable[[Event | Exception], None]
+    cancelled: bool = False
+    request: Request | None = field(default=None, repr=False)
+
+
+class EngineService:
+    """Feeds one engine from a bounded queue; see the module's docstring."""
+
+    def __init__(self, engine: Engine, *, queue: int = 64) -> None:
+        self.length = engine.length
+        self.slots = engine.slots
+        self.draining = False  # whether new requests are refused because the server ends
+        self._engine = engine
+        self._capacity = engine.slots + queue
+        self._inbox: deque[Ticket] = deque()
+        self._tickets: dict[Request, Ticket] = {}
+        self._open = 0  # submitted and not finished
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what still runs is dropped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def open(self) -> int:
+        """Requests that run or wait."""
+        return self._open
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and has lately begun a step or waited for work."""
+        return self._thread.is_alive() and time.monotonic() - self._beat < 60
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        samplings: Sequence[Sampling],
+        deliver: Callable[[int, Event | Exception], None],
+    ) -> list[Ticket]:
+        """Submit samples of one prompt, all or none; `deliver(index, ...)` says which sample it is about.
+
+        Raises ContextTooLong, Overloaded, EngineFailed.
+        """
+        if len(prompt) >= self.length:
+            raise ContextTooLong(prompt=len(prompt), limit=self.length)
+        tickets = [
+            Ticket(prompt, sampling, lambda what, index=index: deliver(index, what))
+            for index, sampling in enumerate(samplings)
+        ]
+        with self._changed:
+            if not self._thread.is_alive() or self._stopping:
+                raise EngineFailed("The engine is not running.")
+            if self.draining or self._open + len(tickets) > self._capacity:
+                raise Overloaded
+            self._open += len(tickets)
+            self._inbox.extend(tickets)
+            self._changed.notify_all()
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop a request within one token; nothing more is delivered once the engine has seen it."""
+        with self._changed:
+            ticket.cancelled = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                for event in self._engine.step():
+                    self._deliver(event)
+        except Exception as error:
+            _log.exception("the engine failed")
+            with self._changed:
+                self._stopping = True
+                lost = [*self._tickets.values(), *self._inbox]
+            for ticket in lost:
+                ticket.deliver(EngineFailed(f"The engine failed: {error}"))
+
+    def _take(self) -> bool:
+        """Wait for work and take it over; False when it is time to end."""
+        with self._changed:
+            while not (self._inbox or self._tickets or self._stopping):
+                self._beat = time.monotonic()
+                self._changed.wait(timeout=10)
+            self._beat = time.monotonic()
+            arrived = [ticket for ticket in self._inbox if not ticket.cancelled]
+            self._open -= len(self._inbox) - len(arrived)
+            self._inbox.clear()
+            gone = [ticket for ticket in self._tickets.values() if ticket.cancelled]
+            self._open -= len(gone)
+        for ticket in gone:
+            assert ticket.request is not None
+            self._engine.cancel(ticket.request)
+            del self._tickets[ticket.request]
+        for ticket in arrived:
+            ticket.request = self._engine.submit(ticket.prompt, ticket.sampling)
+            self._tickets[ticket.request] = ticket
+        return not self._stopping
+
+    def _deliver(self, event: Event) -> None:
+        ticket = self._tickets[event.request]
+        if event.finish_reason is not None:
+            del self._tickets[event.request]
+            with self._changed:
+                self._open -= 1
+        ticket.deliver(event)
