@@ -1,6 +1,7 @@
 """The evaluation bundle of CORE: a zip, or a folder by any address.
 
-Unpacked it is core.yaml, eval_meta_data.csv and eval_data/. A folder needs no listing: core.yaml names the data files of its tasks.
+Unpacked it is core.yaml, eval_meta_data.csv and eval_data/. A folder needs no listing: core.yaml names the data
+files of its tasks.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class HttpTransfer:
                     self._validator = _validator(response)
                 with open(self._part, "ab" if goes_on else "wb") as out:
                     # A body shorter than its Content-Length or its last chunk is an error of httpx.
-                    for block in response.iter_bytes(BLOCK):
+                    for block in response.iter_bytes():  # as they come: what has come is kept
                         out.write(block)
                         watch(len(block))
         except httpx.TransportError as error:
