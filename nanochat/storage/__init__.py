@@ -2,7 +2,8 @@
 
 from nanochat.storage.artifacts import Artifacts, Writer
 from nanochat.storage.checkpoints import Checkpoint, Checkpoints
-from nanochat.storage.manifest import Damaged, Manifest
+from nanochat.storage.failures import Damaged
+from nanochat.storage.manifest import Manifest
 from nanochat.storage.store import Entry, FileRecord, Profile, Store, open_store
 
 __all__ = [

@@ -31,8 +31,8 @@ from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.storage import files
 from nanochat.storage.cache import Cache
 from nanochat.storage.explain import Near, nearest
-from nanochat.storage.failures import explained, explaining, full
-from nanochat.storage.manifest import Damaged, Manifest, check_name
+from nanochat.storage.failures import Damaged, explained, explaining, full
+from nanochat.storage.manifest import Manifest, check_name
 from nanochat.storage.store import FileRecord, Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 

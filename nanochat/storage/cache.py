@@ -25,8 +25,7 @@ from pathlib import Path
 
 from nanochat.spec.errors import UserError
 from nanochat.storage import files
-from nanochat.storage.failures import explained
-from nanochat.storage.manifest import Damaged
+from nanochat.storage.failures import Damaged, explained
 from nanochat.storage.store import FileRecord
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from typing import Any
 from nanochat.storage import files
 from nanochat.storage.artifacts import MANIFEST
 from nanochat.storage.cache import Cache
-from nanochat.storage.manifest import Damaged, Manifest, check_name
+from nanochat.storage.failures import Damaged
+from nanochat.storage.manifest import Manifest, check_name
 from nanochat.storage.store import Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 

@@ -41,6 +41,10 @@ _NETWORK_ERRORS = {
 }  # fmt: skip
 
 
+class Damaged(StorageError):
+    """A manifest, or a file that it names, is not what was written. Readers pass it over."""
+
+
 def _chain(error: BaseException) -> list[BaseException]:
     """The error and what it came from: s3fs wraps botocore's errors."""
     chain: list[BaseException] = []

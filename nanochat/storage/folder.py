@@ -9,9 +9,8 @@ from typing import Any, TypeVar, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from nanochat.spec.errors import StorageError
 from nanochat.storage import files
-from nanochat.storage.failures import tried
+from nanochat.storage.failures import Damaged, tried
 from nanochat.storage.store import Entry, FileRecord, Store, check_path
 
 T = TypeVar("T")
@@ -92,7 +91,7 @@ class FolderStore(Store):
         digest = self._tried(lambda: files.copy(source, local), doing="copying", path=record.path)
         if digest != record.sha256 or local.stat().st_size != record.size:
             local.unlink()
-            raise StorageError(f"{self.uri(record.path)} is damaged: remove its artifact, then run again")
+            raise Damaged(f"{self.uri(record.path)} is not what was written")
 
     def local_path(self, path: str) -> Path | None:
         return self._path(path, empty=True)

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from nanochat.storage import artifacts, checkpoints
-from nanochat.storage.manifest import Damaged, Manifest
+from nanochat.storage.failures import Damaged
+from nanochat.storage.manifest import Manifest
 from nanochat.storage.store import Entry, Store
 
 

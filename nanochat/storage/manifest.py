@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nanochat.storage.failures import Damaged
 from nanochat.storage.store import FileRecord, check_path
 
 VERSION = 1
@@ -15,10 +16,6 @@ LARGEST = 16 << 20  # bytes; a manifest of 100,000 files is about that
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class Damaged(Exception):
-    """A manifest, or a file that it names, is not what was written. Readers pass it over."""
 
 
 def check_name(name: str) -> str:

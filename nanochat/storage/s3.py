@@ -13,7 +13,7 @@ import s3fs
 
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import files
-from nanochat.storage.failures import code, explained, full, tried
+from nanochat.storage.failures import Damaged, code, explained, full, tried
 from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class S3Store(Store):
         try:
             # A second try tells damage on the way from damage in storage.
             if not any(self._tried(attempt, doing="reading", path=record.path) for _ in range(2)):
-                raise StorageError(f"{self.uri(record.path)} is damaged: remove its artifact, then run again")
+                raise Damaged(f"{self.uri(record.path)} is not what was written")
             files.sync(scratch)
             os.replace(scratch, local)
         finally:

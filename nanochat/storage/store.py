@@ -107,7 +107,7 @@ class Store(ABC):
 
     @abstractmethod
     def download(self, record: FileRecord, local: Path) -> None:
-        """Copy a file of any size from `record.path` in the store: whole and verified, or not at all."""
+        """Copy a file of any size from `record.path` in the store: whole and verified, or `Damaged`."""
 
     @abstractmethod
     def local_path(self, path: str) -> Path | None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from nanochat.storage import files
 from nanochat.storage.cache import Cache
-from nanochat.storage.failures import explaining
-from nanochat.storage.manifest import Damaged
+from nanochat.storage.failures import Damaged, explaining
 from nanochat.storage.store import FileRecord, Store
 
 UPLOADS_AT_ONCE = 4  # each in parts of its own, see s3.py

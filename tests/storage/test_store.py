@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.spec.errors import StorageError, UserError
-from nanochat.storage import FileRecord, Profile, Store, open_store
+from nanochat.storage import Damaged, FileRecord, Profile, Store, open_store
 from nanochat.storage.store import check_path
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_download_leaves_nothing(store: Store, tmp_path: Path) -> None
     record = store.upload(tmp_path / "local", "file")
     for damage in (b"Content", b"con", b""):
         store.write("file", damage)
-        with pytest.raises(StorageError, match="damaged"):
+        with pytest.raises(Damaged, match="not what was written"):
             store.download(record, tmp_path / "back" / "file")
         assert not list((tmp_path / "back").iterdir())
 
