@@ -22,6 +22,8 @@ from nanochat.spec.errors import UserError
 
 Message = dict[str, Any]
 
+_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # seconds; a busy server may take its time to begin
+
 
 @dataclass(frozen=True, slots=True)
 class ReplySettings:
@@ -103,15 +105,14 @@ class RemoteSpeaker:
     """A server at `url`, with or without /v1 at its end; the key goes into the Authorization header."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(10.0, read=300.0))
         self.finish_reason = ""
         self.name = self._first_model()
 
     def _first_model(self) -> str:
         try:
-            response = self._client.get(f"{self._url}/v1/models")
+            response = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=_TIMEOUT)
             self._check(response)
             return response.json()["data"][0]["id"]
         except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -130,7 +131,8 @@ class RemoteSpeaker:
         if settings.top_k is not None:
             body["top_k"] = settings.top_k
         try:
-            with self._client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+            address = f"{self._url}/v1/chat/completions"
+            with httpx.stream("POST", address, json=body, headers=self._headers, timeout=_TIMEOUT) as response:
                 self._check(response)
                 yield from self._read(response.iter_lines())
         except httpx.TransportError as error:

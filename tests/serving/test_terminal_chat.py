@@ -1,0 +1,205 @@
+"""Chat in the terminal: history, commands, forgetting, and both kinds of speakers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nanochat.cli.chat import Session, chat
+from nanochat.cli.speakers import ContextFull, LocalSpeaker, Message, RemoteSpeaker, ReplySettings, Said
+from nanochat.model.export import save_model
+from nanochat.model.transformer import Transformer
+from nanochat.serving.app import ServerSettings
+from nanochat.spec.errors import UserError
+from nanochat.tokenizer import Tokenizer
+
+SETTINGS = ReplySettings(temperature=0.0, top_k=None, max_tokens=12)
+
+
+class FakeSpeaker:
+    """Answers with what it was asked, and notes all it was given; holds `room` messages."""
+
+    name = "an echo"
+
+    def __init__(self, *, room: int = 100, fails: bool = False) -> None:
+        self.finish_reason = "stop"
+        self.given: list[tuple[list[Message], ReplySettings]] = []
+        self.room = room
+        self.fails = fails
+
+    def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]:
+        if len(messages) > self.room:
+            raise ContextFull("full")
+        if self.fails:
+            raise UserError("no luck")
+        self.given.append((list(messages), settings))
+        if "+" in messages[-1]["content"]:
+            yield Said("python", "1+1")
+            yield Said("python_output", "2")
+        yield Said("text", "You said: ")
+        yield Said("text", messages[-1]["content"])
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, str]]:
+    """Types lines into a session and returns it with what the screen shows."""
+
+    def run(speaker: FakeSpeaker, *lines: str, system: str | None = None) -> tuple[Session, str]:
+        screen = io.StringIO()
+        waiting = iter(lines)
+
+        def typed(_prompt: str) -> str:
+            line = next(waiting, None)
+            if line is None:
+                raise EOFError
+            return line
+
+        monkeypatch.setattr("builtins.input", typed)
+        console = Console(file=screen, force_terminal=True, color_system=None, width=200)
+        session = Session(speaker, SETTINGS, console=console, system=system)
+        session.run()
+        return session, screen.getvalue()
+
+    return run
+
+
+def test_history_is_kept_and_cleared(talk: Callable[..., tuple[Session, str]]) -> None:
+    speaker = FakeSpeaker()
+    session, screen = talk(speaker, "one", "", "two", "/clear", "three")
+    assert [[m["content"] for m in messages] for messages, _ in speaker.given] == [
+        ["one"], ["one", "You said: one", "two"], ["three"],
+    ]  # fmt: skip
+    assert "You said: two" in screen
+    assert len(session.messages) == 2
+
+
+def test_commands_change_settings_and_errors_change_nothing(
+    talk: Callable[..., tuple[Session, str]],
+) -> None:
+    speaker = FakeSpeaker()
+    _, screen = talk(
+        speaker, "/temperature 0.5", "/topk 7", "/maxtokens 99", "/temperature hot", "/nothing", "one", "/help"
+    )
+    assert speaker.given[0][1] == ReplySettings(temperature=0.5, top_k=7, max_tokens=99)
+    assert "'hot' is not a number from 0 to 2." in screen
+    assert "There is no command /nothing" in screen
+    for name in ("help", "clear", "regenerate", "temperature", "topk", "maxtokens", "system", "quit"):
+        assert f"/{name}" in screen
+
+
+def test_regenerating_asks_the_same_again(talk: Callable[..., tuple[Session, str]]) -> None:
+    speaker = FakeSpeaker()
+    session, screen = talk(speaker, "/regenerate", "one", "/regenerate", "/quit", "never asked")
+    assert "There is no answer yet." in screen
+    assert [messages for messages, _ in speaker.given] == [[{"role": "user", "content": "one"}]] * 2
+    assert len(session.messages) == 2
+
+
+def test_system_messages_come_first(talk: Callable[..., tuple[Session, str]]) -> None:
+    speaker = FakeSpeaker()
+    talk(speaker, "one", "/system Be brief.", "two", system="Be kind.")
+    assert speaker.given[0][0][0] == {"role": "system", "content": "Be kind."}
+    assert speaker.given[1][0] == [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "two"},
+    ]  # fmt: skip
+
+
+def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
+    talk: Callable[..., tuple[Session, str]],
+) -> None:
+    speaker = FakeSpeaker(room=3)
+    _, screen = talk(speaker, "one", "two", "three")
+    assert [m["content"] for m in speaker.given[-1][0]] == ["two", "You said: two", "three"]
+    assert "no longer fits" in screen
+    session, screen = talk(FakeSpeaker(room=0), "one")
+    assert "full" in screen and session.messages == []
+
+
+def test_tool_calls_are_shown_and_kept_in_the_history(talk: Callable[..., tuple[Session, str]]) -> None:
+    session, screen = talk(FakeSpeaker(), "1 + 1?")
+    assert "[tool] 1+1 = 2\nYou said: 1 + 1?" in screen
+    assert [part["type"] for part in session.messages[-1]["content"]] == ["python", "python_output", "text"]
+
+
+def test_a_reply_cannot_control_the_terminal(talk: Callable[..., tuple[Session, str]]) -> None:
+    _, screen = talk(FakeSpeaker(), "[bold]\x1b]0;title\x07\u009b2J")
+    assert "[bold]]0;title2J" in screen
+    assert "\x1b]0" not in screen and "\u009b" not in screen
+
+
+def test_what_fails_leaves_the_conversation_as_it_was(talk: Callable[..., tuple[Session, str]]) -> None:
+    session, screen = talk(FakeSpeaker(fails=True), "one")
+    assert "no luck" in screen and session.messages == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
+    save_model(tmp_path, model, {"stage": "sft"})
+    tokenizer.save(tmp_path)
+    return tmp_path
+
+
+def said(speaker: Any, messages: Sequence[Message]) -> list[Said]:
+    return list(speaker.reply(messages, SETTINGS))
+
+
+def text(pieces: Sequence[Said]) -> str:
+    return "".join(piece.text for piece in pieces if piece.kind == "text")
+
+
+def test_both_kinds_of_speakers_answer_and_stop(folder: Path, server: Any, until: Callable[..., None]) -> None:
+    question = [{"role": "user", "content": "What is 12 + 30?"}]
+    local, remote = LocalSpeaker(folder), RemoteSpeaker(f"{server.url}/v1/")
+    assert (local.name, remote.name) == ("the sft model", "tiny")
+    assert text(said(remote, question))
+    assert remote.finish_reason in ("stop", "length")
+    assert text(said(local, question))
+    assert local.finish_reason in ("stop", "length")
+    for speaker in (local, remote):
+        reply = speaker.reply(question, SETTINGS)
+        next(reply)
+        reply.close()
+    until(lambda: server.service.open == 0)
+
+
+def test_one_question_prints_one_answer(folder: Path, server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    chat(folder=folder, prompt="Hello", max_tokens=5, temperature=0.0, top_k=None)
+    local = capsys.readouterr()
+    assert local.out.strip()
+    chat(url=server.url, prompt="Hello", max_tokens=5, temperature=0.0, top_k=None)
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_history_that_leaves_no_room_is_full(folder: Path, server: Any) -> None:
+    long = "word " * 110
+    history = [
+        {"role": "user", "content": long}, {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": long},
+    ]  # fmt: skip
+    for speaker in (LocalSpeaker(folder), RemoteSpeaker(server.url)):
+        with pytest.raises(ContextFull):
+            said(speaker, [{"role": "user", "content": long * 9}])
+        with pytest.raises(ContextFull):
+            said(speaker, [*history[:2], {"role": "user", "content": long * 5}])
+
+
+def test_a_server_that_is_not_there_or_refuses_is_one_sentence(
+    start: Callable[..., Any], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="No server answers"):
+        RemoteSpeaker("http://127.0.0.1:9")
+    guarded = start(settings=ServerSettings(api_keys=frozenset({"key"})))
+    monkeypatch.delenv("NANOCHAT_API_KEY", raising=False)
+    with pytest.raises(UserError, match="NANOCHAT_API_KEY"):
+        chat(url=guarded.url, prompt="Hello")
+    monkeypatch.setenv("NANOCHAT_API_KEY", "key")
+    chat(url=guarded.url, prompt="Hello", max_tokens=2)
+    with pytest.raises(UserError, match="nobody to talk to"):
+        chat(prompt="Hello")
+    with pytest.raises(UserError, match="does not speak"):
+        RemoteSpeaker(f"{server.url}/?")
