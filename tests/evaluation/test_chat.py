@@ -1,0 +1,154 @@
+"""The chat tasks: letters by logits, answers by the engine, programs in the sandbox, ChatCORE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.evaluation.chat import CHATCORE, Chat, ChatSettings, TaskResult, chatcore
+from nanochat.evaluation.figure import centered, share
+from nanochat.evaluation.sandbox import Sandbox
+from nanochat.inference import Engine, Sampling
+from nanochat.model.transformer import Transformer
+from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.chat import render_prompt
+from nanochat.training.distributed import World
+from tasks import Example, Program, Task
+from tasks.choice import choice_example, is_letter
+
+SETTINGS = ChatSettings(batch_size=3, max_new_tokens=8, seed=1)
+
+
+class FakeChoices(Task):
+    name = "fake-choices"
+    kind = "choice"
+    baseline = 0.25
+    splits = ("test",)
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Example:
+        return choice_example("x" * (index % 7), [str(index), "b", "c", "d"][: 3 + index % 2], index % 3)
+
+    def grade(self, example: Example, completion: str) -> bool:
+        return is_letter(example, completion)
+
+
+class FakeAnswers(Task):
+    """Right where the model says what it was seen to say for questions of even number."""
+
+    name = "fake-answers"
+    kind = "generative"
+    splits = ("test",)
+    says: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Example:
+        messages = [{"role": "user", "content": f"q{index}"}, {"role": "assistant", "content": "?"}]
+        return Example(messages, reference=index)
+
+    def grade(self, example: Example, completion: str) -> bool:
+        return example.reference % 2 == 0 and completion == self.says[example.reference]
+
+
+class FakePrograms(FakeAnswers):
+    name = "fake-programs"
+    kind = "program"
+
+    def grade(self, example: Example, completion: str) -> Program:
+        source = f"def f(): return {example.reference % 3}"
+        return Program(source, "def check(candidate): assert candidate() == 0", "f")
+
+
+@pytest.fixture
+def long_model(model: Transformer) -> Transformer:
+    """One whose context takes the multiple-choice questions whole."""
+    return _with_context(model, 256)
+
+
+def _with_context(model: Transformer, length: int) -> Transformer:
+    from dataclasses import replace
+
+    other = Transformer(replace(model.config, sequence_length=length))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_letters_are_those_of_a_forward_pass_each(long_model: Transformer, tokenizer: Tokenizer) -> None:
+    task = FakeChoices(Path(), "test")
+    right = 0
+    for example in task:
+        ids = render_prompt(tokenizer, example.prompt)
+        with torch.inference_mode():
+            logits = long_model(torch.tensor([ids]))[0, -1]
+        best = max(example.letters, key=lambda letter: float(logits[tokenizer.encode(letter)[0]]))
+        right += best == example.reference
+    done: list[int] = []
+    result = Chat(long_model, tokenizer, SETTINGS, world=World()).measure(task, 40, tick=done.append)
+    assert result.accuracy == share(right, 40)
+    assert result.centered == centered(result.accuracy, 0.25)
+    assert (sum(done), result.cut) == (40, 0)
+
+
+def test_questions_longer_than_the_context_are_counted(model: Transformer, tokenizer: Tokenizer) -> None:
+    chat = Chat(model, tokenizer, SETTINGS, world=World())
+    assert chat.measure(FakeChoices(Path(), "test"), 10).cut == 10
+    assert chat.ask([{"role": "user", "content": "long " * 100}]).ids
+
+
+def test_answers_come_from_the_engine(model: Transformer, tokenizer: Tokenizer) -> None:
+    task = FakeAnswers(Path(), "test")
+    alone = Engine(model, tokenizer, slots=1)
+    sampling = Sampling(max_tokens=8)
+    task.says = tuple(
+        alone.generate([render_prompt(tokenizer, example.prompt)], sampling)[0].text for example in task
+    )
+    result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
+    assert result.accuracy == share(6, 11)
+    assert result.accuracy.stderr == pytest.approx((6 / 11 * 5 / 11 / 11) ** 0.5)
+
+
+def test_sampled_answers_depend_on_the_problem_and_not_on_the_rank(model: Transformer, tokenizer: Tokenizer) -> None:
+    said: dict[int, str] = {}
+
+    class Listening(FakeAnswers):
+        def grade(self, example: Example, completion: str) -> bool:
+            assert said.setdefault(example.reference, completion) == completion
+            return True
+
+    settings = ChatSettings(batch_size=3, max_new_tokens=6, temperature=1.0, top_k=20, seed=1)
+    task = Listening(Path(), "test")
+    for size in (1, 2):
+        for rank in range(size):
+            Chat(model, tokenizer, settings, world=FakeWorld(rank=rank, size=size)).measure(task, 12)
+    assert len(set(said.values())) > 6
+
+
+class FakeWorld(World):
+    """A rank without peers."""
+
+    def sum(self, *values: float) -> list[float]:
+        return list(values)
+
+
+def test_programs_are_judged_by_the_sandbox(model: Transformer, tokenizer: Tokenizer) -> None:
+    if reason := Sandbox().unavailable():
+        pytest.skip(reason)
+    result = Chat(model, tokenizer, SETTINGS, world=World()).measure(FakePrograms(Path(), "test"), 6)
+    assert result.accuracy == share(2, 6)
+
+
+def test_chatcore_is_the_mean_above_guessing() -> None:
+    results = {
+        name: TaskResult(share(30 + i, 100), centered(share(30 + i, 100), 0.25 * (i < 3)), 0.25 * (i < 3), 0)
+        for i, name in enumerate(CHATCORE)
+    }
+    expected = sum(((30 + i) / 100 - 0.25 * (i < 3)) / (1 - 0.25 * (i < 3)) for i in range(6)) / 6
+    figure = chatcore(results)
+    assert figure.value == pytest.approx(expected)
+    assert figure.n == 600

@@ -1,0 +1,201 @@
+"""CORE: the batched measurement against a slow and plain one, and the rules of its prompts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import yaml
+
+from nanochat.evaluation.core import cut_left, judge, measure_core, score
+from nanochat.evaluation.core_tasks import CoreTask, Example, Span, load_tasks
+from nanochat.model.transformer import Transformer
+from nanochat.spec.errors import UserError
+from nanochat.tokenizer import Tokenizer
+from nanochat.training.distributed import World
+
+WORDS = ["the", "cat", "sat", "on", "a", "thin", "mat", "in", "winter", "then", "another", "dinner", "other"]
+
+
+def phrase(draw: Random, most: int) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, most)))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle with a task of each kind; some items are longer than the model's context."""
+    draw = Random(5)
+    items = {
+        "choices": [
+            {"query": phrase(draw, 9), "choices": [phrase(draw, 4) for _ in range(4)], "gold": draw.randrange(4)}
+            for _ in range(23)
+        ],
+        "schemas": [
+            {
+                "context_options": [phrase(draw, 5), phrase(draw, 9)], "continuation": phrase(draw, 12),
+                "gold": draw.randrange(2),
+            }
+            for _ in range(17)
+        ],
+        "models": [{"context": f"{phrase(draw, 9)} ", "continuation": draw.choice("aeit")} for _ in range(19)],
+    }  # fmt: skip
+    kinds = {"choices": "multiple_choice", "schemas": "schema", "models": "language_modeling"}
+    (tmp_path / "eval_data").mkdir()
+    for name, rows in items.items():
+        (tmp_path / "eval_data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    declared = [
+        {
+            "label": f"{name}_{shots}", "icl_task_type": kinds[name], "dataset_uri": f"{name}.jsonl",
+            "num_fewshot": [shots], **({"continuation_delimiter": "\nAnswer: "} if shots else {}),
+        }
+        for name in items for shots in (0, 2, 40)
+    ]  # fmt: skip
+    (tmp_path / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": declared}))
+    with open(tmp_path / "eval_meta_data.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Eval Task", "Random baseline"])
+        writer.writerows([entry["label"], 25] for entry in declared)
+    return tmp_path
+
+
+def plain_verdict(model: Transformer, tokenizer: Tokenizer, task: CoreTask, example: Example) -> bool:
+    """One forward pass an option, all logits, no tricks."""
+
+    def solved(item: dict) -> str:
+        if task.kind == "multiple_choice":
+            return item["query"] + task.delimiter + item["choices"][item["gold"]]
+        if task.kind == "schema":
+            return item["context_options"][item["gold"]] + task.delimiter + item["continuation"]
+        return item["context"].strip() + task.delimiter + item["continuation"]
+
+    before = "".join(solved(dict(shot)) + "\n\n" for shot in example.shots)
+    item = example.item
+    if task.kind == "multiple_choice":
+        texts = [before + item["query"] + task.delimiter + choice for choice in item["choices"]]
+    elif task.kind == "schema":
+        texts = [before + context + task.delimiter + item["continuation"] for context in item["context_options"]]
+    else:
+        texts = [before + item["context"].strip() + task.delimiter + item["continuation"]]
+    options = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+    if task.kind == "multiple_choice":
+        starts = [0] * len(options)
+        while len({tuple(ids[: starts[0] + 1]) for ids in options}) == 1 and starts[0] < min(map(len, options)) - 1:
+            starts = [starts[0] + 1] * len(options)
+    elif task.kind == "schema":
+        same = 1
+        while same < min(map(len, options)) and len({tuple(ids[-same - 1 :]) for ids in options}) == 1:
+            same += 1
+        starts = [len(ids) - same for ids in options]
+    else:
+        without = (before + item["context"].strip() + task.delimiter).strip()
+        starts = [1 + len(tokenizer.encode(without))]
+
+    losses, exact = [], []
+    for ids, first in zip(options, starts, strict=True):
+        keep = model.config.sequence_length + 1
+        dropped = max(0, len(ids) - keep)
+        ids, start = ids[dropped:], max(1, first - dropped)
+        with torch.inference_mode():
+            logs = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+        losses.append(sum(-float(logs[i - 1, ids[i]]) for i in range(start, len(ids))) / (len(ids) - start))
+        exact.append(all(int(logs[i - 1].argmax()) == ids[i] for i in range(start, len(ids))))
+    if task.kind == "language_modeling":
+        return exact[0]
+    return losses.index(min(losses)) == item["gold"]
+
+
+def test_batches_judge_as_the_plain_way_does(bundle: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    found = []
+    for task in load_tasks(bundle):
+        examples = task.examples()
+        plain = [plain_verdict(model, tokenizer, task, example) for example in examples]
+        assert judge(model, tokenizer, task, examples, batch_size=3) == plain
+        found += plain
+    assert any(found) and not all(found)
+
+
+def test_core_is_the_mean_of_centred_accuracies(bundle: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    tasks = load_tasks(bundle)
+    result = measure_core(model, tokenizer, tasks, batch_size=4, world=World(), most=10)
+    assert all(task.accuracy.n == 10 for task in result.tasks.values())
+    expected = sum((task.accuracy.value - 0.25) / 0.75 for task in result.tasks.values()) / len(tasks)
+    assert result.core.value == pytest.approx(expected)
+    errors = [(task.accuracy.value * (1 - task.accuracy.value) / 10) ** 0.5 / 0.75 for task in result.tasks.values()]
+    assert result.core.stderr == pytest.approx(sum(e * e for e in errors) ** 0.5 / len(tasks))
+
+
+def test_ranks_share_the_work(bundle: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    class FakeWorld(World):
+        """A rank that is told the sum of all instead of asking its peers."""
+
+        def sum(self, *values: float) -> list[float]:
+            counts.append(values)
+            return list(values)
+
+    counts: list[tuple[float, ...]] = []
+    tasks = load_tasks(bundle)[:3]
+    whole = measure_core(model, tokenizer, tasks, batch_size=4, world=World())
+    for rank in range(3):
+        measure_core(model, tokenizer, tasks, batch_size=4, world=FakeWorld(rank=rank, size=3))
+    for i, task in enumerate(tasks):
+        right, n = (sum(counts[rank * len(tasks) + i][part] for rank in range(3)) for part in (0, 1))
+        accuracy = whole.tasks[task.label].accuracy
+        assert (right, n) == (round(accuracy.value * accuracy.n), accuracy.n)
+
+
+def test_solved_items_do_not_depend_on_how_many_are_measured(bundle: Path) -> None:
+    for task in load_tasks(bundle):
+        every = task.examples()
+        assert task.examples(most=5) == every[:5]
+        for example in every:
+            assert len(example.shots) == min(task.shots, len(every) - 1)
+            assert all(shot is not example.item for shot in example.shots)
+
+
+def test_items_and_shots_are_the_references(bundle: Path) -> None:
+    """Its order and its draws: from a list of all other places."""
+    task = next(task for task in load_tasks(bundle) if task.label == "choices_2")
+    items = [json.loads(line) for line in task.data.read_text().splitlines()]
+    random.Random(1337).shuffle(items)
+    for index, example in enumerate(task.examples()):
+        others = [i for i in range(len(items)) if i != index]
+        drawn = random.Random(1234 + index).sample(others, 2)
+        assert example == Example(items[index], tuple(items[i] for i in drawn))
+
+
+def test_long_sequences_lose_their_beginning(model: Transformer) -> None:
+    length = model.config.sequence_length
+    ids = [i % 250 for i in range(3 * length)]
+    span = cut_left(Span(ids, 3 * length - 4), length)
+    assert span.ids == ids[-length - 1 :]
+    assert span.ids[span.start :] == ids[-4:]
+    whole = cut_left(Span(ids, 2), length)  # more is scored than fits
+    assert whole.start == 1
+    assert score(model, [Span(ids, 3 * length - 4)], batch_size=1) == score(model, [span], batch_size=1)
+
+
+def test_a_broken_bundle_is_one_sentence(bundle: Path) -> None:
+    (bundle / "eval_data" / "models.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"models\.jsonl cannot be read"):
+        load_tasks(bundle)[-1].examples()
+    (bundle / "core.yaml").unlink()
+    with pytest.raises(UserError, match="not whole"):
+        load_tasks(bundle)
+
+
+def test_the_mirrors_bundle_is_understood(mirror: Path, tokenizer: Tokenizer) -> None:
+    tasks = load_tasks(mirror / "eval_bundle")
+    assert len(tasks) == 22
+    for task in tasks:
+        for example in task.examples(most=3):
+            for span in task.sequences(tokenizer, example):
+                assert 0 < span.start < len(span.ids)
+        if task.kind == "language_modeling":
+            example = task.examples(most=1)[0]
+            (span,) = task.sequences(tokenizer, example)
+            assert tokenizer.decode(span.ids[span.start :]).strip() == example.item["continuation"].strip()
