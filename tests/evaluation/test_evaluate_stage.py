@@ -1,0 +1,122 @@
+"""The evaluation stage: what it measures, what it lists as not run, and where it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.data.tokenfile import write_text
+from nanochat.evaluation.sandbox import Sandbox
+from nanochat.model.export import save_model
+from nanochat.model.transformer import Transformer
+from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.plan import StagePlan
+from nanochat.spec.errors import Stopped
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.stages import evaluate
+from nanochat.stages.context import StageContext, StopFlag
+from nanochat.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def make_context(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Any:
+    """A function that makes the context of an evaluation, its inputs committed before."""
+
+    def make(stage: str, *, stop: StopFlag | None = None, **stages: Any) -> StageContext:
+        spec = PipelineSpec.model_validate(
+            {
+                "model": {"depth": 2, "width": 32, "headDim": 16, "sequenceLength": 48},
+                "sources": {"text": {"kind": "world", "charactersPerShard": 1000, "validationShard": 1}},
+                "stages": {
+                    "tokenizer": {"vocabSize": tokenizer.vocab_size},
+                    "base": {"steps": 1, "totalBatchTokens": 48},
+                    "mid": {"totalBatchTokens": 48, "mixture": [{"task": "world-sums"}],
+                            "validation": [{"task": "world-sums", "split": "test"}]},
+                    "sft": {"mixture": [{"task": "world-sums"}],
+                            "validation": [{"task": "world-sums", "split": "test"}]},
+                    "rl": {"enabled": False},
+                    **stages,
+                },
+            }
+        )  # fmt: skip
+        graph = build_graph(spec)
+        node = graph.node(stage)
+        run = "runs/default.test/1"
+        plan = StagePlan(
+            stage=stage, name="test", namespace="default", run=run, attempt=1, launch="launch", outputs=node.outputs,
+            inputs=node.needs, spec=spec.to_yaml_dict(),
+            horizon={
+                "model": graph.horizon.model.to_dict(), "steps": 1, "shards": list(graph.horizon.shards),
+                "validationShard": graph.horizon.validation_shard,
+            },
+            profile={"root": str(tmp_path / "store")}, cache=str(tmp_path / "cache"), work=str(tmp_path),
+        )  # fmt: skip
+        context = StageContext(plan, stop=stop)
+        for ref, key in node.needs.items():
+            kind = ref.split("/")[0]
+            with context.artifacts.writer(kind, key, "before") as writer:
+                if kind == "model":
+                    save_model(writer.folder, model, {"stage": "x", "step": 7})
+                    tokenizer.save(writer.folder)
+                elif kind == "text-tokens":
+                    ids = [tokenizer.encode("a thin cat in the winter " * 4)] * 20
+                    write_text(writer.folder, ids, bos=tokenizer.bos, vocab_size=tokenizer.vocab_size)
+                writer.commit(recipe={}, inputs={}, metadata={})
+        return context
+
+    return make
+
+
+def results(context: StageContext) -> dict[str, Any]:
+    (output,) = context.outputs
+    manifest = context.artifacts.find(output.kind, output.key)
+    assert manifest is not None
+    return json.loads((context.artifacts.fetch(manifest) / "results.json").read_text())
+
+
+def test_base_model(make_context: Any) -> None:
+    context = make_context("eval-base", evalBase={"core": False, "sampleTokens": 3})
+    evaluate.run(context)
+    context.close()
+    found = results(context)
+    assert set(found["metrics"]) == {"train_bpb", "val_bpb"}
+    assert all(figure["n"] > 100 and figure["stderr"] >= 0 for figure in found["metrics"].values())
+    assert found["notRun"] == {"core": "it is switched off (stages.evalBase.core)"}
+    assert len(found["samples"]) == len(evaluate.SAMPLE_PROMPTS)
+    assert context.progress.state.phase == "val_bpb"
+    history = list(context.store.list(f"{context.plan.run}/metrics/eval-base"))
+    assert history
+
+
+def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sandbox, "unavailable", lambda self: "no isolation on this machine")
+    tasks = [{"task": name} for name in ("world-sums", "world-facts", "world-talk", "humaneval", "identity")]
+    settings = {"tasks": [*tasks, {"task": "world-counts", "rows": 3}], "maxPerTask": 5, "maxNewTokens": 4}
+    context = make_context("eval-sft", evalChat=settings | {"samplePrompts": ["Who are you?"], "deviceBatchSize": 4})
+    evaluate.run(context)
+    context.close()
+    found = results(context)
+    assert {name: figure["n"] for name, figure in found["metrics"].items()} == {
+        "world-sums": 5, "world-facts": 5, "world-counts": 3,
+    }  # fmt: skip
+    assert found["tasks"]["world-sums"].keys() >= {"accuracy", "stderr", "n", "centered", "baseline", "cut"}
+    assert found["notRun"]["humaneval"] == "no isolation on this machine"
+    assert "cannot be graded" in found["notRun"]["world-talk"]
+    assert "no test split" in found["notRun"]["identity"]
+    assert "evalChat.tasks" in found["notRun"]["mmlu"]
+    assert "humaneval" in found["notRun"]["chatcore"]
+    assert [sample["prompt"] for sample in found["samples"]] == ["Who are you?"]
+
+
+def test_a_stop_ends_it_without_results(make_context: Any) -> None:
+    stop = StopFlag()
+    stop.set()
+    context = make_context("eval-base", stop=stop, evalBase={"core": False})
+    with pytest.raises(Stopped, match="train_bpb"):
+        evaluate.run(context)
+    context.close()
+    (output,) = context.outputs
+    assert context.artifacts.find(output.kind, output.key) is None
