@@ -207,7 +207,7 @@ class Writer:
     def _remote_scratch(self) -> Path:
         if self._scratch is None:
             name = f"{self.kind}-{self.key[:16]}-{self.launch}-{uuid.uuid4().hex[:8]}"
-            self._scratch = self._artifacts.cache.folder / "writing" / name
+            self._scratch = self._artifacts.cache.scratch(name)
         return self._scratch
 
     def __enter__(self) -> Writer:
@@ -217,7 +217,7 @@ class Writer:
             self.launch = f"{self.launch}-{uuid.uuid4().hex[:8]}"
         self._remove()  # what an earlier process of this launch left half-written
         with explaining(doing="writing", where=str(self.folder)):
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ process uses. Locks are the kernel's (flock), so that they die with their proces
     entries/<digest>/...      files of one entry
     locks/<digest>            held while an entry is fetched; its time is the entry's last use
     users/<id>                held by a living process for as long as it lives; names the entries in use
+    writing/<id>/...          what it writes that is not stored yet
     verified/<digest>         size, times and inode of a file when its SHA-256 was last found right
 """
 
@@ -112,6 +113,8 @@ class Cache:
         try:
             self._pin(name)
             with _locked(lock):
+                for left in folder.rglob(f"{files.TEMPORARY}*"):  # by a process that was killed
+                    files.remove(left)
                 missing = [record for record in records if not self._holds(folder, record)]
                 if missing:
                     self._make_room(sum(record.size for record in missing))
@@ -137,26 +140,56 @@ class Cache:
         """Let an entry go: it may now make room for others. Files that are open or mapped stay readable."""
         with _locked(self.folder / "lock"):
             self._used.discard(_digest(address))
-            if self._user:
-                self._user.write_text("\n".join(sorted(self._used)))
+            self._register()
 
     def close(self) -> None:
         """Let all entries go."""
         if self._user is not None and self._owner == os.getpid():
-            self._user.unlink(missing_ok=True)
             os.close(self._handle)
         self._user, self._used = None, set()
 
+    def scratch(self, name: str) -> Path:
+        """An empty folder for writing; it is removed when this process has ended without doing so."""
+        with _locked(self.folder / "lock"):
+            self._register()
+            self._others()
+        assert self._user is not None
+        folder = self.folder / "writing" / self._user.name / name
+        files.remove(folder)
+        folder.mkdir(parents=True)
+        return folder
+
     def _pin(self, name: str) -> None:
         with _locked(self.folder / "lock"):
-            if self._user is None or self._owner != os.getpid():  # a fork begins anew
-                self._owner = os.getpid()
-                self._user = self.folder / "users" / uuid.uuid4().hex
-                self._user.parent.mkdir(parents=True, exist_ok=True)
-                self._handle = os.open(self._user, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(self._handle, fcntl.LOCK_EX)
             self._used.add(name)
-            self._user.write_text("\n".join(sorted(self._used)))
+            self._register()
+
+    def _register(self) -> None:
+        """Note which entries this process uses, in a file that it holds locked; under the cache's lock."""
+        if self._user is None or self._owner != os.getpid():  # a fork begins anew
+            self._owner = os.getpid()
+            self._user = self.folder / "users" / uuid.uuid4().hex
+            self._user.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self._user, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+        self._user.write_text("\n".join(sorted(self._used)))
+
+    def _others(self) -> set[str]:
+        """Entries in use by other living processes. What dead ones left is removed; under the cache's lock."""
+        used: set[str] = set()
+        for user in (self.folder / "users").iterdir():
+            if user == self._user:
+                continue
+            handle = os.open(user, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.remove(self.folder / "writing" / user.name)
+                user.unlink()
+            except BlockingIOError:
+                used.update(user.read_text().split())
+            finally:
+                os.close(handle)
+        return used
 
     def _make_room(self, needed: int) -> None:
         if needed > self.limit:
@@ -164,10 +197,10 @@ class Cache:
         with _locked(self.folder / "lock"):
             entries = self.folder / "entries"
             sizes = {
-                entry.name: sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+                entry.name: sum(path.stat().st_size for _, path in files.walk(entry))
                 for entry in (entries.iterdir() if entries.is_dir() else ())
             }
-            total, used = sum(sizes.values()) + needed, self._in_use()
+            total, used = sum(sizes.values()) + needed, self._used | self._others()
             for name in sorted(sizes.keys() - used, key=self._last_use):
                 if total <= self.limit:
                     return
@@ -182,25 +215,6 @@ class Cache:
             return (self.folder / "locks" / name).stat().st_mtime
         except FileNotFoundError:
             return 0.0
-
-    def _in_use(self) -> set[str]:
-        """Entries in use by living processes; what dead ones left is removed."""
-        used = set(self._used)
-        for user in (self.folder / "users").iterdir():
-            if user == self._user:
-                continue
-            try:
-                handle = os.open(user, os.O_RDWR)
-            except FileNotFoundError:  # closed just now
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                user.unlink(missing_ok=True)
-            except BlockingIOError:
-                used.update(user.read_text().split())
-            finally:
-                os.close(handle)
-        return used
 
 
 def _state(info: os.stat_result) -> tuple[int, int, int, int]:

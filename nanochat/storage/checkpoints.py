@@ -64,8 +64,8 @@ class Checkpoints:
         name = self._name(step, launch)
         folder = self.store.local_path(f"{self._base}/{name}")
         if folder is None:
-            folder = self.cache.folder / "writing" / f"{self.stage}-{self.key[:16]}-{name}"
-        elif self._read(name) is not None:
+            return self.cache.scratch(f"{self.stage}-{self.key[:16]}-{name}")
+        if self._read(name) is not None:
             folder = folder.parent / f"{files.TEMPORARY}{name}"
         files.remove(folder)
         folder.mkdir(parents=True)

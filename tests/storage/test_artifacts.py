@@ -105,7 +105,7 @@ def test_an_error_leaves_nothing(artifacts: Artifacts, store: Store, cache_folde
     # What was committed before the error stays.
     assert bool(store.list()) == commits
     assert (artifacts.find("model", "key") is not None) == commits
-    assert not list(cache_folder.glob("writing/*"))
+    assert not list(cache_folder.glob("writing/*/*"))
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

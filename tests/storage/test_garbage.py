@@ -1,0 +1,89 @@
+"""Collection removes what nothing refers to, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from nanochat.storage import Artifacts, Checkpoints, Profile, Store, gc, open_store
+from nanochat.storage.gc import collect
+
+KEEP = {("model", "kept"), ("base", "key")}
+
+
+@pytest.fixture
+def filled(store: Store, artifacts: Artifacts, checkpoints: Checkpoints) -> Store:
+    """A store with what is kept and what is not of each sort."""
+    for key in ("kept", "dropped"):
+        with artifacts.writer("model", key, "one") as writer:
+            (writer.folder / "weights").write_bytes(b"w" * 100)
+            writer.commit(recipe={}, inputs={})
+    store.write("artifacts/model/kept/two/weights", b"half")
+    store.write("artifacts/model/kept/manifest.json.damaged-0123", b"bad")
+    store.write("artifacts/model/unfinished/one/weights", b"half")
+    folder = checkpoints.folder(10, "one")
+    (folder / "model").write_bytes(b"m")
+    checkpoints.save(10, "one", folder, {})
+    store.write("checkpoints/base/key/step-0000020-one/model", b"half")
+    store.write("checkpoints/base/other/step-0000020-one/model", b"half")
+    store.write("runs/default.demo/uid/status.json", b"{}")
+    return store
+
+
+def _later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = time.time() + seconds
+    monkeypatch.setattr(gc.time, "time", lambda: now)
+
+
+REMOVED = {
+    "artifacts/model/dropped": "nothing refers to it",
+    "artifacts/model/kept/manifest.json.damaged-0123": "it was damaged and set aside",
+    "artifacts/model/kept/two": "its launch did not finish it",
+    "artifacts/model/unfinished": "nothing refers to it",
+    "checkpoints/base/key/step-0000020-one": "its launch did not finish it",
+    "checkpoints/base/other": "nothing refers to it",
+}
+
+
+def test_what_nothing_refers_to_goes(
+    filled: Store, artifacts: Artifacts, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _later(monkeypatch, 100)
+    before = {entry.path: entry.size for entry in filled.list()}
+    planned = collect(filled, keep=KEEP, older_than_s=60, dry_run=True)
+    assert {item.path: item.reason for item in planned.removed} == REMOVED
+    assert {entry.path: entry.size for entry in filled.list()} == before
+    done = collect(filled, keep=KEEP, older_than_s=60)
+    assert done == planned
+    after = {entry.path: entry.size for entry in filled.list()}
+    assert sum(before.values()) - sum(after.values()) == done.size
+    assert set(after) == {
+        "artifacts/model/kept/manifest.json",
+        "artifacts/model/kept/one/weights",
+        "checkpoints/base/key/step-0000010-one/manifest.json",
+        "checkpoints/base/key/step-0000010-one/model",
+        "runs/default.demo/uid/status.json",
+    }
+    assert artifacts.find("model", "kept") is not None
+    assert checkpoints.newest() is not None
+    assert str(done).endswith(f"6 items, {done.size:,} bytes")
+    assert collect(filled, keep=KEEP, older_than_s=60).removed == ()
+
+
+def test_what_is_young_stays(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _later(monkeypatch, 100)
+    assert collect(filled, keep=set(), older_than_s=1000).removed == ()
+
+
+def test_what_dead_writers_left_goes_when_it_is_old(tmp_path: Path) -> None:
+    store = open_store(Profile(root=str(tmp_path)))
+    for name in ("artifacts/model/.tmp-1-1", "checkpoints/base/key/.tmp-2-2", "runs/a/.tmp-3-3", "runs/a/.tmp-4-4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+        if not name.endswith("4"):
+            os.utime(tmp_path / name, (1, 1))
+    assert len(collect(store, keep=set(), older_than_s=60).removed) == 3
+    assert [entry.path for entry in store.leftovers()] == ["runs/a/.tmp-4-4"]
