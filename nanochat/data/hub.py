@@ -132,7 +132,9 @@ class Hub:
 
     def _s3(self, url: str, part: Path, setting: str) -> None:
         try:
-            files = s3fs.S3FileSystem(skip_instance_cache=True)
+            config = {"connect_timeout": 5, "read_timeout": self._retry.timeout, "retries": {"total_max_attempts": 1}}
+            files = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs=config)
+            files.retries = 1  # trying again is `fetch`'s
             with files.open(url, "rb", block_size=8 * BLOCK) as source, open(part, "wb") as out:
                 self._copy(source, out)
         except FileNotFoundError:
