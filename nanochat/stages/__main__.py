@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from nanochat.pipeline.orphan import die_with_parent
 from nanochat.pipeline.outcomes import EXIT_STOPPED, Outcome, Reason
@@ -26,8 +27,8 @@ from nanochat.tracking.environment import environment
 MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluate", "eval-rl": "evaluate"}
 
 
-def main() -> int:
-    """Run the stage that the plan names; returns the exit code."""
+def main() -> NoReturn:
+    """Run the stage that the plan names; ends the process with the exit code."""
     die_with_parent()
     plan = StagePlan.read(Path(sys.argv[1]))
     rank = int(os.environ.get("RANK", "0"))
@@ -53,12 +54,11 @@ def main() -> int:
         if outcome.reason is Reason.ERROR:
             traceback.print_exc()
     (work / f"outcome-rank{rank}.json").write_text(json.dumps(outcome.to_dict()))
-    if outcome.reason is Reason.SUCCEEDED:
-        return 0
     sys.stderr.flush()
     sys.stdout.flush()
-    # Without waiting for threads or for collectives whose peers are gone.
-    os._exit(EXIT_STOPPED if outcome.reason is Reason.PREEMPTED else 1)
+    # Without waiting for threads or for collectives whose peers are gone, and without the interpreter's own end, in
+    # which a thread of gloo that still lets go of a tensor now and then aborts the process.
+    os._exit({Reason.SUCCEEDED: 0, Reason.PREEMPTED: EXIT_STOPPED}.get(outcome.reason, 1))
 
 
 def redirect(log: Path) -> None:
@@ -87,4 +87,4 @@ def classify(error: BaseException, *, rank: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

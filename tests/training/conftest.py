@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,12 @@ def _rank(function: Callable[..., Any], rank: int, size: int, port: int, argumen
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
     )
-    function(*arguments)
+    try:
+        function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # as a stage ends
 
 
 @pytest.fixture
