@@ -62,7 +62,7 @@ class StageContext:
         self.stage = plan.stage
         self.launch = plan.launch
         self.outputs = plan.outputs
-        self.stop = stop or StopFlag()
+        self.stop = StopFlag() if stop is None else stop  # an unset flag is falsy
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.store: Store = open_store(Profile(**plan.profile))
