@@ -6,6 +6,7 @@ import logging
 
 from nanochat.data.loader import Shard, TextLoader
 from nanochat.data.tokenfile import TokenFile
+from nanochat.evaluation.bpb import bits_per_byte, text_batches
 from nanochat.inference import Engine, Sampling
 from nanochat.optim.schedule import lr_scale, muon_momentum
 from nanochat.pipeline.resolve import shard_name
@@ -14,7 +15,6 @@ from nanochat.stages.context import StageContext
 from nanochat.stages.trainer import Trainer, open_trainer
 from nanochat.training.loop import Measurement, Rates
 from nanochat.training.objective import Supervised
-from nanochat.training.validation import flat_batches, flat_rows, validate
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def run(context: StageContext) -> None:
             schedule=lambda step: rates(settings, step, horizon.steps),
             step_tokens=settings.total_batch_tokens,
             measurements=(
-                Measurement(settings.eval_every, lambda step: bits_per_byte(trainer, settings)),
+                Measurement(settings.eval_every, lambda step: validation(trainer, settings)),
                 Measurement(settings.sample_every, lambda step: samples(trainer, step)),
             ),
         )
@@ -73,21 +73,23 @@ def shard(context: StageContext, index: int) -> Shard:
     return Shard(tokens=context.manifest(ref).metadata["tokens"], open=lambda: TokenFile(context.fetch(ref)))
 
 
-def bits_per_byte(trainer: Trainer, settings: BaseStage) -> dict[str, float]:
-    """Of the beginning of the validation shard, always the same."""
-    file, length = shard(trainer.context, trainer.context.horizon.validation_shard), trainer.model.config.sequence_length
-    loader = TextLoader(
-        [file], rows=flat_rows(settings.eval_tokens, total=file.tokens, length=length), length=length, seed=0
-    )
-    losses = validate(
+def validation(trainer: Trainer, settings: BaseStage) -> dict[str, float]:
+    """Bits per byte of the beginning of the validation shard, always the same."""
+    ref = f"text-tokens/{shard_name(trainer.context.horizon.validation_shard)}"
+    figure = bits_per_byte(
         trainer.model,
-        flat_batches(loader, world=trainer.world, device_rows=settings.device_batch_size),
-        world=trainer.world,
+        text_batches(
+            TokenFile(trainer.context.fetch(ref)),
+            length=trainer.model.config.sequence_length,
+            tokens=settings.eval_tokens,
+            batch_size=settings.device_batch_size,
+            world=trainer.world,
+        ),
         byte_lengths=trainer.tokenizer.byte_lengths(),
-        alive=trainer.alive,
+        world=trainer.world,
+        tick=trainer.alive,
     )
-    loader.close()
-    return {"val/loss": losses.mean, "val/bpb": losses.bits_per_byte}
+    return {"val/bpb": figure.value}
 
 
 def samples(trainer: Trainer, step: int) -> dict[str, float]:

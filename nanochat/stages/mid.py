@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from nanochat.data.mixture import PackedLoader
+from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.optim.schedule import lr_scale, muon_momentum
 from nanochat.spec.stages import MidStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.trainer import Trainer, open_trainer
 from nanochat.training.loop import Measurement, Rates
 from nanochat.training.objective import Supervised
-from nanochat.training.validation import flat_batches, flat_rows, validate
+from nanochat.training.validation import packed_batches
 
 
 def run(context: StageContext) -> None:
@@ -26,7 +27,7 @@ def run(context: StageContext) -> None:
             steps=steps,
             schedule=lambda step: rates(settings, step, steps),
             step_tokens=settings.total_batch_tokens,
-            measurements=(Measurement(settings.eval_every, lambda step: bits_per_byte(trainer, settings)),),
+            measurements=(Measurement(settings.eval_every, lambda step: validation(trainer, settings)),),
         )
         trainer.commit(
             state,
@@ -49,20 +50,19 @@ def rates(settings: MidStage, step: int, steps: int) -> Rates:
     return Rates(settings.init_lr_fraction * scale, muon_momentum(step, ramp=settings.momentum_warmup_steps))
 
 
-def bits_per_byte(trainer: Trainer, settings: MidStage) -> dict[str, float]:
-    """Of the beginning of the validation mixture, always the same."""
-    length = trainer.model.config.sequence_length
-    mixture = trainer.mixture(settings.validation)
-    rows = flat_rows(settings.eval_tokens, total=int(mixture.lengths(0).sum()), length=length)
-    losses = validate(
+def validation(trainer: Trainer, settings: MidStage) -> dict[str, float]:
+    """Bits per byte of the beginning of the validation mixture, always the same."""
+    figure = bits_per_byte(
         trainer.model,
-        flat_batches(
-            PackedLoader(mixture, rows=rows, length=length),
+        packed_batches(
+            trainer.mixture(settings.validation),
+            tokens=settings.eval_tokens,
+            length=trainer.model.config.sequence_length,
             world=trainer.world,
             device_rows=settings.device_batch_size,
         ),
-        world=trainer.world,
         byte_lengths=trainer.tokenizer.byte_lengths(),
-        alive=trainer.alive,
+        world=trainer.world,
+        tick=trainer.alive,
     )
-    return {"val/loss": losses.mean, "val/bpb": losses.bits_per_byte}
+    return {"val/bpb": figure.value}

@@ -14,6 +14,7 @@ from nanochat.pipeline.graph import find_task
 from nanochat.spec.errors import UserError
 from nanochat.spec.stages import MixturePart, RlStage
 from nanochat.stages.context import StageContext
+from nanochat.stages.evaluate import task_errors
 from nanochat.stages.trainer import Trainer, falling, open_trainer, steps_for
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.guards import SpikeGuard
@@ -93,15 +94,16 @@ def load_prompts(
             continue
         ref = f"task-data/{part.task}"
         folder = trainer.context.fetch(ref) if trainer.context.has(ref) else Path()
-        task = kind(folder, split or part.split, seed=trainer.context.spec.seed)
         found: list[Prompt] = []
-        for index in range(len(task) if part.rows is None else min(part.rows, len(task))):
-            example = task[index]
-            ids = render_prompt(trainer.tokenizer, example.prompt, where=f"task {part.task}, row {index}")
-            if len(ids) < trainer.model.config.sequence_length:
-                found.append(Prompt(tuple(ids), partial(task.reward, example)))
-            else:
-                too_long += 1
+        with task_errors(part.task):
+            task = kind(folder, split or part.split, seed=trainer.context.spec.seed)
+            for index in range(min(part.rows or len(task), len(task))):
+                example = task[index]
+                ids = render_prompt(trainer.tokenizer, example.prompt, where=f"task {part.task}, row {index}")
+                if len(ids) < trainer.model.config.sequence_length:
+                    found.append(Prompt(tuple(ids), partial(task.reward, example)))
+                else:
+                    too_long += 1
         prompts += found * part.epochs
     return prompts, too_long
 

@@ -10,7 +10,7 @@ from nanochat.stages.context import StageContext
 from nanochat.stages.trainer import Trainer, falling, open_trainer, steps_for
 from nanochat.training.loop import Measurement
 from nanochat.training.objective import Supervised
-from nanochat.training.validation import row_batches, validate
+from nanochat.training.validation import mean_loss, row_batches
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ def run(context: StageContext) -> None:
         if cut.rows and trainer.world.first:
             log.info(
                 "%s of %s conversations are longer than the context of %s tokens and are cut after an answer",
-                f"{cut.rows:,}", f"{rows:,}", f"{length:,}",
+                f"{cut.rows:,}",
+                f"{rows:,}",
+                f"{length:,}",
             )
         steps = settings.steps or steps_for(rows, each=settings.rows_per_step, epochs=settings.epochs)
         state = trainer.train(
@@ -35,7 +37,7 @@ def run(context: StageContext) -> None:
             schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
             step_tokens=settings.rows_per_step * length,
             fixed_shapes=False,
-            measurements=(Measurement(settings.eval_every, lambda step: loss(trainer, settings)),),
+            measurements=(Measurement(settings.eval_every, lambda step: validation(trainer, settings)),),
         )
         trainer.commit(
             state,
@@ -49,7 +51,7 @@ def run(context: StageContext) -> None:
         )
 
 
-def loss(trainer: Trainer, settings: SftStage) -> dict[str, float]:
+def validation(trainer: Trainer, settings: SftStage) -> dict[str, float]:
     """Mean over the assistant's tokens of the first conversations of the validation mixture, always the same."""
     loader = RowLoader(
         trainer.mixture(settings.validation),
@@ -57,11 +59,7 @@ def loss(trainer: Trainer, settings: SftStage) -> dict[str, float]:
         length=trainer.model.config.sequence_length,
     )
     rows = min(settings.eval_rows, len(loader.mixture))
-    losses = validate(
-        trainer.model,
-        row_batches(loader, rows=rows, world=trainer.world),
-        world=trainer.world,
-        byte_lengths=trainer.tokenizer.byte_lengths(),
-        alive=trainer.alive,
+    value = mean_loss(
+        trainer.model, row_batches(loader, rows=rows, world=trainer.world), world=trainer.world, alive=trainer.alive
     )
-    return {"val/loss": losses.mean}
+    return {"val/loss": value}

@@ -1,8 +1,8 @@
 """What base, mid, sft and rl share: join the processes, build model and optimizer, train, commit the model.
 
-    with open_trainer(context) as trainer:
-        state = trainer.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
-        trainer.commit(state, {"cut": 3})
+with open_trainer(context) as trainer:
+    state = trainer.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
+    trainer.commit(state, {"cut": 3})
 """
 
 from __future__ import annotations
@@ -76,8 +76,12 @@ class Trainer:
         if self.world.first:
             log.info(
                 "%s: %s parameters, %s steps, on %s x %s in %s%s",
-                context.stage, f"{parameters(self.model.config):,}", f"{steps:,}", self.world.size,
-                self.device.device.type, str(self.device.compute_dtype).removeprefix("torch."),
+                context.stage,
+                f"{parameters(self.model.config):,}",
+                f"{steps:,}",
+                self.world.size,
+                self.device.device.type,
+                str(self.device.compute_dtype).removeprefix("torch."),
                 ", compiled" if compiled else "",
             )
         optimizer = build_optimizer(

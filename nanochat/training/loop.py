@@ -310,5 +310,3 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         yield
-
-

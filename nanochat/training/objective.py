@@ -49,7 +49,10 @@ class Share:
 class Objective(Protocol):
     """What a stage trains on."""
 
-    counts: tuple[str, ...]  # names of what is counted
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Names of what is counted."""
+        ...
 
     def share(self, step: int) -> Share:
         """This rank's share of a data step."""

@@ -151,9 +151,7 @@ def group_advantages(rewards: np.ndarray) -> np.ndarray:
     return advantages
 
 
-def micro_batches(
-    sequences: Sequence[tuple[Sequence[int], Completion, float]], *, rows: int
-) -> tuple[MicroBatch, ...]:
+def micro_batches(sequences: Sequence[tuple[Sequence[int], Completion, float]], *, rows: int) -> tuple[MicroBatch, ...]:
     """(prompt, completion, advantage) as batches; what has no advantage has no gradient and is left out."""
     kept = sorted(
         ((prompt, completion, advantage) for prompt, completion, advantage in sequences if advantage),

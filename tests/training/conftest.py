@@ -14,8 +14,14 @@ import pytest
 
 def _rank(function: Callable[..., Any], rank: int, size: int, port: int, arguments: tuple[Any, ...]) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
     )
     try:
         function(*arguments)
@@ -34,9 +40,7 @@ def run_ranks() -> Callable[..., None]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         processes = multiprocessing.get_context("spawn")
-        ranks = [
-            processes.Process(target=_rank, args=(function, rank, size, port, arguments)) for rank in range(size)
-        ]
+        ranks = [processes.Process(target=_rank, args=(function, rank, size, port, arguments)) for rank in range(size)]
         for process in ranks:
             process.start()
         for process in ranks:

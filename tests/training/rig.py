@@ -95,9 +95,7 @@ class Rig:
             optimizer=build_optimizer(self.model, OptimSettings(), group=self.world.group),
             objective=Supervised(self.loader, self.world, self.device_rows),
             initialise=lambda: self.model.init_weights(3),
-            vault=Vault(
-                Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2
-            ),
+            vault=Vault(Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2),
             guard=self.guard,
             journal=self.journal,
             progress=self.progress,

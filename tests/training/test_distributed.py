@@ -24,7 +24,9 @@ def test_one_process_makes_no_group(tmp_path: Path) -> None:
     report(tmp_path)
     assert not torch.distributed.is_initialized()
     assert json.loads((tmp_path / "0.json").read_text()) == {
-        "sum": [0.0, 1.0], "shared": {"step": 7, "name": "\u00e9"}, "part": [0, 7]
+        "sum": [0.0, 1.0],
+        "shared": {"step": 7, "name": "\u00e9"},
+        "part": [0, 7],
     }
 
 
