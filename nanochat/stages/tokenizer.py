@@ -21,6 +21,7 @@ SLICE_CHARS = 500_000  # characters of the training and of the validation text i
 
 def run(context: StageContext) -> None:
     """Train, measure, commit."""
+    logging.getLogger("rustbpe").setLevel(logging.WARNING)  # it reports every percent
     settings, output = context.settings, context.outputs[0]
     shards = sorted(ref for ref in output.inputs if ref.startswith("text/"))
     started = time.monotonic()

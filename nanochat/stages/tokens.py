@@ -37,8 +37,10 @@ def run(context: StageContext) -> None:
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
     )
+    done = False
     try:
         tokens = _encode_all(context, pool, workers)
+        done = True
     except BrokenProcessPool:
         if context.stop:
             raise Stopped("stopped: token files that are committed stay") from None
@@ -46,8 +48,8 @@ def run(context: StageContext) -> None:
             "a worker process was ended from outside, most likely for want of memory: lower stages.tokens.workers"
         ) from None
     finally:
-        # Without waiting for work under way: after an error this process ends, and its workers with it.
-        pool.shutdown(wait=False, cancel_futures=True)
+        # After an error this process ends, and its workers with it: work under way is not waited for.
+        pool.shutdown(wait=done, cancel_futures=True)
     log.info("%d token files with %d tokens are in %s", len(context.outputs), tokens, context.store.uri("artifacts"))
 
 

@@ -185,7 +185,9 @@ def test_an_identity_file_that_is_wrong(
 
 def test_a_stage_that_is_stopped_keeps_what_it_has(world: Callable[..., FakePlanner]) -> None:
     planner, stop = world(), StopFlag()
+    context = planner.context("dataset", stop)
     stop.set()
+    assert context.stop  # the flag that was handed over, also if it was not set then
     with pytest.raises(Stopped):
         planner.run("dataset", stop)
     planner.run("dataset")

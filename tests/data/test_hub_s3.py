@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from nanochat.data.hub import Hub, Retry
 from nanochat.spec.errors import StorageError, UserError
 
