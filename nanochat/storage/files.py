@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
@@ -38,6 +39,22 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. FileNotFoundError where another process removes one of them just now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if folder.exists():
+            raise NotADirectoryError(folder) from None
+        raise FileNotFoundError(folder) from None
+
+
+def _sync_folder(path: Path) -> None:
+    """Force a file's name to disk, unless another process has removed its folder since."""
+    with suppress(FileNotFoundError):
+        sync(path.parent)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that nobody else knows of, and force it to disk; nothing is left of it on failure."""
     try:
@@ -52,16 +69,16 @@ def write_new(path: Path, data: bytes) -> None:
 
 def write(path: Path, data: bytes) -> None:
     """Write or replace a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     scratch = temporary(path)
     write_new(scratch, data)
     os.replace(scratch, path)
-    sync(path.parent)
+    _sync_folder(path)
 
 
 def create(path: Path, data: bytes) -> bool:
     """Write a file only if none is there: True if this call made it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     scratch = temporary(path)
     write_new(scratch, data)
     try:
@@ -72,13 +89,13 @@ def create(path: Path, data: bytes) -> bool:
             return False
     finally:
         scratch.unlink(missing_ok=True)
-    sync(path.parent)
+    _sync_folder(path)
     return True
 
 
 def copy(source: Path, target: Path) -> str:
     """Copy a file atomically in chunks; returns the SHA-256 of what was copied."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     scratch = temporary(target)
     digest = hashlib.sha256()
     try:
@@ -91,13 +108,13 @@ def copy(source: Path, target: Path) -> str:
         os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
-    sync(target.parent)
+    _sync_folder(target)
     return digest.hexdigest()
 
 
 def move(source: Path, target: Path) -> None:
     """Move a file atomically, by a copy where the target lies on another disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if source.stat().st_dev == target.parent.stat().st_dev:
         os.replace(source, target)
     else:

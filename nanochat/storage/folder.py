@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-from fsspec.implementations.local import LocalFileSystem
-
+from nanochat.spec.errors import StorageError
 from nanochat.storage import files
 from nanochat.storage.failures import Damaged, tried
 from nanochat.storage.store import Entry, FileRecord, Store, check_path
 
 T = TypeVar("T")
+
+FOLDER_TRIES = 10
 
 
 class FolderStore(Store):
@@ -22,7 +23,6 @@ class FolderStore(Store):
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.abspath(folder.expanduser()))
         self.root = str(self.folder)
-        self._fs = LocalFileSystem(skip_instance_cache=True)
 
     def _path(self, path: str, *, empty: bool = False) -> Path:
         return self.folder / check_path(path, empty=empty)
@@ -30,17 +30,26 @@ class FolderStore(Store):
     def _tried(self, operation: Callable[[], T], *, doing: str, path: str) -> T:
         return tried(operation, doing=doing, where=str(self.folder / path))
 
+    def _written(self, operation: Callable[[], T], *, path: str) -> T:
+        """Again where another process removed the folder meanwhile; in S3 folders are only names, too."""
+        for _ in range(FOLDER_TRIES):
+            try:
+                return self._tried(operation, doing="writing", path=path)
+            except FileNotFoundError:
+                continue
+        raise StorageError(f"the folder of {self.folder / path} cannot be made: correct the profile's root")
+
     def read(self, path: str) -> bytes:
         target = self._path(path)
         return self._tried(target.read_bytes, doing="reading", path=path)
 
     def write(self, path: str, data: bytes) -> None:
         target = self._path(path)
-        self._tried(lambda: files.write(target, data), doing="writing", path=path)
+        self._written(lambda: files.write(target, data), path=path)
 
     def create(self, path: str, data: bytes) -> bool:
         target = self._path(path)
-        return self._tried(lambda: files.create(target, data), doing="writing", path=path)
+        return self._written(lambda: files.create(target, data), path=path)
 
     def size(self, path: str) -> int | None:
         target = self._path(path)
@@ -59,15 +68,13 @@ class FolderStore(Store):
     def delete_leftover(self, entry: Entry) -> None:
         self._path(entry.path).unlink(missing_ok=True)
 
-    def _entries(self, prefix: str) -> Iterator[Entry]:
+    def _entries(self, prefix: str) -> list[Entry]:
         top = self._path(prefix, empty=True)
-        found: dict[str, Any] = self._tried(
-            lambda: cast(Any, self._fs.find(str(top), detail=True)), doing="listing", path=prefix
-        )
-        for name, info in sorted(found.items()):
-            path = Path(name).relative_to(self.folder).as_posix()
-            if info["type"] == "file" and path != ".":
-                yield Entry(path=path, size=info["size"], modified=info["mtime"])
+        found = self._tried(lambda: list(_scan(str(top))), doing="listing", path=prefix)
+        entries = [
+            Entry(path=path[len(self.root) + 1 :], size=info.st_size, modified=info.st_mtime) for path, info in found
+        ]
+        return sorted(entries, key=lambda entry: entry.path)
 
     def children(self, prefix: str = "") -> Sequence[str]:
         top = self._path(prefix, empty=True)
@@ -83,8 +90,9 @@ class FolderStore(Store):
 
     def upload(self, local: Path, path: str) -> FileRecord:
         target = self._path(path)
-        digest = self._tried(lambda: files.copy(local, target), doing="writing", path=path)
-        return FileRecord(path=path, size=target.stat().st_size, sha256=digest)
+        size = local.stat().st_size
+        digest = self._written(lambda: files.copy(local, target), path=path)
+        return FileRecord(path=path, size=size, sha256=digest)
 
     def download(self, record: FileRecord, local: Path) -> None:
         source = self._path(record.path)
@@ -95,3 +103,20 @@ class FolderStore(Store):
 
     def local_path(self, path: str) -> Path | None:
         return self._path(path, empty=True)
+
+
+def _scan(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """All files below a folder. What vanishes meanwhile is left out alone; fsspec leaves out its whole folder."""
+    try:
+        with os.scandir(folder) as found:
+            items = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for item in items:
+        try:
+            if item.is_dir():
+                yield from _scan(item.path)
+            else:
+                yield item.path, item.stat()
+        except FileNotFoundError:
+            continue

@@ -18,8 +18,8 @@ from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 
 T = TypeVar("T")
 
-PART = 16 << 20  # bytes of one part of an upload or download
-PARTS_AT_ONCE = 4  # so that a transfer holds at most PART x PARTS_AT_ONCE bytes
+PART = 8 << 20  # bytes of one part of an upload or download
+PARTS_AT_ONCE = 4  # a transfer holds a few times PART x PARTS_AT_ONCE bytes, however large the file
 MOST_PARTS = 9_000  # S3 allows 10,000 parts
 
 

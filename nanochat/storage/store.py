@@ -1,4 +1,4 @@
-"""One store over fsspec: a folder or S3, with the same meaning.
+"""One store over a folder or S3 (by fsspec's s3fs), with the same meaning.
 
     store = open_store(Profile(root="s3://bucket/prefix", endpoint="http://localhost:7070"))
     store.write("runs/a/progress.json", b"{}")          # atomic: readers see the old file or the new one

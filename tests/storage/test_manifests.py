@@ -68,7 +68,7 @@ def test_any_other_bytes_are_damaged(data: bytes) -> None:
         Manifest.from_bytes(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_change_of_a_byte_is_seen(data: st.DataObject) -> None:
     written = bytearray(_manifest().to_bytes())

@@ -118,6 +118,25 @@ def test_readers_meet_whole_files_while_they_are_replaced(store: Store) -> None:
         writing.result()
 
 
+def test_listings_miss_nothing_while_others_write_and_remove(store: Store) -> None:
+    for name in ("one", "two"):
+        store.write(f"runs/a/{name}", b"")
+    with ThreadPoolExecutor(2) as pool:
+
+        def write(number: int) -> None:
+            for _ in range(20):
+                store.write("runs/a/one", b"again")
+                store.write(f"runs/b/{number}", b"")
+                store.delete("runs/b")
+
+        writing = [pool.submit(write, number) for number in range(2)]
+        while not all(task.done() for task in writing):
+            paths = [entry.path for entry in store.list("runs")]
+            assert paths[:2] == ["runs/a/one", "runs/a/two"]
+        for task in writing:
+            task.result()
+
+
 @pytest.mark.parametrize("size", [0, 1, 40 << 20])
 def test_uploads_come_back_verified(store: Store, tmp_path: Path, size: int) -> None:
     local, back = tmp_path / "local", tmp_path / "deep" / "back"

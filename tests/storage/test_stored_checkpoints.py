@@ -160,7 +160,7 @@ def test_killed_at_any_moment_it_goes_on_from_the_last_whole_one(
     settings = json.dumps({"root": profile.root, "endpoint": profile.endpoint, "region": profile.region})
     moments = random.Random(0)
     saved = 0
-    for attempt in range(6):
+    for attempt in range(4):
         command = [sys.executable, "-c", SAVES, settings, str(cache_folder), f"launch-{attempt}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ, text=True) as process:
             assert process.stdout is not None
