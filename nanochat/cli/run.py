@@ -12,6 +12,7 @@ from nanochat.cli.inspect import find_run
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
+from nanochat.report.tracked import Tracker
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline, load_pipeline
 from nanochat.spec.pipeline import Pipeline
@@ -48,7 +49,8 @@ def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: st
     runner.select(only=only, start=start)
     runner.store.check()
     name = pipeline.metadata.name
-    with Display(runner) as display:
+    tracker = Tracker(runner.store, runner.artifacts, run=runner.paths.root, uri=place.tracking)
+    with Display(runner) as display, tracker:
         status = runner.run(display.update)
     if runner.interrupts:
         display.say(f"Stopped; what was done is kept. Go on with: {again}")

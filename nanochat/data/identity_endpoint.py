@@ -225,7 +225,7 @@ def _read_partial(path: Path, request: Request) -> dict[int, Conversation]:
     done: dict[int, Conversation] = {}
     if not path.exists():
         return done
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for line in lines:
         try:
             record = json.loads(line)

@@ -17,6 +17,7 @@ from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_sh
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import MixturePart
+from nanochat.tracking.gates import parse as parse_gate
 
 # A stage's schema version: raised when its output changes for the same settings.
 VERSIONS = {
@@ -300,6 +301,8 @@ def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
     if spec.stages.report.enabled:
         builder.add("report", "cpu", [builder.output("report", "report", {}, [*made, "tokenizer/bpe"])])
     if spec.stages.release.enabled:
+        for gate in spec.stages.release.gates:
+            parse_gate(gate)  # a mistyped gate is an error now, not after the training
         inputs = [f"model/{last}"] + [r for r in made if r.startswith("evaluation/")]
         if spec.stages.report.enabled:
             inputs.append("report/report")

@@ -12,7 +12,7 @@ from nanochat.report.record import RunRecord
 def render_card(record: RunRecord) -> str:
     """The card as Markdown."""
     stage = record.last_trained or "none"
-    model, version = record.spec.get("model", {}), record.environment.get("nanochat")
+    model, environment = record.spec.get("model", {}), record.environment
     shape = [
         ("Parameters", count(record.horizon.get("parameters"))),
         ("Blocks", str(model.get("depth", "-"))),
@@ -20,10 +20,7 @@ def render_card(record: RunRecord) -> str:
         ("Vocabulary", count(record.spec.get("stages", {}).get("tokenizer", {}).get("vocabSize"))),
         ("Last training stage", stage.upper()),
         ("Weights", record.models.get(stage, "-")),
-        (
-            "Code",
-            f"nanochat {version}, commit {record.environment.get('commit') or 'unknown'}",
-        ),
+        ("Code", f"nanochat {environment.get('nanochat') or '-'}, commit {environment.get('commit') or 'unknown'}"),
         ("Licence of the code", "Apache-2.0; the training data has licences of its own"),
     ]
     table = stage_table(record)

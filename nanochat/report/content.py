@@ -10,7 +10,7 @@ from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Exchange, Facts, Paragraph, Section, Table
 from nanochat.report.figures import count, date, duration, money, number, scientific, size
 from nanochat.report.metrics import cell, label, ordered
-from nanochat.report.record import TRAINING, RunRecord, StageRecord
+from nanochat.report.record import TRAINING, RunRecord, Sample, StageRecord
 
 _CLOSING = ("report", "release")
 _PEERS = {"ours": "Ours", "gpt2": "GPT-2", "gpt4": "GPT-4"}
@@ -22,7 +22,7 @@ def describe(record: RunRecord, *, now: float | None = None) -> Document:
     sections = (
         Section("Results", _results(record)),
         Section("Training", _training(record)),
-        Section("CORE by task", _core(record)),
+        Section("CORE by task", _tasks(record)),
         Section("Samples", _samples(record)),
         Section("Tokenizer", _compression(record)),
         Section("Time and cost", _time(record)),
@@ -79,27 +79,58 @@ def stage_table(record: RunRecord) -> Table | None:
 
 def _training(record: RunRecord) -> tuple[Block, ...]:
     blocks: list[Block] = []
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
     for name in TRAINING:
-        stage = record.stage(name)
-        if stage is None or stage.history is None:
-            continue
-        history = stage.history
-        loss, rate = history.last("train/loss"), history.last("train/tokens_per_second")
-        steps = max((points[-1].step for points in history.metrics.values()), default=0)
-        mfu = history.last("train/mfu")
-        rows.append((
-            name.upper(), count(steps), number(loss), "-" if rate is None else count(rate),
-            "-" if mfu is None else f"{100 * mfu:.1f} %", f"{len(history.launches)}",
-        ))  # fmt: skip
-        blocks += training_plots(name, history)
-    if not rows:
-        return ()
-    head = ("Stage", "Steps", "Last loss", "Tokens per second", "MFU", "Launches")
-    return (Table(head, tuple(rows), numeric=frozenset(range(1, len(head)))), *blocks)
+        stage, manifest = record.stage(name), record.manifests.get(f"model/{name}")
+        if manifest is not None:
+            rows.append(_trained(name, manifest.metadata))
+            notes += _remarks(name, manifest.metadata)
+        if stage is not None and stage.history is not None:
+            blocks += training_plots(name, stage.history)
+    table: list[Block] = []
+    if rows:
+        head = ("Stage", "Steps", "Tokens", "Loss", "Bits per byte", "Tokens per second", "On")
+        table.append(Table(head, tuple(rows), numeric=frozenset({1, 2, 3, 4, 5})))
+    if notes:
+        table.append(Bullets(tuple(notes)))
+    return (*table, *blocks)
 
 
-def _core(record: RunRecord) -> tuple[Block, ...]:
+def _trained(name: str, data: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of what a model's manifest says of its training."""
+    tokens, seconds = data.get("tokens"), data.get("seconds")
+    processes = f"{data['processes']} processes" if data.get("processes", 1) > 1 else ""
+    return (
+        name.upper(),
+        count(data.get("steps")),
+        count(tokens),
+        "-" if name == "rl" else number(data.get("loss")),  # the policy's loss says nothing of progress
+        number((data.get("metrics") or {}).get("val/bpb")),
+        count(tokens / seconds) if tokens and seconds else "-",
+        ", ".join(filter(None, (data.get("device"), data.get("precision"), processes))) or "-",
+    )
+
+
+def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of a training, each a sentence."""
+    out = []
+    if data.get("cutConversations"):
+        rest = data.get("untrainedConversations")
+        nothing = f"; {count(rest)} of them have no answer left to train on" if rest else ""
+        out.append(
+            f"{count(data['cutConversations'])} conversations were longer than the context and were cut{nothing}"
+        )
+    if data.get("emptySteps"):
+        out.append(f"{count(data['emptySteps'])} steps had nothing to train on and were passed over")
+    for first, end in data.get("skippedData") or ():
+        out.append(f"the data of steps {first} to {end - 1} was skipped after a divergence")
+    if data.get("counts"):
+        out.append(", ".join(f"{label(key).lower()} {count(value)}" for key, value in data["counts"].items()))
+    return [f"{name.upper()}: {sentence}" for sentence in out]
+
+
+def _tasks(record: RunRecord) -> tuple[Block, ...]:
     """The tables of single tasks that an evaluation gives beside its metrics."""
     blocks: list[Block] = []
     for stage in TRAINING:
@@ -121,23 +152,14 @@ def _samples(record: RunRecord) -> tuple[Block, ...]:
         evaluation = record.evaluations.get(stage)
         samples = evaluation.samples if evaluation else _samples_in_training(record.stage(stage))
         for sample in samples[:_MOST_SAMPLES]:
-            prompt, answer = _exchange(sample)
-            blocks.append(Exchange(stage.upper(), prompt, answer))
+            blocks.append(Exchange(stage.upper(), sample.prompt, sample.completion))
     return tuple(blocks)
 
 
-def _samples_in_training(stage: StageRecord | None) -> tuple[str, ...]:
+def _samples_in_training(stage: StageRecord | None) -> tuple[Sample, ...]:
     """Those of the last time that training took some."""
     events = [event for event in (stage.history.events if stage and stage.history else ()) if event.kind == "sample"]
-    return tuple(event.message for event in events if event.step == events[-1].step)
-
-
-def _exchange(sample: Any) -> tuple[str, str]:
-    if not isinstance(sample, Mapping):
-        return "", str(sample)
-    prompt = next((sample[key] for key in ("prompt", "question") if key in sample), "")
-    answer = next((sample[key] for key in ("completion", "answer", "text") if key in sample), "")
-    return str(prompt), str(answer)
+    return tuple(Sample("", event.message) for event in events if event.step == events[-1].step)
 
 
 def _compression(record: RunRecord) -> tuple[Block, ...]:
@@ -290,4 +312,4 @@ def _is_number(value: Any) -> bool:
 def _plain(value: Any) -> str:
     if isinstance(value, bool) or not _is_number(value):
         return "-" if value is None else str(value)
-    return count(value) if isinstance(value, int) else number(value)
+    return count(value) if isinstance(value, int) else f"{value:.4f}" if abs(value) < 10 else number(value)

@@ -31,7 +31,7 @@ def _block(block: Block) -> str:
         case Plot(name, _, description):
             return f"![{_escape(description)}]({name}.svg)"
         case Exchange(title, prompt, answer):
-            return f"**{_escape(title)}**\n\n{fence(prompt)}\n\n{fence(answer)}"
+            return "\n\n".join([f"**{_escape(title)}**", *([fence(prompt)] if prompt else []), fence(answer)])
 
 
 def fence(text: str) -> str:

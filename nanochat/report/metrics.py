@@ -21,7 +21,7 @@ _NAMES = {
     "chatcore": "ChatCORE",
 }
 _SCORES = ("core", "chatcore")  # centred on chance, so no shares
-_WORDS = {"bpb": "bits per byte", "val": "validation", "train": "training"}
+_WORDS = {"stderr": "standard error", "bpb": "bits per byte", "val": "validation", "train": "training"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,10 +47,9 @@ def _block(block: Block) -> str:
         case Plot(_, svg, description):
             return f"<figure>{svg}<figcaption>{escape(description)}</figcaption></figure>"
         case Exchange(title, prompt, answer):
-            return (
-                f'<article><h3>{escape(title)}</h3><pre class="prompt">{escape(prompt)}</pre>'
-                f'<pre class="answer">{escape(answer)}</pre></article>'
-            )
+            asked = f'<pre class="prompt">{escape(prompt)}</pre>' if prompt else ""
+            told = f'<pre class="answer">{escape(answer)}</pre>'
+            return f"<article><h3>{escape(title)}</h3>{asked}{told}</article>"
 
 
 def _table(table: Table) -> str:

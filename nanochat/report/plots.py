@@ -37,11 +37,11 @@ def draw(curves: Sequence[Curve], *, name: str, x: str, y: str) -> str | None:
     from matplotlib.figure import Figure
 
     settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10,
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 11,
         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     }  # fmt: skip
     with rc_context(settings):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(6.0, 2.9), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         solid = 0
@@ -65,7 +65,7 @@ def draw(curves: Sequence[Curve], *, name: str, x: str, y: str) -> str | None:
     return _inline(out.getvalue(), name)
 
 
-def smoothed(points: Sequence[tuple[float, float]], *, weight: float = 0.95) -> list[tuple[float, float]]:
+def smoothed(points: Sequence[tuple[float, float]], *, weight: float = 0.9) -> list[tuple[float, float]]:
     """The running mean, m = w m + (1 - w) y without the bias of its start; NaN is passed over."""
     out, mean, total = [], 0.0, 0.0
     for x, y in points:

@@ -35,13 +35,21 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What a model made of a text."""
+
+    prompt: str  # '' where the text is part of the completion
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What an evaluation stored in results.json."""
 
     metrics: Mapping[str, Result]
     not_run: Mapping[str, str] = field(default_factory=dict)  # name -> why
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    samples: tuple[Any, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +192,7 @@ def evaluation_from(data: Mapping[str, Any]) -> Evaluation:
         metrics=metrics,
         not_run=dict(data.get("notRun") or {}),
         tasks=dict(data.get("tasks") or {}),
-        samples=tuple(data.get("samples") or ()),
+        samples=tuple(Sample(item["prompt"], item["completion"]) for item in data.get("samples") or ()),
     )
 
 

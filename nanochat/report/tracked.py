@@ -1,7 +1,7 @@
 """A run's record as MLflow shows it, and a thread that keeps MLflow up to date while a run is live.
 
-    with Tracker(store, artifacts, run=folder, uri=uri):
-        ...                          # MLflow is told every half minute, and once more at the end
+with Tracker(store, artifacts, run=folder, uri=uri):
+    ...                          # MLflow is told every half minute, and once more at the end
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
 def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
     section = "evalBase" if stage.name == "eval-base" else "evalChat" if stage.name.startswith("eval-") else stage.name
     trained = stage.name.removeprefix("eval-")
-    evaluation = record.evaluations.get(trained) if stage.name.startswith("eval-") else None
     status = _STATUS.get(stage.phase, "running")
     keys = {
         ref: m.key for ref, m in record.manifests.items() if ref in (f"model/{stage.name}", f"evaluation/{trained}")
@@ -69,21 +68,18 @@ def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
             "nanochat.outcomes": " ".join(attempt.reason or "Running" for attempt in stage.attempts)[-2000:],
             **{f"key.{ref}": key for ref, key in keys.items()},
         },
-        results={name: result.value for name, result in evaluation.metrics.items()} if evaluation else {},
     )
 
 
 class Tracker:
     """Projects a live run into MLflow in the background. Nothing that goes wrong in it reaches the run."""
 
-    def __init__(
-        self, store: Store, artifacts: Artifacts, *, run: str, uri: str, interval: float = _INTERVAL
-    ) -> None:
+    def __init__(self, store: Store, artifacts: Artifacts, *, run: str, uri: str, interval: float = _INTERVAL) -> None:
         self._store = store
         self._artifacts = artifacts
         self._run = run
         self._projection = Projection(store, uri)
-        self._ticker = Ticker("mlflow", self.sync, lambda: interval)
+        self._ticker = Ticker("mlflow", self.sync, lambda: interval, last=True)
 
     def sync(self) -> bool:
         """Bring MLflow up to date now; False where it could not be done."""
@@ -99,8 +95,8 @@ class Tracker:
 
     def close(self) -> None:
         """Send the rest and stop."""
-        self._ticker.close(_LAST_WORDS)
-        self.sync()
+        if not self._ticker.close(_LAST_WORDS):
+            log.warning("MLflow takes long; what it was not told yet it is told when the pipeline is run again")
 
     def __enter__(self) -> Tracker:
         return self

@@ -7,11 +7,17 @@ from collections.abc import Callable
 
 
 class Ticker:
-    """Calls `action` every `interval()` seconds until closed; what `action` raises is its own to handle."""
+    """Calls `action` every `interval()` seconds until closed; what `action` raises is its own to handle.
 
-    def __init__(self, name: str, action: Callable[[], None], interval: Callable[[], float]) -> None:
+    With `last`, it is called once more on closing, by the thread, so that the closing may be given up.
+    """
+
+    def __init__(
+        self, name: str, action: Callable[[], object], interval: Callable[[], float], *, last: bool = False
+    ) -> None:
         self._action = action
         self._interval = interval
+        self._last = last
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -19,8 +25,11 @@ class Ticker:
     def _work(self) -> None:
         while not self._closing.wait(self._interval()):
             self._action()
+        if self._last:
+            self._action()
 
-    def close(self, timeout: float | None = None) -> None:
-        """Stop; returns once the action under way, if any, has ended, or after `timeout` seconds."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Stop; returns once the thread has ended, or after `timeout` seconds (then False)."""
         self._closing.set()
         self._thread.join(timeout)
+        return not self._thread.is_alive()

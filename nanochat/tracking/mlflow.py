@@ -51,7 +51,6 @@ class TrackedStage:
     ended: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    results: Mapping[str, float] = field(default_factory=dict)  # metrics without steps, of an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class TrackedRun:
     ended: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    results: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)  # of the evaluations, by <stage>.<metric>
     stages: tuple[TrackedStage, ...] = ()
     files: tuple[str, ...] = ()  # paths under the store's root of what is shown: the report, its plots
 
@@ -104,11 +103,11 @@ class Projection:
         experiment = experiment_id(client, self._uri, self._experiment)
         parent = self._find_or_create(experiment, run, None)
         self._update(parent, run.params, run.tags)
-        self._send(parent, _at_end(run.results, run.ended or run.started))
+        self._send(parent, [(name, 0, value, run.ended or run.started) for name, value in run.results.items()])
         for stage in run.stages:
             nested = self._find_or_create(experiment, run, stage, parent=parent.info.run_id)
             self._update(nested, stage.params, stage.tags)
-            points = _at_end(stage.results, stage.ended or stage.started)
+            points = []
             for name, series in reader.history(stage.name).metrics.items():
                 points.extend((name, point.step, point.value, point.time) for point in series)
             self._send(nested, points)
@@ -216,10 +215,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None:
             out[path] = value if isinstance(value, str) else json.dumps(value, default=str)
     return out
-
-
-def _at_end(results: Mapping[str, float], time: float) -> list[tuple[str, int, float, float]]:
-    return [(name, 0, value, time) for name, value in results.items()]
 
 
 def _identity(value: float) -> float | str:

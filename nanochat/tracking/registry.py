@@ -6,7 +6,7 @@
     registry.promote("nanochat", version)
 
 Large files stay where they are; a version is an address, with the results as tags `metric.<name>` and the model card
-as description. Everything raises StorageError where MLflow cannot be reached, which may be tried again.
+as description. StorageError where MLflow cannot be reached, which may be tried again; UserError where it refuses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import StorageError, UserError
 from nanochat.tracking.client import connect, experiment_id, shown
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
 
@@ -106,6 +106,11 @@ class Registry:
         except StorageError:
             raise
         except Exception as error:  # MLflow, its database and its HTTP client raise families of their own
+            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+                raise UserError(
+                    f"the model registry {shown(self._uri)} refuses this release ({error}): a tracking server takes "
+                    "models in a shared store (s3://...), those in a folder need the tracking database in SQLite"
+                ) from error
             raise StorageError(
                 f"the model registry {shown(self._uri)} did not take the request: {error}", detail=repr(error)
             ) from error

@@ -21,7 +21,7 @@ ANSWER = {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "as
 
 
 def read(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().decode("utf-8").rstrip("\n").split("\n")]
 
 
 def test_templates_say_who_the_model_is(tmp_path: Path) -> None:

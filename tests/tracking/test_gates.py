@@ -87,7 +87,7 @@ def test_division_by_zero_fails_a_gate() -> None:
 
 @pytest.mark.parametrize("expression", ["cores >= 0.2", "champion.cores <= core", "core > 1 and cores > 1"])
 def test_an_unknown_metric_names_the_nearest(expression: str) -> None:
-    with pytest.raises(UserError, match="unknown metric 'cores'. Did you mean 'core'"):
+    with pytest.raises(UserError, match=r"unknown metric 'cores'\. Did you mean 'core'"):
         parse(expression).evaluate(METRICS, None)
 
 

@@ -17,7 +17,9 @@ from nanochat.tracking.client import connect, shown, unreachable
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.mlflow import EXPERIMENT, Projection, TrackedRun, TrackedStage, find_run, flatten
 
-pytestmark = pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
 
 
 @pytest.fixture(scope="module")

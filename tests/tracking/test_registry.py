@@ -10,7 +10,9 @@ import pytest
 from nanochat.spec.errors import StorageError
 from nanochat.tracking.registry import Candidate, Registry
 
-pytestmark = pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_a_candidate_is_registered_once(registry: Registry) -> None:
 def test_the_card_and_the_lineage_are_kept(registry: Registry) -> None:
     registry.register("card", candidate(card="# Card\n" + "x" * 9000, tags={"key.model/base": "abc"}))
     found = registry._client.get_model_version("card", "1")  # type: ignore[union-attr]
-    assert found.description.startswith("# Card")
+    assert (found.description or "").startswith("# Card")
     assert found.tags["key.model/base"] == "abc"
 
 

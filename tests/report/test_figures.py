@@ -1,0 +1,87 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nanochat.report.document import Document, Exchange, Section
+from nanochat.report.figures import count, date, duration, money, number, scientific, size
+from nanochat.report.markdown import render_markdown
+from nanochat.report.metrics import cell, label, ordered, short
+from nanochat.report.plots import Curve, draw, smoothed
+from nanochat.report.record import Result
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"), (math.nan, "-"), (0.0, "0.0 s"), (0.42, "0.4 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"),
+        (59.6, "1 min"), (192, "3 min 12 s"), (3599.6, "1 h"), (13_860, "3 h 51 min"), (86_399, "1 d"),
+        (187_200, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_counts_and_sizes() -> None:
+    assert count(7473) == "7,473"
+    assert count(560_988_160) == "561.0 million"
+    assert count(11.22e9) == "11.2 billion"
+    assert count(None) == "-"
+    assert scientific(3.92e19) == "3.92e19"
+    assert size(512) == "512 B" and size(80 << 30) == "80.0 GiB"
+
+
+def test_money() -> None:
+    assert [money(value) for value in (None, 0, 0.001, 0.42, 92.4, 1250)] == [
+        "-", "$0", "< $0.01", "$0.42", "$92.40", "$1,250",
+    ]  # fmt: skip
+
+
+def test_numbers_have_four_digits() -> None:
+    assert [number(value) for value in (0.81234, 12.3456, 9812.4, 0.00012345, 0, math.nan, None)] == [
+        "0.8123", "12.35", "9,812", "0.0001234", "0", "nan", "-",
+    ]  # fmt: skip
+
+
+def test_date() -> None:
+    assert date(0) == "1970-01-01 00:00 UTC"
+
+
+def test_cells() -> None:
+    assert cell("arc-easy", Result(0.3561, 2376, 0.0098)) == "35.6 ± 1.0 %\n846 of 2,376"
+    assert short("core", Result(0.2219, 92000, 0.0041)) == "0.2219 ± 0.0041"
+    assert cell("chatcore", Result(-0.01)) == "-0.0100"
+    assert cell("gsm8k", Result(0.0)) == "0.0 %"
+
+
+def test_metrics_are_in_their_usual_order() -> None:
+    names = ["chatcore", "zebra", "gsm8k", "core", "val_bpb", "arc_easy", "world-sums"]
+    assert [metric.name for metric in ordered(names)] == [
+        "val_bpb", "core", "arc_easy", "gsm8k", "world-sums", "zebra", "chatcore",
+    ]  # fmt: skip
+    assert label("arc_easy") == "ARC-Easy" and label("val/bpb") == "Validation bits per byte"
+
+
+def test_a_plot_takes_the_colour_around_it() -> None:
+    svg = draw([Curve("loss", [(1, 3.0), (2, 2.0)])], name="loss-base", x="step", y="loss")
+    assert svg is not None and svg.startswith("<svg ") and svg.endswith("</svg>")
+    assert "currentColor" in svg and "#010203" not in svg and "<metadata" not in svg
+
+
+def test_a_plot_needs_two_points() -> None:
+    assert draw([Curve("loss", [(1, 3.0), (2, math.nan)])], name="a", x="step", y="loss") is None
+    assert draw([], name="a", x="step", y="loss") is None
+
+
+def test_smoothing_has_no_bias_at_its_start() -> None:
+    assert [y for _, y in smoothed([(float(i), 2.0) for i in range(5)])] == pytest.approx([2.0] * 5)
+    assert smoothed([(1.0, math.nan)]) == []
+
+
+def test_a_fence_outlasts_the_text() -> None:
+    text = render_markdown(Document("t", "s", (Section("x", (Exchange("MID", "````", "a\n`````\nb"),)),)))
+    assert "``````text\na\n`````\nb\n``````" in text

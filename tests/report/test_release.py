@@ -1,0 +1,123 @@
+"""The stages report and release, run as a launch runs them, with a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+from fake_run import RUN, FakeRun
+
+from nanochat.pipeline.graph import Output
+from nanochat.pipeline.plan import StagePlan
+from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.stages import release, report
+from nanochat.stages.context import StageContext
+from nanochat.tracking.registry import Registry
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+
+
+def context(run: FakeRun, stage: str, *, tracking: str | None = None, key: str = "k1", **release: Any) -> StageContext:
+    spec = PipelineSpec.model_validate({"stages": {"release": release}})
+    output = Output(kind=stage, name=stage, key=f"{stage}-{key}", recipe={}, inputs={})
+    inputs = {ref: key for item in run.stages for ref, key in item["keys"].items() if ref.startswith("evaluation/")}
+    plan = StagePlan(
+        stage=stage, name="demo", namespace="default", run=RUN, attempt=1, launch="01-aa", outputs=(output,),
+        inputs={"model/mid": "key-model-mid", **inputs}, spec=spec.model_dump(mode="json", by_alias=True), horizon={},
+        profile={"root": run.store.root}, cache=f"{run.store.root}-cache", work="", tracking=tracking,
+    )  # fmt: skip
+    return StageContext(plan)
+
+
+def released(run: FakeRun, work: StageContext) -> dict[str, Any]:
+    release.run(work)
+    work.close()
+    manifest = work.artifacts.find("release", work.outputs[0].key)
+    assert manifest is not None
+    stored = json.loads((work.artifacts.fetch(manifest) / "release.json").read_text())
+    assert stored == run.store.read_json(f"{RUN}/release.json")
+    return stored
+
+
+def test_the_report_is_an_artifact_and_in_the_run_folder(run: FakeRun) -> None:
+    work = context(run, "report")
+    report.run(work)
+    work.close()
+    manifest = work.artifacts.find("report", "report-k1")
+    assert manifest is not None
+    names = {record.path for record in manifest.files}
+    assert {"report.md", "report.html", "model-card.md", "loss-base.svg"} <= names
+    assert {entry.path for entry in run.store.list(f"{RUN}/report")} == {f"{RUN}/report/{name}" for name in names}
+
+
+def test_the_first_version_becomes_champion(run: FakeRun, uri: str) -> None:
+    gates = ["arc_easy >= 0.3 and arc_easy >= champion.arc_easy"]
+    found = released(run, context(run, "release", tracking=uri, model="first", gates=gates))
+    assert found["registered"] and found["version"] == "1"
+    assert found["alias"] == {"name": "champion", "moved": True, "reason": "all gates hold", "previous": None}
+    assert found["gates"][0]["values"] == {"arc_easy": 0.3876, "champion.arc_easy": None}
+    assert "no champion yet" in found["gates"][0]["notes"][0]
+    champion = Registry(uri).champion("first")
+    assert champion is not None and champion.version == "1"
+    assert champion.source.endswith("artifacts/model/key-model-mid/01-aa")
+    assert champion.metrics["mid.arc-easy"] == 0.3876 and champion.metrics["base.val_bpb"] == 0.8123
+
+
+def test_a_gate_that_does_not_hold_keeps_the_champion(run: FakeRun, uri: str) -> None:
+    released(run, context(run, "release", tracking=uri, model="second"))
+    gates = ["val_bpb < 0.9", "arc_easy > champion.arc_easy"]
+    found = released(run, context(run, "release", tracking=uri, key="k2", model="second", gates=gates))
+    assert found["version"] == "2"
+    assert [gate["holds"] for gate in found["gates"]] == [True, False]
+    assert found["alias"]["moved"] is False and found["alias"]["previous"] == "1"
+    assert found["alias"]["reason"] == "these gates do not hold: arc_easy > champion.arc_easy"
+    champion = Registry(uri).champion("second")
+    assert champion is not None and champion.version == "1"
+
+
+def test_a_second_attempt_finds_what_the_first_did(run: FakeRun, uri: str) -> None:
+    options: dict[str, Any] = {"tracking": uri, "model": "third", "gates": ["arc_easy > champion.arc_easy"]}
+    first = released(run, context(run, "release", **options))
+    run.artifacts.remove("release", "release-k1")  # as if the first had died before it committed
+    assert released(run, context(run, "release", **options))["version"] == first["version"] == "1"
+    found = run.store.read_json(f"{RUN}/release.json")
+    assert found["alias"]["moved"] and found["gates"] == first["gates"]
+
+
+def test_an_unreachable_server_is_said_and_tried_again(run: FakeRun) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{free.getsockname()[1]}"
+    work = context(run, "release", tracking=away)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        release.run(work)
+    work.close()
+    found = run.store.read_json(f"{RUN}/release.json")
+    assert found["registered"] is False and found["reason"].startswith("not registered: the tracking server")
+    assert work.artifacts.find("release", "release-k1") is None
+
+
+def test_without_a_tracking_server_nothing_is_registered(run: FakeRun) -> None:
+    found = released(run, context(run, "release"))
+    assert found["registered"] is False and "no tracking server" in found["reason"]
+
+
+@pytest.mark.parametrize("gate", ["arc_easi >= 0.3", "arc_easy >="])
+def test_a_mistyped_gate_is_a_user_error(run: FakeRun, uri: str, gate: str) -> None:
+    work = context(run, "release", tracking=uri, model="typo", gates=[gate])
+    with pytest.raises(UserError, match="release gate"):
+        release.run(work)
+    work.close()
+    assert Registry(uri).champion("typo") is None
+
+
+def test_what_was_not_run_fails_its_gate(run: FakeRun, uri: str) -> None:
+    work = context(run, "release", tracking=uri, model="fourth", gates=["humaneval >= 0.1"])
+    found = released(run, work)
+    assert found["gates"][0]["notes"] == ["humaneval was not run: no sandbox here"]
+    assert not found["alias"]["moved"]
