@@ -2,8 +2,8 @@
 
     ranks = learn_ranks(limited(texts, max_chars=2_000_000_000, document_chars=10_000), count=65_527)
 
-rustbpe does the work: on 20 million characters of web text it takes 0.2 to 0.8 of the time of the `tokenizers`
-package for the same merges, and both agree with tiktoken token by token.
+rustbpe does the work: for 20 to 65 million characters of web text and vocabularies of 8,192 and 32,768 it takes 0.4 to
+0.8 of the CPU time of the `tokenizers` package, and tiktoken encodes with its ranks as it does itself.
 """
 
 from __future__ import annotations

@@ -270,6 +270,12 @@ def test_shards_of_a_hub(world: Callable[..., FakePlanner], hub_server: FakeHub,
     assert hub_server.ranges("/shards/v1/0.parquet") == [None] * 3
 
 
+def test_a_shard_path_with_unknown_braces(world: Callable[..., FakePlanner]) -> None:
+    text = WORLD["sources"]["text"] | {"kind": "hub", "base": "/nowhere", "path": "{name}.parquet"}
+    with pytest.raises(UserError, match=r"sources\.text\.path \(\{name\}\.parquet\) may have \{revision\}"):
+        world(text=text, parallelDownloads=1).run("dataset")
+
+
 def test_the_mirror(mirror: Path, tmp_path: Path) -> None:
     """Every task, the bundle and the peers from the mirror; one conversation of each as tokens."""
     spec = {
