@@ -23,7 +23,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.distributed import World
 
-CHUNK = 256  # examples that are rendered and sorted by length together
+CHUNK = 64  # examples that are rendered and sorted by length together, and between two signs of life
 SCORED = 1024  # positions whose logits are held at once
 
 

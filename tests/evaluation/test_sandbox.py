@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import tasks
 from nanochat.evaluation import confinement
 from nanochat.evaluation.sandbox import CHILD, PROBE, Sandbox
 from nanochat.evaluation.sandbox_child import decode, encode
@@ -168,3 +170,17 @@ def test_plain_data_crosses_unchanged() -> None:
         assert type(again) is type(value)
     with pytest.raises(TypeError, match="no plain data"):
         encode(object())
+
+
+@isolated
+def test_humanevals_own_solutions_pass(mirror: Path, tmp_path: Path) -> None:
+    kind = tasks.find("humaneval")
+    (file,) = kind.files["test"]
+    shutil.copy(mirror / file.path, tmp_path / file.local)
+    task = kind(tmp_path, "test")
+    examples = [task[i] for i in range(0, len(task), 10)]
+    programs = [task.grade(example, example.messages[-1]["content"]) for example in examples]
+    assert all(isinstance(program, Program) for program in programs)
+    verdicts = Sandbox(seconds=30.0).run_all([program for program in programs if isinstance(program, Program)])
+    assert [verdict.reason for verdict in verdicts] == [""] * len(examples)
+    assert all(verdict.passed for verdict in verdicts)
