@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,6 @@ def checks(pipeline: Pipeline | None) -> Iterator[Check]:
     spec = localize(pipeline).spec if pipeline else PipelineSpec()
     place = resolve_profile(spec.store)
     plan = horizon(spec) if pipeline else None
-    yield python_check()
     yield torch_check()
     yield device_check()
     yield compiler_check()
@@ -83,18 +81,11 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, "fail", f"{type(error).__name__}: {error}")
 
 
-def python_check() -> Check:
-    """Python's version."""
-    found = f"Python {platform.python_version()}"
-    if sys.version_info < (3, 11):
-        return Check("python", "fail", found, "install Python 3.11 or newer and run 'make setup' again")
-    return Check("python", "ok", found)
-
-
 def torch_check() -> Check:
     """Whether PyTorch is installed; it is not imported."""
     try:
-        return Check("torch", "ok", f"torch {importlib.metadata.version('torch')}")
+        found = f"torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
+        return Check("torch", "ok", found)
     except importlib.metadata.PackageNotFoundError:
         return Check("torch", "fail", "PyTorch is not installed", "run 'make setup', or pip install 'nanochat[train]'")
 
@@ -143,7 +134,9 @@ def disk_check(place: Place, spec: PipelineSpec, plan: Horizon | None) -> Check:
         need += int(text * BYTES_PER_CHARACTER + text / 4.8 * BYTES_PER_TOKEN + state)
     found = f"{free / GIB:.1f} GiB free at {folder}, about {need / GIB:.1f} GiB needed"
     if free < need:
-        return Check("disk", "fail", found, "free space, or set NANOCHAT_ROOT to a larger disk or to s3://bucket/prefix")
+        return Check(
+            "disk", "fail", found, "free space, or set NANOCHAT_ROOT to a larger disk or to s3://bucket/prefix"
+        )
     if not os.access(folder, os.W_OK):
         return Check("disk", "fail", f"{folder} cannot be written", "set NANOCHAT_ROOT to a folder of yours")
     return Check("disk", "ok", found)

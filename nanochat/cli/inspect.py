@@ -160,15 +160,36 @@ def cancel(name: Run = None, store: StoreName = "default") -> None:
     print(f"{run.name} saves its checkpoints and stops")
 
 
-def report(name: Run = None, store: StoreName = "default") -> None:
+def report(
+    name: Run = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Only the metrics and sample answers.")] = False,
+    store: StoreName = "default",
+) -> None:
     """Write a run's report anew and say where it is."""
-    from nanochat.report.build import build
+    from nanochat.report.build import write_report
+    from nanochat.report.content import stage_table
+    from nanochat.report.record import gather
 
     run = find_run(name, store=store)
+    record = gather(run.store, Artifacts(run.store, run.place.cache), run=run.paths.root)
     folder = Path(run.place.home) / "reports" / run.name
-    build(run.store, Artifacts(run.store, run.place.cache), run.paths.root, folder)
-    print((folder / "report.md").read_text())
-    print(f"{folder / 'report.html'}")
+    write_report(record, folder)
+    if not summary:
+        print((folder / "report.md").read_text())
+    else:
+        console = Console(highlight=False)
+        metrics = stage_table(record)
+        if metrics is not None:
+            table = Table(box=None, pad_edge=False)
+            for heading in metrics.head:
+                table.add_column(heading)
+            for row in metrics.rows:
+                table.add_row(*(cell.replace("\n", " ") for cell in row))
+            console.print(table)
+        last = record.evaluations.get(record.last_trained or "")
+        for sample in last.samples if last else ():
+            console.print(f"\n> {sample.prompt}\n{sample.completion}", markup=False)
+    print(f"\nThe whole report: {folder / 'report.html'}")
 
 
 def gc(
@@ -196,7 +217,8 @@ def gc(
             continue
         for item in run.status["stages"]:
             keep |= {(ref.split("/")[0], key) for ref, key in item["keys"].items()}
-            keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
+            if item["phase"] not in ("Succeeded", "Cached"):
+                keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
     removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
     print(removed)
 

@@ -60,9 +60,9 @@ def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: st
         return 1
     if status.phase is not Phase.SUCCEEDED:
         failed = next((s.stage for s in status.stages if s.phase is Phase.FAILED), None)
-        display.say(f"Failed: {status.message}")
         if failed is None:
             raise UserError(status.message)
+        display.say(f"Failed: {status.message}")
         display.say(f"Its log: nanochat logs {name} {failed}")
         return 1
     display.closing(name)

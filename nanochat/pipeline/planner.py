@@ -155,6 +155,10 @@ def required_outputs(graph: Graph, observed: Observed) -> dict[str, tuple[Output
     return wanted
 
 
+def _since(attempt: Attempt, when: float) -> bool:
+    return attempt.ended is not None and attempt.ended >= when
+
+
 def _running(observed: Observed, stage: str) -> Attempt | None:
     attempts = observed.attempts.get(stage, ())
     return attempts[-1] if attempts and attempts[-1].outcome is None else None
@@ -179,7 +183,7 @@ def _stage(
             if observed.selected is not None and stage not in observed.selected:
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
             return StageStatus(stage, Phase.UNNEEDED, "nothing that runs needs it", count), None
-        made = any(a.outcome is not None and a.outcome.reason is Reason.SUCCEEDED for a in attempts)
+        made = any(a.outcome and a.outcome.reason is Reason.SUCCEEDED and _since(a, observed.retry_at) for a in attempts)
         return StageStatus(stage, Phase.SUCCEEDED if made else Phase.CACHED, "", count), None
     if observed.cancelled:
         return StageStatus(stage, Phase.CANCELLED, "cancelled", count), None

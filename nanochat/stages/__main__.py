@@ -80,7 +80,8 @@ def classify(error: BaseException, *, rank: int) -> Outcome:
     elif isinstance(error, (ConnectionError, TimeoutError)) or name == "DistBackendError" or "gloo" in text.lower():
         reason = Reason.INFRASTRUCTURE
     elif isinstance(error, OSError) and error.errno == 28:
-        reason, text = Reason.USER_ERROR, f"the disk is full ({error.filename}): free space and run again"
+        where = f" ({error.filename})" if error.filename else ""
+        reason, text = Reason.USER_ERROR, f"the disk is full{where}: free space and run again"
     else:
         reason, text = Reason.ERROR, f"{name}: {text}"
     return Outcome(reason=reason, message=text[:1000], detail=detail, rank=rank, time=time.time())

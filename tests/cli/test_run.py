@@ -94,18 +94,18 @@ def test_one_setting_changed_runs_what_depends_on_it_and_names_it(home: Path) ->
     assert said["sft"].startswith("done") and said["eval-rl"].startswith("done")
 
 
-def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
-    done = nanochat(home, "run", "small.yaml", "--set", "seed=5", "--only", "sft")
-    assert done.returncode == 2
-    assert "--only mid" in done.stderr
-
-
 def test_status_and_logs(home: Path) -> None:
     done = nanochat(home, "status", "small")
     assert "Succeeded" in done.stdout and "eval-rl" in done.stdout
     assert "base" in nanochat(home, "logs", "small", "base").stdout
     missing = nanochat(home, "status", "nothing")
     assert missing.returncode == 2 and "there are small" in missing.stderr
+
+
+def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
+    done = nanochat(home, "run", "small.yaml", "--set", "stages.base.matrixLr=0.5", "--only", "sft")
+    assert done.returncode == 2
+    assert "--only mid" in done.stderr
 
 
 def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) -> None:
