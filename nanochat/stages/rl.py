@@ -117,4 +117,4 @@ def pass_at_1(trainer: Trainer, objective: Reinforce, problems: Sequence[Prompt]
     completions = objective.sample(mine, [f"pass@1/{number}" for number in numbers])
     rewards = [prompt.reward(completion.text) for prompt, completion in zip(mine, completions, strict=True)]
     (total,) = trainer.world.sum(sum(rewards))
-    return {"val/pass@1": total / len(problems)}
+    return {"val/pass_at_1": total / len(problems)}

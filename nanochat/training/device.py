@@ -3,8 +3,9 @@
 All three are chosen by capability, never by a stopwatch: a resumed run must choose again what it chose before, or
 its weights would not be equal bit for bit.
 
-Measured with the demo's model (4 layers of 192, context 256) on two cores with avx512_bf16, tokens/s:
-DEVICE_TABLE
+Measured with a model of 4 layers of 192 and a context of 256 on two cores with avx512_bf16, forward and backward, in
+thousands of tokens a second: fp32 9.8 and compiled 12.0; bf16 20.7 and compiled 23.0, after 16 to 25 s of compiling.
+So bf16 is worth twice as much and compiling a tenth, which pays after some minutes.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ PEAK_FLOPS = (
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LOCAL_VARIABLES = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
-# Compiling for a CPU takes about half a minute, which is lost on a run that is not much longer.
-CPU_COMPILE_FLOPS = 1e13
+# A tenth of the time of 1e14 FLOPs (five minutes on two cores) is what compiling for a CPU costs.
+CPU_COMPILE_FLOPS = 1e14
 
 
 @dataclass(frozen=True, slots=True)

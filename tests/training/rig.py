@@ -23,7 +23,7 @@ from nanochat.training.device import Device, Forward
 from nanochat.training.distributed import World
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.loop import Loop, LoopPlan, LoopState, Measurement, Rates
-from nanochat.training.objective import IGNORED, Supervised
+from nanochat.training.objective import IGNORED, Objective, Supervised
 
 CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -66,6 +66,9 @@ class Rig:
     measurements: tuple[Measurement, ...] = ()
     launch: str = "first"
     clip: float | None = 1.0
+    model: Transformer = field(default_factory=lambda: Transformer(CONFIG))
+    start: Callable[[Transformer], None] = lambda model: model.init_weights(3)
+    objective: Callable[[Rig], Objective] = lambda rig: Supervised(rig.loader, rig.world, rig.device_rows)
     forward: Callable[..., torch.Tensor] | None = None  # given the rig, instead of the model's
 
     @property
@@ -73,7 +76,6 @@ class Rig:
         return open_store(Profile(str(self.folder)))
 
     def loop(self) -> Loop:
-        self.model = Transformer(CONFIG)
         self.journal = Journal(self.store, "run", stage="base", launch=self.launch, enabled=self.world.first)
         self.progress = Progress(
             self.store, "run/progress.json", stage="base", launch=self.launch, enabled=self.world.first
@@ -93,8 +95,8 @@ class Rig:
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
             optimizer=build_optimizer(self.model, OptimSettings(), group=self.world.group),
-            objective=Supervised(self.loader, self.world, self.device_rows),
-            initialise=lambda: self.model.init_weights(3),
+            objective=self.objective(self),
+            initialise=lambda: self.start(self.model),
             vault=Vault(Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2),
             guard=self.guard,
             journal=self.journal,
