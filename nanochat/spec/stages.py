@@ -59,7 +59,7 @@ class TrainingStage(Stage):
     precision: Literal["auto", "bf16", "fp32"] = setting(
         "auto", "Number format of the computation; auto is bf16 where the device has it.", key=False
     )
-    compile: Literal["auto", "on", "off"] = setting(
+    compile: Literal["auto", "always", "never"] = setting(
         "auto", "Whether torch.compile is used; auto does where it pays.", key=False
     )
     embedding_lr: float = setting(0.2, "AdamW's rate for embeddings at width 768.", gt=0)

@@ -68,7 +68,7 @@ class Trainer:
         """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes."""
         context, settings = self.context, self.settings
         flops = flops_per_token(self.model.config)
-        compiled = settings.compile == "on" or (
+        compiled = settings.compile == "always" or (
             settings.compile == "auto"
             and fixed_shapes
             and compile_pays(self.device.device, float(flops) * step_tokens * steps)
