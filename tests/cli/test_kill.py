@@ -29,7 +29,7 @@ spec:
       steps: 250
       totalBatchTokens: 1024
       deviceBatchSize: 8
-      compile: "off"
+      compile: never
       precision: fp32
       checkpointEverySeconds: 1
       evalEvery: 0
@@ -40,7 +40,7 @@ spec:
       steps: 200
       totalBatchTokens: 1024
       deviceBatchSize: 8
-      compile: "off"
+      compile: never
       precision: fp32
       checkpointEverySeconds: 1
       evalEvery: 0
@@ -50,7 +50,7 @@ spec:
       steps: 150
       rowsPerStep: 8
       deviceBatchSize: 4
-      compile: "off"
+      compile: never
       precision: fp32
       checkpointEverySeconds: 1
       evalEvery: 0
