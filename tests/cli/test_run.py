@@ -19,28 +19,28 @@ spec:
   sources: {text: {kind: world, charactersPerShard: 200000, shards: 1, validationShard: 9}}
   stages:
     tokenizer: {vocabSize: 400, maxChars: 200000}
-    base: {steps: 4, totalBatchTokens: 256, deviceBatchSize: 4, compile: "off", evalTokens: 512}
+    base: {steps: 4, totalBatchTokens: 256, deviceBatchSize: 4, compile: never, evalTokens: 512}
     mid:
       mixture: [{task: world-facts, rows: 200}]
       validation: [{task: world-facts, split: test, rows: 20}]
       steps: 3
       totalBatchTokens: 256
       deviceBatchSize: 4
-      compile: "off"
+      compile: never
       evalTokens: 512
     sft:
       mixture: [{task: world-sums, rows: 200}]
       validation: [{task: world-facts, split: test, rows: 20}]
       steps: 3
       rowsPerStep: 4
-      compile: "off"
+      compile: never
     rl:
       tasks: [{task: world-sums, rows: 8}]
       steps: 2
       promptsPerStep: 2
       samplesPerPrompt: 2
       maxNewTokens: 8
-      compile: "off"
+      compile: never
       evalEvery: 2
       evalRows: 2
     evalBase: {core: false, bitsPerByteTokens: 512}
