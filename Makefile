@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION ?= 2.13.0
 
-.PHONY: setup demo test lint test-all clean
+.PHONY: setup demo test test-slow lint
 
 setup: $(VENV)/.done
 
@@ -23,7 +23,11 @@ demo: setup
 	$(BIN)/nanochat report demo --summary
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not slow"
+
+# Tests of a minute and more: a run that is killed twenty times.
+test-slow: setup
+	$(BIN)/python -m pytest tests -m slow
 
 lint: setup
 	$(BIN)/ruff check nanochat tasks tests

@@ -198,7 +198,9 @@ def _stage(
         before = statuses[earlier]
         needs_it = any(out.ref in node.needs and out.key not in observed.present for out in graph.node(earlier).outputs)
         if needs_it and before.phase in (Phase.FAILED, Phase.BLOCKED, Phase.UNSELECTED):
-            return StageStatus(stage, Phase.BLOCKED, f"needs {earlier}: run it with --only {earlier}", count), None
+            unselected = before.phase is Phase.UNSELECTED
+            why = f"needs {earlier}: run it with --only {earlier}" if unselected else f"needs {earlier}"
+            return StageStatus(stage, Phase.BLOCKED, why, count), None
     absent = sorted(ref for ref, key in node.needs.items() if key not in observed.present)
     if absent:
         makers = dict.fromkeys(graph.maker(ref) for ref in absent)

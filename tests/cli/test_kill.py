@@ -140,7 +140,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
             assert process.returncode < 0, (homes[1] / "runner.log").read_text()
             process = start(homes[1], file)
         if kills < KILLS:
-            time.sleep(chance.uniform(0.5, 7.0))
+            time.sleep(chance.uniform(0.3, 3.0))
             if process.poll() is None:
                 strike(kills, process)
                 kills += 1
