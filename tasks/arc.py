@@ -27,7 +27,9 @@ class ArcEasy(_Arc):
     name = "arc-easy"
     files = hub_files(
         "datasets/allenai/ai2_arc/resolve/main/ARC-Easy/{split}-00000-of-00001.parquet",
-        train="train", validation="validation", test="test",
+        train="train",
+        validation="validation",
+        test="test",
     )
 
 
@@ -35,5 +37,7 @@ class ArcChallenge(_Arc):
     name = "arc-challenge"
     files = hub_files(
         "datasets/allenai/ai2_arc/resolve/main/ARC-Challenge/{split}-00000-of-00001.parquet",
-        train="train", validation="validation", test="test",
+        train="train",
+        validation="validation",
+        test="test",
     )

@@ -14,7 +14,10 @@ class MMLU(TableTask):
     splits = ("auxiliary-train", "dev", "validation", "test")
     files = hub_files(
         "datasets/cais/mmlu/resolve/main/all/{split}-00000-of-00001.parquet",
-        auxiliary_train="auxiliary_train", dev="dev", validation="validation", test="test",
+        auxiliary_train="auxiliary_train",
+        dev="dev",
+        validation="validation",
+        test="test",
     )
     columns = ("question", "choices", "answer")
 

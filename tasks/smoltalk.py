@@ -12,7 +12,8 @@ class SmolTalk(TableTask):
     splits = ("train", "test")
     files = hub_files(
         "datasets/HuggingFaceTB/smol-smoltalk/resolve/main/data/{split}-00000-of-00001.parquet",
-        train="train", test="test",
+        train="train",
+        test="test",
     )
     columns = ("messages",)
 

@@ -17,10 +17,7 @@ Row = Mapping[str, Any]
 def hub_files(template: str, **splits: str) -> Mapping[str, tuple[SourceFile, ...]]:
     """The files of each split: `template` with {split} replaced by the name that the hub has for it."""
     return MappingProxyType(
-        {
-            name.replace("_", "-"): (SourceFile("hub", template.format(split=there)),)
-            for name, there in splits.items()
-        }
+        {name.replace("_", "-"): (SourceFile("hub", template.format(split=there)),) for name, there in splits.items()}
     )
 
 

@@ -60,9 +60,7 @@ def bits_per_byte(
     return Figure(value, int(targets), math.sqrt(spread) / total)
 
 
-def text_batches(
-    file: TokenFile, *, length: int, tokens: int, batch_size: int, world: World
-) -> Iterator[Batch]:
+def text_batches(file: TokenFile, *, length: int, tokens: int, batch_size: int, world: World) -> Iterator[Batch]:
     """This rank's share of the first `tokens` tokens of a file (or all of it) in rows of `length`."""
     rows = min(tokens, len(file) - 1) // length
     mine = range(rows)[world.part(rows)]

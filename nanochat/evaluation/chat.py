@@ -81,9 +81,7 @@ class Chat:
         else:
             prompts, cut = self._prompts(examples, room=self._room())
             answers = self._answers(prompts, indices=mine, tick=tick)
-            grades = [
-                task.grade(example, answer.text) for example, answer in zip(examples, answers, strict=True)
-            ]
+            grades = [task.grade(example, answer.text) for example, answer in zip(examples, answers, strict=True)]
             right = sum(self._passed(grades))
         right, count, cuts = self._world.sum(right, len(examples), cut)
         accuracy = share(right, count)

@@ -126,9 +126,7 @@ class Sandbox:
                 process.communicate()
 
 
-def _start(
-    arguments: list[str], *, stdin: int, stdout: int, keep: tuple[int, ...] = ()
-) -> subprocess.Popen[bytes]:
+def _start(arguments: list[str], *, stdin: int, stdout: int, keep: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", str(CHILD), *arguments],
         stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, pass_fds=keep, env={}, cwd="/", start_new_session=True,

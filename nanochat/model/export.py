@@ -1,7 +1,7 @@
 """A model as files: model.safetensors (fp32) and config.json, ModelConfig and what the stage adds.
 
-    save_model(folder, model, {"stage": "base", "step": 21_400})
-    model, extra = load_model(folder, device="cuda")
+save_model(folder, model, {"stage": "base", "step": 21_400})
+model, extra = load_model(folder, device="cuda")
 """
 
 from __future__ import annotations

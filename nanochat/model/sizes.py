@@ -1,7 +1,7 @@
 """Sizes of the transformer: what a depth means, how many parameters, how many FLOPs. Imports no torch.
 
-    config = ModelConfig.from_depth(20, vocab_size=65_536, sequence_length=2048)
-    parameters(config)  # 560,988,160
+config = ModelConfig.from_depth(20, vocab_size=65_536, sequence_length=2048)
+parameters(config)  # 560,988,160
 """
 
 from __future__ import annotations

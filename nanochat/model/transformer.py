@@ -221,9 +221,7 @@ class Transformer(nn.Module):
         logits = self.logits(self.hidden(ids))
         if targets is None:
             return logits
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
-        )
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
         return loss.view_as(targets) if reduction == "none" else loss
 
     @torch.inference_mode()

@@ -1,10 +1,10 @@
 """Learning rate and Muon's momentum by step. Pure functions; imports no torch.
 
-    optimizer.step(
-        lr_scale(step, steps=steps, warmup_ratio=0.0, warmdown_ratio=0.2, final_fraction=0.0),
-        muon_momentum(step, ramp=300),
-        clip,
-    )
+optimizer.step(
+    lr_scale(step, steps=steps, warmup_ratio=0.0, warmdown_ratio=0.2, final_fraction=0.0),
+    muon_momentum(step, ramp=300),
+    clip,
+)
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ FIRST_MOMENTUM = 0.85
 LAST_MOMENTUM = 0.95
 
 
-def lr_scale(
-    step: int, *, steps: int, warmup_ratio: float, warmdown_ratio: float, final_fraction: float
-) -> float:
+def lr_scale(step: int, *, steps: int, warmup_ratio: float, warmdown_ratio: float, final_fraction: float) -> float:
     """The share of the full rate at step 0 .. steps - 1: linear up, constant, linear down to final_fraction.
 
     The way up ends at the full rate and the way down begins with it; final_fraction would be reached at `steps`

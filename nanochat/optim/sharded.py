@@ -77,9 +77,7 @@ class MatrixShard(Shard):
 
     kinds = ("momentum",)
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], peers: Peers, *, lr: float, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], peers: Peers, *, lr: float, dtype: torch.dtype) -> None:
         super().__init__(parameters, peers)
         self.lr, self.dtype = lr, dtype
 

@@ -183,7 +183,9 @@ def _stage(
             if observed.selected is not None and stage not in observed.selected:
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
             return StageStatus(stage, Phase.UNNEEDED, "nothing that runs needs it", count), None
-        made = any(a.outcome and a.outcome.reason is Reason.SUCCEEDED and _since(a, observed.retry_at) for a in attempts)
+        made = any(
+            a.outcome and a.outcome.reason is Reason.SUCCEEDED and _since(a, observed.retry_at) for a in attempts
+        )
         return StageStatus(stage, Phase.SUCCEEDED if made else Phase.CACHED, "", count), None
     if observed.cancelled:
         return StageStatus(stage, Phase.CANCELLED, "cancelled", count), None

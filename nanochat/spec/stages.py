@@ -51,7 +51,13 @@ class TrainingStage(Stage):
     """What base, mid, sft and rl have in common."""
 
     nodes: int = setting(1, "Machines.", ge=1, le=1024, key=False)
-    gpus_per_node: int = setting(0, "GPUs of each machine that the stage asks for; 0 asks for none and uses what is there.", ge=0, le=64, key=False)
+    gpus_per_node: int = setting(
+        0,
+        "GPUs of each machine that the stage asks for; 0 asks for none and uses what is there.",
+        ge=0,
+        le=64,
+        key=False,
+    )
     processes_per_node: int | None = setting(
         None, "Processes of each machine; by default one a GPU, or one.", ge=1, le=256, key=False
     )
@@ -196,7 +202,13 @@ class RlStage(TrainingStage):
 class EvaluationStage(Stage):
     """What the evaluations have in common."""
 
-    gpus_per_node: int = setting(0, "GPUs of the machine that the stage asks for; 0 asks for none and uses what is there.", ge=0, le=64, key=False)
+    gpus_per_node: int = setting(
+        0,
+        "GPUs of the machine that the stage asks for; 0 asks for none and uses what is there.",
+        ge=0,
+        le=64,
+        key=False,
+    )
     processes_per_node: int | None = setting(
         None, "Processes of the machine; by default one a GPU, or one.", ge=1, le=256, key=False
     )

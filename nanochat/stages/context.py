@@ -136,7 +136,8 @@ class StageContext:
     def commit(self, writer: Writer, output: Output, metadata: Mapping[str, Any]) -> Manifest:
         """Commit what was written: the manifest comes last. Returns the winner's manifest."""
         return writer.commit(
-            recipe=dict(output.recipe) | {"name": output.name}, inputs=dict(output.inputs),
+            recipe=dict(output.recipe) | {"name": output.name},
+            inputs=dict(output.inputs),
             metadata={"run": self.plan.run, "stage": self.stage} | dict(metadata),  # where its journal is
         )
 

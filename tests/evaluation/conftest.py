@@ -19,9 +19,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def model(tokenizer: Tokenizer) -> Transformer:
-    config = ModelConfig(
-        depth=2, width=32, heads=2, kv_heads=2, sequence_length=48, vocab_size=tokenizer.vocab_size
-    )
+    config = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=48, vocab_size=tokenizer.vocab_size)
     model = Transformer(config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -105,9 +105,7 @@ def test_answers_come_from_the_engine(model: Transformer, tokenizer: Tokenizer) 
     task = FakeAnswers(Path(), "test")
     alone = Engine(model, tokenizer, slots=1)
     sampling = Sampling(max_tokens=8)
-    task.says = tuple(
-        alone.generate([render_prompt(tokenizer, example.prompt)], sampling)[0].text for example in task
-    )
+    task.says = tuple(alone.generate([render_prompt(tokenizer, example.prompt)], sampling)[0].text for example in task)
     result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
     assert result.accuracy == share(6, 11)
     assert result.accuracy.stderr == pytest.approx((6 / 11 * 5 / 11 / 11) ** 0.5)

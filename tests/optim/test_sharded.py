@@ -67,9 +67,7 @@ def results(folder: Path) -> Results:
             {"world": 3, "clip": CLIP, "steps": 4, "save": str(folder / "three")},
         ]
     )
-    train(
-        0, world=1, clip=CLIP, steps=2, first=2, load=str(folder / "two-half"), save=str(folder / "two-one")
-    )
+    train(0, world=1, clip=CLIP, steps=2, first=2, load=str(folder / "two-half"), save=str(folder / "two-one"))
     return results
 
 

@@ -80,6 +80,4 @@ class FakeRun:
             f"{RUN}/pipeline.json", {"metadata": {"name": "demo", "namespace": "default"}, "spec": self.spec}
         )
         horizon = {"parameters": 2_211_840, "tokens": 2_457_600, "steps": 600, "flops": 3.3e13, "shards": 1}
-        self.store.write_json(
-            f"{RUN}/status.json", {"phase": "Running", "horizon": horizon, "stages": self.stages}
-        )
+        self.store.write_json(f"{RUN}/status.json", {"phase": "Running", "horizon": horizon, "stages": self.stages})
