@@ -70,6 +70,8 @@ def conversation_problem(messages: Any) -> str | None:
             return f"message {position + 1} is no object with `role` and `content`"
         if not isinstance(message.get("content"), str):
             return f"message {position + 1} needs a `content` that is text"
+        if any("\ud800" <= letter <= "\udfff" for letter in message["content"]):
+            return f"message {position + 1} has half a surrogate pair, which is no text"
     if messages[0]["role"] == "system":
         turns = messages[1:]
     for position, message in enumerate(turns):

@@ -7,15 +7,19 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 
+from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
 from nanochat.pipeline.devices import Devices
-from nanochat.pipeline.local import localize
+from nanochat.pipeline.graph import build_graph, find_task, used_tasks
+from nanochat.pipeline.local import file_digests, localize
+from nanochat.pipeline.preflight import check_inputs, local_file
 from nanochat.pipeline.profiles import Place, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.spec.errors import NanochatError
@@ -58,6 +62,8 @@ def checks(pipeline: Pipeline | None) -> Iterator[Check]:
     spec = localize(pipeline).spec if pipeline else PipelineSpec()
     place = resolve_profile(spec.store)
     plan = horizon(spec) if pipeline else None
+    if pipeline:
+        yield guarded("pipeline", lambda: pipeline_check(pipeline.metadata.name, spec))
     yield torch_check()
     yield device_check()
     yield compiler_check()
@@ -65,9 +71,13 @@ def checks(pipeline: Pipeline | None) -> Iterator[Check]:
     yield disk_check(place, spec, plan)
     yield guarded("storage", lambda: storage_check(place))
     yield guarded("tracking", lambda: tracking_check(place))
-    if pipeline:
-        yield from source_checks(spec, plan)
-        if any(part.task == "humaneval" for part in spec.stages.eval_chat.tasks):
+    if plan is not None:
+        needed = sources_of(spec, plan)
+        if not needed:
+            yield Check("sources", "ok", "the demo world is generated; nothing is downloaded")
+        with ThreadPoolExecutor(8) as pool:
+            yield from pool.map(lambda item: reach(*item), needed.items())
+        if spec.stages.eval_chat.enabled and any(part.task == "humaneval" for part in spec.stages.eval_chat.tasks):
             yield guarded("sandbox", sandbox_check)
 
 
@@ -78,7 +88,14 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
     except NanochatError as error:
         return Check(name, "fail", error.message)
     except Exception as error:
-        return Check(name, "fail", f"{type(error).__name__}: {error}")
+        return Check(name, "fail", f"{type(error).__name__}: {error}", "this is a fault of nanochat: please report it")
+
+
+def pipeline_check(name: str, spec: PipelineSpec) -> Check:
+    """Whether the declaration holds together, with the local files that it names."""
+    graph = build_graph(spec, contents=file_digests(spec))
+    check_inputs(spec)
+    return Check("pipeline", "ok", f"{name}: {len(graph.stages)} stages, {graph.horizon.steps:,} steps of base")
 
 
 def torch_check() -> Check:
@@ -123,7 +140,7 @@ def memory_check(plan: Horizon | None) -> Check:
 def disk_check(place: Place, spec: PipelineSpec, plan: Horizon | None) -> Check:
     """Free disk space where the store or the cache is."""
     folder = Path(place.profile.root) if "://" not in place.profile.root else place.home
-    while not folder.exists():
+    while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     need = GIB
@@ -133,75 +150,97 @@ def disk_check(place: Place, spec: PipelineSpec, plan: Horizon | None) -> Check:
         state = parameters(plan.model) * 12 * CHECKPOINTS
         need += int(text * BYTES_PER_CHARACTER + text / 4.8 * BYTES_PER_TOKEN + state)
     found = f"{free / GIB:.1f} GiB free at {folder}, about {need / GIB:.1f} GiB needed"
-    if free < need:
-        return Check(
-            "disk", "fail", found, "free space, or set NANOCHAT_ROOT to a larger disk or to s3://bucket/prefix"
-        )
     if not os.access(folder, os.W_OK):
-        return Check("disk", "fail", f"{folder} cannot be written", "set NANOCHAT_ROOT to a folder of yours")
+        advice = "change its owner or mode, or set NANOCHAT_HOME and NANOCHAT_ROOT to folders of yours"
+        return Check("disk", "fail", f"{folder} cannot be written", advice)
+    if free < need:
+        advice = "free space, or set NANOCHAT_ROOT to a larger disk or to s3://bucket/prefix"
+        return Check("disk", "fail", found, advice)
     return Check("disk", "ok", found)
 
 
 def storage_check(place: Place) -> Check:
     """Writing, exclusive creation, listing, reading and deleting in the store."""
-    open_store(place.profile).check()
+    open_store(place.profile, patient=False).check()
     return Check("storage", "ok", f"{place.profile.root} can be written and read")
 
 
 def tracking_check(place: Place) -> Check:
     """Whether MLflow can be reached; training does not depend on it."""
-    if place.tracking.startswith("sqlite:///"):
+    later = "a run goes on without it and sends what was missed later"
+    if not place.tracking.startswith(("http://", "https://")):
+        file = Path(place.tracking.removeprefix("sqlite:///"))
+        folder = next(path for path in file.parents if path.is_dir())
+        if place.tracking.startswith("sqlite:///") and not os.access(folder, os.W_OK):
+            return Check("tracking", "warn", f"{file} cannot be written", f"set MLFLOW_TRACKING_URI; {later}")
         return Check("tracking", "ok", place.tracking)
     try:
-        answer = httpx.get(f"{place.tracking.rstrip('/')}/health", timeout=5.0)
-        answer.raise_for_status()
-    except httpx.HTTPError as error:
-        advice = "start it, or set MLFLOW_TRACKING_URI; a run goes on without it and sends what was missed later"
-        return Check("tracking", "warn", f"{place.tracking} does not answer ({error})", advice)
+        httpx.get(f"{place.tracking.rstrip('/')}/health", timeout=5.0, follow_redirects=True).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        advice = f"start it, or set MLFLOW_TRACKING_URI; {later}"
+        return Check("tracking", "warn", f"{place.tracking} does not answer ({first_line(error)})", advice)
     return Check("tracking", "ok", f"{place.tracking} answers")
 
 
-def source_checks(spec: PipelineSpec, plan: Horizon | None) -> Iterator[Check]:
-    """Whether the sources that the pipeline reads can be reached."""
-    sources = spec.sources
-    if sources.text.kind == "world":
-        yield Check("sources", "ok", "the demo world is generated; nothing is downloaded")
-        return
-    assert plan is not None
-    path = sources.text.path.format(revision=sources.text.revision, index=plan.validation_shard)
-    base = (sources.text.base or sources.hub).rstrip("/")
-    name = shard_name(plan.validation_shard)
-    yield reach(f"{base}/{path}", f"the validation shard {name}: set sources.text.validationShard or sources.mirror")
-    if spec.stages.eval_base.enabled and spec.stages.eval_base.core:
-        yield reach(sources.eval_bundle.url, "CORE's bundle: set sources.evalBundle.url, or stages.evalBase.core=false")
-    yield reach(sources.words.url, "the word list: set sources.words.url")
-    identity = spec.stages.mid.identity or sources.identity.url
-    yield reach(identity, "the identity conversations: set stages.mid.identity or sources.identity.url")
+def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
+    """The addresses that the dataset stage will read, one of each kind, with what each is and which setting names it.
+
+    One file of a hub stands for all: what is missing beside it is said by the dataset stage.
+    """
+    sources, stages, needed = spec.sources, spec.stages, dict[str, str]()
+    if sources.text.kind == "hub":
+        path = sources.text.path.format(revision=sources.text.revision, index=plan.validation_shard)
+        base = (sources.text.base or sources.hub).rstrip("/")
+        name = shard_name(plan.validation_shard)
+        needed[f"{base}/{path}"] = f"the validation shard {name}: correct sources.text or sources.mirror"
+    if stages.eval_base.enabled and stages.eval_base.core:
+        address = sources.eval_bundle.url
+        needed[address] = "CORE's bundle: correct sources.evalBundle.url, or set stages.evalBase.core=false"
+    hub = False
+    for task in used_tasks(spec):
+        for file in (file for files in find_task(task).files.values() for file in files):
+            if file.source == "words":
+                needed[sources.words.url] = "the word list: correct sources.words.url or sources.mirror"
+            elif file.source == "identity" and stages.mid.identity:
+                needed[stages.mid.identity] = "the identity conversations: correct stages.mid.identity"
+            elif file.source == "identity":
+                address = sources.identity.url
+                needed[address] = "the identity conversations: set stages.mid.identity or sources.identity.url"
+            elif not hub:
+                hub = True
+                address = f"{sources.hub.rstrip('/')}/{file.at(sources.hub_revision)}"
+                needed[address] = f"a file of the task {task}: correct sources.hub or sources.mirror"
+    return needed
 
 
 def reach(uri: str, what: str) -> Check:
     """Whether an address answers."""
-    if uri.startswith(("http://", "https://")):
-        try:
-            answer = httpx.head(uri, timeout=10.0, follow_redirects=True)
-            if answer.status_code < 400:
-                return Check("sources", "ok", uri)
-            return Check("sources", "fail", f"{uri} answers {answer.status_code}", f"it is {what}")
-        except httpx.HTTPError as error:
-            return Check("sources", "fail", f"{uri} cannot be reached ({error})", f"it is {what}")
-    if "://" in uri and not uri.startswith("file://"):
+    advice = f"it is {what}"
+    path = local_file(uri)
+    if path is not None:
+        if path.exists():
+            return Check("sources", "ok", str(path))
+        return Check("sources", "fail", f"{path} does not exist", advice)
+    if not uri.startswith(("http://", "https://")):
         return Check("sources", "ok", f"{uri} (tried when it is read)")
-    path = Path(uri.removeprefix("file://"))
-    if path.exists():
-        return Check("sources", "ok", str(path))
-    return Check("sources", "fail", f"{path} does not exist", f"it is {what}")
+    try:
+        answer = httpx.head(uri, timeout=10.0, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Check("sources", "fail", f"{uri} cannot be reached ({first_line(error)})", f"check the network; {advice}")
+    if answer.status_code >= 400:
+        return Check("sources", "fail", f"{uri} answers with HTTP {answer.status_code}", advice)
+    return Check("sources", "ok", uri)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def sandbox_check() -> Check:
     """Whether HumanEval's programs can be isolated here."""
-    from nanochat.evaluation.sandbox import unavailable
-
-    reason = unavailable()
+    reason = Sandbox().unavailable()
     if reason:
-        return Check("sandbox", "warn", f"{reason}: HumanEval is not run here, the report says so")
+        advice = "HumanEval is not run here and the report says so; a newer kernel or fewer restrictions may help"
+        return Check("sandbox", "warn", reason, advice)
     return Check("sandbox", "ok", "programs of HumanEval run isolated")

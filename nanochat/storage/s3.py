@@ -13,7 +13,7 @@ import s3fs
 
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import files
-from nanochat.storage.failures import Damaged, code, explained, full, tried
+from nanochat.storage.failures import DELAYS, Damaged, code, explained, full, tried
 from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 
 T = TypeVar("T")
@@ -26,7 +26,8 @@ MOST_PARTS = 9_000  # S3 allows 10,000 parts
 class S3Store(Store):
     """Objects below s3://bucket/prefix."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, delays: Sequence[float] = DELAYS) -> None:
+        """`delays` are the seconds before each further try after an error that may pass."""
         parts = urlsplit(profile.root)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         if not self._bucket or "@" in self._bucket:
@@ -35,6 +36,7 @@ class S3Store(Store):
             raise UserError("the store's endpoint holds credentials: give them by AWS_ACCESS_KEY_ID instead")
         self.root = "/".join(filter(None, (f"s3://{self._bucket}", self._prefix)))
         self._endpoint = profile.endpoint or ""
+        self._delays = delays
         # s3fs makes its blocking methods at run time, where a type checker does not see them.
         self._fs: Any = s3fs.S3FileSystem(
             anon=profile.anonymous,
@@ -51,7 +53,8 @@ class S3Store(Store):
         return f"{self._prefix}/{path}".strip("/")
 
     def _tried(self, operation: Callable[[], T], *, doing: str, path: str) -> T:
-        return tried(operation, doing=doing, where=self.uri(path), endpoint=self._endpoint)
+        where = self.uri(path)
+        return tried(operation, doing=doing, where=where, endpoint=self._endpoint, delays=self._delays)
 
     def read(self, path: str) -> bytes:
         address = f"{self._bucket}/{self._key(check_path(path))}"

@@ -152,8 +152,8 @@ class Store(ABC):
             raise StorageError(f"{self.root} did not return what was just written: check the storage server")
 
 
-def open_store(profile: Profile) -> Store:
-    """The store of a profile; nothing is read or written yet."""
+def open_store(profile: Profile, *, patient: bool = True) -> Store:
+    """The store of a profile; nothing is read or written yet. Not `patient`, a remote one is tried once and at once."""
     from nanochat.storage.folder import FolderStore
 
     parts = urlsplit(profile.root)
@@ -161,7 +161,7 @@ def open_store(profile: Profile) -> Store:
         # s3fs and botocore take half a second to import: not spent where a folder is used.
         from nanochat.storage.s3 import S3Store
 
-        return S3Store(profile)
+        return S3Store(profile) if patient else S3Store(profile, delays=())
     if parts.scheme in ("", "file"):
         if not profile.root:
             raise UserError("the store's root is empty: give a folder or s3://bucket/prefix")

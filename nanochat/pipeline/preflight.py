@@ -1,0 +1,62 @@
+"""What can be known to be wrong before any stage runs: local identity files, splits and rewards of tasks.
+
+    check_inputs(spec)      # UserError, in one sentence; nothing is written
+
+What costs a download or a training to find out is the stages' to check.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanochat.pipeline.graph import find_task, mixture_parts
+from nanochat.spec.errors import UserError
+from nanochat.spec.pipeline import PipelineSpec
+from tasks.identity import read_conversations
+from tasks.task import DataError
+
+
+def check_inputs(spec: PipelineSpec) -> None:
+    """Check what the pipeline names and this machine holds."""
+    _splits(spec)
+    _rewards(spec)
+    _identity(spec)
+
+
+def local_file(uri: str) -> Path | None:
+    """The path that a local path or file:// address means; None for other addresses."""
+    if "://" in uri and not uri.startswith("file://"):
+        return None
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def _splits(spec: PipelineSpec) -> None:
+    for part in mixture_parts(spec):
+        known = find_task(part.task).splits
+        if part.split not in known:
+            raise UserError(f"task {part.task} has no split '{part.split}': it has {', '.join(known)}")
+
+
+def _rewards(spec: PipelineSpec) -> None:
+    for part in spec.stages.rl.tasks if spec.stages.rl.enabled else ():
+        if not find_task(part.task).rewards():
+            raise UserError(f"stages.rl.tasks: task {part.task} has no reward: name one that grades answers")
+
+
+def _identity(spec: PipelineSpec) -> None:
+    """The identity conversations, all of them, where they are a local file of the user's."""
+    uri = spec.stages.mid.identity
+    path = local_file(uri) if uri else None
+    if path is None:
+        return
+    try:
+        read_conversations(path)
+    except DataError as error:
+        line = f", line {error.line}" if error.line is not None else ""
+        raise UserError(f"stages.mid.identity: {path}{line}: {error.problem}") from None
+    except OSError as error:
+        raise UserError(f"stages.mid.identity: cannot read {path}: {error.strerror}") from None
+    if not any(part.task == "identity" for part in (*spec.stages.mid.mixture, *spec.stages.sft.mixture)):
+        raise UserError(
+            "stages.mid.identity is given and no mixture uses it: add {task: identity} to stages.mid.mixture"
+        )
