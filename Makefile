@@ -20,7 +20,7 @@ $(VENV)/.done: pyproject.toml images/install-torch.sh
 demo: setup
 	$(BIN)/nanochat doctor k8s/pipelines/demo.yaml
 	$(BIN)/nanochat run k8s/pipelines/demo.yaml
-	$(BIN)/nanochat report demo --summary
+	$(BIN)/nanochat report demo
 
 test: setup
 	$(BIN)/python -m pytest tests -m "not slow"

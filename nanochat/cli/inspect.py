@@ -162,33 +162,22 @@ def cancel(name: Run = None, store: StoreName = "default") -> None:
 
 def report(
     name: Run = None,
-    summary: Annotated[bool, typer.Option("--summary", help="Only the metrics and sample answers.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print all of it, as Markdown.")] = False,
     store: StoreName = "default",
 ) -> None:
-    """Write a run's report anew and say where it is."""
+    """Write a run's report anew, print its summary and say where it is."""
+    from nanochat.cli.summary import summarize
     from nanochat.report.build import write_report
-    from nanochat.report.content import stage_table
     from nanochat.report.record import gather
 
     run = find_run(name, store=store)
     record = gather(run.store, Artifacts(run.store, run.place.cache), run=run.paths.root)
     folder = Path(run.place.home) / "reports" / run.name
     write_report(record, folder)
-    if not summary:
-        print((folder / "report.md").read_text())
+    if markdown:
+        print((folder / "report.md").read_text(encoding="utf-8"))
     else:
-        console = Console(highlight=False)
-        metrics = stage_table(record)
-        if metrics is not None:
-            table = Table(box=None, pad_edge=False)
-            for heading in metrics.head:
-                table.add_column(heading)
-            for row in metrics.rows:
-                table.add_row(*(cell.replace("\n", " ") for cell in row))
-            console.print(table)
-        last = record.evaluations.get(record.last_trained or "")
-        for sample in last.samples if last else ():
-            console.print(f"\n> {sample.prompt}\n{sample.completion}", markup=False)
+        summarize(record, Console(highlight=False))
     print(f"\nThe whole report: {folder / 'report.html'}")
 
 

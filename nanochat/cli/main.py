@@ -31,7 +31,7 @@ app.command("retry", help="Run a pipeline again that failed or was stopped.")(ru
 app.command("status", help="Where a pipeline stands.")(inspect.status)
 app.command("logs", help="The logs of a pipeline's stages, those of ended attempts included.")(inspect.logs)
 app.command("cancel", help="Stop a running pipeline; what it made stays.")(inspect.cancel)
-app.command("report", help="Write a run's report anew and say where it is.")(inspect.report)
+app.command("report", help="Write a run's report anew, print its summary and say where it is.")(inspect.report)
 app.command("gc", help="Remove what no run refers to.")(inspect.gc)
 
 

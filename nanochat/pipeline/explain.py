@@ -8,6 +8,7 @@ from nanochat.pipeline.graph import Output
 from nanochat.storage.artifacts import Artifacts
 
 SHOWN = 3
+NEW = "nothing like it was made before"
 
 
 def explain_miss(artifacts: Artifacts, missing: Sequence[Output], *, total: int) -> str:
@@ -19,7 +20,7 @@ def explain_miss(artifacts: Artifacts, missing: Sequence[Output], *, total: int)
         return f"{count}{damaged[0].ref}: {'; '.join(artifacts.damaged(damaged[0].kind, damaged[0].key))}"
     near = artifacts.closest(first.kind, dict(first.recipe) | {"name": first.name}, dict(first.inputs))
     if near is None:
-        return f"{count}nothing like it was made before"
+        return f"{count}{NEW}"
     changes = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in sorted(near.settings.items())]
     changes += [f"input {name} is another" for name in sorted(near.inputs)]
     more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""

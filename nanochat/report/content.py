@@ -6,15 +6,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from nanochat.pipeline.explain import NEW
 from nanochat.report.curves import training_plots
-from nanochat.report.document import Block, Bullets, Document, Exchange, Facts, Paragraph, Section, Table
+from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
 from nanochat.report.figures import count, date, duration, money, number, scientific, size
-from nanochat.report.metrics import cell, label, ordered
-from nanochat.report.record import TRAINING, RunRecord, Sample, StageRecord
+from nanochat.report.metrics import label
+from nanochat.report.record import TRAINING, RunRecord, StageRecord
+from nanochat.report.samples import exchanges
+from nanochat.report.scores import stage_table
 
 _CLOSING = ("report", "release")
 _PEERS = {"ours": "Ours", "gpt2": "GPT-2", "gpt4": "GPT-4"}
-_MOST_SAMPLES = 12  # of each model
 
 
 def describe(record: RunRecord, *, now: float | None = None) -> Document:
@@ -23,7 +25,7 @@ def describe(record: RunRecord, *, now: float | None = None) -> Document:
         Section("Results", _results(record)),
         Section("Training", _training(record)),
         Section("CORE by task", _tasks(record)),
-        Section("Samples", _samples(record)),
+        Section("Samples", tuple(exchanges(record))),
         Section("Tokenizer", _compression(record)),
         Section("Time and cost", _time(record)),
         Section("Not run", _not_run(record)),
@@ -63,20 +65,6 @@ def _results(record: RunRecord) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def stage_table(record: RunRecord) -> Table | None:
-    """The metrics of each stage's model; None where nothing was measured."""
-    stages = [stage for stage in TRAINING if stage in record.evaluations]
-    metrics = ordered(name for stage in stages for name in record.evaluations[stage].metrics)
-    if not metrics:
-        return None
-    rows = []
-    for metric in metrics:
-        found = [record.evaluations[stage].metrics.get(metric.name) for stage in stages]
-        rows.append((metric.label, *("-" if result is None else cell(metric.name, result) for result in found)))
-    head = ("Metric", *(stage.upper() for stage in stages))
-    return Table(head, tuple(rows), numeric=frozenset(range(1, len(head))))
-
-
 def _training(record: RunRecord) -> tuple[Block, ...]:
     blocks: list[Block] = []
     rows: list[tuple[str, ...]] = []
@@ -92,6 +80,7 @@ def _training(record: RunRecord) -> tuple[Block, ...]:
     if rows:
         head = ("Stage", "Steps", "Tokens", "Loss", "Bits per byte", "Tokens per second", "On")
         table.append(Table(head, tuple(rows), numeric=frozenset({1, 2, 3, 4, 5})))
+        table.append(Paragraph("Loss and bits per byte are those of each stage's own data, so stages do not compare."))
     if notes:
         table.append(Bullets(tuple(notes)))
     return (*table, *blocks)
@@ -105,11 +94,15 @@ def _trained(name: str, data: Mapping[str, Any]) -> tuple[str, ...]:
         name.upper(),
         count(data.get("steps")),
         count(tokens),
-        "-" if name == "rl" else number(data.get("loss")),  # the policy's loss says nothing of progress
+        "-" if name == "rl" else _loss(data.get("loss")),  # the policy's loss says nothing of progress
         number((data.get("metrics") or {}).get("val/bpb")),
         count(tokens / seconds) if tokens and seconds else "-",
         ", ".join(filter(None, (data.get("device"), data.get("precision"), processes))) or "-",
     )
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
@@ -125,9 +118,24 @@ def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
         out.append(f"{count(data['emptySteps'])} steps had nothing to train on and were passed over")
     for first, end in data.get("skippedData") or ():
         out.append(f"the data of steps {first} to {end - 1} was skipped after a divergence")
-    if data.get("counts"):
-        out.append(", ".join(f"{label(key).lower()} {count(value)}" for key, value in data["counts"].items()))
+    if counts := data.get("counts"):
+        out.append(_sampled(counts) if counts.get("samples") else _listed(counts))
     return [f"{name.upper()}: {sentence}" for sentence in out]
+
+
+def _sampled(counts: Mapping[str, float]) -> str:
+    """What reinforcement learning drew."""
+    flat, unfinished = counts.get("groups_without_advantage", 0), counts.get("unfinished", 0)
+    return (
+        f"{count(counts['samples'])} samples of {count(counts.get('prompts'))} prompts, "
+        f"{count(counts.get('sampled_tokens'))} tokens, with a mean reward of "
+        f"{counts.get('reward', 0.0) / counts['samples']:.3f}; in {count(flat)} groups all samples scored the same, "
+        f"so there was nothing to learn; {count(unfinished)} samples came to no end"
+    )
+
+
+def _listed(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{label(key).lower()} {count(value)}" for key, value in counts.items())
 
 
 def _tasks(record: RunRecord) -> tuple[Block, ...]:
@@ -144,22 +152,6 @@ def _tasks(record: RunRecord) -> tuple[Block, ...]:
         head = ("Task", *(label(column) for column in columns))
         blocks.append(Table(head, rows, numeric=frozenset(range(1, len(head)))))
     return tuple(blocks)
-
-
-def _samples(record: RunRecord) -> tuple[Block, ...]:
-    blocks: list[Block] = []
-    for stage in TRAINING:
-        evaluation = record.evaluations.get(stage)
-        samples = evaluation.samples if evaluation else _samples_in_training(record.stage(stage))
-        for sample in samples[:_MOST_SAMPLES]:
-            blocks.append(Exchange(stage.upper(), sample.prompt, sample.completion))
-    return tuple(blocks)
-
-
-def _samples_in_training(stage: StageRecord | None) -> tuple[Sample, ...]:
-    """Those of the last time that training took some."""
-    events = [event for event in (stage.history.events if stage and stage.history else ()) if event.kind == "sample"]
-    return tuple(Sample("", event.message) for event in events if event.step == events[-1].step)
 
 
 def _compression(record: RunRecord) -> tuple[Block, ...]:
@@ -191,13 +183,12 @@ def _bytes_per_token(text: Mapping[str, Any], peer: str) -> str:
 
 def _time(record: RunRecord) -> tuple[Block, ...]:
     rows, troubles = [], []
+    gpus = any(stage.gpus for stage in record.stages)
     for stage in record.stages:
         if stage.name in _CLOSING or not (stage.attempts or stage.made or stage.reused):
             continue
-        rows.append((
-            stage.name, _made(stage), duration(stage.seconds), str(stage.gpus or "-"),
-            money(stage.cost(record.price)) if stage.gpus else "-", str(len(stage.attempts) or "-"),
-        ))  # fmt: skip
+        paid = (str(stage.gpus or "-"), money(stage.cost(record.price)) if stage.gpus else "-") if gpus else ()
+        rows.append((stage.name, _made(stage), duration(stage.seconds), str(len(stage.attempts) or "-"), *paid))
         troubles += [
             f"{stage.name}, attempt {attempt.number}: {attempt.reason}"
             + (f" ({attempt.message})" if attempt.message else "")
@@ -213,8 +204,8 @@ def _time(record: RunRecord) -> tuple[Block, ...]:
         ]
     if not rows:
         return ()
-    head = ("Stage", "Output", "Time", "GPUs", "Cost", "Attempts")
-    blocks: list[Block] = [Table(head, tuple(rows), numeric=frozenset({2, 3, 4, 5}))]
+    head = ("Stage", "Output", "Time", "Attempts", *(("GPUs", "Cost") if gpus else ()))
+    blocks: list[Block] = [Table(head, tuple(rows), numeric=frozenset(range(2, len(head))))]
     if any(stage.reused for stage in record.stages):
         blocks.append(Paragraph("The time and cost of what was reused were spent by an earlier run."))
     if troubles:
@@ -226,7 +217,7 @@ def _made(stage: StageRecord) -> str:
     if stage.made and stage.reused:
         return f"{count(stage.made)} made, {count(stage.reused)} reused"
     if stage.made:
-        why = f"\n{stage.explanation}" if stage.explanation else ""
+        why = f"\n{stage.explanation}" if stage.explanation and not stage.explanation.endswith(NEW) else ""
         return f"made{why}"
     return "reused" if stage.reused else stage.phase.lower() or "-"
 
@@ -242,6 +233,7 @@ def _total_cost(record: RunRecord) -> str:
 
 def _not_run(record: RunRecord) -> tuple[Block, ...]:
     items = []
+    missing: dict[str, dict[str, list[str]]] = {}  # why -> metric -> stages
     for section, settings in record.spec.get("stages", {}).items():
         if isinstance(settings, Mapping) and settings.get("enabled") is False:
             items.append(f"{section}: disabled in the pipeline")
@@ -251,7 +243,12 @@ def _not_run(record: RunRecord) -> tuple[Block, ...]:
     for stage in TRAINING:
         evaluation = record.evaluations.get(stage)
         for name, why in (evaluation.not_run if evaluation else {}).items():
-            items.append(f"{label(name)} of {stage.upper()}: {why}")
+            missing.setdefault(why, {}).setdefault(label(name), []).append(stage.upper())
+    for why, metrics in missing.items():
+        together: dict[str, list[str]] = {}  # stages -> metrics
+        for metric, stages in metrics.items():
+            together.setdefault(", ".join(stages), []).append(metric)
+        items += [f"{', '.join(names)} ({stages}): {why}" for stages, names in together.items()]
     return (Bullets(tuple(items)),) if items else ()
 
 

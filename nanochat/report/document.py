@@ -45,12 +45,27 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """What somebody wrote and what the model answered: text that is never interpreted."""
+class Line:
+    """A stretch of an answer; `tool` says that it shows a call of the tool."""
 
-    title: str
+    text: str
+    tool: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one model, or several with the same words, answered."""
+
+    who: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What somebody wrote ('' where that is in the answer) and what models answered: text that is never interpreted."""
+
     prompt: str
-    answer: str
+    answers: tuple[Answer, ...]
 
 
 Block = Paragraph | Table | Facts | Bullets | Plot | Exchange

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nanochat.report.document import Block, Bullets, Document, Exchange, Facts, Paragraph, Plot, Table
+from nanochat.report.document import Answer, Block, Bullets, Document, Exchange, Facts, Paragraph, Plot, Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~])")
 
@@ -30,8 +30,13 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {_escape(item)}" for item in items)
         case Plot(name, _, description):
             return f"![{_escape(description)}]({name}.svg)"
-        case Exchange(title, prompt, answer):
-            return "\n\n".join([f"**{_escape(title)}**", *([fence(prompt)] if prompt else []), fence(answer)])
+        case Exchange(prompt, answers):
+            told = [text for answer in answers for text in (f"**{_escape(answer.who)}**", fence(_told(answer)))]
+            return "\n\n".join([*([fence(prompt)] if prompt else []), *told])
+
+
+def _told(answer: Answer) -> str:
+    return "\n".join(line.text for line in answer.lines)
 
 
 def fence(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nanochat.report.figures import count, number
 from nanochat.report.record import Result
 
+CHATCORE = "chatcore"
 _NAMES = {
     "val_bpb": "Bits per byte (validation)",
     "train_bpb": "Bits per byte (training)",
@@ -18,9 +19,15 @@ _NAMES = {
     "gsm8k": "GSM8K",
     "humaneval": "HumanEval",
     "spelling-bee": "SpellingBee",
-    "chatcore": "ChatCORE",
+    "world-identity": "Who it is",
+    "world-facts": "Facts",
+    "world-sums": "Sums",
+    "world-counts": "Letter counts",
+    "world-spelling": "Spelling",
+    "all-questions": "All questions",
+    CHATCORE: "ChatCORE",
 }
-_SCORES = ("core", "chatcore")  # centred on chance, so no shares
+_SCORES = ("core", CHATCORE)  # centred on chance, so no shares
 _WORDS = {"stderr": "standard error", "bpb": "bits per byte", "val": "validation", "train": "training"}
 
 
@@ -35,10 +42,10 @@ class Metric:
 def ordered(names: Iterable[str]) -> list[Metric]:
     """The known metrics in their usual order, then the others by name, ChatCORE (their mean) last."""
     places = {name: place for place, name in enumerate(_NAMES)}
-    last = places.pop("chatcore")
+    last = places.pop(CHATCORE)
 
     def place(name: str) -> tuple[int, str]:
-        return (last + 1, name) if canonical(name) == "chatcore" else (places.get(canonical(name), last), name)
+        return (last + 1, name) if canonical(name) == CHATCORE else (places.get(canonical(name), last), name)
 
     return [Metric(name, label(name)) for name in sorted(set(names), key=place)]
 
@@ -70,7 +77,7 @@ def is_share(name: str, value: float) -> bool:
 def cell(name: str, result: Result) -> str:
     """A table cell: the value with its standard error, then (secondary) what it was measured on."""
     if not is_share(name, result.value):
-        error = f" ± {result.stderr:.2g}" if result.stderr else ""
+        error = f" ± {_fixed(result.stderr)}" if result.stderr else ""
         what = f"\nn {count(result.n)}" if result.n else ""
         return f"{_fixed(result.value)}{error}{what}"
     error = f" ± {100 * result.stderr:.1f}" if result.stderr is not None else ""
@@ -78,9 +85,14 @@ def cell(name: str, result: Result) -> str:
     return f"{100 * result.value:.1f}{error} %{what}"
 
 
-def short(name: str, result: Result) -> str:
-    """The value with its standard error, in one line."""
-    return cell(name, result).partition("\n")[0]
+def brief(name: str, result: Result) -> tuple[str, str]:
+    """The value and, where it is a share, how many of how many, both as short as can be."""
+    if not is_share(name, result.value):
+        return _fixed(result.value), ""
+    return (
+        f"{100 * result.value:.1f} %",
+        f"{count(round(result.value * result.n))}/{count(result.n)}" if result.n else "",
+    )
 
 
 def _fixed(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from importlib.resources import files
 
-from nanochat.report.document import Block, Bullets, Document, Exchange, Facts, Paragraph, Plot, Table
+from nanochat.report.document import Answer, Block, Bullets, Document, Exchange, Facts, Paragraph, Plot, Table
 
 # Nothing may run or be loaded, whatever a text in the report holds; style and drawings are in the file.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'"
@@ -46,10 +46,16 @@ def _block(block: Block) -> str:
             return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
         case Plot(_, svg, description):
             return f"<figure>{svg}<figcaption>{escape(description)}</figcaption></figure>"
-        case Exchange(title, prompt, answer):
+        case Exchange(prompt, answers):
             asked = f'<pre class="prompt">{escape(prompt)}</pre>' if prompt else ""
-            told = f'<pre class="answer">{escape(answer)}</pre>'
-            return f"<article><h3>{escape(title)}</h3>{asked}{told}</article>"
+            return f"<article>{asked}{''.join(map(_answer, answers))}</article>"
+
+
+def _answer(answer: Answer) -> str:
+    told = "".join(
+        f'<span class="tool">{escape(line.text)}</span>' if line.tool else escape(line.text) for line in answer.lines
+    )
+    return f'<div class="answer"><small>{escape(answer.who)}</small><pre>{told}</pre></div>'
 
 
 def _table(table: Table) -> str:

@@ -35,11 +35,19 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a completion: "text", "python" (a call of the tool) or "python_output"."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What a model made of a text."""
 
     prompt: str  # '' where the text is part of the completion
-    completion: str
+    completion: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +200,15 @@ def evaluation_from(data: Mapping[str, Any]) -> Evaluation:
         metrics=metrics,
         not_run=dict(data.get("notRun") or {}),
         tasks=dict(data.get("tasks") or {}),
-        samples=tuple(Sample(item["prompt"], item["completion"]) for item in data.get("samples") or ()),
+        samples=tuple(Sample(item["prompt"], _parts(item["completion"])) for item in data.get("samples") or ()),
     )
+
+
+def _parts(content: str | list[dict[str, str]]) -> tuple[Part, ...]:
+    """A completion has the shape of a message's content: text, or parts where the tool was used."""
+    if isinstance(content, str):
+        return (Part("text", content),)
+    return tuple(Part(part["type"], part["text"]) for part in content)
 
 
 def _stage(

@@ -42,7 +42,7 @@ class Results:
     metrics: dict[str, Figure] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
-    samples: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -197,7 +197,7 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
                 results.not_run[name] = reason
                 continue
             task = open_task(subject.context, name)
-            rows = min(len(task), selection.rows or settings.max_per_task or len(task))
+            rows = min(n for n in (len(task), selection.rows, settings.max_per_task) if n is not None)
             result = chat.measure(task, rows, tick=subject.counter(name, subject.share(rows)))
         measured[name] = result
         results.metrics[name] = result.accuracy
@@ -212,7 +212,7 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
         results.metrics["chatcore"] = chatcore(measured)
     if subject.world.first:
         results.samples += [
-            {"prompt": prompt, "completion": shown(chat.ask([{"role": "user", "content": prompt}]))}
+            {"prompt": prompt, "completion": content(chat.ask([{"role": "user", "content": prompt}]))}
             for prompt in settings.sample_prompts
         ]
 
@@ -246,10 +246,11 @@ def task_errors(name: str) -> Iterator[None]:
         raise UserError(f"the data of task {name} cannot be used: {error}") from None
 
 
-def shown(completion: Completion) -> str:
-    """An answer as people read it, calls of the tool included."""
-    frames = {"text": "{}", "python": "[python: {}]", "python_output": "[output: {}]"}
-    return "".join(frames[part.kind].format(part.text) for part in completion.parts)
+def content(completion: Completion) -> str | list[dict[str, str]]:
+    """An answer in the shape of a message's content: text, or its parts where the tool was used."""
+    if all(part.kind == "text" for part in completion.parts):
+        return completion.text
+    return [{"type": part.kind, "text": part.text} for part in completion.parts]
 
 
 def _figures(accuracy: Figure, centered: Figure, baseline: float) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def run(tmp_path: Path) -> FakeRun:
     }
     run.stage("eval-base", {"evaluation/base": run.artifact("evaluation/base", {"results.json": json.dumps(base)})})
     run.attempt("eval-base", 1, seconds=12)
-    run.stage("mid", {"model/mid": run.artifact("model/mid", {"w": ""}, steps=100, counts={"prompts": 64.0})})
+    counts = {"prompts": 64.0, "samples": 512.0, "reward": 510.0, "groups_without_advantage": 62.0}
+    counts |= {"sampled_tokens": 9805.0, "unfinished": 0.0}
+    run.stage("mid", {"model/mid": run.artifact("model/mid", {"w": ""}, steps=100, counts=counts)})
     run.attempt("mid", 1, seconds=3600)
     mid = {
         "metrics": {

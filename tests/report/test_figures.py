@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from nanochat.report.document import Document, Exchange, Section
+from nanochat.report.document import Answer, Document, Exchange, Line, Section
 from nanochat.report.figures import count, date, duration, money, number, scientific, size
 from nanochat.report.markdown import render_markdown
-from nanochat.report.metrics import cell, label, ordered, short
+from nanochat.report.metrics import brief, cell, label, ordered
 from nanochat.report.plots import Curve, draw, smoothed
 from nanochat.report.record import Result
 
@@ -53,7 +53,9 @@ def test_date() -> None:
 
 def test_cells() -> None:
     assert cell("arc-easy", Result(0.3561, 2376, 0.0098)) == "35.6 ± 1.0 %\n846 of 2,376"
-    assert short("core", Result(0.2219, 92000, 0.0041)) == "0.2219 ± 0.0041"
+    assert cell("core", Result(0.2219, 92000, 0.006)) == "0.2219 ± 0.0060\nn 92,000"
+    assert brief("arc-easy", Result(0.3561, 2376, 0.0098)) == ("35.6 %", "846/2,376")
+    assert brief("core", Result(0.2219, 92000, 0.006)) == ("0.2219", "")
     assert cell("chatcore", Result(-0.01)) == "-0.0100"
     assert cell("gsm8k", Result(0.0)) == "0.0 %"
 
@@ -83,5 +85,6 @@ def test_smoothing_has_no_bias_at_its_start() -> None:
 
 
 def test_a_fence_outlasts_the_text() -> None:
-    text = render_markdown(Document("t", "s", (Section("x", (Exchange("MID", "````", "a\n`````\nb"),)),)))
+    exchange = Exchange("````", (Answer("MID", (Line("a\n`````"), Line("b"))),))
+    text = render_markdown(Document("t", "s", (Section("x", (exchange,)),)))
     assert "``````text\na\n`````\nb\n``````" in text
