@@ -226,7 +226,9 @@ def reach(uri: str, what: str) -> Check:
     try:
         answer = httpx.head(uri, timeout=10.0, follow_redirects=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Check("sources", "fail", f"{uri} cannot be reached ({first_line(error)})", f"check the network; {advice}")
+        return Check(
+            "sources", "fail", f"{uri} cannot be reached ({first_line(error)})", f"check the network; {advice}"
+        )
     if answer.status_code >= 400:
         return Check("sources", "fail", f"{uri} answers with HTTP {answer.status_code}", advice)
     return Check("sources", "ok", uri)
