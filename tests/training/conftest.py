@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import socket
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-
-def _rank(function: Callable[..., Any], rank: int, size: int, port: int, arguments: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-        CUDA_VISIBLE_DEVICES="",
-    )
-    try:
-        function(*arguments)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)  # as a stage ends
+from tests.training.ranks import run_rank
 
 
 @pytest.fixture
@@ -40,7 +21,9 @@ def run_ranks() -> Callable[..., None]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         processes = multiprocessing.get_context("spawn")
-        ranks = [processes.Process(target=_rank, args=(function, rank, size, port, arguments)) for rank in range(size)]
+        ranks = [
+            processes.Process(target=run_rank, args=(function, rank, size, port, arguments)) for rank in range(size)
+        ]
         for process in ranks:
             process.start()
         for process in ranks:
