@@ -26,7 +26,7 @@ from nanochat.inference.request import Completion, Event, FinishReason, Request
 from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
 from nanochat.inference.slots import CHUNK, Slot, choose
 from nanochat.model.cache import KVCache
-from nanochat.model.transformer import Transformer
+from nanochat.model.transformer import IDLE, Transformer
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -104,10 +104,10 @@ class Engine:
         return [request.completion for request in requests]
 
     def forget(self) -> None:
-        """Drop the prompts that free slots remember, as when the weights have changed."""
+        """Drop what free slots remember, as when the weights have changed: an idle engine is then as if new."""
         for slot in self._slots:
             if slot.request is None:
-                slot.prompt, slot.filled = (), 0
+                slot.prompt, slot.filled, slot.released = (), 0, 0
 
     # ----------------------------------------------------------------------------------------------------
     # Steps
@@ -200,14 +200,11 @@ class Engine:
         return Event(request, token, kind, forced, pieces, logprob, reason)
 
     def _decode(self) -> None:
-        """One token for all rows in one shape (slots, 1), whatever is in them.
-
-        A row that has nothing to decode writes just behind the prompt that it remembers, which does no harm.
-        """
+        """One token for all rows in one shape (slots, 1), whatever is in them; rows without a reply are IDLE."""
         decoding = [slot.request is not None and slot.ready for slot in self._slots]
         if not any(decoding):
             return
-        ids, start = [[0]] * len(self._slots), [min(slot.filled, self.length - 1) for slot in self._slots]
+        ids, start = [[0]] * len(self._slots), [IDLE] * len(self._slots)
         for slot in self._slots:
             if decoding[slot.index]:
                 request = _occupant(slot)

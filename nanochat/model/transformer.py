@@ -30,6 +30,7 @@ ROTARY_REACH = 10  # positions that can be told apart, in multiples of the train
 BUCKET = 64  # extend attends over a multiple of this many positions
 
 IGNORED = -1  # a target that is not trained on
+IDLE = -1  # the start of a row of `extend` that is not in use
 
 
 def norm(x: Tensor) -> Tensor:
@@ -232,6 +233,7 @@ class Transformer(nn.Module):
         different; None means that row b is slot b of all of them, which saves gathering the cache. Row b sees
         positions 0..start+t of its own slot and nothing of its neighbours. What is attended is cut to the
         longest row, in steps of BUCKET positions: what is beyond a row's own end has weight exactly 0.
+        A row that starts at IDLE (with T = 1) is not in use: it writes to its slot's last position alone.
         """
         b, t = ids.shape
         end = int(start.max()) + t
@@ -243,7 +245,7 @@ class Transformer(nn.Module):
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
         rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
         everywhere = torch.arange(attended, device=ids.device)
-        mask = (everywhere <= positions[..., None])[:, None]  # (B, 1, T, attended)
+        mask = (everywhere <= positions.clamp(min=0)[..., None])[:, None]  # (B, 1, T, attended)
         rows = torch.arange(b, device=ids.device) if slots is None else slots
         where = (rows[:, None], positions)
 

@@ -126,6 +126,19 @@ def test_generate_forgets_prompts_because_weights_change(model: Transformer, tok
             model.head.weight.div_(1.5)
 
 
+def test_a_used_engine_that_forgets_is_as_a_new_one(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Where a row lies can show in the last bits: rl's resume needs the same rows in the same places."""
+    prompts, sampling = [ids(40 + index, 12) for index in range(3)], Sampling(max_tokens=6, temperature=1.0)
+
+    def places(engine: Engine) -> list[tuple[int, ...]]:
+        engine.generate(prompts, sampling)
+        return [slot.prompt for slot in engine._slots]
+
+    used = Engine(model, tokenizer, slots=4)
+    used.generate([ids(60 + index, 30 * index + 5) for index in range(6)], Sampling(max_tokens=9, temperature=1.0))
+    assert places(used) == places(Engine(model, tokenizer, slots=4))
+
+
 def test_the_tools_output_is_forced_and_masked(scripted: Scripted, tokenizer: Tokenizer, greedy: Sampling) -> None:
     special = tokenizer.special
     call = [special["python_start"], *tokenizer.encode("6*7"), special["python_end"]]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nanochat.model.cache import KVCache
 from nanochat.model.sizes import ModelConfig
-from nanochat.model.transformer import BUCKET, Transformer
+from nanochat.model.transformer import BUCKET, IDLE, Transformer
 
 Make = Callable[[ModelConfig], Transformer]
 
@@ -86,6 +88,28 @@ def test_a_row_does_not_see_its_neighbours(model: Transformer, dtype: torch.dtyp
         start = torch.tensor([length, 20, length])
         outputs.append(model.extend(step, start=start, slots=None, cache=cache)[1])
     assert torch.equal(outputs[0], outputs[1])
+
+
+@torch.no_grad()
+def test_an_idle_row_keeps_its_prompt_and_costs_no_attention(model: Transformer) -> None:
+    cache, ids = cache_for(model, slots=2), tokens(2, 150)
+    prefill(model, cache, 0, ids[0, :140])
+    prefill(model, cache, 1, ids[1, :10])
+    kept = cache.k[:, 0, :140].clone()
+    shapes = []
+    attend = F.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **rest: Any) -> torch.Tensor:
+        shapes.append(key.size(2))
+        return attend(query, key, value, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", watched)
+        logits = model.extend(ids[:, 10:11], start=torch.tensor([IDLE, 10]), slots=None, cache=cache)
+    assert set(shapes) == {BUCKET}
+    assert logits.isfinite().all()
+    assert torch.equal(cache.k[:, 0, :140], kept)
+    torch.testing.assert_close(logits[1, 0], model(ids[1:, :11])[0, -1], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
