@@ -23,6 +23,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Checkpoints
+from nanochat.storage.failures import explaining
 from nanochat.training.distributed import World
 
 MODEL = "model.safetensors"
@@ -46,10 +47,11 @@ class Vault:
         if not self.world.first:
             return
         folder = self.checkpoints.folder(step, self.launch)
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
-        save_file(moments, folder / OPTIMIZER)
-        save_file(random_state(model.device), folder / RANDOM)
-        (folder / LOOP).write_text(json.dumps(loop))
+        with explaining(doing="writing", where=str(folder)):
+            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
+            save_file(moments, folder / OPTIMIZER)
+            save_file(random_state(model.device), folder / RANDOM)
+            (folder / LOOP).write_text(json.dumps(loop))
         self.checkpoints.save(step, self.launch, folder, {"step": step})
         self.checkpoints.prune(self.keep)
 
@@ -64,6 +66,11 @@ class Vault:
         optimizer.load_state_dict(load_file(folder / OPTIMIZER))
         set_random_state(load_file(folder / RANDOM), model.device)
         return json.loads((folder / LOOP).read_text())
+
+    def discard(self, *, after: int) -> None:
+        """Remove what was saved after step `after`: the line that training has left."""
+        if self.world.first:
+            self.checkpoints.discard(after=after)
 
     def _fetch(self, step: int) -> Path:
         """The folder of the checkpoint that rank 0 chose."""

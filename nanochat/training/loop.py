@@ -294,6 +294,7 @@ class Loop:
         first_bad = end - max(1, self.guard.suspect)
         self.optimizer.zero_grad()
         self._restore()
+        self.vault.discard(after=self.state.step)  # what could not be read is no place to go on from later
         begin = max(self.state.data_step(self.state.step), min(first_bad, end - self.plan.skip_steps))
         self.state.skipped.append((begin, end))
         message = (

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from nanochat.spec.errors import Diverged
+from nanochat.spec.errors import Diverged, UserError
 from nanochat.tracking.journal import JournalReader
 from nanochat.training.distributed import join
 from nanochat.training.guards import SpikeGuard
@@ -134,6 +135,38 @@ def test_divergence_goes_back_and_leaves_the_data_out_once(tmp_path: Path) -> No
     assert state.skipped == [(6, 8)]
     assert state.step == 12
     assert rig.loader.asked == [*range(8), *range(8, 14)]
+
+
+def test_divergence_removes_what_was_saved_after_the_step_it_goes_back_to(tmp_path: Path) -> None:
+    newest = tmp_path / "checkpoints" / "base" / "key" / "step-0000006-first"
+    left: list[bool] = []
+
+    def damage(step: int) -> dict[str, float]:
+        if step == 7 and len(left) == 1:
+            (newest / "model.safetensors").write_bytes(b"damaged")
+        if step == 4:
+            left.append(newest.exists())
+        return {}
+
+    rig = Rig(
+        tmp_path,
+        forward=poisoned(7, last=7, value=math.nan),
+        checkpoint_steps=3,
+        steps=8,
+        measurements=(Measurement(1, damage),),
+    )
+    assert rig.run().skipped == [(3, 8)]
+    assert left == [False, False]  # before it was saved the first time, and after training went back to step 3
+    assert (newest / "model.safetensors").stat().st_size > 100
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("nanochat.training.checkpoint.save_file", full)
+    with pytest.raises(UserError, match="free space"):
+        Rig(tmp_path, checkpoint_steps=2).run()
 
 
 def test_divergence_again_is_a_failure(tmp_path: Path) -> None:
