@@ -24,6 +24,8 @@ from tasks.world import (
     spelled,
 )
 
+VERSION = 1  # raised when a document changes
+
 OTHER_STATEMENTS = {
     "colour": ("The colour of the {thing} is {value}.",),
     "size": ("The size of the {thing} is {value}.",),

@@ -23,10 +23,11 @@ from nanochat.spec.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One token file: its length is known before it is fetched."""
+    """One token file: its length is known before it is fetched. `release` is called when it has been read."""
 
     tokens: int
     open: Callable[[], TokenFile]
+    release: Callable[[], None] = lambda: None
 
     @classmethod
     def local(cls, folder: Path) -> Shard:
@@ -82,6 +83,8 @@ class TextStream:
     def _open(self, index: int, following: int) -> TokenFile:
         for i in list(self._opened):
             if i not in (index, following):
+                # In the one thread that also opens files: never before this one is there.
+                self._pool.submit(self._files[i].release)
                 del self._opened[i]
         for i in (index, following):
             if i not in self._opened:

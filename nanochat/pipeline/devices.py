@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.stages import ComputeStage, TrainingStage
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,11 @@ class Devices:
 
     def processes(self, spec: PipelineSpec, stage: str) -> int:
         """Processes of a stage here: those asked for on all nodes, at most one a GPU where there are any."""
-        stages = spec.stages
-        settings = {
-            "base": stages.base,
-            "mid": stages.mid,
-            "sft": stages.sft,
-            "rl": stages.rl,
-            "eval-base": stages.eval_base,
-            "eval-mid": stages.eval_chat,
-            "eval-sft": stages.eval_chat,
-            "eval-rl": stages.eval_chat,
-        }.get(stage)
-        if settings is None:
+        settings = spec.of_stage(stage)
+        if not isinstance(settings, ComputeStage):
             return 1
-        asked = getattr(settings, "nodes", 1) * settings.processes
+        nodes = settings.nodes if isinstance(settings, TrainingStage) else 1
+        asked = nodes * settings.processes
         if settings.gpus_per_node:
             return max(1, min(asked, self.gpus))
         return asked

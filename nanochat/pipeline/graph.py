@@ -18,6 +18,7 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import MixturePart
 from nanochat.tracking.gates import parse as parse_gate
+from tasks.world_text import VERSION as WORLD_VERSION
 
 # A stage's schema version: raised when its output changes for the same settings.
 VERSIONS = {
@@ -198,7 +199,7 @@ def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Map
         if text.kind == "hub":
             recipe |= {"path": text.path, "revision": text.revision}
         else:
-            recipe |= {"characters": text.characters_per_shard, "validation": index == plan.validation_shard}
+            recipe |= {"characters": text.characters_per_shard, "world": WORLD_VERSION}
         outputs.append(builder.output("text", shard_name(index), recipe))
     for name in used_tasks(spec):
         if find_task(name).files:

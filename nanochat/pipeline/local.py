@@ -26,13 +26,12 @@ from typing import IO, Any
 
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.explain import explain_miss
-from nanochat.pipeline.graph import Graph, Output, build_graph
+from nanochat.pipeline.graph import TRAINING, Graph, Output, build_graph
 from nanochat.pipeline.launcher import read_outcomes
 from nanochat.pipeline.outcomes import Outcome, Reason, from_exit
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.planner import Attempt, Launch, Observed, Phase, Status, Stop, plan
 from nanochat.pipeline.profiles import Place
-from nanochat.pipeline.resolve import Horizon
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
@@ -43,7 +42,6 @@ from nanochat.tracking.progress import State, read_progress
 
 POLL_SECONDS = 0.2
 STOP_GRACE = 60.0  # seconds that a stage has to save a checkpoint when it is asked to stop
-STAGES_WITH_PROCESSES = ("base", "mid", "sft", "rl")
 
 
 @dataclass(slots=True)
@@ -184,6 +182,12 @@ class LocalRunner:
         wanted = [(out.kind, out.key) for out in outputs if out.key not in self._present]
         self._present.update(key for _, key in self.artifacts.find_all(wanted))
 
+    def _observe_inputs(self, stage: str) -> None:
+        """Look again at what a stage reads: what it found damaged is set aside, and its maker has to run again."""
+        needs = {(ref.split("/", 1)[0], key) for ref, key in self.graph.node(stage).needs.items()}
+        self._present -= {key for _, key in needs}
+        self._present.update(key for _, key in self.artifacts.find_all(needs))
+
     def _explain(self) -> None:
         for node in self.graph.nodes:
             missing = [out for out in node.outputs if out.key not in self._present]
@@ -206,6 +210,8 @@ class LocalRunner:
             del self.live[stage]
             self._observe(self.graph.node(stage).outputs)
             outcome = self._outcome(stage, live, code)
+            if outcome.reason is not Reason.SUCCEEDED:
+                self._observe_inputs(stage)
             self.attempts[stage][-1] = replace(
                 attempt, ended=now, outcome=outcome, stopping=False, reached=self._reached(stage, attempt.reached)
             )
@@ -228,7 +234,7 @@ class LocalRunner:
         """How far the stage is: the newest checkpoint's step, or the number of its outputs."""
         outputs = self.graph.node(stage).outputs
         made = sum(out.key in self._present for out in outputs)
-        if stage in STAGES_WITH_PROCESSES and not made:
+        if stage in TRAINING and not made:
             return max([before, *self._checkpoint_steps(stage)])
         return max(before, made)
 
@@ -262,7 +268,7 @@ class LocalRunner:
             outputs=action.outputs,
             inputs=dict(node.needs),
             spec=self._spec_for(action),
-            horizon=horizon_dict(self.graph.horizon),
+            horizon=self.graph.horizon.to_dict(),
             profile=self.place.profile_dict(),
             cache=str(self.place.cache),
             work=str(work),
@@ -356,7 +362,7 @@ class LocalRunner:
             "phase": status.phase,
             "message": status.message,
             "pid": os.getpid(),
-            "horizon": self.graph.horizon.to_dict(),
+            "horizon": self.graph.horizon.summary(),
             "stages": [
                 {
                     "stage": item.stage,
@@ -420,17 +426,6 @@ def lock_path(place: Place, namespace: str, name: str) -> Path:
     """The lock of a pipeline in a store, on this machine."""
     digest = hashlib.sha256(f"{place.profile.root}\n{namespace}.{name}".encode()).hexdigest()[:16]
     return place.locks / f"{digest}.lock"
-
-
-def horizon_dict(plan: Horizon) -> dict[str, Any]:
-    """The horizon as a stage's plan carries it."""
-    return {
-        "model": plan.model.to_dict(),
-        "steps": plan.steps,
-        "tokens": plan.tokens,
-        "shards": list(plan.shards),
-        "validationShard": plan.validation_shard,
-    }
 
 
 def localize(pipeline: Pipeline) -> Pipeline:

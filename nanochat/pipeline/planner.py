@@ -13,6 +13,7 @@ from enum import StrEnum
 from nanochat.pipeline.graph import Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.stages import ComputeStage
 
 # Stages whose outputs a user wants for themselves; the others run where one of these needs them.
 GOALS = frozenset({"base", "mid", "sft", "rl", "eval-base", "eval-mid", "eval-sft", "eval-rl", "report", "release"})
@@ -233,18 +234,8 @@ def _watch(
 
 
 def _batch_size(spec: PipelineSpec, stage: str) -> int:
-    stages = spec.stages
-    settings = {
-        "eval-base": stages.eval_base,
-        "eval-mid": stages.eval_chat,
-        "eval-sft": stages.eval_chat,
-        "eval-rl": stages.eval_chat,
-        "base": stages.base,
-        "mid": stages.mid,
-        "sft": stages.sft,
-        "rl": stages.rl,
-    }.get(stage)
-    return settings.device_batch_size if settings is not None else 1
+    settings = spec.of_stage(stage)
+    return settings.device_batch_size if isinstance(settings, ComputeStage) else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,27 @@ class Horizon:
     validation_shard: int
 
     def to_dict(self) -> dict[str, Any]:
+        """As a stage's plan carries it."""
+        return {
+            "model": self.model.to_dict(),
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "shards": list(self.shards),
+            "validationShard": self.validation_shard,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Horizon:
+        return cls(
+            model=ModelConfig.from_dict(dict(data["model"])),
+            steps=data["steps"],
+            tokens=data["tokens"],
+            shards=tuple(data["shards"]),
+            validation_shard=data["validationShard"],
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What people are told of it."""
         return {
             "parameters": parameters(self.model),
             "steps": self.steps,

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from nanochat.spec.fields import Name, Section, setting
 from nanochat.spec.sources import Sources
-from nanochat.spec.stages import Stages
+from nanochat.spec.stages import Stage, Stages
 
 
 class ModelSettings(Section):
@@ -49,6 +49,11 @@ class PipelineSpec(Section):
     stages: Stages = setting(Stages, "The stages.")
     retries: Retries = setting(Retries, "What happens when an attempt fails.")
     cost: Cost = setting(Cost, "Prices.")
+
+    def of_stage(self, stage: str) -> Stage:
+        """The settings of a stage of the graph; one section is for the evaluations of all chat models."""
+        chat = stage in ("eval-mid", "eval-sft", "eval-rl")
+        return getattr(self.stages, "eval_chat" if chat else stage.replace("-", "_"))
 
     @model_validator(mode="after")
     def _batches(self) -> PipelineSpec:

@@ -47,10 +47,9 @@ class MixturePart(Section):
 Mixture = Annotated[tuple[MixturePart, ...], Field(max_length=64)]
 
 
-class TrainingStage(Stage):
-    """What base, mid, sft and rl have in common."""
+class ComputeStage(Stage):
+    """What the stages that run a model have in common."""
 
-    nodes: int = setting(1, "Machines.", ge=1, le=1024, key=False)
     gpus_per_node: int = setting(
         0,
         "GPUs of each machine that the stage asks for; 0 asks for none and uses what is there.",
@@ -63,8 +62,19 @@ class TrainingStage(Stage):
     )
     device_batch_size: int = setting(32, "Rows in one forward pass of one process.", unit="rows", ge=1, key=False)
     precision: Literal["auto", "bf16", "fp32"] = setting(
-        "auto", "Number format of the computation; auto is bf16 where the device has it.", key=False
+        "auto", "Number format of the computation; auto is bf16 where the device has it."
     )
+
+    @property
+    def processes(self) -> int:
+        """Processes of one machine."""
+        return self.processes_per_node or max(1, self.gpus_per_node)
+
+
+class TrainingStage(ComputeStage):
+    """What base, mid, sft and rl have in common."""
+
+    nodes: int = setting(1, "Machines.", ge=1, le=1024, key=False)
     compile: Literal["auto", "always", "never"] = setting(
         "auto", "Whether torch.compile is used; auto does where it pays.", key=False
     )
@@ -84,11 +94,6 @@ class TrainingStage(Stage):
     skip_on_divergence: int = setting(
         50, "Steps of data that are skipped once when training diverges.", unit="steps", ge=1
     )
-
-    @property
-    def processes(self) -> int:
-        """Processes of one machine."""
-        return self.processes_per_node or max(1, self.gpus_per_node)
 
 
 class BaseStage(TrainingStage):
@@ -199,31 +204,7 @@ class RlStage(TrainingStage):
     eval_rows: int = setting(400, "Problems of a measurement in training.", ge=1, key=False)
 
 
-class EvaluationStage(Stage):
-    """What the evaluations have in common."""
-
-    gpus_per_node: int = setting(
-        0,
-        "GPUs of the machine that the stage asks for; 0 asks for none and uses what is there.",
-        ge=0,
-        le=64,
-        key=False,
-    )
-    processes_per_node: int | None = setting(
-        None, "Processes of the machine; by default one a GPU, or one.", ge=1, le=256, key=False
-    )
-    device_batch_size: int = setting(32, "Rows in one forward pass of one process.", unit="rows", ge=1, key=False)
-    precision: Literal["auto", "bf16", "fp32"] = setting(
-        "auto", "Number format of the computation; auto is bf16 where the device has it.", key=False
-    )
-
-    @property
-    def processes(self) -> int:
-        """Processes of one machine."""
-        return self.processes_per_node or max(1, self.gpus_per_node)
-
-
-class BaseEvaluation(EvaluationStage):
+class BaseEvaluation(ComputeStage):
     """CORE, bits per byte and samples of the base model."""
 
     core: bool = setting(True, "Whether CORE is measured.")
@@ -236,7 +217,7 @@ class TaskSelection(Section):
     """One task of the chat evaluation."""
 
     task: Name = setting(help="Name of the task.")
-    rows: int | None = setting(None, "Problems, instead of maxPerTask.", ge=1)
+    rows: int | None = setting(None, "Problems of this task, at most maxPerTask; by default all.", ge=1)
 
 
 def _chat_tasks() -> tuple[TaskSelection, ...]:
@@ -250,7 +231,7 @@ def _chat_tasks() -> tuple[TaskSelection, ...]:
     )
 
 
-class ChatEvaluation(EvaluationStage):
+class ChatEvaluation(ComputeStage):
     """The chat tasks and ChatCORE, after mid, sft and rl."""
 
     tasks: Annotated[tuple[TaskSelection, ...], Field(max_length=64)] = setting(

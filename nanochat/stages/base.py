@@ -68,9 +68,13 @@ def rates(settings: BaseStage, step: int, steps: int) -> Rates:
 
 
 def shard(context: StageContext, index: int) -> Shard:
-    """A token file, fetched when it is needed."""
+    """A token file, fetched when it is needed; once read, the cache may drop it."""
     ref = f"text-tokens/{shard_name(index)}"
-    return Shard(tokens=context.manifest(ref).metadata["tokens"], open=lambda: TokenFile(context.fetch(ref)))
+    return Shard(
+        tokens=context.manifest(ref).metadata["tokens"],
+        open=lambda: TokenFile(context.fetch(ref)),
+        release=lambda: context.release(ref),
+    )
 
 
 def validation(trainer: Trainer, settings: BaseStage) -> dict[str, float]:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanochat.model.sizes import ModelConfig
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.plan import StagePlan
+from nanochat.pipeline.resolve import Horizon
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import PipelineSpec
@@ -43,16 +42,6 @@ class StopFlag:
         return self.is_set
 
 
-@dataclass(slots=True, frozen=True)
-class Horizon:
-    """How long base trains and on what, as the planner computed it."""
-
-    model: ModelConfig
-    steps: int
-    shards: tuple[int, ...]
-    validation_shard: int
-
-
 class StageContext:
     """One rank's view of one launch of a stage."""
 
@@ -72,18 +61,12 @@ class StageContext:
     @property
     def settings(self) -> Any:
         """This stage's settings: the section of `spec.stages` that it is about."""
-        name = {"eval-base": "eval_base"}.get(self.stage, "eval_chat" if self.stage.startswith("eval-") else self.stage)
-        return getattr(self.spec.stages, name)
+        return self.spec.of_stage(self.stage)
 
     @cached_property
     def horizon(self) -> Horizon:
-        data = self.plan.horizon
-        return Horizon(
-            model=ModelConfig.from_dict(dict(data["model"])),
-            steps=data["steps"],
-            shards=tuple(data["shards"]),
-            validation_shard=data["validationShard"],
-        )
+        """How long base trains and on what, as the planner computed it."""
+        return Horizon.from_dict(self.plan.horizon)
 
     @property
     def is_main(self) -> bool:
@@ -124,6 +107,10 @@ class StageContext:
     def fetch(self, ref: str, names: list[str] | None = None) -> Path:
         """A local folder with the input's verified files."""
         return self.artifacts.fetch(self.manifest(ref), names)
+
+    def release(self, ref: str) -> None:
+        """Let the cache drop a fetched input when it needs room."""
+        self.artifacts.release(self.manifest(ref))
 
     def output(self, ref: str) -> Output:
         """The output 'kind/name' that this launch has to make."""

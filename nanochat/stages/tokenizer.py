@@ -66,6 +66,7 @@ def _texts(context: StageContext, shards: list[str], max_chars: int, document_ch
             yield from texts
             read += sum(min(len(text), document_chars) for text in texts)
             context.progress.update(step=min(read, max_chars))
+        context.release(ref)
     context.progress.update(phase="merging")
 
 

@@ -72,6 +72,8 @@ def _encode_all(context: StageContext, pool: ProcessPoolExecutor, workers: int) 
             for future in finished:
                 output, writer = running.pop(future)
                 index = future.result()
+                if output.kind == "text-tokens":  # its text is read once, conversations' data by several outputs
+                    context.release(f"text/{output.name}")
                 context.commit(writer, output, index)
                 done += 1
                 tokens += index["tokens"]
@@ -135,7 +137,7 @@ def encode_conversations(
 def _start_worker(parent: int) -> None:
     """A worker ends with its parent; an interrupt is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(parent=parent)
+    die_with_parent(parent)
 
 
 def _cores() -> int:

@@ -70,12 +70,7 @@ class FakePlanner:
                 outputs=node.outputs,
                 inputs=dict(node.needs),
                 spec=self.spec.model_dump(mode="json", by_alias=True),
-                horizon={
-                    "model": plan.model.to_dict(),
-                    "steps": plan.steps,
-                    "shards": list(plan.shards),
-                    "validationShard": plan.validation_shard,
-                },
+                horizon=plan.to_dict(),
                 profile=asdict(Profile(root=str(self.folder / "store"))),
                 cache=str(self.folder / "cache"),
                 work=str(self.folder),

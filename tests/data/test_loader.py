@@ -114,6 +114,27 @@ def test_the_next_file_is_opened_while_this_one_is_read(tmp_path: Path) -> None:
     assert opened[:3] == [0, 1, 2]  # each once, in order
 
 
+def test_a_file_that_was_read_is_released(tmp_path: Path) -> None:
+    held: list[int] = []
+    most = 0
+
+    def shard(index: int, file: TokenFile) -> Shard:
+        def opens() -> TokenFile:
+            nonlocal most
+            held.append(index)
+            most = max(most, len(held))
+            return file
+
+        return Shard(tokens=len(file), open=opens, release=lambda: held.remove(index))
+
+    files = [shard(i, local.open()) for i, local in enumerate(make(tmp_path, [20] * 6))]
+    loader = TextLoader(files, rows=1, length=10, seed=1)
+    for step in range(30):
+        loader.batch(step)
+    loader.close()
+    assert most <= 3  # this one, the next, and the one before until the thread gets to it
+
+
 def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
     good = make(tmp_path, [20])[0]
     failures = [OSError("no network")]

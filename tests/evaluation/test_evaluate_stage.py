@@ -48,10 +48,7 @@ def make_context(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> An
         plan = StagePlan(
             stage=stage, name="test", namespace="default", run=run, attempt=1, launch="launch", outputs=node.outputs,
             inputs=node.needs, spec=spec.to_yaml_dict(),
-            horizon={
-                "model": graph.horizon.model.to_dict(), "steps": 1, "shards": list(graph.horizon.shards),
-                "validationShard": graph.horizon.validation_shard,
-            },
+            horizon=graph.horizon.to_dict(),
             profile={"root": str(tmp_path / "store")}, cache=str(tmp_path / "cache"), work=str(tmp_path),
         )  # fmt: skip
         context = StageContext(plan, stop=stop)
@@ -94,13 +91,14 @@ def test_base_model(make_context: Any) -> None:
 def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sandbox, "unavailable", lambda self: "no isolation on this machine")
     tasks = [{"task": name} for name in ("world-sums", "world-facts", "world-talk", "humaneval", "identity")]
-    settings = {"tasks": [*tasks, {"task": "world-counts", "rows": 3}], "maxPerTask": 5, "maxNewTokens": 4}
+    more = [{"task": "world-counts", "rows": 3}, {"task": "world-spelling", "rows": 9}]
+    settings = {"tasks": [*tasks, *more], "maxPerTask": 5, "maxNewTokens": 4}
     context = make_context("eval-sft", evalChat=settings | {"samplePrompts": ["Who are you?"], "deviceBatchSize": 4})
     evaluate.run(context)
     context.close()
     found = results(context)
     assert {name: figure["n"] for name, figure in found["metrics"].items()} == {
-        "world-sums": 5, "world-facts": 5, "world-counts": 3,
+        "world-sums": 5, "world-facts": 5, "world-counts": 3, "world-spelling": 5,
     }  # fmt: skip
     assert found["tasks"]["world-sums"].keys() >= {"accuracy", "stderr", "n", "centered", "baseline", "cut"}
     assert found["notRun"]["humaneval"] == "no isolation on this machine"

@@ -53,6 +53,7 @@ def test_what_does_not_change_the_output_keeps_all_keys(override: str) -> None:
     ("override", "stages"),
     [
         ("stages.base.matrixLr=0.03", {"base", *LATE}),
+        ("stages.base.precision=fp32", {"base", *LATE}),
         ("stages.sft.rowsPerStep=16", {"sft", "eval-sft", "rl", "eval-rl", "report", "release"}),
         ("stages.rl.promptsPerStep=8", {"rl", "eval-rl", "report", "release"}),
         ("stages.evalChat.maxPerTask=5", {"eval-mid", "eval-sft", "eval-rl", "report", "release"}),
