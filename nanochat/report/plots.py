@@ -66,7 +66,7 @@ def draw(curves: Sequence[Curve], *, name: str, x: str, y: str) -> str | None:
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The running mean, m = w m + (1 - w) y over a 40th of the points, without the bias of its start; NaN is left out."""
+    """The mean m = w m + (1 - w) y over a 40th of the points, without a bias at its start; NaN is left out."""
     weight = 1 - 1 / max(3.0, len(points) / 40)
     out, mean, total = [], 0.0, 0.0
     for x, y in points:
