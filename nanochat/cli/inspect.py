@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nanochat.cli.display import details, duration, quantity
-from nanochat.pipeline.local import RunLock, lock_path
+from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import Place, resolve_profile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
@@ -121,6 +121,10 @@ def logs(
     """The logs of a pipeline's stages, those of ended attempts included."""
     run = find_run(name, store=store)
     chosen = stage or _last_stage(run)
+    if any(item["stage"] == chosen and item["phase"] == "Cached" for item in run.status["stages"]):
+        # An earlier run of the pipeline made its output: that one has the log.
+        others = (other for other in find_runs(store) if other.name == run.name)
+        run = next((other for other in others if other.store.children(other.paths.logs(chosen))), run)
     seen: set[str] = set()
     while True:
         folder = _log_folder(run, chosen, attempt, rank)

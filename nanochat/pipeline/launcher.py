@@ -6,67 +6,29 @@ the ranks, gathers their outcomes, and ends with 0, 143 (stopped after a checkpo
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-from nanochat.pipeline.orphan import die_with_parent
-from nanochat.pipeline.outcomes import EXIT_STOPPED, Outcome, Reason, from_exit
+from nanochat.pipeline.logs import LogUploader
+from nanochat.pipeline.orphan import LIFELINE, die_with_starter, end_launches
+from nanochat.pipeline.outcomes import (
+    EXIT_DISK_FULL,
+    EXIT_STOPPED,
+    Outcome,
+    Reason,
+    from_exit,
+    read_outcome,
+    write_outcome,
+)
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
-from nanochat.storage.store import Profile, Store, open_store
-
-LOG_SECONDS = 3.0
-
-
-class LogUploader:
-    """Copies the growing log files of a launch into the run's folder, in numbered pieces that never change."""
-
-    def __init__(self, store: Store, folder: str, work: Path) -> None:
-        self._store, self._folder, self._work = store, folder, work
-        self._files: dict[Path, tuple[IO[bytes], int]] = {}
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Upload what is left and stop."""
-        self._done.set()
-        self._thread.join(timeout=60)
-
-    def _run(self) -> None:
-        warned = False
-        while True:
-            last = self._done.wait(LOG_SECONDS)
-            try:
-                self._upload()
-            except Exception as error:  # a log that cannot be stored must not stop the stage
-                if not warned:
-                    print(f"logs cannot be stored now: {error}", file=sys.stderr)
-                warned = True
-            if last:
-                return
-
-    def _upload(self) -> None:
-        for path in sorted(self._work.glob("*.log")):
-            handle, pieces = self._files.get(path) or (path.open("rb"), 0)
-            position = handle.tell()
-            data = handle.read()
-            if data:
-                try:
-                    self._store.write(f"{self._folder}/{path.stem}/{pieces:06d}.log", data)
-                except Exception:
-                    handle.seek(position)
-                    self._files[path] = (handle, pieces)
-                    raise
-                pieces += 1
-            self._files[path] = (handle, pieces)
+from nanochat.storage.store import Profile, open_store
 
 
 def main() -> int:
@@ -74,34 +36,37 @@ def main() -> int:
     path = Path(sys.argv[1])
     plan = StagePlan.read(path)
     work = Path(plan.work)
-    work.mkdir(parents=True, exist_ok=True)
-    store = open_store(Profile(**plan.profile))
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    die_with_starter(cleanup=lambda: end_launches(work))
+    store = open_store(Profile(**plan.profile))
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
     child = start(plan, path, work)
-    die_with_parent(cleanup=lambda: kill_group(child))
     forwarded = False
     while child.poll() is None:
         if stopping.is_set() and not forwarded:
             forwarded = forward(work, plan.processes)
         time.sleep(0.1)
-    kill_group(child)  # nothing of a launch outlives it
-    outcome = from_exit(child.returncode, read_outcomes(work))
+    end_launches(work)  # nothing of a launch outlives it
+    outcome = from_exit(
+        child.returncode, read_outcomes(work), processes=plan.processes, asked_to_stop=stopping.is_set()
+    )
+    told = write_outcome(work / "outcome.json", outcome)
     uploader.close()
     try:
         store.write_json(RunPaths(plan.run).outcome(plan.stage, plan.launch), outcome.to_dict())
     except Exception as error:
-        print(f"the outcome could not be stored: {error}", file=sys.stderr)
-    (work / "outcome.json").write_text(json.dumps(outcome.to_dict()))
+        say(f"the outcome could not be stored: {error}")
     if outcome.reason is Reason.SUCCEEDED:
         return 0
+    if not told:
+        return EXIT_DISK_FULL
     return EXIT_STOPPED if outcome.reason is Reason.PREEMPTED else 1
 
 
 def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
-    """Start the stage in a session of its own, its output in the work folder."""
-    environment = dict(os.environ)
+    """Start the stage in a session of its own and with a lifeline, its output in the work folder."""
+    environment = {**os.environ, LIFELINE: "1"}
     environment.update(OMP_NUM_THREADS=str(plan.threads), PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
     # Threads that wait asleep cost a stage alone 2 to 4 % and halve the time of two that share the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -124,7 +89,7 @@ def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             env=environment,
             start_new_session=True,
         )
@@ -132,36 +97,27 @@ def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
 
 def forward(work: Path, processes: int) -> bool:
     """Send SIGTERM to the ranks, never to torchrun (it would kill them after 30 s); False while they still start."""
-    pids = [int(p.read_text() or 0) for p in work.glob("rank*.pid")]
-    if len(pids) < processes:
+    pids = [path.read_text() for path in work.glob("rank*.pid")]
+    if len(pids) < processes or not all(pids):
         return False
     for pid in pids:
-        try:
-            if pid:
-                os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            continue
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
     return True
-
-
-def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End every process of the launch's session."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def read_outcomes(work: Path) -> list[Outcome]:
     """The ranks' own outcomes."""
-    found = []
-    for path in sorted(work.glob("outcome-rank*.json")):
-        try:
-            found.append(Outcome.from_dict(json.loads(path.read_text())))
-        except (ValueError, KeyError):
-            continue
-    return found
+    found = (read_outcome(path) for path in sorted(work.glob("outcome-rank*.json")))
+    return [outcome for outcome in found if outcome is not None]
+
+
+def say(text: str) -> None:
+    """A line in the launcher's own log, which may lie on a disk that is full."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Without the interpreter's own end, which changes the code where the log cannot be written.
+    os._exit(main())

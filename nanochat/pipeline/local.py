@@ -8,7 +8,6 @@ The run's folder holds everything: a second invocation goes on where the first, 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,32 +15,39 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Graph, Output, build_graph
 from nanochat.pipeline.launcher import read_outcomes
-from nanochat.pipeline.outcomes import Outcome, Reason, from_exit
+from nanochat.pipeline.lock import RunLock, lock_path
+from nanochat.pipeline.logs import LogKeeper
+from nanochat.pipeline.orphan import LIFELINE, PLAN, end_launches
+from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.planner import Attempt, Launch, Observed, Phase, Status, Stop, plan
+from nanochat.pipeline.preflight import check_inputs
 from nanochat.pipeline.profiles import Place
 from nanochat.pipeline.runs import RunPaths
-from nanochat.spec.errors import UserError
+from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.failures import explaining
 from nanochat.storage.store import open_store
 from nanochat.tracking.progress import State, read_progress
 
 POLL_SECONDS = 0.2
+OBSERVE_SECONDS = 1.0  # between looks at progress and at what was asked of the run
 STOP_GRACE = 60.0  # seconds that a stage has to save a checkpoint when it is asked to stop
+STORE_PATIENCE = 600.0  # seconds without storage that the runner waits while no stage runs
 
 
 @dataclass(slots=True)
@@ -52,6 +58,7 @@ class Live:
     work: Path
     launch: str
     asked: frozenset[str]  # keys of the outputs it has to make
+    processes: int
     stop_at: float | None = None
     stop_reason: str = ""
 
@@ -64,6 +71,7 @@ class View:
     progress: Mapping[str, State]
     explanations: Mapping[str, str]  # stage -> why its output has to be made
     starts: Mapping[str, float]
+    trouble: str = ""  # why storage cannot be reached at the moment
 
 
 class LocalRunner:
@@ -76,6 +84,7 @@ class LocalRunner:
         self.store = open_store(place.profile)
         self.artifacts = Artifacts(self.store, place.cache)
         self.graph: Graph = build_graph(self.spec, contents=file_digests(self.spec))
+        check_inputs(self.spec)
         self.selected: frozenset[str] | None = None
         self.devices = devices or Devices.detect()
         meta = self.pipeline.metadata
@@ -88,9 +97,16 @@ class LocalRunner:
         self.explanations: dict[str, str] = {}
         self.interrupts = 0
         self.cancelled = False
+        self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
         self._present: set[str] = set()
         self._began = 0.0
-        self._control_at = 0.0
+        self._observed_at = 0.0
+        self._reached_at = 0.0  # when storage was last reached
+        self._unsaved: set[str] = set()  # stages whose last attempt has to be stored
+        self._written = b""  # the status as it is stored
+        lock = lock_path(place, meta.namespace, meta.name)
+        self._lock = RunLock(lock, what=meta.name)
+        self._work = place.work / lock.stem  # work folders of this pipeline's launches: the lock's holder owns all
 
     def select(self, *, only: Sequence[str], start: str | None) -> None:
         """Run no more than `only`, or `start` and all that depends on it."""
@@ -109,51 +125,77 @@ class LocalRunner:
 
     def run(self, on_change: Callable[[View], None] = lambda view: None) -> Status:
         """Run to the end; returns the last status. UserError where the same run is already live."""
-        with self._lock():
-            self._began = time.time()
+        with self._lock:
+            self._began = self._reached_at = time.time()
+            self._clear_dead_launches()
             self.store.delete(self.paths.control)
             self._load_attempts()
             self._observe_artifacts()
             self._explain()
             self.store.write_json(self.paths.pipeline, self.pipeline.to_yaml_dict())
             handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-            written = ""
             try:
                 while True:
                     status = self._turn()
-                    view = View(
-                        status=status,
-                        progress=dict(self.progress),
-                        explanations=self.explanations,
-                        starts={s: a[-1].started for s, a in self.attempts.items() if a},
-                    )
-                    on_change(view)
-                    text = json.dumps(self.status_dict(status))
-                    if text != written:
-                        self.store.write(self.paths.status, text.encode())
-                        written = text
-                    if not self.live and status.phase not in (Phase.RUNNING, Phase.STOPPING):
-                        return status
-                    if not self.live and (self.interrupts or self.cancelled):
-                        return status
+                    on_change(self._view(status))
+                    if not self.live and self.trouble is None:
+                        done = status.phase not in (Phase.RUNNING, Phase.STOPPING)
+                        if done or self.interrupts or self.cancelled:
+                            return status
                     time.sleep(POLL_SECONDS)
             finally:
                 for live in self.live.values():
                     live.process.kill()
+                end_launches(self._work)
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
 
+    def _view(self, status: Status) -> View:
+        return View(
+            status=status,
+            progress=dict(self.progress),
+            explanations=self.explanations,
+            starts={s: a[-1].started for s, a in self.attempts.items() if a},
+            trouble=self.trouble.message if self.trouble else "",
+        )
+
     def _turn(self) -> Status:
+        """Observe, plan, act, keep. What storage does not let it observe or keep now, a later turn does."""
         now = time.time()
+        self.trouble = None
+        if now - self._observed_at >= OBSERVE_SECONDS:
+            self._observed_at = now
+            self._attempt(self._observe_control)
+            self._attempt(self._observe_progress)
         self._observe_processes(now)
-        self._observe_control(now)
         actions, status = plan(self.graph, self.spec, self._observed(), now)
         for action in actions:
             if isinstance(action, Stop):
                 self._stop(action, now)
             elif not self.interrupts:
-                self._launch(action, now)
+                self._attempt(lambda action=action: self._launch(action, now))
+        self._attempt(lambda: self._keep(status))
+        self._bear_trouble(now)
         return status
+
+    def _attempt(self, operation: Callable[[], None]) -> None:
+        """Do something that needs storage, unless it was found out of reach in this turn."""
+        if self.trouble is None:
+            try:
+                operation()
+            except StorageError as error:
+                self.trouble = error
+
+    def _bear_trouble(self, now: float) -> None:
+        """Go on without storage while stages run, and for a while longer; then StorageError."""
+        if self.trouble is None:
+            self._reached_at = time.time()
+            return
+        for stage in self.live:  # whose signs of life cannot be seen
+            self.attempts[stage][-1] = replace(self.attempts[stage][-1], heartbeat=now)
+        running = any(live.process.poll() is None for live in self.live.values())
+        if not running and (self.interrupts or now - self._reached_at > STORE_PATIENCE):
+            raise self.trouble
 
     def _observed(self) -> Observed:
         return Observed(
@@ -170,7 +212,7 @@ class LocalRunner:
         """Ctrl-C: checkpoint and stop; the third time, kill."""
         self.interrupts += 1
         if self.interrupts >= 3:
-            for live in self.live.values():
+            for live in list(self.live.values()):
                 live.process.kill()
 
     # ---- observing ------------------------------------------------------------------------------------------
@@ -194,38 +236,46 @@ class LocalRunner:
             if missing:
                 self.explanations[node.stage] = explain_miss(self.artifacts, missing, total=len(node.outputs))
 
-    def _observe_processes(self, now: float) -> None:
-        for stage, live in list(self.live.items()):
+    def _observe_progress(self) -> None:
+        for stage, live in self.live.items():
             state = read_progress(self.store, self.paths.progress(stage))
-            attempt = self.attempts[stage][-1]
             if state is not None and state.launch == live.launch:
                 self.progress[stage] = state
-                attempt = replace(attempt, heartbeat=state.time)
-                self.attempts[stage][-1] = attempt
-            code = live.process.poll()
-            if code is None:
-                if live.stop_at is not None and now > live.stop_at:
-                    live.process.kill()  # its grace is over; the stage dies with its launcher
-                continue
-            del self.live[stage]
-            self._observe(self.graph.node(stage).outputs)
-            outcome = self._outcome(stage, live, code)
-            if outcome.reason is not Reason.SUCCEEDED:
-                self._observe_inputs(stage)
-            self.attempts[stage][-1] = replace(
-                attempt, ended=now, outcome=outcome, stopping=False, reached=self._reached(stage, attempt.reached)
-            )
-            self._save_attempt(stage)
-            shutil.rmtree(live.work, ignore_errors=True)
+                self.attempts[stage][-1] = replace(self.attempts[stage][-1], heartbeat=state.time)
 
-    def _outcome(self, stage: str, live: Live, code: int) -> Outcome:
-        path = live.work / "outcome.json"
-        if path.exists():
-            outcome = Outcome.from_dict(json.loads(path.read_text()))
-        else:
-            outcome = from_exit(code, read_outcomes(live.work))
+    def _observe_processes(self, now: float) -> None:
+        for stage, live in list(self.live.items()):
+            code = live.process.poll()
+            if code is not None:
+                self._attempt(lambda stage=stage, live=live, code=code: self._conclude(stage, live, code, now))
+            elif live.stop_at is not None and now > live.stop_at:
+                live.process.kill()  # its grace is over
+
+    def _conclude(self, stage: str, live: Live, code: int, now: float) -> None:
+        """Take in how an attempt ended. All that needs storage comes first: where it fails, this is done again."""
+        end_launches(live.work)  # a launcher that was killed leaves stopped processes behind
+        self._observe(self.graph.node(stage).outputs)
+        outcome = self._outcome(live, code)
+        if outcome.reason is not Reason.SUCCEEDED:
+            self._observe_inputs(stage)
+        attempt = self.attempts[stage][-1]
+        reached = self._reached(stage, attempt.reached)
+        if outcome != read_outcome(live.work / "outcome.json"):  # the launcher could not, or did not know all
+            self._keep_last_words(stage, live.launch, live.work, outcome)
+        self.attempts[stage][-1] = replace(attempt, ended=now, outcome=outcome, stopping=False, reached=reached)
+        self._unsaved.add(stage)
+        del self.live[stage]
+        shutil.rmtree(live.work, ignore_errors=True)
+
+    def _outcome(self, live: Live, code: int) -> Outcome:
         if live.stop_reason == "stalled":
             return Outcome(reason=Reason.STALLED, message="no sign of life; it was stopped")
+        asked = bool(live.stop_reason)
+        outcome = read_outcome(live.work / "outcome.json")
+        if outcome is None and asked and code == -signal.SIGTERM:
+            return Outcome(reason=Reason.PREEMPTED, message="stopped while it started")
+        if outcome is None:
+            outcome = from_exit(code, read_outcomes(live.work), processes=live.processes, asked_to_stop=asked)
         if outcome.reason is Reason.SUCCEEDED and not live.asked <= self._present:
             return Outcome(reason=Reason.ERROR, message="the stage ended without committing all of its outputs")
         return outcome
@@ -243,10 +293,7 @@ class LocalRunner:
         names = [name for name in self.store.children(folder) if self.store.exists(f"{folder}/{name}/manifest.json")]
         return [int(name.split("-")[1]) for name in names]
 
-    def _observe_control(self, now: float) -> None:
-        if now - self._control_at < 1.0:
-            return
-        self._control_at = now
+    def _observe_control(self) -> None:
         if self.store.exists(self.paths.control):
             self.cancelled = bool(self.store.read_json(self.paths.control).get("cancel"))
 
@@ -254,8 +301,7 @@ class LocalRunner:
 
     def _launch(self, action: Launch, now: float) -> None:
         launch = f"{action.attempt:02d}-{uuid.uuid4().hex[:8]}"
-        self.place.work.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{self.pipeline.metadata.name}-{action.stage}-", dir=self.place.work))
+        work = self._work / f"{action.stage}-{launch}"
         node = self.graph.node(action.stage)
         processes = self.devices.processes(self.spec, action.stage)
         stage_plan = StagePlan(
@@ -276,19 +322,26 @@ class LocalRunner:
             threads=self.devices.threads(processes),
             tracking=self.place.tracking,
         )
-        path = work / "plan.json"
-        stage_plan.write(path)
+        path = work / PLAN
+        with explaining(doing="writing", where=str(work)):
+            work.mkdir(parents=True)
+            stage_plan.write(path)
         self.store.write(self.paths.plan(action.stage, action.attempt), path.read_bytes())
         with (work / "launcher.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nanochat.pipeline.launcher", str(path)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
+                env={**os.environ, LIFELINE: "1"},
                 start_new_session=True,
             )
         self.live[action.stage] = Live(
-            process=process, work=work, launch=launch, asked=frozenset(out.key for out in action.outputs)
+            process=process,
+            work=work,
+            launch=launch,
+            asked=frozenset(out.key for out in action.outputs),
+            processes=processes,
         )
         attempts = self.attempts.setdefault(action.stage, [])
         reached = max((a.reached for a in attempts), default=0)
@@ -296,7 +349,7 @@ class LocalRunner:
             Attempt(number=action.attempt, started=now, device_batch_size=action.device_batch_size, reached=reached)
         )
         self.launches[action.stage, action.attempt] = launch
-        self._save_attempt(action.stage)
+        self._unsaved.add(action.stage)
 
     def _spec_for(self, action: Launch) -> dict[str, Any]:
         """The spec with this attempt's device batch size in it."""
@@ -317,9 +370,30 @@ class LocalRunner:
 
     # ---- what is kept ---------------------------------------------------------------------------------------
 
-    def _lock(self) -> RunLock:
-        meta = self.pipeline.metadata
-        return RunLock(lock_path(self.place, meta.namespace, meta.name), what=meta.name)
+    def _keep(self, status: Status) -> None:
+        """Store what changed."""
+        for stage in sorted(self._unsaved):
+            self._save_attempt(stage, self.attempts[stage][-1])
+            self._unsaved.discard(stage)
+        text = json.dumps(self.status_dict(status)).encode()
+        if text != self._written:
+            self.store.write(self.paths.status, text)
+            self._written = text
+
+    def _keep_last_words(self, stage: str, launch: str, work: Path, outcome: Outcome | None = None) -> None:
+        """What a launcher that was killed did not come to: the end of the logs, and the outcome."""
+        LogKeeper(self.store, self.paths.logs(stage, launch), work).keep()
+        if outcome is not None:
+            self.store.write_json(self.paths.outcome(stage, launch), outcome.to_dict())
+
+    def _clear_dead_launches(self) -> None:
+        """End and remove what a runner that was killed left behind; its lock is ours now."""
+        end_launches(self._work)
+        for work in sorted(self._work.glob("*")):
+            with suppress(NanochatError, OSError, ValueError):
+                old = StagePlan.read(work / PLAN)
+                LogKeeper(self.store, RunPaths(old.run).logs(old.stage, old.launch), work).keep()
+            shutil.rmtree(work, ignore_errors=True)
 
     def _load_attempts(self) -> None:
         for stage in self.graph.stages:
@@ -328,20 +402,25 @@ class LocalRunner:
                 launch = data.pop("launch")
                 outcome = data.pop("outcome")
                 attempt = Attempt(**data, outcome=Outcome.from_dict(outcome) if outcome else None)
-                if attempt.outcome is None:  # its runner is gone, and the stage with it
-                    ended = attempt.heartbeat or attempt.started
-                    attempt = replace(
-                        attempt,
-                        ended=ended,
-                        stopping=False,
-                        reached=self._reached(stage, attempt.reached),
-                        outcome=Outcome(reason=Reason.PREEMPTED, message="the runner was gone", time=ended),
-                    )
-                self.attempts.setdefault(stage, []).append(attempt)
                 self.launches[stage, attempt.number] = launch
+                if attempt.outcome is None:
+                    attempt = self._abandoned(stage, attempt)
+                    self._save_attempt(stage, attempt)
+                self.attempts.setdefault(stage, []).append(attempt)
 
-    def _save_attempt(self, stage: str) -> None:
-        attempt = self.attempts[stage][-1]
+    def _abandoned(self, stage: str, attempt: Attempt) -> Attempt:
+        """An attempt whose runner is gone, and it with it; its launcher may still have come to an outcome."""
+        path = self.paths.outcome(stage, self.launches[stage, attempt.number])
+        ended = attempt.heartbeat or attempt.started
+        outcome = Outcome(reason=Reason.PREEMPTED, message="the runner was gone", time=ended)
+        if self.store.exists(path):
+            outcome = Outcome.from_dict(self.store.read_json(path))
+        else:
+            self.store.write_json(path, outcome.to_dict())
+        reached = self._reached(stage, attempt.reached)
+        return replace(attempt, ended=ended, stopping=False, reached=reached, outcome=outcome)
+
+    def _save_attempt(self, stage: str, attempt: Attempt) -> None:
         data = {name: getattr(attempt, name) for name in Attempt.__dataclass_fields__}
         data["outcome"] = attempt.outcome.to_dict() if attempt.outcome else None
         data["launch"] = self.launches[stage, attempt.number]
@@ -379,66 +458,13 @@ class LocalRunner:
         }
 
 
-@dataclass(slots=True)
-class RunLock:
-    """One runner for a pipeline on this machine; the kernel frees it when the process ends, however it ends."""
-
-    path: Path
-    what: str
-    handle: IO[str] | None = field(default=None)
-
-    def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handle = self.path.open("a+")
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.handle.seek(0)
-            pid = self.handle.read().strip()
-            raise UserError(
-                f"'{self.what}' is already running (process {pid}): watch it with 'nanochat status {self.what}' or end "
-                f"it with 'nanochat cancel {self.what}'"
-            ) from None
-        self.handle.seek(0)
-        self.handle.truncate()
-        self.handle.write(str(os.getpid()))
-        self.handle.flush()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.handle is not None:
-            self.handle.close()
-
-    @staticmethod
-    def is_held(path: Path) -> bool:
-        """Whether a live runner holds the lock."""
-        if not path.exists():
-            return False
-        with path.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
-
-
-def lock_path(place: Place, namespace: str, name: str) -> Path:
-    """The lock of a pipeline in a store, on this machine."""
-    digest = hashlib.sha256(f"{place.profile.root}\n{namespace}.{name}".encode()).hexdigest()[:16]
-    return place.locks / f"{digest}.lock"
-
-
 def localize(pipeline: Pipeline) -> Pipeline:
     """The pipeline with local paths made absolute, so that it means the same from any folder."""
     spec = pipeline.spec
-    sources = (
-        spec.sources.located()
-        if spec.sources.mirror is None
-        else spec.sources.model_copy(update={"mirror": absolute(spec.sources.mirror)}).located()
-    )
     identity = spec.stages.mid.identity
     mid = spec.stages.mid.model_copy(update={"identity": absolute(identity) if identity else None})
     stages = spec.stages.model_copy(update={"mid": mid})
+    sources = spec.sources.located().mapped(absolute)
     return pipeline.model_copy(update={"spec": spec.model_copy(update={"sources": sources, "stages": stages})})
 
 

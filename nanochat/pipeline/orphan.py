@@ -1,4 +1,14 @@
-"""A process that must not outlive its parent: it ends itself once the parent is gone, also after SIGKILL."""
+"""Processes that must not outlive those who need them, however these end.
+
+The runner starts the launcher, and the launcher its stage, with a lifeline: standard input is a pipe that nobody
+writes to and whose other end only the starter holds. It ends when the starter does, also by SIGKILL, also while the
+child still starts, and whatever stands between them (torchrun):
+
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, LIFELINE: "1"})
+    die_with_starter(cleanup=...)            # in the child, first thing
+
+A stopped process (SIGSTOP) runs no thread of its own: `end_launches` kills it from outside.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +17,79 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+LIFELINE = "NANOCHAT_LIFELINE"  # set where standard input is one
+PLAN = "plan.json"
+MODULES = {"nanochat.pipeline.launcher", "nanochat.stages"}
+END_SECONDS = 10.0  # that a process killed by SIGKILL may take to be gone
 
 
-def die_with_parent(*, parent: int | None = None, cleanup: Callable[[], None] | None = None) -> None:
-    """Watch the parent from a thread; when it is gone, run `cleanup` and end with SIGKILL.
-
-    `parent` is the process id that must live, by default the present parent's. Polling works on Linux and macOS
-    alike and needs no hook between fork and exec.
-    """
-    expected = parent or os.getppid()
+def die_with_starter(*, cleanup: Callable[[], None] | None = None) -> None:
+    """End with SIGKILL, after `cleanup`, once the lifeline ends; without a lifeline nothing happens."""
+    if LIFELINE not in os.environ:
+        return
 
     def watch() -> None:
-        while os.getppid() == expected:
+        while os.read(0, 1):
+            continue
+        _end(cleanup)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def die_with_parent(parent: int) -> None:
+    """End with SIGKILL once the parent is not process `parent` (any more): for workers, whose input is their own."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
             time.sleep(0.25)
-        if cleanup is not None:
-            cleanup()
-        os.kill(os.getpid(), signal.SIGKILL)
+        _end(None)
 
     threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+def _end(cleanup: Callable[[], None] | None) -> None:
+    try:
+        if cleanup is not None:
+            cleanup()
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_launches(folder: Path) -> None:
+    """SIGKILL every process of the launches whose plans lie in or below `folder`, and wait until they are gone.
+
+    The calling process is spared. Processes are told by the plan on their command line, so that it does not matter
+    who started them, whether that one lives, or what session they are in.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while (found := _processes(folder)) and time.monotonic() < deadline:
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.02)
+
+
+def _processes(folder: Path) -> set[psutil.Process]:
+    """Processes of launches, with all that they started; zombies have no command line and are left out."""
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or ()
+        if MODULES.isdisjoint(words):
+            continue
+        if any(word.endswith(f"/{PLAN}") and Path(word).is_relative_to(folder) for word in words):
+            found.add(process)
+            with suppress(psutil.Error):
+                found.update(process.children(recursive=True))
+    return {process for process in found if process.pid != os.getpid() and _lives(process)}
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 EXIT_STOPPED = 143  # asked to stop, and a checkpoint is saved
+EXIT_DISK_FULL = 28  # the disk is full, so that even the outcome could not be written
 
 
 class Reason(StrEnum):
@@ -42,27 +46,61 @@ class Outcome:
         return cls(reason=Reason(data["reason"]), **known)
 
 
-def earliest_cause(outcomes: Iterable[Outcome]) -> Outcome | None:
+def write_outcome(path: Path, outcome: Outcome) -> bool:
+    """Write an outcome, whole or not at all; False where the disk is full."""
+    scratch = path.with_suffix(".tmp")
+    try:
+        scratch.write_text(json.dumps(outcome.to_dict()))
+        scratch.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """The outcome in a file; None where there is none."""
+    try:
+        return Outcome.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def earliest_cause(outcomes: Iterable[Outcome], *, asked_to_stop: bool = False) -> Outcome | None:
     """The cause among the ranks' outcomes.
 
     Peers that lost a collective or were stopped because one failed are consequences: the earliest failure that is
-    neither decides, then the earliest lost peer, then a stop, then success.
+    neither decides, then the earliest lost peer, then a stop, then success. In a launch that was asked to stop, a
+    lost peer is one that stopped first.
     """
-    order = {Reason.SUCCEEDED: 3, Reason.PREEMPTED: 2}
-    ranked = sorted(outcomes, key=lambda o: (order.get(o.reason, 1 if _is_peer_loss(o) else 0), o.time))
+    lost, stopped = (2, 1) if asked_to_stop else (1, 2)
+    order = {Reason.SUCCEEDED: 3, Reason.PREEMPTED: stopped}
+    ranked = sorted(outcomes, key=lambda o: (order.get(o.reason, lost if is_peer_loss(o) else 0), o.time))
     return ranked[0] if ranked else None
 
 
-def _is_peer_loss(outcome: Outcome) -> bool:
+def is_peer_loss(outcome: Outcome) -> bool:
+    """Whether a rank failed because another one was gone."""
     text = f"{outcome.message} {outcome.detail}".lower()
     return any(word in text for word in ("connection closed by peer", "connection reset by peer", "gloo", "nccl"))
 
 
-def from_exit(code: int, outcomes: Iterable[Outcome]) -> Outcome:
+def from_exit(code: int, outcomes: Iterable[Outcome], *, processes: int = 1, asked_to_stop: bool = False) -> Outcome:
     """The outcome of a launch whose process ended with `code` (negative: killed by that signal)."""
-    cause = earliest_cause(outcomes)
+    told = list(outcomes)
+    cause = earliest_cause(told, asked_to_stop=asked_to_stop)
     if code == 0:
         return Outcome(reason=Reason.SUCCEEDED)
+    if code == EXIT_DISK_FULL:
+        return Outcome(reason=Reason.USER_ERROR, message="the disk is full: free space, then run again")
+    consequence = cause is None or cause.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) or is_peer_loss(cause)
+    if consequence and 0 < len(told) < processes:
+        silent = sorted(set(range(processes)) - {outcome.rank for outcome in told})
+        return Outcome(
+            reason=Reason.INFRASTRUCTURE,
+            message=f"rank {silent[0]} ended without a word: killed by hand, by the kernel for memory, or by a crash",
+        )
     if cause is not None and cause.reason is not Reason.SUCCEEDED:
         return cause
     if code == EXIT_STOPPED:

@@ -7,21 +7,22 @@ its outcome is in `outcome-rank<r>.json` in the launch's work folder.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from nanochat.pipeline.orphan import die_with_parent
-from nanochat.pipeline.outcomes import EXIT_STOPPED, Outcome, Reason
+from nanochat.pipeline.orphan import die_with_starter
+from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, write_outcome
 from nanochat.pipeline.plan import StagePlan
 from nanochat.spec.errors import NanochatError
 from nanochat.stages.context import StageContext, StopFlag
+from nanochat.storage.failures import full
 from nanochat.tracking.environment import environment
 
 MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluate", "eval-rl": "evaluate"}
@@ -29,36 +30,53 @@ MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluat
 
 def main() -> NoReturn:
     """Run the stage that the plan names; ends the process with the exit code."""
-    die_with_parent()
+    die_with_starter()
     plan = StagePlan.read(Path(sys.argv[1]))
     rank = int(os.environ.get("RANK", "0"))
     work = Path(plan.work)
     redirect(work / f"rank{rank}.log")
-    (work / f"rank{rank}.pid").write_text(str(os.getpid()))
     stop = StopFlag()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
+        (work / f"rank{rank}.pid").write_text(str(os.getpid()))  # from now on the launcher may ask it to stop
         context = StageContext(plan, stop=stop)
         try:
             importlib.import_module(f"nanochat.stages.{MODULES.get(plan.stage, plan.stage)}").run(context)
         finally:
-            if context.is_main:  # after the run: what it imported is known
-                context.journal.event("environment", **environment())
-            context.close()
+            close(context)
         outcome = Outcome(reason=Reason.SUCCEEDED, rank=rank, time=time.time())
     except BaseException as error:
         outcome = classify(error, rank=rank)
-        if outcome.reason is not Reason.PREEMPTED:
-            print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
-        if outcome.reason is Reason.ERROR:
-            traceback.print_exc()
-    (work / f"outcome-rank{rank}.json").write_text(json.dumps(outcome.to_dict()))
-    sys.stderr.flush()
-    sys.stdout.flush()
+        with suppress(OSError):  # the log may lie on the disk that is full
+            report(outcome)
+    told = write_outcome(work / f"outcome-rank{rank}.json", outcome)
+    with suppress(OSError):
+        sys.stderr.flush()
+        sys.stdout.flush()
+    if not told:
+        os._exit(EXIT_DISK_FULL)
     # Without waiting for threads or for collectives whose peers are gone, and without the interpreter's own end, in
     # which a thread of gloo that still lets go of a tensor now and then aborts the process.
     os._exit({Reason.SUCCEEDED: 0, Reason.PREEMPTED: EXIT_STOPPED}.get(outcome.reason, 1))
+
+
+def close(context: StageContext) -> None:
+    """Write what is left to report. Where that fails, how the stage itself ended still decides."""
+    try:
+        if context.is_main:  # after the run: what it imported is known
+            context.journal.event("environment", **environment())
+        context.close()
+    except NanochatError as error:
+        logging.warning("the last metrics could not be stored: %s", error)
+
+
+def report(outcome: Outcome) -> None:
+    """Say in the log what ended the stage."""
+    if outcome.reason is not Reason.PREEMPTED:
+        print(f"{outcome.reason}: {outcome.message}", file=sys.stderr)
+    if outcome.reason is Reason.ERROR:
+        print(outcome.detail, file=sys.stderr)
 
 
 def redirect(log: Path) -> None:
@@ -79,9 +97,9 @@ def classify(error: BaseException, *, rank: int) -> Outcome:
         reason = Reason.OUT_OF_MEMORY
     elif isinstance(error, (ConnectionError, TimeoutError)) or name == "DistBackendError" or "gloo" in text.lower():
         reason = Reason.INFRASTRUCTURE
-    elif isinstance(error, OSError) and error.errno == 28:
-        where = f" ({error.filename})" if error.filename else ""
-        reason, text = Reason.USER_ERROR, f"the disk is full{where}: free space and run again"
+    elif full(error):
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        reason, text = Reason.USER_ERROR, f"the disk is full{where}: free space, then run again"
     else:
         reason, text = Reason.ERROR, f"{name}: {text}"
     return Outcome(reason=reason, message=text[:1000], detail=detail, rank=rank, time=time.time())

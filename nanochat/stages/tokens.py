@@ -26,6 +26,7 @@ from nanochat.stages.context import StageContext
 from nanochat.storage.artifacts import Writer
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_conversation
+from nanochat.tracking.environment import cores
 from tasks.task import DataError
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def run(context: StageContext) -> None:
     """Make every output that is missing."""
-    workers = min(context.settings.workers or _cores(), len(context.outputs))
+    workers = min(context.settings.workers or cores(), len(context.outputs))
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
     )
@@ -138,7 +139,3 @@ def _start_worker(parent: int) -> None:
     """A worker ends with its parent; an interrupt is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
