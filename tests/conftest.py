@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,10 @@ def mirror() -> Path:
     if not (path / "datasets").is_dir():
         pytest.skip("no data mirror: set NANOCHAT_MIRROR")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server that has the bucket."""
+    with S3Server.start(tmp_path_factory.mktemp("s3")) as server:
+        yield server

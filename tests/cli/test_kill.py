@@ -112,7 +112,7 @@ def strike(turn: int, process: subprocess.Popen[bytes]) -> None:
         children = descendants(process)
         process.kill()
         process.wait()
-        gone, alive = psutil.wait_procs(children, timeout=20)
+        _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive, "children must die with the runner"
     elif turn % 3 == 1:
         kill(ranks(process))

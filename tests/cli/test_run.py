@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-
-PIPELINE = """
-apiVersion: nanochat.dev/v1alpha1
-kind: ChatPipeline
-metadata: {name: small}
-spec:
-  model: {depth: 1, width: 32, headDim: 16, sequenceLength: 64}
-  sources: {text: {kind: world, charactersPerShard: 200000, shards: 1, validationShard: 9}}
-  stages:
-    tokenizer: {vocabSize: 400, maxChars: 200000}
-    base: {steps: 4, totalBatchTokens: 256, deviceBatchSize: 4, compile: never, evalTokens: 512}
-    mid:
-      mixture: [{task: world-facts, rows: 200}]
-      validation: [{task: world-facts, split: test, rows: 20}]
-      steps: 3
-      totalBatchTokens: 256
-      deviceBatchSize: 4
-      compile: never
-      evalTokens: 512
-    sft:
-      mixture: [{task: world-sums, rows: 200}]
-      validation: [{task: world-facts, split: test, rows: 20}]
-      steps: 3
-      rowsPerStep: 4
-      compile: never
-    rl:
-      tasks: [{task: world-sums, rows: 8}]
-      steps: 2
-      promptsPerStep: 2
-      samplesPerPrompt: 2
-      maxNewTokens: 8
-      compile: never
-      evalEvery: 2
-      evalRows: 2
-    evalBase: {core: false, bitsPerByteTokens: 512}
-    evalChat: {tasks: [{task: world-facts}, {task: world-sums}], maxPerTask: 4, maxNewTokens: 8, samplePrompts: ["Hi"]}
-"""
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which the pipeline has run to its end once."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "small.yaml").write_text(PIPELINE)
-    done = nanochat(folder, "run", "small.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def nanochat(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ, NANOCHAT_HOME=str(home / "state"), COLUMNS="200")
-    for name in ("NANOCHAT_ROOT", "MLFLOW_TRACKING_URI"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "nanochat.cli.main", *arguments]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def lines(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The last word on each stage."""
-    found = {}
-    for line in done.stdout.splitlines():
-        stage, _, rest = line.partition(" ")
-        found[stage] = rest.strip()
-    return found
+from small_pipeline import environment_of, lines, nanochat
 
 
 def test_run_again_does_nothing_and_says_why(home: Path) -> None:
     done = nanochat(home, "run", "small.yaml")
     assert done.returncode == 0
-    said = lines(done)
+    said = lines(done.stdout)
     stages = ("dataset", "tokenizer", "tokens", "base", "mid", "sft", "rl", "eval-rl", "report", "release")
     for stage in stages:
         assert said[stage].startswith("cached"), done.stdout
@@ -89,7 +25,7 @@ def test_one_setting_changed_runs_what_depends_on_it_and_names_it(home: Path) ->
     done = nanochat(home, "run", "small.yaml", "--set", "stages.sft.initLrFraction=0.5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "initLrFraction 0.02 -> 0.5" in done.stdout
-    said = lines(done)
+    said = lines(done.stdout)
     assert said["mid"].startswith("cached") and said["eval-mid"].startswith("cached")
     assert said["sft"].startswith("done") and said["eval-rl"].startswith("done")
 
@@ -114,14 +50,13 @@ def test_an_input_that_has_become_damaged_is_made_again(home: Path) -> None:
     settings = ("--set", "stages.base.steps=5", "--set", "retries.delaySeconds=0")
     done = nanochat(home, "run", "small.yaml", *settings, "--only", "tokens", "--only", "base")
     assert done.returncode == 0, done.stdout + done.stderr
-    said = lines(done)
+    said = lines(done.stdout)
     assert said["tokens"].startswith("done") and said["base"].startswith("done")
 
 
 def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) -> None:
-    environment = dict(os.environ, NANOCHAT_HOME=str(home / "state"))
     command = [sys.executable, "-m", "nanochat.cli.main", "run", "small.yaml", "--set", "stages.base.steps=100000"]
-    live = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
+    live = subprocess.Popen(command, cwd=home, env=environment_of(home), stdout=subprocess.PIPE, text=True)
     try:
         while "training" not in nanochat(home, "status", "small").stdout:
             assert live.poll() is None
@@ -139,7 +74,7 @@ def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) ->
 
 def test_gc_keeps_what_runs_refer_to(home: Path) -> None:
     assert nanochat(home, "gc").returncode == 0
-    assert lines(nanochat(home, "run", "small.yaml"))["release"].startswith("cached")
+    assert lines(nanochat(home, "run", "small.yaml").stdout)["release"].startswith("cached")
 
 
 @pytest.mark.parametrize(

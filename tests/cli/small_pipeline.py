@@ -1,0 +1,128 @@
+"""A pipeline of all stages that runs in half a minute, and the `nanochat` command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+PIPELINE = """
+apiVersion: nanochat.dev/v1alpha1
+kind: ChatPipeline
+metadata: {name: small}
+spec:
+  model: {depth: 1, width: 32, headDim: 16, sequenceLength: 64}
+  sources: {text: {kind: world, charactersPerShard: 200000, shards: 1, validationShard: 9}}
+  stages:
+    tokenizer: {vocabSize: 400, maxChars: 200000}
+    base: {steps: 4, totalBatchTokens: 256, deviceBatchSize: 4, compile: never, evalTokens: 512}
+    mid:
+      mixture: [{task: world-facts, rows: 200}]
+      validation: [{task: world-facts, split: test, rows: 20}]
+      steps: 3
+      totalBatchTokens: 256
+      deviceBatchSize: 4
+      compile: never
+      evalTokens: 512
+    sft:
+      mixture: [{task: world-sums, rows: 200}]
+      validation: [{task: world-facts, split: test, rows: 20}]
+      steps: 3
+      rowsPerStep: 4
+      compile: never
+    rl:
+      tasks: [{task: world-sums, rows: 8}]
+      steps: 2
+      promptsPerStep: 2
+      samplesPerPrompt: 2
+      maxNewTokens: 8
+      compile: never
+      evalEvery: 2
+      evalRows: 2
+    evalBase: {core: false, bitsPerByteTokens: 512}
+    evalChat: {tasks: [{task: world-facts}, {task: world-sums}], maxPerTask: 4, maxNewTokens: 8, samplePrompts: ["Hi"]}
+"""
+
+
+def environment_of(home: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables under which the command keeps all it has in `home`."""
+    own = {**(os.environ if environment is None else environment)}
+    for name in ("NANOCHAT_ROOT", "NANOCHAT_ENDPOINT", "MLFLOW_TRACKING_URI"):
+        if environment is None:
+            own.pop(name, None)
+    return own | {"NANOCHAT_HOME": str(home / "state"), "COLUMNS": "200"}
+
+
+def nanochat(
+    home: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    command = [sys.executable, "-m", "nanochat.cli.main", *arguments]
+    own = environment_of(home, environment)
+    return subprocess.run(command, cwd=home, env=own, capture_output=True, text=True, timeout=300, check=False)
+
+
+def started(home: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the command; its output is in `home/output.log` as well."""
+    command = [sys.executable, "-m", "nanochat.cli.main", *arguments]
+    with (home / "output.log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=home, env=environment_of(home, environment), stdout=log, stderr=subprocess.STDOUT, text=True
+        )
+
+
+def output(home: Path) -> str:
+    """What the command that was `started` has said so far."""
+    return (home / "output.log").read_text()
+
+
+def lines(text: str) -> dict[str, str]:
+    """The last word on each stage."""
+    found = {}
+    for line in text.splitlines():
+        stage, _, rest = line.partition(" ")
+        found[stage] = rest.strip()
+    return found
+
+
+def wait_until(
+    condition: Callable[[], Any], *, process: subprocess.Popen[str], home: Path, seconds: float = 120
+) -> Any:
+    """What the condition says once it says anything; fails where the command ends before."""
+    deadline = time.monotonic() + 120
+    while not (found := condition()):
+        assert process.poll() is None and time.monotonic() < deadline, output(home)
+        time.sleep(0.1)
+    return found
+
+
+def launch_processes(home: Path, word: str = "") -> list[psutil.Process]:
+    """Processes of stages of this home, with `word` on their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(text.startswith(str(home)) and text.endswith("plan.json") for text in words) and word in words:
+            found.append(process)
+    return found
+
+
+def stored(home: Path, pattern: str) -> list[dict[str, Any]]:
+    """JSON files of the store in the home, by path."""
+    return [json.loads(path.read_text()) for path in sorted((home / "state").glob(pattern))]
+
+
+def write_pipeline(home: Path, **sections: Mapping[str, Any]) -> None:
+    """Put small.yaml, with sections of its stages changed, into the home."""
+    data = yaml.safe_load(PIPELINE)
+    for name, values in sections.items():
+        section = data["spec"] if name == "retries" else data["spec"]["stages"]
+        section[name] = {**section.get(name, {}), **values}
+    (home / "small.yaml").write_text(yaml.safe_dump(data))
