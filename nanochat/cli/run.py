@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,10 @@ def run(
     set_: Set = None,
 ) -> None:
     """Run a pipeline on this machine; run again, it goes on where it left off."""
-    raise typer.Exit(execute(load_pipeline(file, set_), only=only or [], start=from_, again=f"nanochat run {file}"))
+    options = {"--only": only or [], "--from": [from_] if from_ else [], "--set": set_ or []}
+    words = [word for option, values in options.items() for value in values for word in (option, value)]
+    again = shlex.join(["nanochat", "run", str(file), *words])
+    raise typer.Exit(execute(load_pipeline(file, set_), only=only or [], start=from_, again=again))
 
 
 def retry(

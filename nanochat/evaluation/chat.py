@@ -10,7 +10,6 @@ time. A question that is longer than the context loses its beginning, and is cou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
+from nanochat.tracking.environment import cores
 from nanochat.training.distributed import World
 from tasks import Example, Message, Program, Task
 
@@ -144,7 +144,7 @@ class Chat:
     def _passed(self, grades: Sequence[bool | Program]) -> list[bool]:
         """The grades, with programs run in the sandbox: on this rank's share of the cores."""
         programs = [grade for grade in grades if isinstance(grade, Program)]
-        workers = max(1, (os.cpu_count() or 1) // self._world.size)
+        workers = max(1, cores() // self._world.size)
         verdicts = iter(Sandbox().run_all(programs, workers=workers))
         return [next(verdicts).passed if isinstance(grade, Program) else grade for grade in grades]
 

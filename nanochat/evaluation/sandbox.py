@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.tracking.environment import cores
 from tasks import Program
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
@@ -83,7 +84,7 @@ class Sandbox:
 
     def run_all(self, programs: Sequence[Program], *, workers: int | None = None) -> list[Verdict]:
         """Run programs side by side, by default one a core."""
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers or cores()) as pool:
             return list(pool.map(self.run, programs))
 
     def run(self, program: Program) -> Verdict:

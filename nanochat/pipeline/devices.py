@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cached_property
 
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import ComputeStage, TrainingStage
+from nanochat.tracking.environment import cores
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Devices:
 
     @classmethod
     def detect(cls) -> Devices:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(cores=cores, gpus=_nvidia_gpus())
+        return cls(cores=cores(), gpus=_nvidia_gpus())
 
     @cached_property
     def slots(self) -> dict[str, int]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanochat.pipeline.explain import NEW
+from nanochat.pipeline.graph import TRAINING
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
 from nanochat.report.figures import count, date, duration, money, number, scientific, size
 from nanochat.report.metrics import label
-from nanochat.report.record import TRAINING, RunRecord, StageRecord
+from nanochat.report.record import RunRecord, StageRecord
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Artifacts, Manifest, Store
@@ -21,7 +22,6 @@ from nanochat.tracking.journal import History, JournalReader
 
 log = logging.getLogger(__name__)
 
-TRAINING = ("base", "mid", "sft", "rl")
 _PARTS = 1 << 10  # a run has fewer attempts of a stage than this
 
 

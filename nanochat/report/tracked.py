@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 
-from nanochat.report.record import TRAINING, RunRecord, StageRecord, gather
+from nanochat.pipeline.graph import TRAINING
+from nanochat.report.record import RunRecord, StageRecord, gather
 from nanochat.spec.errors import NanochatError
 from nanochat.storage import Artifacts, Store
 from nanochat.tracking.background import Ticker

@@ -18,7 +18,7 @@ def environment() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cores(),
         "memory": psutil.virtual_memory().total,  # bytes
         "gpus": _gpus(),
         "python": platform.python_version(),
@@ -26,6 +26,11 @@ def environment() -> dict[str, Any]:
         "nanochat": _version("nanochat"),
         "commit": commit(),
     }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str | None:

@@ -1,6 +1,6 @@
 """progress.json: where a stage stands, for progress bars, status and the heartbeat.
 
-    progress = Progress(store, progress_path(run, "base"), stage="base", launch=launch)
+    progress = Progress(store, f"{run}/progress/base.json", stage="base", launch=launch)
     progress.update(phase="training", step=12, total=400, losses={"loss": 3.2}, rates={"tokens/s": 9800.0})
     progress.close()
 
@@ -41,11 +41,6 @@ class State:
     losses: Mapping[str, float] = field(default_factory=dict)
     eta: float | None = None  # seconds to the end, where it can be told
     time: float = 0.0  # seconds since the epoch
-
-
-def progress_path(run: str, stage: str) -> str:
-    """Where a stage's progress is under the store's root; `run` is the run's folder."""
-    return f"{run}/progress/{stage}.json"
 
 
 def read_progress(store: Store, path: str) -> State | None:

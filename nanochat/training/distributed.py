@@ -66,10 +66,6 @@ class World:
         """This rank's part of `count` things: contiguous, all used, sizes at most one apart."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.sum(0.0)
-
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:

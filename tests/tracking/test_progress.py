@@ -10,10 +10,10 @@ import pytest
 
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Store
-from nanochat.tracking.progress import Progress, progress_path, read_progress
+from nanochat.tracking.progress import Progress, read_progress
 
 RUN = "runs/default.demo/0123456789ab"
-PATH = progress_path(RUN, "base")
+PATH = f"{RUN}/progress/base.json"
 
 
 class Clock:
