@@ -227,8 +227,8 @@ class LocalRunner:
     def _observe_inputs(self, stage: str) -> None:
         """Look again at what a stage reads: what it found damaged is set aside, and its maker has to run again."""
         needs = {(ref.split("/", 1)[0], key) for ref, key in self.graph.node(stage).needs.items()}
-        self._present -= {key for _, key in needs}
-        self._present.update(key for _, key in self.artifacts.find_all(needs))
+        found = self.artifacts.find_all(needs)
+        self._present -= {key for _, key in needs - found.keys()}
 
     def _explain(self) -> None:
         for node in self.graph.nodes:
