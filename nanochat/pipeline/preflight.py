@@ -56,7 +56,7 @@ def _identity(spec: PipelineSpec) -> None:
         raise UserError(f"stages.mid.identity: {path}{line}: {error.problem}") from None
     except OSError as error:
         raise UserError(f"stages.mid.identity: cannot read {path}: {error.strerror}") from None
-    if not any(part.task == "identity" for part in (*spec.stages.mid.mixture, *spec.stages.sft.mixture)):
+    if not any(part.task == "identity" for part in mixture_parts(spec)):
         raise UserError(
             "stages.mid.identity is given and no mixture uses it: add {task: identity} to stages.mid.mixture"
         )

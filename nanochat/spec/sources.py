@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from nanochat.spec.fields import Section, Text, Uri, setting
@@ -109,5 +110,19 @@ class Sources(Section):
                         "gpt4": f"{root}/encodings/cl100k_base.tiktoken",
                     }
                 ),
+            }
+        )
+
+    def mapped(self, change: Callable[[str], str]) -> Sources:
+        """The same sources with every address changed."""
+        text, gpt2, gpt4 = self.text, self.encodings.gpt2, self.encodings.gpt4
+        files = {name: getattr(self, name) for name in ("eval_bundle", "words", "identity")}
+        return self.model_copy(
+            update={
+                "mirror": self.mirror and change(self.mirror),
+                "hub": change(self.hub),
+                "text": text.model_copy(update={"base": text.base and change(text.base)}),
+                "encodings": self.encodings.model_copy(update={"gpt2": change(gpt2), "gpt4": change(gpt4)}),
+                **{name: file.model_copy(update={"url": change(file.url)}) for name, file in files.items()},
             }
         )
