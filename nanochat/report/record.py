@@ -267,9 +267,14 @@ def _attempts(store: Store, run: str, stage: str) -> tuple[AttemptRecord, ...]:
     return tuple(sorted(out, key=lambda attempt: attempt.number))
 
 
-def _gpus(spec: Mapping[str, Any], stage: str) -> int:
+def stage_settings(spec: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """A stage's settings in a spec with YAML's names; {} where it has none."""
     section = "evalBase" if stage == "eval-base" else "evalChat" if stage.startswith("eval-") else stage
-    settings = spec.get("stages", {}).get(section, {})
+    return spec.get("stages", {}).get(section, {})
+
+
+def _gpus(spec: Mapping[str, Any], stage: str) -> int:
+    settings = stage_settings(spec, stage)
     return int(settings.get("gpusPerNode", 0)) * int(settings.get("nodes", 1))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from nanochat.pipeline.graph import TRAINING
-from nanochat.report.record import RunRecord, StageRecord, gather
+from nanochat.report.record import RunRecord, StageRecord, gather, stage_settings
 from nanochat.spec.errors import NanochatError
 from nanochat.storage import Artifacts, Store
 from nanochat.tracking.background import Ticker
@@ -51,7 +51,6 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
 
 
 def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
-    section = "evalBase" if stage.name == "eval-base" else "evalChat" if stage.name.startswith("eval-") else stage.name
     trained = stage.name.removeprefix("eval-")
     status = _STATUS.get(stage.phase, "running")
     keys = {
@@ -62,7 +61,7 @@ def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
         status=status,
         started=stage.attempts[0].started,
         ended=stage.attempts[-1].ended if status != "running" else None,
-        params=record.spec.get("stages", {}).get(section, {}),
+        params=stage_settings(record.spec, stage.name),
         tags={
             "nanochat.attempts": str(len(stage.attempts)),
             "nanochat.launches": " ".join(attempt.launch for attempt in stage.attempts)[-2000:],
