@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
+from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.local import LocalRunner, View
 from nanochat.pipeline.planner import Phase
+from nanochat.report.figures import count
 from nanochat.tracking.progress import State
 
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
+WIDE = 90  # columns; in a narrower terminal bars are shorter
 
 
 def duration(seconds: float) -> str:
@@ -43,38 +48,43 @@ def details(state: State) -> str:
 
 
 class Display:
-    """A context manager whose `update` takes the runner's views."""
+    """A context manager whose `update` takes the runner's views. Warnings are lines among the others meanwhile."""
 
-    def __init__(self, runner: LocalRunner) -> None:
+    def __init__(self, runner: LocalRunner, *, console: Console | None = None) -> None:
         self._runner = runner
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False)
         self._bars = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[details]}"),
+            TextColumn("{task.description:<9}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=24 if self._console.width >= WIDE else 10),
+            TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
+            _Details(),
             console=self._console,
             transient=True,
-            disable=not sys.stdout.isatty(),
+            disable=not self._console.is_terminal,
         )
+        self._warnings = _Warnings(self)
         self._tasks: dict[str, TaskID] = {}
         self._phases: dict[str, tuple[Phase, str]] = {}
         self._lines: dict[str, float] = {}
         self._began = time.monotonic()
 
     def __enter__(self) -> Display:
+        logging.getLogger().addHandler(self._warnings)
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+        logging.getLogger().removeHandler(self._warnings)
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, markup=False)
+        self._console.print(text.rstrip(), markup=False, soft_wrap=True)
 
     def update(self, view: View) -> None:
         """Show what changed."""
+        if not self._phases:
+            self.say(self._opening(view))
         for item in view.status.stages:
             now, before = (item.phase, item.message), self._phases.get(item.stage)
             if now != before:
@@ -91,13 +101,23 @@ class Display:
         if status.phase is Phase.CACHED:
             self.say(f"{stage:<10} cached      {self._keys(stage)}")
         elif status.phase is Phase.RUNNING and (before is None or before[0] is not Phase.RUNNING):
-            reason = status.message or why
-            self.say(f"{stage:<10} starts      {reason}".rstrip())
+            reason = status.message or ("" if why.endswith(NEW) else why)
+            self.say(f"{stage:<10} starts      {reason}")
         elif status.phase is Phase.SUCCEEDED:
             took = time.time() - view.starts.get(stage, time.time())
             self.say(f"{stage:<10} done        {duration(took)}")
         elif status.phase in (Phase.FAILED, Phase.RETRYING, Phase.BLOCKED, Phase.STOPPING):
             self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
+
+    def _opening(self, view: View) -> str:
+        """What will run."""
+        horizon, stages = self._runner.graph.horizon.summary(), view.status.stages
+        cached = sum(item.phase is Phase.CACHED for item in stages)
+        reused = f", {cached} of them cached" if cached else ""
+        return (
+            f"{self._runner.pipeline.metadata.name}: {count(horizon['parameters'])} parameters, pretraining on "
+            f"{count(horizon['tokens'])} tokens in {count(horizon['steps'])} steps; {len(stages)} stages{reused}"
+        )
 
     def _keys(self, stage: str) -> str:
         outputs = self._runner.graph.node(stage).outputs
@@ -112,11 +132,11 @@ class Display:
         state = view.progress.get(stage)
         if state is None:
             return
-        count = f"{quantity(state.step)}/{quantity(state.total)}" if state.total else ""
+        steps = f"{quantity(state.step)}/{quantity(state.total)}" if state.total else ""
         if self._bars.disable:
             if time.monotonic() - self._lines.get(stage, self._began) >= LINE_SECONDS:
                 self._lines[stage] = time.monotonic()
-                self.say(f"{stage:<10} {state.phase:<11} {count}  {details(state)}")
+                self.say(f"{stage:<10} {state.phase:<11} {steps:<11} {details(state)}")
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=None, count="", details="")
@@ -124,7 +144,7 @@ class Display:
             self._tasks[stage],
             completed=state.step,
             total=state.total,
-            count=f"{state.phase} {count}",
+            count=f"{state.phase} {steps}",
             details=details(state),
         )
 
@@ -135,3 +155,21 @@ class Display:
         if report is not None:
             self.say(f"Report: {report}")
         self.say(f"Chat:   nanochat chat {name}")
+
+
+class _Warnings(logging.Handler):
+    """Prints warnings, from whichever thread, without breaking the bars."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.say(f"warning: {record.getMessage().splitlines()[0]}")
+
+
+class _Details(ProgressColumn):
+    """What does not fit the terminal is cut here, so that each stage keeps to its line."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["details"], no_wrap=True, overflow="ellipsis")

@@ -5,6 +5,7 @@ MLflow takes seconds to import, so it is imported here, inside `connect`, and ne
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # its own handlers write into the runner's display
 }
 
 
@@ -62,11 +64,17 @@ def connect(uri: str) -> MlflowClient:
         raise StorageError(reason)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):  # tables being made is no news
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(uri)
+    for name in ("mlflow", "alembic"):  # tables being made is no news
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    if not uri.startswith(_SQLITE):
+        return MlflowClient(uri)
+    # A client makes the tables where they are missing; a runner and its release stage must not do so at once.
+    with Path(f"{uri.removeprefix(_SQLITE)}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return MlflowClient(uri)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

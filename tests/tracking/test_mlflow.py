@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -203,3 +205,14 @@ def test_the_store_may_be_anywhere(tmp_path: Path, uri: str) -> None:
     other = open_store(Profile(root=f"file://{tmp_path}"))
     assert Projection(other, uri).sync(folder("other"), tracked("other"))
     assert other.exists(f"{folder('other')}/mlflow.json")
+
+
+def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    code = "import sys; from nanochat.tracking.client import connect, experiment_id; "
+    code += "print(experiment_id(connect(sys.argv[1]), sys.argv[1], 'nanochat'))"
+    command = [sys.executable, "-W", "ignore", "-c", code, uri]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0] == said[1] and not said[0][1], said  # nor is there a word of tables that were made
