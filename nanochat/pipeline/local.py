@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -44,6 +45,8 @@ from nanochat.storage.failures import explaining
 from nanochat.storage.store import open_store
 from nanochat.tracking.progress import State, read_progress
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.2
 OBSERVE_SECONDS = 1.0  # between looks at progress and at what was asked of the run
 STOP_GRACE = 60.0  # seconds that a stage has to save a checkpoint when it is asked to stop
@@ -61,6 +64,14 @@ class Live:
     processes: int
     stop_at: float | None = None
     stop_reason: str = ""
+
+    def end(self) -> None:
+        """Kill what lives of it, stopped processes too, and let its lifeline go."""
+        self.process.kill()
+        end_launches(self.work)
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +156,7 @@ class LocalRunner:
                     time.sleep(POLL_SECONDS)
             finally:
                 for live in self.live.values():
-                    live.process.kill()
-                end_launches(self._work)
+                    live.end()
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
 
@@ -238,10 +248,17 @@ class LocalRunner:
 
     def _observe_progress(self) -> None:
         for stage, live in self.live.items():
-            state = read_progress(self.store, self.paths.progress(stage))
-            if state is not None and state.launch == live.launch:
-                self.progress[stage] = state
-                self.attempts[stage][-1] = replace(self.attempts[stage][-1], heartbeat=state.time)
+            self._take_progress(stage, live.launch)
+
+    def _take_progress(self, stage: str, launch: str) -> None:
+        state, before = read_progress(self.store, self.paths.progress(stage)), self.progress.get(stage)
+        if state is None or state.launch != launch:
+            return
+        self.progress[stage] = state
+        self.attempts[stage][-1] = replace(self.attempts[stage][-1], heartbeat=state.time)
+        for sentence in state.warnings:
+            if before is None or sentence not in before.warnings:
+                log.warning("%s: %s", stage, sentence)
 
     def _observe_processes(self, now: float) -> None:
         for stage, live in list(self.live.items()):
@@ -253,7 +270,8 @@ class LocalRunner:
 
     def _conclude(self, stage: str, live: Live, code: int, now: float) -> None:
         """Take in how an attempt ended. All that needs storage comes first: where it fails, this is done again."""
-        end_launches(live.work)  # a launcher that was killed leaves stopped processes behind
+        live.end()  # a launcher that was killed may leave stopped processes behind
+        self._take_progress(stage, live.launch)
         self._observe(self.graph.node(stage).outputs)
         outcome = self._outcome(live, code)
         if outcome.reason is not Reason.SUCCEEDED:
@@ -449,6 +467,7 @@ class LocalRunner:
                     "message": item.message,
                     "attempts": item.attempts,
                     "why": self.explanations.get(item.stage, ""),
+                    "warnings": list(state.warnings) if (state := self.progress.get(item.stage)) else [],
                     "keys": {out.ref: out.key for out in self.graph.node(item.stage).outputs},
                     "started": a[0].started if (a := self.attempts.get(item.stage)) else None,
                     "ended": a[-1].ended if (a := self.attempts.get(item.stage)) else None,

@@ -37,6 +37,7 @@ class RunLock:
                 break
             except OSError:
                 if not left:
+                    self.handle.close()
                     raise self._refusal() from None
                 time.sleep(0.05)
         self.handle.seek(0)
