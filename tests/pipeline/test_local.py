@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,7 +28,7 @@ from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage import Profile
 
-PIPELINE = {
+PIPELINE: dict[str, Any] = {
     "apiVersion": "nanochat.dev/v1alpha1",
     "kind": "ChatPipeline",
     "metadata": {"name": "story"},
@@ -55,10 +57,13 @@ def place(tmp_path: Path) -> Place:
 def start(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A runner of the pipeline whose stages play a story; only the dataset, unless told."""
 
-    def make(story: Story, *, only: tuple[str, ...] = ("dataset",), name: str = "story") -> LocalRunner:
+    def make(
+        story: Story, *, only: tuple[str, ...] = ("dataset",), name: str = "story", characters: int = 200_000
+    ) -> LocalRunner:
         for variable, value in install(tmp_path / "site", story).items():
             monkeypatch.setenv(variable, value)
-        data = {**PIPELINE, "metadata": {"name": name}}
+        data = copy.deepcopy(PIPELINE) | {"metadata": {"name": name}}
+        data["spec"]["sources"]["text"]["charactersPerShard"] = characters
         runner = LocalRunner(check_pipeline(data, where="test"), place, devices=Devices(cores=2, gpus=0))
         runner.select(only=only, start=None)
         return runner
@@ -229,7 +234,9 @@ def test_what_a_killed_runner_leaves_is_ended_and_told(start: Start, place: Plac
             assert process.poll() is None
             time.sleep(0.1)
         time.sleep(1.0)
-        other = start({"dataset": ["ok"]}, name="other")  # another pipeline in the same home goes on as ever
+        other = start(
+            {"dataset": ["ok"]}, name="other", characters=100_000
+        )  # another pipeline in the same home goes on as ever
         assert other.run().phase is Phase.SUCCEEDED
         with pytest.raises(UserError, match="already running"):
             runner.run()
