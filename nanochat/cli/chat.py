@@ -136,7 +136,7 @@ class Session:
         with closing(self._speaker.reply([*system, *self.messages], self.settings)) as reply:
             try:
                 for said in reply:
-                    self._print(said, opens=not heard or heard[-1].kind != said.kind)
+                    self._print(said, before=heard[-1].kind if heard else "")
                     heard.append(said)
             except KeyboardInterrupt:
                 stopped = True
@@ -147,14 +147,17 @@ class Session:
             self._note("(cut at the token limit)")
         return heard
 
-    def _print(self, said: Said, *, opens: bool) -> None:
+    def _print(self, said: Said, *, before: str) -> None:
+        """Print a piece; `before` is the kind of the piece before it. A call of the tool and its output are a line."""
         text = _CONTROL.sub("", said.text)
+        terminal = self._console.is_terminal
+        if terminal and before not in ("", said.kind) and said.kind != "python_output":
+            self._console.print()
         if said.kind == "text":
             self._console.print(text, end="", markup=False)
-        elif self._console.is_terminal:  # what is piped on is the answer alone
-            mark = {"python": "[tool] ", "python_output": " = "}[said.kind] if opens else ""
-            end = "\n" if said.kind == "python_output" else ""
-            self._console.print(mark + text, end=end, markup=False, style="dim")
+        elif terminal:  # what is piped on is the answer alone
+            opens = {"python": "tool: ", "python_output": " = "}[said.kind] if said.kind != before else ""
+            self._console.print(opens + text, end="", markup=False, style="dim")
         sys.stdout.flush()
 
     def _note(self, text: str) -> None:
