@@ -66,6 +66,8 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._phases: dict[str, tuple[Phase, str]] = {}
         self._lines: dict[str, float] = {}
+        self._trouble = ""
+        self._interrupted = False
         self._began = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -85,6 +87,7 @@ class Display:
         """Show what changed."""
         if not self._phases:
             self.say(self._opening(view))
+        self._notice(view)
         for item in view.status.stages:
             now, before = (item.phase, item.message), self._phases.get(item.stage)
             if now != before:
@@ -94,6 +97,16 @@ class Display:
                 self._show(item.stage, view)
             elif item.stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(item.stage))
+
+    def _notice(self, view: View) -> None:
+        """Say what concerns the whole run: storage that is away, an interrupt."""
+        if view.trouble and not self._trouble:
+            self.say(f"{view.trouble} (stages go on; so does the run once it answers)")
+        if self._trouble and not view.trouble:
+            self.say("storage answers again")
+        if view.interrupts and not self._interrupted:
+            self.say("Stages save checkpoints and stop; press Ctrl-C twice more to end them at once.")
+        self._trouble, self._interrupted = view.trouble, view.interrupts > 0
 
     def _change(self, stage: str, view: View, before: tuple[Phase, str] | None) -> None:
         status = view.status.of(stage)

@@ -83,6 +83,7 @@ class View:
     explanations: Mapping[str, str]  # stage -> why its output has to be made
     starts: Mapping[str, float]
     trouble: str = ""  # why storage cannot be reached at the moment
+    interrupts: int = 0
 
 
 class LocalRunner:
@@ -167,6 +168,7 @@ class LocalRunner:
             explanations=self.explanations,
             starts={s: a[-1].started for s, a in self.attempts.items() if a},
             trouble=self.trouble.message if self.trouble else "",
+            interrupts=self.interrupts,
         )
 
     def _turn(self) -> Status:
