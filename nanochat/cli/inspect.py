@@ -98,10 +98,13 @@ def status(
         if state is not None:
             total = f"/{quantity(state.total)}" if state.total else ""
             note = f"{state.phase} {quantity(state.step)}{total}, {details(state)}"
-        elif item["phase"] == "Running":
+        elif item["phase"] in ("Running", "Succeeded"):
             note = item["why"]
         table.add_row(item["stage"], item["phase"], str(item["attempts"] or ""), _took(item), note)
     console.print(table)
+    for item in run.status["stages"]:
+        for warning in item.get("warnings", ()):
+            console.print(f"warning: {item['stage']}: {warning}", markup=False, soft_wrap=True)
 
 
 def _took(item: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import NanochatError
 from nanochat.storage import Store
 from nanochat.tracking.background import Ticker
 
@@ -154,7 +154,7 @@ class Journal:
     def _try_flush(self) -> None:
         try:
             self.flush()
-        except (StorageError, OSError) as error:
+        except (NanochatError, OSError) as error:
             if not self._warned:
                 log.warning("the metrics could not be written and are kept for later: %s", error)
                 self._warned = True

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.storage import Store
 from nanochat.tracking.background import Ticker
 
@@ -41,6 +41,7 @@ class State:
     losses: Mapping[str, float] = field(default_factory=dict)
     eta: float | None = None  # seconds to the end, where it can be told
     time: float = 0.0  # seconds since the epoch
+    warnings: tuple[str, ...] = ()  # sentences that people should read: damage that was passed over
 
 
 def read_progress(store: Store, path: str) -> State | None:
@@ -49,7 +50,8 @@ def read_progress(store: Store, path: str) -> State | None:
         if not store.exists(path):
             return None
         data = store.read_json(path)
-        return State(**{name: data[name] for name in State.__dataclass_fields__ if name in data})
+        known = {name: data[name] for name in State.__dataclass_fields__ if name in data}
+        return State(**known | {"warnings": tuple(known.get("warnings", ()))})
     except (StorageError, ValueError, TypeError, KeyError):
         return None
 
@@ -116,6 +118,14 @@ class Progress:
             self._state = State(**self._fields, eta=self._eta(now), time=now)
             self._dirty = True
 
+    def warn(self, sentence: str) -> None:
+        """Report something that went wrong and was got over, once; it stays to the launch's end."""
+        if not self._enabled or sentence in self._state.warnings:
+            return
+        with self._lock:
+            self._fields["warnings"] = (*self._state.warnings, sentence)
+        self.update()
+
     def write(self) -> None:
         """Write the state if it is new; a failure is warned of once and tried again with the next."""
         with self._write_lock:
@@ -125,7 +135,7 @@ class Progress:
                 return
             try:
                 self._store.write_json(self._path, asdict(state))
-            except (StorageError, OSError) as error:
+            except (NanochatError, OSError) as error:
                 self._dirty = True
                 if not self._warned:
                     log.warning("the progress could not be written: %s", error)

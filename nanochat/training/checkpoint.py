@@ -10,7 +10,7 @@ Rank 0 writes; it also chooses the checkpoint that all ranks restore, so that no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Vault:
             (folder / LOOP).write_text(json.dumps(loop))
         self.checkpoints.save(step, self.launch, folder, {"step": step})
         self.checkpoints.prune(self.keep)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Which checkpoints were found damaged and passed over."""
+        return tuple(self.checkpoints.warnings)
 
     def restore(self, *, model: Transformer, optimizer: ShardedOptimizer) -> dict[str, Any] | None:
         """Load the newest good checkpoint and return its loop state; None where there is none."""

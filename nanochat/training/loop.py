@@ -271,6 +271,8 @@ class Loop:
     def _restore(self) -> None:
         """Go to the newest checkpoint, or to the start."""
         loop = self.vault.restore(model=self.model, optimizer=self.optimizer)
+        for sentence in self.vault.warnings:
+            self.progress.warn(sentence)
         if loop is None:
             self.initialise()
             self.optimizer.reset()
