@@ -50,8 +50,9 @@ def read_progress(store: Store, path: str) -> State | None:
         if not store.exists(path):
             return None
         data = store.read_json(path)
-        known = {name: data[name] for name in State.__dataclass_fields__ if name in data}
-        return State(**known | {"warnings": tuple(known.get("warnings", ()))})
+        known: dict[str, Any] = {name: data[name] for name in State.__dataclass_fields__ if name in data}
+        known["warnings"] = tuple(known.get("warnings", ()))
+        return State(**known)
     except (StorageError, ValueError, TypeError, KeyError):
         return None
 
