@@ -18,6 +18,7 @@ from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import Place, resolve_profile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
+from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Store, open_store
 from nanochat.tracking.progress import read_progress
@@ -76,7 +77,9 @@ def find_run(name: str | None, *, store: str = "default") -> FoundRun:
 
 
 def status(
-    name: Run = None, store: StoreName = "default", json_: Annotated[bool, typer.Option("--json")] = False
+    name: Run = None,
+    store: StoreName = "default",
+    json_: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
 ) -> None:
     """Where a pipeline stands."""
     run = find_run(name, store=store)
@@ -216,7 +219,7 @@ def gc(
             if item["phase"] not in ("Succeeded", "Cached"):
                 keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
     removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
-    print(removed)
+    print(removed if removed.removed else "nothing to remove")
 
 
 def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
@@ -229,6 +232,9 @@ def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
     artifacts = Artifacts(run.store, run.place.cache)
     wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
     keys = {ref: key for item in run.status["stages"] for ref, key in item["keys"].items()}
+    trained = [ref.removeprefix("model/") for ref in keys if ref.startswith("model/")]
+    if stage and stage not in trained:
+        raise UserError(f"{run.name} trains no model in a stage '{stage}'.{nearest(stage, trained)}")
     for name in wanted:
         key = keys.get(f"model/{name}")
         found = artifacts.find("model", key) if key else None

@@ -26,12 +26,12 @@ Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by defaul
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
 Store = Annotated[str, typer.Option("--store", help="Store profile.")]
 
-app.command("run", help="Run a pipeline on this machine; run again, it goes on where it left off.")(run.run)
+app.command("run", help="Run a pipeline on this machine, or go on with it.")(run.run)
 app.command("retry", help="Run a pipeline again that failed or was stopped.")(run.retry)
-app.command("status", help="Where a pipeline stands.")(inspect.status)
-app.command("logs", help="The logs of a pipeline's stages, those of ended attempts included.")(inspect.logs)
+app.command("status", help="Show where a pipeline stands.")(inspect.status)
+app.command("logs", help="Print the log of a stage.")(inspect.logs)
 app.command("cancel", help="Stop a running pipeline; what it made stays.")(inspect.cancel)
-app.command("report", help="Write a run's report anew, print its summary and say where it is.")(inspect.report)
+app.command("report", help="Print a run's results and write its report.")(inspect.report)
 app.command("gc", help="Remove what no run refers to.")(inspect.gc)
 
 
@@ -40,7 +40,7 @@ def doctor(
     file: Annotated[Path | None, typer.Argument(help="Pipeline file to check for.")] = None,
     set_: Set = None,
 ) -> None:
-    """Check what a run needs (disk, memory, device, storage, sources, tracking) and say what to do."""
+    """Check what a run needs and say what to do."""
     from nanochat.cli.doctor import doctor as check
 
     raise typer.Exit(check(file, overrides=set_ or []))

@@ -30,7 +30,7 @@ def summarize(record: RunRecord, console: Console) -> None:
     evaluation = record.evaluations.get(stage)
     whole = total(evaluation) if evaluation else None
     if whole is not None and whole.n:
-        right = f"{count(round(whole.value * whole.n))} of {count(whole.n)} questions right"
+        right = f"{count(round(whole.value * whole.n))} of {count(whole.n)} held-out questions right"
         console.print(f"\nThe {stage.upper()} model answers {right} ({100 * whole.value:.1f} %).", markup=False)
 
 

@@ -33,7 +33,9 @@ def view(phases: dict[str, Phase], *, progress: dict[str, State] | None = None, 
     stages = [SimpleNamespace(stage=name, phase=phase, message="") for name, phase in phases.items()]
     status = SimpleNamespace(stages=stages, of=lambda name: next(item for item in stages if item.stage == name))
     explanations = dict.fromkeys(phases, why)
-    return SimpleNamespace(status=status, progress=progress or {}, explanations=explanations, starts={}, trouble="")
+    return SimpleNamespace(
+        status=status, progress=progress or {}, explanations=explanations, starts={}, trouble="", interrupts=0
+    )
 
 
 def shown(*views: Any, terminal: bool = False, width: int = 100) -> str:

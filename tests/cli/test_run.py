@@ -63,6 +63,8 @@ def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) ->
 
 
 def test_gc_keeps_what_runs_refer_to(home: Path) -> None:
+    done = nanochat(home, "gc", "--dry-run")
+    assert done.returncode == 0 and done.stdout == "nothing to remove\n"
     assert nanochat(home, "gc").returncode == 0
     assert lines(nanochat(home, "run", "small.yaml").stdout)["release"].startswith("cached")
 
