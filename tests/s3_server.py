@@ -40,6 +40,7 @@ class S3Server:
 
     command: list[str]
     endpoint: str
+    data: Path  # where versitygw keeps its buckets
     persistent: bool  # whether a restart keeps what it holds
     process: subprocess.Popen[bytes] | None = None
 
@@ -54,7 +55,7 @@ class S3Server:
         else:
             pytest.importorskip("moto.server", reason="neither versitygw nor moto's server is installed")
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = cls(command, f"http://127.0.0.1:{port}", persistent=program is not None)
+        server = cls(command, f"http://127.0.0.1:{port}", data, persistent=program is not None)
         try:
             server.restart()
             if program is None:

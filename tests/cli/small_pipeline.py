@@ -104,12 +104,12 @@ def wait_until(
     return found
 
 
-def launch_processes(home: Path, word: str = "") -> list[psutil.Process]:
-    """Processes of stages of this home, with `word` on their command line."""
+def launch_processes(home: Path) -> list[psutil.Process]:
+    """Processes of stages of this home: launchers, torchrun, ranks."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if any(text.startswith(str(home)) and text.endswith("plan.json") for text in words) and word in words:
+        words = process.info["cmdline"] or ()
+        if any(word.startswith(str(home)) and word.endswith("plan.json") for word in words):
             found.append(process)
     return found
 

@@ -1,0 +1,114 @@
+"""The whole pipeline with its store on an S3 server, which now and then is away."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import BUCKET, S3Server
+from small_pipeline import PIPELINE, lines, nanochat, output, started, wait_until, write_pipeline
+
+from nanochat.storage import Profile, Store, open_store
+
+
+def variables(server: S3Server, prefix: str) -> dict[str, str]:
+    own = {"NANOCHAT_ROOT": f"s3://{BUCKET}/{prefix}", "NANOCHAT_ENDPOINT": server.endpoint}
+    return server.environment | own
+
+
+def keys(names: list[str]) -> set[str]:
+    """kind/key of what has a manifest."""
+    return {"/".join(name.split("/")[-3:-1]) for name in names if name.count("/") == 3 and "manifest.json" in name}
+
+
+@pytest.fixture(scope="module")
+def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A home whose pipeline has run once, with nothing but the cache in it."""
+    folder = tmp_path_factory.mktemp("remote")
+    (folder / "small.yaml").write_text(PIPELINE)
+    environment = variables(s3_server, "whole/store")
+    done = nanochat(folder, "run", "small.yaml", environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, environment
+
+
+@pytest.fixture
+def store(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return open_store(Profile(root=f"s3://{BUCKET}/whole/store", endpoint=s3_server.endpoint))
+
+
+def test_the_commands_work_and_a_second_run_does_nothing(remote: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = remote
+    again = nanochat(folder, "run", "small.yaml", environment=environment)
+    assert again.returncode == 0
+    assert all(said.startswith("cached") for stage, said in lines(again.stdout).items() if stage in ("base", "release"))
+    status = nanochat(folder, "status", "small", environment=environment)
+    assert "Succeeded" in status.stdout
+    assert "the model is in s3://" in nanochat(folder, "logs", "small", "base", environment=environment).stdout
+    report = nanochat(folder, "report", "small", environment=environment)
+    assert report.returncode == 0 and "report.html" in report.stdout, report.stderr
+    chat = nanochat(folder, "chat", "small", "--prompt", "Who are you?", "--max-tokens", "4", environment=environment)
+    assert chat.returncode == 0, chat.stderr
+    assert nanochat(folder, "gc", environment=environment).returncode == 0
+    again = nanochat(folder, "run", "small.yaml", environment=environment)
+    assert lines(again.stdout)["release"].startswith("cached")
+    assert not (folder / "state" / "artifacts").exists() and not list((folder / "state" / "work").glob("*/*"))
+
+
+def test_the_artifacts_are_those_of_a_folder(home: Path, remote: object, store: Store) -> None:
+    local = [str(path.relative_to(home / "state")) for path in (home / "state").glob("artifacts/*/*/manifest.json")]
+    there = {entry.path: entry for entry in store.list("artifacts")}
+    # The folder's home may have seen further runs; what the first one made is in both.
+    assert keys(list(there)) <= keys(local)
+    for path in (name for name in there if name.count("/") == 3):
+        mine, its = json.loads((home / "state" / path).read_text()), store.read_json(path)
+        assert (mine["recipe"], mine["inputs"]) == (its["recipe"], its["inputs"])
+        if mine["kind"] in ("text", "text-tokens", "chat-tokens", "tokenizer", "model"):
+            digests = [{f["path"]: f["sha256"] for f in manifest["files"]} for manifest in (mine, its)]
+            assert digests[0] == digests[1], path
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[S3Server]:
+    """A server that a test may stop."""
+    with S3Server.start(tmp_path) as server:
+        if not server.persistent:
+            pytest.skip("moto's server forgets what it held: install versitygw")
+        yield server
+
+
+def test_training_bears_a_server_that_hangs_and_one_that_is_gone(own_server: S3Server, tmp_path: Path) -> None:
+    write_pipeline(
+        tmp_path,
+        retries={"delaySeconds": 0.5},
+        base={"steps": 600, "checkpointEverySeconds": 1, "evalEvery": 0, "sampleEvery": 0},
+        evalBase={"enabled": False},
+        mid={"enabled": False},
+        sft={"enabled": False},
+        rl={"enabled": False},
+        evalChat={"enabled": False},
+        report={"enabled": False},
+        release={"enabled": False},
+    )
+    process = started(tmp_path, "run", "small.yaml", environment=variables(own_server, "away"))
+    try:
+        checkpoints = own_server.data / BUCKET / "away" / "checkpoints"
+        wait_until(lambda: list(checkpoints.glob("base/*/*/manifest.json")), process=process, home=tmp_path)
+        own_server.pause()
+        time.sleep(3)
+        own_server.resume()
+        time.sleep(2)
+        assert process.poll() is None, output(tmp_path)
+        own_server.kill()
+        time.sleep(20)  # longer than one operation tries
+        assert process.poll() is None, output(tmp_path)
+        own_server.restart()
+        assert process.wait(timeout=120) == 0, output(tmp_path)
+    finally:
+        process.kill()
+    assert lines(output(tmp_path))["base"].startswith("done")
