@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 
@@ -23,7 +24,7 @@ SUM = [
 NAME = {"prompt": "Who are you?", "completion": "I am Nano."}
 
 
-def chat(right: int, *samples: dict[str, object]) -> dict[str, object]:
+def chat(right: int, *samples: Mapping[str, object]) -> dict[str, object]:
     """The content of a results.json of two tasks with 40 questions each."""
     metrics = {
         "world-sums": {"value": right / 40, "n": 40, "stderr": 0.03},
