@@ -85,7 +85,7 @@ def test_the_summary_fits_the_terminal(record: RunRecord, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "All questions 87.5 % 70/80 97.5 % 78/80" in " ".join(text.split())
     assert "> What is 21 plus 46?\ntool: 21+46 = 67\nIt is 67.\n" in text
-    assert text.endswith("The RL model answers 78 of 80 held-out questions right (97.5 %).\n")
+    assert " ".join(text.split()).endswith("The RL model answers 78 of 80 held-out questions right (97.5 %).")
 
 
 def test_where_there_is_no_room_counts_stand_below(record: RunRecord) -> None:
