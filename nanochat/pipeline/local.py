@@ -114,7 +114,7 @@ class LocalRunner:
         self._began = 0.0
         self._observed_at = 0.0
         self._reached_at = 0.0  # when storage was last reached
-        self._unsaved: set[str] = set()  # stages whose last attempt has to be stored
+        self._unsaved: set[tuple[str, int]] = set()  # attempts (stage, number) that have to be stored
         self._written = b""  # the status as it is stored
         lock = lock_path(place, meta.namespace, meta.name)
         self._lock = RunLock(lock, what=meta.name)
@@ -283,7 +283,7 @@ class LocalRunner:
         if outcome != read_outcome(live.work / "outcome.json"):  # the launcher could not, or did not know all
             self._keep_last_words(stage, live.launch, live.work, outcome)
         self.attempts[stage][-1] = replace(attempt, ended=now, outcome=outcome, stopping=False, reached=reached)
-        self._unsaved.add(stage)
+        self._unsaved.add((stage, attempt.number))
         del self.live[stage]
         shutil.rmtree(live.work, ignore_errors=True)
 
@@ -369,7 +369,7 @@ class LocalRunner:
             Attempt(number=action.attempt, started=now, device_batch_size=action.device_batch_size, reached=reached)
         )
         self.launches[action.stage, action.attempt] = launch
-        self._unsaved.add(action.stage)
+        self._unsaved.add((action.stage, action.attempt))
 
     def _spec_for(self, action: Launch) -> dict[str, Any]:
         """The spec with this attempt's device batch size in it."""
@@ -392,9 +392,9 @@ class LocalRunner:
 
     def _keep(self, status: Status) -> None:
         """Store what changed."""
-        for stage in sorted(self._unsaved):
-            self._save_attempt(stage, self.attempts[stage][-1])
-            self._unsaved.discard(stage)
+        for stage, number in sorted(self._unsaved):
+            self._save_attempt(stage, self.attempts[stage][number - 1])
+            self._unsaved.discard((stage, number))
         text = json.dumps(self.status_dict(status)).encode()
         if text != self._written:
             self.store.write(self.paths.status, text)
