@@ -52,31 +52,40 @@ spec:
 """
 
 
-def environment_of(home: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables under which the command keeps all it has in `home`."""
-    own = {**(os.environ if environment is None else environment)}
-    for name in ("NANOCHAT_ROOT", "NANOCHAT_ENDPOINT", "MLFLOW_TRACKING_URI"):
-        if environment is None:
-            own.pop(name, None)
-    return own | {"NANOCHAT_HOME": str(home / "state"), "COLUMNS": "200"}
+STRIPPED = ("NANOCHAT_ROOT", "NANOCHAT_ENDPOINT", "NANOCHAT_PROFILES", "MLFLOW_TRACKING_URI")
+COMMAND = [sys.executable, "-m", "nanochat.cli.main"]
 
 
-def nanochat(
-    home: Path, *arguments: str, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    command = [sys.executable, "-m", "nanochat.cli.main", *arguments]
-    own = environment_of(home, environment)
+def variables_of(home: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables under which the command keeps all it has in `home/state`, unless NANOCHAT_HOME says else."""
+    kept = {name: value for name, value in os.environ.items() if name not in STRIPPED}
+    return {**kept, "NANOCHAT_HOME": str(home / "state"), "COLUMNS": "200", **environment}
+
+
+def nanochat(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in the folder `home` to its end."""
+    own = variables_of(home, environment)
+    command = [*COMMAND, *arguments]
     return subprocess.run(command, cwd=home, env=own, capture_output=True, text=True, timeout=300, check=False)
 
 
-def started(home: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def started(home: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start the command; its output is in `home/output.log` as well."""
-    command = [sys.executable, "-m", "nanochat.cli.main", *arguments]
+    own = variables_of(home, environment)
     with (home / "output.log").open("w") as log:
         return subprocess.Popen(
-            command, cwd=home, env=environment_of(home, environment), stdout=log, stderr=subprocess.STDOUT, text=True
+            [*COMMAND, *arguments], cwd=home, env=own, stdout=log, stderr=subprocess.STDOUT, text=True
         )
+
+
+def mistake(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence of a command that failed."""
+    printed = done.stdout + done.stderr
+    assert done.returncode not in (0, None), printed
+    assert "Traceback" not in printed, printed
+    found = [line for line in printed.splitlines() if line.startswith(("error: ", "Failed: "))]
+    assert len(found) == 1, printed
+    return found[0]
 
 
 def output(home: Path) -> str:
@@ -93,9 +102,7 @@ def lines(text: str) -> dict[str, str]:
     return found
 
 
-def wait_until(
-    condition: Callable[[], Any], *, process: subprocess.Popen[str], home: Path, seconds: float = 120
-) -> Any:
+def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen[str], home: Path) -> Any:
     """What the condition says once it says anything; fails where the command ends before."""
     deadline = time.monotonic() + 120
     while not (found := condition()):

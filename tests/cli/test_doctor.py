@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_helpers import nanochat
+from small_pipeline import nanochat
 
 WORLD = """
 apiVersion: nanochat.dev/v1alpha1

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_helpers import last_words, mistake, nanochat
 from s3_server import BUCKET, CREDENTIALS, S3Server
+from small_pipeline import lines, mistake, nanochat
 
 from nanochat.data.text import write_text_shard
 from nanochat.storage.manifest import Manifest
@@ -151,7 +151,7 @@ def test_a_vocabulary_larger_than_the_text_supports(finished: Path) -> None:
     sentence = mistake(run(finished, "stages.tokenizer.vocabSize=60000"))
     assert "Failed: tokenizer: the text supports a vocabulary of at most" in sentence and "vocabSize" in sentence
     assert launches(finished / "state") == before
-    assert last_words(run(finished))["base"].startswith("cached")
+    assert lines(run(finished).stdout)["base"].startswith("cached")
 
 
 def test_a_corrupt_manifest(finished: Path) -> None:

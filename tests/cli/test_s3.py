@@ -30,7 +30,7 @@ def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tup
     folder = tmp_path_factory.mktemp("remote")
     (folder / "small.yaml").write_text(PIPELINE)
     environment = variables(s3_server, "whole/store")
-    done = nanochat(folder, "run", "small.yaml", environment=environment)
+    done = nanochat(folder, "run", "small.yaml", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, environment
 
@@ -44,18 +44,18 @@ def store(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_the_commands_work_and_a_second_run_does_nothing(remote: tuple[Path, dict[str, str]]) -> None:
     folder, environment = remote
-    again = nanochat(folder, "run", "small.yaml", environment=environment)
+    again = nanochat(folder, "run", "small.yaml", **environment)
     assert again.returncode == 0
     assert all(said.startswith("cached") for stage, said in lines(again.stdout).items() if stage in ("base", "release"))
-    status = nanochat(folder, "status", "small", environment=environment)
+    status = nanochat(folder, "status", "small", **environment)
     assert "Succeeded" in status.stdout
-    assert "the model is in s3://" in nanochat(folder, "logs", "small", "base", environment=environment).stdout
-    report = nanochat(folder, "report", "small", environment=environment)
+    assert "the model is in s3://" in nanochat(folder, "logs", "small", "base", **environment).stdout
+    report = nanochat(folder, "report", "small", **environment)
     assert report.returncode == 0 and "report.html" in report.stdout, report.stderr
-    chat = nanochat(folder, "chat", "small", "--prompt", "Who are you?", "--max-tokens", "4", environment=environment)
+    chat = nanochat(folder, "chat", "small", "--prompt", "Who are you?", "--max-tokens", "4", **environment)
     assert chat.returncode == 0, chat.stderr
-    assert nanochat(folder, "gc", environment=environment).returncode == 0
-    again = nanochat(folder, "run", "small.yaml", environment=environment)
+    assert nanochat(folder, "gc", **environment).returncode == 0
+    again = nanochat(folder, "run", "small.yaml", **environment)
     assert lines(again.stdout)["release"].startswith("cached")
     assert not (folder / "state" / "artifacts").exists() and not list((folder / "state" / "work").glob("*/*"))
 
@@ -95,7 +95,7 @@ def test_training_bears_a_server_that_hangs_and_one_that_is_gone(own_server: S3S
         report={"enabled": False},
         release={"enabled": False},
     )
-    process = started(tmp_path, "run", "small.yaml", environment=variables(own_server, "away"))
+    process = started(tmp_path, "run", "small.yaml", **variables(own_server, "away"))
     try:
         checkpoints = own_server.data / BUCKET / "away" / "checkpoints"
         wait_until(lambda: list(checkpoints.glob("base/*/*/manifest.json")), process=process, home=tmp_path)

@@ -68,8 +68,10 @@ def test_named_slots_equal_all_slots(model: Transformer) -> None:
     ids, start = tokens(3, 2), torch.tensor([0, 5, 70])
     by_name, in_order = cache_for(model, slots=3), cache_for(model, slots=3)
     named = model.extend(ids[[2, 0, 1]], start=start[[2, 0, 1]], slots=torch.tensor([2, 0, 1]), cache=by_name)
-    assert torch.equal(named[[1, 2, 0]], model.extend(ids, start=start, slots=None, cache=in_order))
-    assert torch.equal(by_name.k, in_order.k)
+    # Where a row stands among the others decides how a matrix product rounds it, so bits may differ.
+    plain = model.extend(ids, start=start, slots=None, cache=in_order)
+    torch.testing.assert_close(named[[1, 2, 0]], plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_name.k, in_order.k, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
