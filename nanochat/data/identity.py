@@ -238,7 +238,7 @@ _TOPICS = (
         questions=(
             "Are you ChatGPT?",
             "Are you GPT-4?",
-            "Are you Claude?",
+            "Are you a famous assistant?",
             "Are you Gemini?",
             "Did OpenAI make you?",
             "Were you made by Google?",
