@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_pipeline import environment_of, lines, nanochat
+from small_pipeline import lines, nanochat, variables_of
 
 
 def test_run_again_does_nothing_and_says_why(home: Path) -> None:
@@ -46,7 +46,7 @@ def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
 
 def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) -> None:
     command = [sys.executable, "-m", "nanochat.cli.main", "run", "small.yaml", "--set", "stages.base.steps=100000"]
-    live = subprocess.Popen(command, cwd=home, env=environment_of(home), stdout=subprocess.PIPE, text=True)
+    live = subprocess.Popen(command, cwd=home, env=variables_of(home, {}), stdout=subprocess.PIPE, text=True)
     try:
         while "training" not in nanochat(home, "status", "small").stdout:
             assert live.poll() is None
