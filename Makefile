@@ -23,14 +23,14 @@ demo: setup
 	$(BIN)/nanochat report demo
 
 test: setup
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow and not cluster"
 
 # Tests of a minute and more: a run that is killed twenty times.
 test-slow: setup
 	$(BIN)/python -m pytest tests -m slow
 
 lint: setup
-	$(BIN)/ruff check nanochat tasks tests
-	$(BIN)/ruff format --check nanochat tasks tests
+	$(BIN)/ruff check nanochat operators tasks tests
+	$(BIN)/ruff format --check nanochat operators tasks tests
 	$(BIN)/pyright
 	$(BIN)/lint-imports

@@ -1,0 +1,1 @@
+"""The controller: runs ChatPipelines on a cluster, each attempt of a stage as one PyTorchJob."""
