@@ -36,13 +36,14 @@ class Outcome:
     detail: str = ""
     rank: int | None = None
     time: float = 0.0
+    host: bool = False  # out of the host's memory, not of the device's
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        known = {name: data[name] for name in ("message", "detail", "rank", "time") if name in data}
+        known = {name: data[name] for name in ("message", "detail", "rank", "time", "host") if name in data}
         return cls(reason=Reason(data["reason"]), **known)
 
 

@@ -28,6 +28,7 @@ class Phase(StrEnum):
     CACHED = "Cached"  # its output was there before
     SUCCEEDED = "Succeeded"
     RUNNING = "Running"
+    PENDING = "Pending"  # started, and its machines are not there yet
     STOPPING = "Stopping"
     WAITING = "Waiting"  # for its inputs
     QUEUED = "Queued"  # for a free place in its pool
@@ -52,6 +53,9 @@ class Attempt:
     heartbeat: float | None = None  # last sign of life
     stopping: bool = False
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
+    waiting: str = ""  # why its processes do not run yet: then its silence is no stall
+    stale: bool = False  # it makes what an edit has since replaced: it is stopped, and counts for nothing
+    memory: float = 1.0  # factor on the host memory that it asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,9 @@ class Observed:
     suspended: bool = False
     cancelled: bool = False
     retry_at: float = 0.0  # attempts that ended before do not count
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> older pipeline that makes it
+    memory_limits: Mapping[str, float] = field(default_factory=dict)  # stage -> largest factor; 1 where not named
+    hold: str = ""  # why nothing may start at the moment; what runs goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ class Launch:
     attempt: int
     outputs: tuple[Output, ...]
     device_batch_size: int
+    memory: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +193,16 @@ def _stage(
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
             return StageStatus(stage, Phase.UNNEEDED, "nothing that runs needs it", count), None
         made = any(
-            a.outcome and a.outcome.reason is Reason.SUCCEEDED and _since(a, observed.retry_at) for a in attempts
+            a.outcome and a.outcome.reason is Reason.SUCCEEDED and not a.stale and _since(a, observed.retry_at)
+            for a in attempts
         )
         return StageStatus(stage, Phase.SUCCEEDED if made else Phase.CACHED, "", count), None
     if observed.cancelled:
         return StageStatus(stage, Phase.CANCELLED, "cancelled", count), None
     if observed.selected is not None and stage not in observed.selected:
         return StageStatus(stage, Phase.UNSELECTED, f"its output is missing: run it with --only {stage}", count), None
-    decision = decide_retry(attempts, spec, retry_at=observed.retry_at)
+    limit = observed.memory_limits.get(stage, 1.0)
+    decision = decide_retry(attempts, spec, retry_at=observed.retry_at, memory_limit=limit, rows=_has_rows(spec, stage))
     if decision.failure:
         return StageStatus(stage, Phase.FAILED, decision.failure, count), None
     for earlier in graph.before(stage):
@@ -210,10 +220,16 @@ def _stage(
         return StageStatus(stage, Phase.WAITING, f"waits for {', '.join(makers)}", count), None
     if observed.suspended:
         return StageStatus(stage, Phase.SUSPENDED, "suspended", count), None
+    makers = sorted({observed.elsewhere[out.key] for out in missing if out.key in observed.elsewhere})
+    if makers:
+        return StageStatus(stage, Phase.WAITING, f"waits for pipeline {', '.join(makers)}, which makes it", count), None
+    if observed.hold:
+        return StageStatus(stage, Phase.WAITING, observed.hold, count), None
     if decision.not_before > now:
         return StageStatus(stage, Phase.RETRYING, decision.why, count, until=decision.not_before), None
     size = decision.device_batch_size or _batch_size(spec, stage)
-    launch = Launch(stage=stage, attempt=count + 1, outputs=missing, device_batch_size=size)
+    number = attempts[-1].number + 1 if attempts else 1
+    launch = Launch(stage, number, outputs=missing, device_batch_size=size, memory=decision.memory)
     return StageStatus(stage, Phase.RUNNING, decision.why, count + 1), launch
 
 
@@ -223,9 +239,12 @@ def _watch(
     """A running attempt: leave it, or stop it."""
     if attempt.stopping:
         return StageStatus(stage, Phase.STOPPING, "saves a checkpoint", count), None
-    if observed.cancelled or observed.suspended:
-        reason = "cancelled" if observed.cancelled else "suspended"
+    reason = "cancelled" if observed.cancelled else "suspended" if observed.suspended else ""
+    reason = reason or ("edited" if attempt.stale else "")
+    if reason:
         return StageStatus(stage, Phase.STOPPING, reason, count), Stop(stage, attempt.number, reason)
+    if attempt.waiting:
+        return StageStatus(stage, Phase.PENDING, attempt.waiting, count), None
     silence = now - max(attempt.started, attempt.heartbeat or 0.0)
     if silence > spec.retries.stall_seconds:
         message = f"no sign of life for {silence:.0f} s"
@@ -238,6 +257,10 @@ def _batch_size(spec: PipelineSpec, stage: str) -> int:
     return settings.device_batch_size if isinstance(settings, ComputeStage) else 1
 
 
+def _has_rows(spec: PipelineSpec, stage: str) -> bool:
+    return isinstance(spec.of_stage(stage), ComputeStage)
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """What follows from the attempts so far."""
@@ -245,31 +268,45 @@ class Retry:
     failure: str = ""  # why the stage has failed for good
     not_before: float = 0.0
     device_batch_size: int | None = None
+    memory: float = 1.0
     why: str = ""
 
 
-def decide_retry(attempts: Sequence[Attempt], spec: PipelineSpec, *, retry_at: float = 0.0) -> Retry:
+def decide_retry(
+    attempts: Sequence[Attempt],
+    spec: PipelineSpec,
+    *,
+    retry_at: float = 0.0,
+    memory_limit: float = 1.0,
+    rows: bool = True,
+) -> Retry:
     """Whether and when a stage is tried again, from the outcomes of its attempts.
 
-    An attempt counts against the limit unless it, or one after it, got further than all before it.
+    An attempt counts against the limit unless it, or one after it, got further than all before it. Where the host's
+    memory ran out the request doubles up to `memory_limit` times the first one; else the rows at a time halve,
+    if the stage has `rows` at all.
     """
-    ended = [a for a in attempts if a.outcome is not None]
+    ended = [a for a in attempts if a.outcome is not None and not a.stale]
     if not ended:
         return Retry()
-    size = _halved(ended)
+    memory, size = _memory(ended, memory_limit), _halved(ended, memory_limit)
     last = ended[-1]
     assert last.outcome is not None and last.ended is not None
     if last.ended < retry_at:
-        return Retry(device_batch_size=max(size, 1) if size is not None else None)
+        return Retry(device_batch_size=max(size, 1) if size is not None else None, memory=memory)
     reason, message = last.outcome.reason, last.outcome.message
     if reason in (Reason.USER_ERROR, Reason.DIVERGED):
         return Retry(failure=message)
     if reason is Reason.OUT_OF_MEMORY:
+        if memory > last.memory:
+            return Retry(device_batch_size=size, memory=memory, why=f"out of memory: again with {memory:g} times as much")
+        if not rows:
+            return Retry(failure=f"out of memory: give the stage's pod a larger memory request ({message})")
         if size is not None and size < 1:
             return Retry(
                 failure=f"out of memory with one row at a time: use a smaller model or sequence length ({message})"
             )
-        return Retry(device_batch_size=size, why=f"out of memory: again with {size} rows at a time")
+        return Retry(device_batch_size=size, memory=memory, why=f"out of memory: again with {size} rows at a time")
     counted, best = 0, -1
     for attempt in ended:
         assert attempt.outcome is not None and attempt.ended is not None
@@ -281,21 +318,38 @@ def decide_retry(attempts: Sequence[Attempt], spec: PipelineSpec, *, retry_at: f
     if counted > spec.retries.limit:
         return Retry(failure=f"{message} ({counted} attempts without progress)")
     if reason is Reason.PREEMPTED or counted == 0:
-        return Retry(device_batch_size=size, why=f"again after: {message}")
+        return Retry(device_batch_size=size, memory=memory, why=f"again after: {message}")
     delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
-    return Retry(not_before=last.ended + delay, device_batch_size=size, why=f"again after: {message}")
+    return Retry(
+        not_before=last.ended + delay, device_batch_size=size, memory=memory, why=f"again after: {message}"
+    )
 
 
-def _halved(ended: Sequence[Attempt]) -> int | None:
+def _ran_out(attempt: Attempt) -> bool:
+    return attempt.outcome is not None and attempt.outcome.reason is Reason.OUT_OF_MEMORY
+
+
+def _more_helps(attempt: Attempt, limit: float) -> bool:
+    """Whether an attempt that ran out of memory is answered by more of it."""
+    return attempt.outcome is not None and attempt.outcome.host and attempt.memory < limit
+
+
+def _memory(ended: Sequence[Attempt], limit: float) -> float:
+    """The factor on the memory request: twice the largest that did not suffice, up to the limit."""
+    factors = [min(2 * a.memory, limit) for a in ended if _ran_out(a) and _more_helps(a, limit)]
+    return max([1.0, *(a.memory for a in ended), *factors])
+
+
+def _halved(ended: Sequence[Attempt], limit: float) -> int | None:
     """The device batch size that memory allowed so far: half of the smallest that did not fit; None if all fit."""
-    sizes = [a.device_batch_size for a in ended if a.outcome and a.outcome.reason is Reason.OUT_OF_MEMORY]
+    sizes = [a.device_batch_size for a in ended if _ran_out(a) and not _more_helps(a, limit)]
     return min(sizes) // 2 if sizes else None
 
 
 def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
     phases = {item.phase for item in stages}
     failed = [item for item in stages if item.phase is Phase.FAILED]
-    active = phases & {Phase.RUNNING, Phase.STOPPING, Phase.RETRYING, Phase.QUEUED}
+    active = phases & {Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.QUEUED}
     if observed.cancelled:
         phase = Phase.STOPPING if active else Phase.CANCELLED
         return Status(phase, stages, "cancelled")

@@ -1,0 +1,88 @@
+"""From the object in the API server to a pipeline that can be run: the checks of `nanochat run`, once more."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.pipeline.graph import Graph, build_graph
+from nanochat.pipeline.preflight import check_inputs
+from nanochat.spec.errors import UserError
+from nanochat.spec.fields import nearest
+from nanochat.spec.load import check_pipeline
+from nanochat.spec.pipeline import Pipeline, PipelineSpec
+from operators.cluster import Cluster, Object
+from operators.config import Config, StoreProfile
+
+CONFIG_MAP = "configmap://"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A pipeline that passed all checks, with its graph and its store."""
+
+    pipeline: Pipeline
+    graph: Graph
+    profile: StoreProfile
+
+    @property
+    def spec(self) -> PipelineSpec:
+        return self.pipeline.spec
+
+
+def accept(found: Object, config: Config, cluster: Cluster) -> Accepted:
+    """Check a ChatPipeline; UserError with all that is wrong, ClusterError where the API server does not answer."""
+    meta = found["metadata"]
+    pipeline = check_pipeline(
+        {
+            "apiVersion": found["apiVersion"],
+            "kind": found["kind"],
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
+            "spec": found.get("spec") or {},
+        },
+        where="spec",
+    )
+    spec = pipeline.spec
+    contents = _contents(spec, meta["namespace"], cluster)
+    check_inputs(spec)
+    return Accepted(
+        pipeline=pipeline,
+        graph=build_graph(spec, contents=contents),
+        profile=_profile(found.get("status") or {}, spec, config),
+    )
+
+
+def _profile(status: dict[str, Any], spec: PipelineSpec, config: Config) -> StoreProfile:
+    """The store: where the pipeline began, whatever the profile says by now; its credentials are today's."""
+    declared = config.profiles.get(spec.store)
+    if declared is None:
+        raise UserError(
+            f"spec.store names the profile '{spec.store}', which the controller does not have."
+            f"{nearest(spec.store, list(config.profiles))}"
+        )
+    frozen = status.get("profile")
+    if not frozen:
+        return declared
+    return StoreProfile.model_validate(declared.to_yaml_dict() | frozen)
+
+
+def _contents(spec: PipelineSpec, namespace: str, cluster: Cluster) -> dict[str, str]:
+    """SHA-256 of the files that ConfigMaps hold: their content is part of keys, as a local file's is."""
+    uri = spec.stages.mid.identity
+    if not uri:
+        return {}
+    if not uri.startswith(CONFIG_MAP):
+        if "://" not in uri or uri.startswith("file://"):
+            raise UserError(
+                f"stages.mid.identity is the local file {uri}, which a cluster does not have: `nanochat submit` uploads "
+                "it, or name configmap://NAME/KEY or an s3:// address"
+            )
+        return {}
+    name, _, key = uri.removeprefix(CONFIG_MAP).partition("/")
+    if not name or not key:
+        raise UserError(f"stages.mid.identity: {uri} must have the form configmap://NAME/KEY")
+    data = cluster.config_value(namespace, name, key)
+    if data is None:
+        raise UserError(f"stages.mid.identity: there is no ConfigMap {namespace}/{name} with a key '{key}'")
+    return {uri: hashlib.sha256(data).hexdigest()}

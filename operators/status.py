@@ -1,0 +1,269 @@
+"""What the controller says of a pipeline: the object's status, and the same for the run's folder.
+
+`build` is pure. The status stays small: the last attempts are in it, the rest are in the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from nanochat.pipeline.planner import Phase, Status
+from nanochat.tracking.progress import State
+from operators.accept import Accepted
+from operators.attempts import Record
+from operators.cluster import Object
+
+ATTEMPTS = 20  # in status; all are in the run's folder
+LONGEST = 1000  # characters of a message
+DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+AccessOf = Callable[[str], Mapping[str, str] | None]  # uid -> {service, token}
+
+
+def no_access(uid: str) -> None:
+    """Where the HTTP endpoint is not served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a turn found out."""
+
+    accepted: Accepted
+    planned: Status
+    records: Sequence[Record]
+    progress: Mapping[str, State]
+    explanations: Mapping[str, str]
+    scores: Mapping[str, Mapping[str, float]]  # trained stage -> metrics of its evaluation
+    refused: str
+    trouble: str
+    queue: Mapping[str, str] | None
+    run: str
+
+
+def build(found: Object, told: Told, access: AccessOf, now: float) -> Object:
+    """The whole status. Fields that no longer hold are None, which a merge patch removes."""
+    meta, before, planned = found["metadata"], found.get("status") or {}, told.planned
+    accepted, spec = told.accepted, told.accepted.spec
+    current = _current(planned, told.progress)
+    state = told.progress.get(current) if current else None
+    started = min((r.started for r in told.records), default=None)
+    hours = sum(r.gpus * r.seconds(now) for r in told.records) / 3600
+    finished = planned.phase in DONE
+    return {
+        "observedGeneration": before.get("observedGeneration") if told.refused else meta["generation"],
+        "phase": str(planned.phase),
+        "message": (told.refused or told.trouble or planned.message or _why(planned))[:LONGEST] or None,
+        "stage": current or None,
+        "progress": f"{state.step}/{state.total}" if state and state.total else None,
+        "eta": _duration(state.eta) if state and state.eta is not None else None,
+        "loss": f"{_loss(state):.3f}" if state and _loss(state) is not None else None,
+        "core": _core(told.scores),
+        "started": _time(started),
+        "finished": (before.get("finished") or _time(now)) if finished else None,
+        "run": told.run,
+        "retriedAt": (meta.get("annotations") or {}).get("nanochat.dev/retry"),
+        "gpuHours": round(hours, 3),
+        "cost": round(hours * spec.cost.gpu_hour, 2),
+        "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
+        "stages": [_stage(item, told, now) for item in planned.stages],
+        "attempts": [_attempt(r) for r in sorted(told.records, key=lambda r: r.started)[-ATTEMPTS:]],
+        "profile": {
+            "root": accepted.profile.root,
+            "endpoint": accepted.profile.endpoint,
+            "region": accepted.profile.region,
+            "anonymous": accepted.profile.anonymous,
+            "tracking": accepted.profile.tracking,
+            "secret": accepted.profile.secret,
+            "serviceAccount": accepted.profile.service_account,
+        },
+        "access": access(meta["uid"]),
+        "queue": dict(told.queue) if told.queue else None,
+        "conditions": _conditions(
+            before.get("conditions") or [],
+            meta["generation"],
+            now,
+            {
+                "Accepted": ("False", "Refused", told.refused) if told.refused else ("True", "Accepted", ""),
+                "StorageReachable": ("False", "Unreachable", told.trouble) if told.trouble else ("True", "Reached", ""),
+                "Succeeded": _succeeded(planned),
+            },
+        ),
+    }
+
+
+def refused(found: Object, why: str, now: float) -> Object:
+    """The status of a pipeline that never passed the checks."""
+    meta, before = found["metadata"], found.get("status") or {}
+    conditions = {"Accepted": ("False", "Refused", why)}
+    return {
+        "observedGeneration": meta["generation"],
+        "phase": str(Phase.FAILED),
+        "message": why[:LONGEST],
+        "conditions": _conditions(before.get("conditions") or [], meta["generation"], now, conditions),
+    }
+
+
+def unreachable(found: Object, why: str, now: float) -> Object:
+    """The status while the run's records cannot be read: nothing is known but this."""
+    meta, before = found["metadata"], found.get("status") or {}
+    conditions = {"StorageReachable": ("False", "Unreachable", why)}
+    return {
+        "phase": before.get("phase") or str(Phase.WAITING),
+        "message": f"storage cannot be reached: {why}"[:LONGEST],
+        "conditions": _conditions(before.get("conditions") or [], meta["generation"], now, conditions),
+    }
+
+
+def same(before: Object, told: Object) -> bool:
+    """Whether a patch with `told` would change nothing."""
+    return all(_bare(before.get(name)) == _bare(value) for name, value in told.items())
+
+
+def _bare(value: Any) -> Any:
+    """A value as the API server keeps it: without what is None."""
+    if isinstance(value, Mapping):
+        return {str(k): _bare(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_bare(item) for item in value]
+    return value
+
+
+def document(
+    accepted: Accepted,
+    planned: Status,
+    records: Sequence[Record],
+    explanations: Mapping[str, str],
+    progress: Mapping[str, State],
+) -> Object:
+    """status.json in the run's folder: what the report and `nanochat status` read, as of a local run."""
+    stages = []
+    for item in planned.stages:
+        own = [r for r in records if r.stage == item.stage]
+        state = progress.get(item.stage)
+        stages.append(
+            {
+                "stage": item.stage,
+                "phase": item.phase,
+                "message": item.message,
+                "attempts": item.attempts,
+                "why": explanations.get(item.stage, ""),
+                "warnings": list(state.warnings) if state else [],
+                "keys": {out.ref: out.key for out in accepted.graph.node(item.stage).outputs},
+                "started": own[0].started if own else None,
+                "ended": own[-1].ended if own else None,
+            }
+        )
+    meta = accepted.pipeline.metadata
+    return {
+        "name": meta.name,
+        "namespace": meta.namespace,
+        "phase": planned.phase,
+        "message": planned.message,
+        "horizon": accepted.graph.horizon.summary(),
+        "stages": stages,
+    }
+
+
+def _stage(item: Any, told: Told, now: float) -> Object:
+    own = [r for r in told.records if r.stage == item.stage]
+    state = told.progress.get(item.stage)
+    live = item.phase in (Phase.RUNNING, Phase.STOPPING) and state is not None
+    return {
+        "name": item.stage,
+        "phase": str(item.phase),
+        "message": item.message[:LONGEST] or None,
+        "why": told.explanations.get(item.stage, "")[:LONGEST] or None,
+        "attempts": item.attempts,
+        "step": state.step if live else None,
+        "total": state.total if live else None,
+        "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in state.rates.items()) if live else None,
+        "loss": round(loss, 4) if live and (loss := _loss(state)) is not None else None,
+        "eta": round(state.eta) if live and state.eta is not None else None,
+        "started": _time(own[0].started if own else None),
+        "ended": _time(own[-1].ended if own else None),
+        "keys": {out.ref: out.key for out in told.accepted.graph.node(item.stage).outputs[:50]},
+    }
+
+
+def _attempt(record: Record) -> Object:
+    return {
+        "stage": record.stage,
+        "number": record.number,
+        "job": record.job,
+        "reason": str(record.outcome.reason) if record.outcome else "Running",
+        "message": (record.outcome.message if record.outcome else record.stopping)[:LONGEST] or None,
+        "started": _time(record.started),
+        "ended": _time(record.ended),
+        "nodes": list(record.hosts),
+        "batch": record.device_batch_size,
+    }
+
+
+def _current(planned: Status, progress: Mapping[str, State]) -> str:
+    """The stage that people look at: of those that run the one that trains, else the first that is under way."""
+    active = [
+        item.stage for item in planned.stages if item.phase in (Phase.RUNNING, Phase.STOPPING, Phase.PENDING)
+    ] or [item.stage for item in planned.stages if item.phase in (Phase.RETRYING, Phase.FAILED)]
+    return next((s for s in active if not s.startswith("eval-")), active[0] if active else "")
+
+
+def _why(planned: Status) -> str:
+    """The message of the first stage that waits for something outside the pipeline."""
+    waiting = [i for i in planned.stages if i.message and i.phase in (Phase.PENDING, Phase.RETRYING)]
+    return f"{waiting[0].stage}: {waiting[0].message}" if waiting else ""
+
+
+def _loss(state: State | None) -> float | None:
+    if state is None or not state.losses:
+        return None
+    return state.losses.get("loss", next(iter(state.losses.values())))
+
+
+def _core(scores: Mapping[str, Mapping[str, float]]) -> str | None:
+    value = scores.get("base", {}).get("core")
+    return None if value is None else f"{value:.4f}"
+
+
+def _succeeded(planned: Status) -> tuple[str, str, str]:
+    if planned.phase in DONE:
+        ok = planned.phase is Phase.SUCCEEDED
+        return ("True" if ok else "False", str(planned.phase), planned.message)
+    return ("Unknown", str(planned.phase), planned.message)
+
+
+def _conditions(
+    before: Sequence[Object], generation: int, now: float, wanted: Mapping[str, tuple[str, str, str]]
+) -> list[Object]:
+    """Conditions with the time of their last change of state; those not named stay as they are."""
+    known = {item["type"]: item for item in before}
+    for name, (value, reason, message) in wanted.items():
+        old = known.get(name)
+        changed = old is None or old["status"] != value
+        known[name] = {
+            "type": name,
+            "status": value,
+            "reason": reason,
+            "message": message[:LONGEST],
+            "observedGeneration": generation,
+            "lastTransitionTime": _time(now) if changed or old is None else old["lastTransitionTime"],
+        }
+    return [known[name] for name in sorted(known)]
+
+
+def _time(seconds: float | None) -> str | None:
+    """RFC 3339 in UTC, whole seconds."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.1f}h"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
