@@ -11,6 +11,17 @@ from pydantic_core import PydanticUndefined
 
 # Every string, list and map is bounded: the cost limits of CEL rules in the API server need it.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+LabelKey = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=317,
+        pattern=r"^([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$",
+    ),
+]
+LabelValue = Annotated[
+    str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")
+]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
@@ -69,6 +70,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 def check_pipeline(data: dict[str, Any], where: str = "pipeline") -> Pipeline:
     """Check plain data; raises UserError with one line for every mistake."""
+    data = _as_stored(data, Pipeline, where)
     try:
         # JSON mode: strict as the API server is ("5" is no number), and YAML's names only.
         return Pipeline.model_validate_json(json.dumps(data, default=str), strict=True, by_alias=True, by_name=False)
@@ -79,6 +81,27 @@ def check_pipeline(data: dict[str, Any], where: str = "pipeline") -> Pipeline:
         items = [i for i in items if not any(p != i["loc"] and p[: len(i["loc"])] == i["loc"] for p in places)]
         lines = [_sentence(item) for item in items]
         raise UserError(f"{where}: " + "\n".join(dict.fromkeys(lines))) from None
+
+
+def _as_stored(data: Any, kind: Any, where: str) -> Any:
+    """The data as an API server takes it in: without nulls where null is no value of the field, integers of 64 bits."""
+    if isinstance(data, int) and not -(2**63) <= data < 2**63:
+        raise UserError(f"{where}: {data} is beyond 64-bit integers")
+    if isinstance(data, list):
+        return [_as_stored(item, _inner(kind), where) for item in data]
+    if not isinstance(data, dict):
+        return data
+    section = _inner(kind)
+    fields = {info.alias or name: info for name, info in section.model_fields.items()} if section else {}
+    return {
+        name: _as_stored(value, fields[name].annotation if name in fields else None, where)
+        for name, value in data.items()
+        if value is not None or (section is not None and (name not in fields or _takes_null(fields[name])))
+    }
+
+
+def _takes_null(info: FieldInfo) -> bool:
+    return type(None) in typing.get_args(info.annotation)
 
 
 def _sentence(item: Any) -> str:

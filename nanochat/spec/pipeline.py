@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from nanochat.spec.fields import Name, Section, setting
+from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting
+from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.sources import Sources
 from nanochat.spec.stages import Stage, Stages
 
@@ -49,6 +50,17 @@ class PipelineSpec(Section):
     stages: Stages = setting(Stages, "The stages.")
     retries: Retries = setting(Retries, "What happens when an attempt fails.")
     cost: Cost = setting(Cost, "Prices.")
+    suspend: bool = setting(False, "Whether stages save a checkpoint, stop, and wait until this is false.", key=False)
+    cancel: bool = setting(False, "Whether the pipeline ends now; what it made stays.", key=False)
+    pods: PodSettings = setting(PodSettings, "Pods of all stages on a cluster.", key=False)
+    queue: ObjectName | None = setting(None, "Kueue's LocalQueue that the jobs wait in.", key=False)
+    priority: ObjectName | None = setting(None, "Kueue's WorkloadPriorityClass of the jobs.", key=False)
+    job_ttl_seconds: int = setting(
+        3600, "Seconds until the job of an attempt that ended is deleted.", unit="seconds", ge=0, key=False
+    )
+    stop_grace_seconds: int = setting(
+        120, "Seconds that pods have to save a checkpoint when they are stopped.", unit="seconds", ge=5, key=False
+    )
 
     def of_stage(self, stage: str) -> Stage:
         """The settings of a stage of the graph; one section is for the evaluations of all chat models."""
@@ -79,8 +91,8 @@ class Metadata(Section):
 
     name: PipelineName = setting(help="Name of the pipeline: lower-case letters, digits and '-', up to 32.")
     namespace: Name = setting("default", "Namespace.")
-    labels: Annotated[dict[str, str], Field(max_length=64)] = setting(dict, "Labels.", key=False)
-    annotations: Annotated[dict[str, str], Field(max_length=64)] = setting(dict, "Annotations.", key=False)
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = setting(dict, "Labels.", key=False)
+    annotations: Annotated[dict[LabelKey, str], Field(max_length=64)] = setting(dict, "Annotations.", key=False)
 
 
 class Pipeline(Section):

@@ -15,12 +15,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.pods import PodSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 HEAD = """# Settings
 
 Generated from `nanochat/spec/` by `python -m nanochat.spec.reference`; do not edit. Paths are those of the YAML
-file under `spec`, and of `--set`. A setting marked *key* changes what its stage makes: with another value the stage,
+file under `spec`, and of `--set`. Every stage also has `pod`, with the fields of `pods`. A setting marked *key* changes what its stage makes: with another value the stage,
 and what depends on it, runs again. The others can be changed at any time.
 """
 
@@ -44,7 +45,7 @@ def sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[Ba
         yield path, section
     for name, info in section.model_fields.items():
         inner = _section(info)
-        if inner is not None:
+        if inner is not None and not (inner is PodSettings and path):  # those of stages have the same fields
             yield from sections(inner, f"{path}.{info.alias or name}".lstrip("."))
 
 
@@ -64,6 +65,8 @@ def _row(name: str, info: FieldInfo) -> str:
 
 def _default(info: FieldInfo) -> str:
     value: Any = info.get_default(call_default_factory=True, validated_data={})
+    if value == {}:
+        return "none"
     if isinstance(value, tuple):
         shown = [_item(item) for item in value]
         return "; ".join(shown) or "none"
@@ -94,6 +97,8 @@ def _type(kind: Any) -> str:
         return " or ".join(f"`{item}`" for item in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(item) for item in arguments if item is not type(None))
+    if origin is dict:
+        return "map"
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nanochat.spec.fields import Name, Section, Text, Uri, setting
+from nanochat.spec.pods import PodSettings
 
 
 class Stage(Section):
     """What every stage has."""
 
     enabled: bool = setting(True, "Whether the stage is part of the pipeline.", key=False)
+    pod: PodSettings = setting(PodSettings, "Its pods on a cluster, over spec.pods.", key=False)
 
 
 class DatasetStage(Stage):
