@@ -18,13 +18,11 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from nanochat.spec.errors import NanochatError
-from operators import metrics
+from operators import labels, metrics
 
 GROUP, VERSION, PLURAL = "nanochat.dev", "v1alpha1", "chatpipelines"
 JOBS = ("kubeflow.org", "v1", "pytorchjobs")
 WORKLOADS = ("kueue.x-k8s.io", "v1beta1", "workloads")
-UID_LABEL = "nanochat.dev/pipeline-uid"
-PIPELINE_LABEL = "nanochat.dev/pipeline"
 TIMEOUT = (5, 30)  # seconds to connect, and between bytes
 WATCH_SECONDS = 240  # a watch is renewed after so long, so that one that fell silent is not trusted for ever
 
@@ -83,14 +81,14 @@ class Cluster:
     # ---- what belongs to a pipeline -------------------------------------------------------------------------
 
     def jobs(self, namespace: str, uid: str) -> list[Object]:
-        return self._list(*JOBS, namespace, label_selector=f"{UID_LABEL}={uid}")
+        return self._list(*JOBS, namespace, label_selector=f"{labels.UID}={uid}")
 
     def pods(self, namespace: str, uid: str) -> list[Object]:
         found = self._ask(
             "list",
             f"pods in {namespace}",
             lambda: self.core.list_namespaced_pod(
-                namespace, label_selector=f"{UID_LABEL}={uid}", _request_timeout=TIMEOUT
+                namespace, label_selector=f"{labels.UID}={uid}", _request_timeout=TIMEOUT
             ),
         )
         return self.api.sanitize_for_serialization(found)["items"]
@@ -166,12 +164,12 @@ class Cluster:
         with self._stream(f"{path}{place}/{plural}") as response:
             for line in _lines(response):
                 meta = json.loads(line).get("object", {}).get("metadata", {})
-                name = meta.get("labels", {}).get(PIPELINE_LABEL)
+                name = meta.get("labels", {}).get(labels.PIPELINE)
                 if name:
                     yield meta["namespace"], name
 
     def _stream(self, path: str) -> Any:
-        query = [("watch", "true"), ("labelSelector", UID_LABEL), ("timeoutSeconds", str(WATCH_SECONDS))]
+        query = [("watch", "true"), ("labelSelector", labels.UID), ("timeoutSeconds", str(WATCH_SECONDS))]
         try:
             return self.api.call_api(
                 path,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -148,7 +148,7 @@ class Run:
         jobs_found = {job["metadata"]["name"]: job for job in cluster.jobs(self.namespace, self.uid)}
         pods = cluster.pods(self.namespace, self.uid)
         workloads = cluster.workloads(self.namespace) if accepted.spec.queue else []
-        if not self._load(accepted, jobs_found.values()):
+        if not self._load(jobs_found.values()):
             self._tell(found, status.unreachable(found, self.trouble, now))
             return TROUBLE_SECONDS
         assert self.attempts is not None
@@ -224,7 +224,7 @@ class Run:
         )
         return ""
 
-    def _storage(self, operation: Any) -> bool:
+    def _storage(self, operation: Callable[[], object]) -> bool:
         """Do something that needs storage, unless it was found out of reach in this turn."""
         if self.trouble:
             return False
@@ -239,13 +239,13 @@ class Run:
 
     # ---- observing ------------------------------------------------------------------------------------------
 
-    def _load(self, accepted: Accepted, found: Sequence[Object] | Any) -> bool:
+    def _load(self, found: Iterable[Object]) -> bool:
         """The records of all attempts, once; jobs that have none yet are adopted. False while storage is away."""
         if self.attempts is None:
 
             def load() -> None:
                 assert self.view is not None
-                self.attempts = Attempts.load(self.view.artifacts.store, self.view.paths, accepted.graph.stages)
+                self.attempts = Attempts.load(self.view.artifacts.store, self.view.paths)
 
             if not self._storage(load):
                 return False
@@ -412,14 +412,9 @@ class Run:
     def _launch(self, accepted: Accepted, action: Launch, now: float) -> None:
         assert self.attempts is not None and self.view is not None
         request = jobs.JobRequest(
-            name=self.name,
-            namespace=self.namespace,
             uid=self.uid,
-            spec=accepted.spec,
-            node=accepted.graph.node(action.stage),
+            accepted=accepted,
             launch=action,
-            horizon=accepted.graph.horizon.to_dict(),
-            profile=accepted.profile,
             run=self.view.paths.root,
             config=self.services.config,
             started=now,
@@ -438,9 +433,8 @@ class Run:
             raise ClusterError(
                 f"PyTorchJob {self.namespace}/{meta['name']} exists and is not this pipeline's: delete it"
             )
-        record = self.attempts.adopt(job, self.uid)
-        if record is not None:
-            self.attempts.save()
+        self.attempts.adopt(job, self.uid)
+        self.attempts.save()
         self._event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
     def _stop(self, action: Stop, jobs_found: Mapping[str, Object], pods: list[Object], now: float) -> None:

@@ -1,0 +1,115 @@
+"""What a stage's pods ask for where nobody says: CPU and memory from the model's size.
+
+Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at a time, width W, depth L, vocabulary V:
+
+- training on CPUs: P x (0.8 GiB + 16 N + 4 r T (34 W L + 3 V)) x 1.2. 16 N is weights, gradients and optimizer in fp32;
+  34 W values are kept of each token and block for the backward pass (arXiv 2205.05198, eq. 1, without attention's
+  square); the logits, their softmax and their gradient are 3 V.
+- training on GPUs: P x 4 GiB + 16 N, which is what a checkpoint stages in host memory.
+- evaluation: the same with 8 N.
+- the stages before training and after it: 1 GiB, and 4 bytes for each character that the tokenizer trains on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from nanochat.model.sizes import parameters
+from nanochat.pipeline.graph import TRAINING, Graph
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.pods import PodSettings, Quantity
+from nanochat.spec.stages import ComputeStage, TrainingStage
+from operators.config import Config, Pool
+
+GIB = 1 << 30
+UNITS = {"": 1, "m": 1e-3} | {
+    f"{name}{i}": (1024 if i else 1000) ** power
+    for power, name in enumerate(("k", "M", "G", "T", "P"), start=1)
+    for i in ("", "i")
+}
+UNITS["Ki"] = 1024
+SMALL = 50_000_000  # parameters up to which a model trains in a share of a core
+CHARACTERS_A_CORE = 500_000_000  # of text that one core tokenizes in a few minutes
+
+
+def amount(quantity: Quantity) -> float:
+    """The number that a Kubernetes quantity means: '500m' is 0.5, '2Gi' is 2147483648."""
+    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity))
+    assert found is not None, quantity
+    return float(found[1]) * UNITS[found[2]]
+
+
+def gpus(spec: PipelineSpec, stage: str) -> int:
+    """GPUs of one node."""
+    settings = spec.of_stage(stage)
+    return settings.gpus_per_node if isinstance(settings, ComputeStage) else 0
+
+
+def nodes(spec: PipelineSpec, stage: str) -> int:
+    """Pods of an attempt."""
+    settings = spec.of_stage(stage)
+    return settings.nodes if isinstance(settings, TrainingStage) else 1
+
+
+def processes(spec: PipelineSpec, stage: str) -> int:
+    """Processes of one pod."""
+    settings = spec.of_stage(stage)
+    return settings.processes if isinstance(settings, ComputeStage) else 1
+
+
+def pool(config: Config, spec: PipelineSpec, stage: str) -> Pool:
+    """The node pool of a stage: that with GPUs where it asks for any."""
+    return config.pools.gpu if gpus(spec, stage) else config.pools.cpu
+
+
+def pod_settings(config: Config, spec: PipelineSpec, stage: str) -> PodSettings:
+    """The settings of a stage's pods: the stage's over the pipeline's over the pool's."""
+    return spec.of_stage(stage).pod.over(spec.pods).over(pool(config, spec, stage).pods)
+
+
+def cpu(settings: PodSettings, spec: PipelineSpec, stage: str, graph: Graph) -> float:
+    """Cores that a pod asks for."""
+    if "cpu" in settings.resources.requests:
+        return amount(settings.resources.requests["cpu"])
+    if isinstance(spec.of_stage(stage), ComputeStage):
+        if gpus(spec, stage):
+            return 4.0 * processes(spec, stage)
+        return processes(spec, stage) * (0.5 if parameters(graph.horizon.model) <= SMALL else 1.0)
+    if stage in ("tokenizer", "tokens"):
+        characters = spec.sources.text.characters_per_shard * len(graph.horizon.shards)
+        return float(min(16, max(1, math.ceil(characters / CHARACTERS_A_CORE))))
+    return 0.5
+
+
+def memory(settings: PodSettings, spec: PipelineSpec, stage: str, graph: Graph, *, factor: float = 1.0) -> int:
+    """Bytes that a pod asks for, times the factor that attempts before asked for in vain."""
+    if "memory" in settings.resources.requests:
+        return round(amount(settings.resources.requests["memory"]) * factor)
+    return round(_memory(spec, stage, graph) * factor)
+
+
+def _memory(spec: PipelineSpec, stage: str, graph: Graph) -> float:
+    compute, model = spec.of_stage(stage), graph.horizon.model
+    if not isinstance(compute, ComputeStage):
+        characters = 4 * spec.stages.tokenizer.max_chars if stage == "tokenizer" else 0
+        whole = spec.sources.text.characters_per_shard * len(graph.horizon.shards)
+        return 1 * GIB + min(characters, 4 * whole)
+    state = (16 if stage in TRAINING else 8) * parameters(model)
+    if compute.gpus_per_node:
+        return compute.processes * 4 * GIB + state
+    tokens = compute.device_batch_size * model.sequence_length
+    activations = 4 * tokens * (34 * model.width * model.depth + 3 * model.vocab_size)
+    return 1.2 * compute.processes * (0.8 * GIB + state + activations)
+
+
+def memory_limits(config: Config, spec: PipelineSpec, graph: Graph) -> Mapping[str, float]:
+    """The largest factor on each stage's memory request that its pool allows."""
+    limits = {}
+    for stage in graph.stages:
+        limit = pool(config, spec, stage).memory_limit
+        if limit is not None:
+            settings = pod_settings(config, spec, stage)
+            limits[stage] = max(1.0, amount(limit) / memory(settings, spec, stage, graph))
+    return limits
