@@ -1,8 +1,8 @@
 """The attempts of a run: one record each, in the run's folder, so that they outlive the controller and the jobs.
 
-    attempts = Attempts.load(store, paths, stages)
-    attempts.adopt(job, uid)                  # a job that has no record yet
-    attempts.put(replace(record, ...)); attempts.save()
+attempts = Attempts.load(store, paths, stages)
+attempts.adopt(job, uid)                  # a job that has no record yet
+attempts.put(replace(record, ...)); attempts.save()
 """
 
 from __future__ import annotations
@@ -152,5 +152,3 @@ class Attempts:
             if self._stored.get(record.job) != record:
                 self._store.write_json(self._paths.attempt(record.stage, record.number), record.to_dict())
                 self._stored[record.job] = record
-
-

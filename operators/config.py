@@ -1,10 +1,10 @@
 """The controller's configuration: store profiles, node pools, the trainer's image. The chart writes the file.
 
-    profiles:
-      default: {root: s3://bucket/nanochat, endpoint: http://s3:7070, secret: nanochat-s3, credentials: /etc/nanochat/s3}
-    pools:
-      gpu: {pods: {nodeSelector: {pool: gpu}, tolerations: [...]}, memoryLimit: 1800Gi}
-    image: registry/nanochat-trainer:0.1.0
+profiles:
+  default: {root: s3://bucket/nanochat, endpoint: http://s3:7070, secret: nanochat-s3, credentials: /etc/nanochat/s3}
+pools:
+  gpu: {pods: {nodeSelector: {pool: gpu}, tolerations: [...]}, memoryLimit: 1800Gi}
+image: registry/nanochat-trainer:0.1.0
 """
 
 from __future__ import annotations

@@ -42,7 +42,10 @@ RULES: dict[type[BaseModel], list[Schema]] = {
         ),
     ],
     Stages: [
-        rule(f"!has(self.{stage}) || self.{stage}.enabled", f"stages.{stage} cannot be disabled: later stages read what it makes")
+        rule(
+            f"!has(self.{stage}) || self.{stage}.enabled",
+            f"stages.{stage} cannot be disabled: later stages read what it makes",
+        )
         for stage in ("dataset", "tokenizer", "tokens", "base")
     ],
     EnvVar: [rule("has(self.value) != has(self.valueFrom)", "exactly one of value and valueFrom is needed")],
@@ -110,7 +113,9 @@ def _value(kind: Any, source: Schema, defs: Schema) -> Schema:
             return _value(kind, options[0], defs)
         schema = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
         for item in options:
-            schema |= {name: value for name, value in _value(kind, item, defs).items() if name not in ("type", "format")}
+            schema |= {
+                name: value for name, value in _value(kind, item, defs).items() if name not in ("type", "format")
+            }
         return schema
     schema = {name: source[name] for name in KEPT if name in source}
     for bound, strict in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):

@@ -145,8 +145,9 @@ class Run:
             return IDLE_SECONDS
         accepted, cluster = self.accepted, self.services.cluster
         self.trouble = ""
-        jobs_found = {job["metadata"]["name"]: job for job in cluster.jobs(self.namespace, self.uid)}
+        # Pods first: one that Kueue has removed is then seen with its job suspended.
         pods = cluster.pods(self.namespace, self.uid)
+        jobs_found = {job["metadata"]["name"]: job for job in cluster.jobs(self.namespace, self.uid)}
         workloads = cluster.workloads(self.namespace) if accepted.spec.queue else []
         if not self._load(jobs_found.values()):
             self._tell(found, status.unreachable(found, self.trouble, now))
@@ -158,8 +159,7 @@ class Run:
                 jobs_found.get(record.job),
                 [pod for pod in pods if signals.job_of(pod) == record.job],
                 now,
-                workload=signals.workload_of(jobs_found.get(record.job), workloads),
-                grace=accepted.spec.stop_grace_seconds,
+                signals.workload_of(jobs_found.get(record.job), workloads),
             )
             for record in self.attempts.open()
         }
@@ -209,9 +209,7 @@ class Run:
         self._source, self._looked, self.explanations = source, 0.0, {}
         profile = self.accepted.profile
         store = open_store(
-            Profile(
-                root=profile.root, endpoint=profile.endpoint, region=profile.region, anonymous=profile.anonymous
-            ),
+            Profile(root=profile.root, endpoint=profile.endpoint, region=profile.region, anonymous=profile.anonymous),
             patient=False,
             credentials=Path(profile.credentials) if profile.credentials else None,
         )
@@ -322,9 +320,7 @@ class Run:
             for node in accepted.graph.nodes:
                 missing = [out for out in node.outputs if out.key not in self.present]
                 if missing and node.stage not in self.explanations:
-                    self.explanations[node.stage] = explain_miss(
-                        self.view.artifacts, missing, total=len(node.outputs)
-                    )
+                    self.explanations[node.stage] = explain_miss(self.view.artifacts, missing, total=len(node.outputs))
         self._looked = now
 
     def _find(self, outputs: Sequence[Output]) -> None:
@@ -380,9 +376,7 @@ class Run:
             hold=hold,
         )
 
-    def _attempt(
-        self, record: Record, accepted: Accepted, seen: Mapping[str, signals.Seen], now: float
-    ) -> Attempt:
+    def _attempt(self, record: Record, accepted: Accepted, seen: Mapping[str, signals.Seen], now: float) -> Attempt:
         outputs = {out.key for out in accepted.graph.node(record.stage).outputs}
         heartbeat = self.heartbeats.get(record.job, (0.0, 0.0))[1]
         return Attempt(

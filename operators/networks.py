@@ -1,6 +1,6 @@
 """How the nodes of one attempt talk, as named presets: environment, devices and rights of the pods.
 
-    preset = PRESETS["rdma"]
+preset = PRESETS["rdma"]
 """
 
 from __future__ import annotations

@@ -2,21 +2,32 @@
 
 It starts the stage (one process) or torchrun (several), keeps each rank's log in the run's folder, forwards SIGTERM to
 the ranks, gathers their outcomes, and ends with 0, 143 (stopped after a checkpoint) or 1. It imports no torch.
+
+On a cluster it is the first process of every pod. There the plan is that of the whole attempt; which launch and which
+of its nodes this is, the pod's environment tells:
+
+    NANOCHAT_POD_UID     names the launch: each node's logs and outcome lie under its own
+    NANOCHAT_NODE_RANK   0 is the node that reports and commits
+    NANOCHAT_MASTER      name of node 0, and NANOCHAT_MASTER_PORT
+    NANOCHAT_WORK        folder for the work folders
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from nanochat.pipeline.logs import LogUploader
-from nanochat.pipeline.orphan import LIFELINE, die_with_starter, end_launches
+from nanochat.pipeline.orphan import LIFELINE, PLAN, die_with_starter, end_launches
 from nanochat.pipeline.outcomes import (
     EXIT_DISK_FULL,
     EXIT_STOPPED,
@@ -30,38 +41,119 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.store import Profile, open_store
 
+POD = "NANOCHAT_POD_UID"
+MASTER_SECONDS = 300.0  # that node 0 may take to have a name
+START_SECONDS = 10.0  # that ranks may take to begin once the launch is to stop: before, they have nothing to save
+TERMINATION_BYTES = 4096  # what Kubernetes keeps of a container's last words
+
 
 def main() -> int:
     """Launch the plan; returns the exit code."""
     path = Path(sys.argv[1])
     plan = StagePlan.read(path)
+    if POD in os.environ:
+        plan, path = in_pod(plan)
     work = Path(plan.work)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
-    child = start(plan, path, work)
-    forwarded = False
-    while child.poll() is None:
-        if stopping.is_set() and not forwarded:
-            forwarded = forward(work, plan.processes)
-        time.sleep(0.1)
-    end_launches(work)  # nothing of a launch outlives it
-    outcome = from_exit(
-        child.returncode, read_outcomes(work), processes=plan.processes, asked_to_stop=stopping.is_set()
-    )
+    kills = memory_kills()
+    outcome = await_master(stopping) if plan.nodes > 1 else None
+    if outcome is None:
+        outcome = watch(plan, start(plan, path, work), work, stopping)
+    if outcome.reason in (Reason.INFRASTRUCTURE, Reason.ERROR) and memory_kills() > kills:
+        message = "a process was killed because the pod's memory is used up"
+        outcome = replace(outcome, reason=Reason.OUT_OF_MEMORY, message=message, host=True)
+    outcome = replace(outcome, time=outcome.time or time.time())
     told = write_outcome(work / "outcome.json", outcome)
     uploader.close()
     try:
         store.write_json(RunPaths(plan.run).outcome(plan.stage, plan.launch), outcome.to_dict())
     except Exception as error:
         say(f"the outcome could not be stored: {error}")
+    if POD in os.environ:
+        last_words(Path(os.environ.get("NANOCHAT_TERMINATION_LOG", "/dev/termination-log")), outcome, plan.launch)
     if outcome.reason is Reason.SUCCEEDED:
         return 0
     if not told:
         return EXIT_DISK_FULL
     return EXIT_STOPPED if outcome.reason is Reason.PREEMPTED else 1
+
+
+def in_pod(plan: StagePlan) -> tuple[StagePlan, Path]:
+    """The plan of this pod's own launch, and the file it is written to."""
+    launch = f"{plan.attempt:02d}-{os.environ[POD][:8]}"
+    work = Path(os.environ["NANOCHAT_WORK"]) / "launches" / launch
+    work.mkdir(parents=True, exist_ok=True)
+    plan = replace(plan, launch=launch, work=str(work))
+    plan.write(work / PLAN)
+    return plan, work / PLAN
+
+
+def await_master(stopping: threading.Event) -> Outcome | None:
+    """Wait until node 0's name is known; the outcome where it never is, or where the launch is to stop."""
+    name, deadline = os.environ["NANOCHAT_MASTER"], time.monotonic() + MASTER_SECONDS
+    while not stopping.is_set():
+        try:
+            socket.getaddrinfo(name, None)
+            return None
+        except OSError as error:
+            if time.monotonic() > deadline:
+                return Outcome(Reason.INFRASTRUCTURE, f"the first node's name {name} does not resolve: {error}")
+        stopping.wait(1.0)
+    return Outcome(Reason.PREEMPTED, "stopped while it waited for its peers")
+
+
+def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping: threading.Event) -> Outcome:
+    """Wait for the stage's end, forwarding a stop."""
+    forwarded, asked = False, 0.0
+    while child.poll() is None:
+        if stopping.is_set() and not forwarded:
+            asked = asked or time.monotonic()
+            forwarded = forward(work, plan.processes)
+            if not forwarded and plan.nodes > 1 and time.monotonic() - asked > START_SECONDS:
+                end_launches(work)  # its peers may never come
+                child.wait()
+                return Outcome(Reason.PREEMPTED, "stopped while it started")
+        time.sleep(0.1)
+    end_launches(work)  # nothing of a launch outlives it
+    return from_exit(
+        child.returncode,
+        read_outcomes(work),
+        processes=plan.processes,
+        first=node_rank() * plan.processes,
+        asked_to_stop=stopping.is_set(),
+    )
+
+
+def node_rank() -> int:
+    """Which of the attempt's nodes this is."""
+    return int(os.environ.get("NANOCHAT_NODE_RANK", "0"))
+
+
+def memory_kills() -> int:
+    """How many processes of this container were killed because its memory was used up."""
+    if POD not in os.environ:
+        return 0
+    events = Path(os.environ.get("NANOCHAT_CGROUP", "/sys/fs/cgroup"), "memory.events")
+    with suppress(OSError):
+        return sum(int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill "))
+    return 0
+
+
+def last_words(path: Path, outcome: Outcome, launch: str) -> None:
+    """The outcome as the container's termination message."""
+    words = {"reason": outcome.reason, "rank": outcome.rank, "time": outcome.time, "host": outcome.host}
+    words |= {"launch": launch, "message": outcome.message[:1000]}
+    text = json.dumps(words).encode()
+    if len(text) > TERMINATION_BYTES:
+        text = json.dumps(words | {"message": outcome.message[:300]}).encode()
+    try:
+        path.write_bytes(text)
+    except OSError as error:
+        say(f"the termination message could not be written: {error}")
 
 
 def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
@@ -70,20 +162,21 @@ def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
     environment.update(OMP_NUM_THREADS=str(plan.threads), PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
     # Threads that wait asleep cost a stage alone 2 to 4 % and halve the time of two that share the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("USER", "nanochat")  # PyTorch asks for it, and a pod's user may have no name
     stage = ["-m", "nanochat.stages", str(path)]
-    if plan.processes == 1:
+    if plan.processes * plan.nodes == 1:
         command = [sys.executable, *stage]
     else:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nnodes=1",
-            f"--nproc-per-node={plan.processes}",
-            "--max-restarts=0",
-            *stage,
-        ]
+        meeting = ["--standalone", "--nnodes=1"]
+        if plan.nodes > 1:
+            meeting = [
+                f"--nnodes={plan.nodes}",
+                f"--node-rank={node_rank()}",
+                f"--master-addr={os.environ['NANOCHAT_MASTER']}",
+                f"--master-port={os.environ['NANOCHAT_MASTER_PORT']}",
+            ]
+        processes = [f"--nproc-per-node={plan.processes}", "--max-restarts=0"]
+        command = [sys.executable, "-m", "torch.distributed.run", *meeting, *processes, *stage]
     with (work / "launch.log").open("ab") as output:  # each rank has a log of its own
         return subprocess.Popen(
             command,

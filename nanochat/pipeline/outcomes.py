@@ -87,8 +87,13 @@ def is_peer_loss(outcome: Outcome) -> bool:
     return any(word in text for word in ("connection closed by peer", "connection reset by peer", "gloo", "nccl"))
 
 
-def from_exit(code: int, outcomes: Iterable[Outcome], *, processes: int = 1, asked_to_stop: bool = False) -> Outcome:
-    """The outcome of a launch whose process ended with `code` (negative: killed by that signal)."""
+def from_exit(
+    code: int, outcomes: Iterable[Outcome], *, processes: int = 1, first: int = 0, asked_to_stop: bool = False
+) -> Outcome:
+    """The outcome of a launch whose process ended with `code` (negative: killed by that signal).
+
+    Its ranks are the `processes` from `first` on.
+    """
     told = list(outcomes)
     cause = earliest_cause(told, asked_to_stop=asked_to_stop)
     if code == 0:
@@ -97,7 +102,7 @@ def from_exit(code: int, outcomes: Iterable[Outcome], *, processes: int = 1, ask
         return Outcome(reason=Reason.USER_ERROR, message="the disk is full: free space, then run again")
     consequence = cause is None or cause.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) or is_peer_loss(cause)
     if consequence and 0 < len(told) < processes:
-        silent = sorted(set(range(processes)) - {outcome.rank for outcome in told})
+        silent = sorted(set(range(first, first + processes)) - {outcome.rank for outcome in told})
         return Outcome(
             reason=Reason.INFRASTRUCTURE,
             message=f"rank {silent[0]} ended without a word: killed by hand, by the kernel for memory, or by a crash",

@@ -26,7 +26,7 @@ class StagePlan:
     namespace: str
     run: str  # the run's folder under the store's root: runs/<namespace>.<name>/<uid>
     attempt: int
-    launch: str
+    launch: str  # and `work` are '' on a cluster: there the launcher fills them in
     outputs: tuple[Output, ...]  # what is missing and has to be made
     inputs: Mapping[str, str]  # 'kind/name' -> key
     spec: Mapping[str, Any]  # PipelineSpec with YAML's names; the device batch size of this attempt is in it
@@ -34,7 +34,8 @@ class StagePlan:
     profile: Mapping[str, Any]  # the store profile: root, endpoint, region, anonymous
     cache: str  # local folder of fetched files
     work: str  # local folder of this launch: logs, outcomes, process ids
-    processes: int = 1
+    processes: int = 1  # of each node
+    nodes: int = 1
     threads: int = 1  # compute threads of each process
     tracking: str | None = None  # MLflow's tracking URI
     contract: int = CONTRACT

@@ -299,7 +299,9 @@ def decide_retry(
         return Retry(failure=message)
     if reason is Reason.OUT_OF_MEMORY:
         if memory > last.memory:
-            return Retry(device_batch_size=size, memory=memory, why=f"out of memory: again with {memory:g} times as much")
+            return Retry(
+                device_batch_size=size, memory=memory, why=f"out of memory: again with {memory:g} times as much"
+            )
         if not rows:
             return Retry(failure=f"out of memory: give the stage's pod a larger memory request ({message})")
         if size is not None and size < 1:
@@ -320,9 +322,7 @@ def decide_retry(
     if reason is Reason.PREEMPTED or counted == 0:
         return Retry(device_batch_size=size, memory=memory, why=f"again after: {message}")
     delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
-    return Retry(
-        not_before=last.ended + delay, device_batch_size=size, memory=memory, why=f"again after: {message}"
-    )
+    return Retry(not_before=last.ended + delay, device_batch_size=size, memory=memory, why=f"again after: {message}")
 
 
 def _ran_out(attempt: Attempt) -> bool:

@@ -9,6 +9,7 @@ for that can hold parts of a request.
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import sleep
@@ -19,6 +20,13 @@ from nanochat.spec.errors import NanochatError, StorageError, UserError
 T = TypeVar("T")
 
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further try
+
+
+def delays(patience: float) -> tuple[float, ...]:
+    """The usual delays, and the longest of them again until they last `patience` seconds."""
+    more = max(0.0, patience - sum(DELAYS))
+    return (*DELAYS, *[DELAYS[-1]] * math.ceil(more / DELAYS[-1]))
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EIO}

@@ -23,10 +23,21 @@ PARTS_AT_ONCE = 4  # a transfer holds a few times PART x PARTS_AT_ONCE bytes, ho
 MOST_PARTS = 9_000  # S3 allows 10,000 parts
 
 
+def _credentials(folder: Path | None) -> dict[str, str]:
+    """s3fs' names for the credentials in a folder; none where there is no folder."""
+    if folder is None:
+        return {}
+    names = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "token": "AWS_SESSION_TOKEN"}
+    found = {name: (folder / file).read_text().strip() for name, file in names.items() if (folder / file).exists()}
+    if not {"key", "secret"} <= found.keys():
+        raise UserError(f"{folder} must hold the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return found
+
+
 class S3Store(Store):
     """Objects below s3://bucket/prefix."""
 
-    def __init__(self, profile: Profile, delays: Sequence[float] = DELAYS) -> None:
+    def __init__(self, profile: Profile, delays: Sequence[float] = DELAYS, credentials: Path | None = None) -> None:
         """`delays` are the seconds before each further try after an error that may pass."""
         parts = urlsplit(profile.root)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
@@ -40,6 +51,7 @@ class S3Store(Store):
         # s3fs makes its blocking methods at run time, where a type checker does not see them.
         self._fs: Any = s3fs.S3FileSystem(
             anon=profile.anonymous,
+            **_credentials(credentials),
             endpoint_url=profile.endpoint,
             client_kwargs={"region_name": profile.region} if profile.region else {},
             # `tried` does the retrying: it knows what is worth it. One quick retry stays with s3fs.

@@ -4,13 +4,14 @@
     store.write("runs/a/progress.json", b"{}")          # atomic: readers see the old file or the new one
     store.create("artifacts/x/manifest.json", b"...")   # True for exactly one of those who try
 
-Paths are relative to the root, with '/'. Credentials come from the environment (AWS's usual chain) alone.
+Paths are relative to the root, with '/'. Credentials come from the environment (AWS's usual chain) or a folder.
 What is missing raises FileNotFoundError; all else a UserError or StorageError that says what to change.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -152,16 +153,24 @@ class Store(ABC):
             raise StorageError(f"{self.root} did not return what was just written: check the storage server")
 
 
-def open_store(profile: Profile, *, patient: bool = True) -> Store:
-    """The store of a profile; nothing is read or written yet. Not `patient`, a remote one is tried once and at once."""
+PATIENCE = "NANOCHAT_STORE_PATIENCE"  # seconds that storage may be out of reach, where that is not the usual time
+
+
+def open_store(profile: Profile, *, patient: bool = True, credentials: Path | None = None) -> Store:
+    """The store of a profile; nothing is read or written yet. Not `patient`, a remote one is tried once and at once.
+
+    `credentials` is a folder with the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, instead of the environment.
+    """
     from nanochat.storage.folder import FolderStore
 
     parts = urlsplit(profile.root)
     if parts.scheme == "s3":
         # s3fs and botocore take half a second to import: not spent where a folder is used.
+        from nanochat.storage.failures import delays
         from nanochat.storage.s3 import S3Store
 
-        return S3Store(profile) if patient else S3Store(profile, delays=())
+        patience = float(os.environ.get(PATIENCE) or 0)
+        return S3Store(profile, delays=delays(patience) if patient else (), credentials=credentials)
     if parts.scheme in ("", "file"):
         if not profile.root:
             raise UserError("the store's root is empty: give a folder or s3://bucket/prefix")
