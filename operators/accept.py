@@ -75,8 +75,8 @@ def _contents(spec: PipelineSpec, namespace: str, cluster: Cluster) -> dict[str,
     if not uri.startswith(CONFIG_MAP):
         if "://" not in uri or uri.startswith("file://"):
             raise UserError(
-                f"stages.mid.identity is the local file {uri}, which a cluster does not have: `nanochat submit` uploads "
-                "it, or name configmap://NAME/KEY or an s3:// address"
+                f"stages.mid.identity is the local file {uri}, which a cluster does not have: `nanochat submit` "
+                "uploads it, or name configmap://NAME/KEY or an s3:// address"
             )
         return {}
     name, _, key = uri.removeprefix(CONFIG_MAP).partition("/")

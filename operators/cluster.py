@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import urllib3
 from kubernetes import client
@@ -26,7 +26,6 @@ WORKLOADS = ("kueue.x-k8s.io", "v1beta1", "workloads")
 TIMEOUT = (5, 30)  # seconds to connect, and between bytes
 WATCH_SECONDS = 240  # a watch is renewed after so long, so that one that fell silent is not trusted for ever
 
-T = TypeVar("T")
 Object = dict[str, Any]
 
 
@@ -91,7 +90,8 @@ class Cluster:
                 namespace, label_selector=f"{labels.UID}={uid}", _request_timeout=TIMEOUT
             ),
         )
-        return self.api.sanitize_for_serialization(found)["items"]
+        plain: Any = self.api.sanitize_for_serialization(found)
+        return plain["items"]
 
     def workloads(self, namespace: str) -> list[Object]:
         """Kueue's Workloads of a namespace; none where Kueue is not installed."""
@@ -206,7 +206,7 @@ class Cluster:
             return False
         return True
 
-    def _ask(self, verb: str, what: str, call: Callable[[], T]) -> T | None:
+    def _ask(self, verb: str, what: str, call: Callable[[], Any]) -> Any:
         """Make a call; None where the object does not exist."""
         began = time.monotonic()
         try:

@@ -288,8 +288,8 @@ def crd() -> Schema:
                             "x-kubernetes-validations": [
                                 rule(
                                     f"self.metadata.name.size() <= 32 && self.metadata.name.matches('{NAME}')",
-                                    "the name must be lower-case letters, digits and '-', begin with a letter, and have "
-                                    "at most 32 characters",
+                                    "the name must be lower-case letters, digits and '-', begin with a letter, and "
+                                    "have at most 32 characters",
                                 )
                             ],
                         }

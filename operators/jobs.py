@@ -3,7 +3,8 @@
     config_map, job = build(request)
 
 Without a Master and without an elasticPolicy the training operator adds no init container and calls the job done only
-when every worker is. Retries, timeouts and clean-up are the controller's: `restartPolicy: Never`, no backoffLimit, no TTL.
+when every worker is. Retries, timeouts and clean-up are the controller's: `restartPolicy: Never`, no backoffLimit, no
+TTL.
 """
 
 from __future__ import annotations

@@ -295,7 +295,8 @@ class Run:
         reached = self._reached(record, before)
         self._take_progress(record, now)
         record = self.attempts.end(record, outcome, reached=reached, now=now)
-        metrics.attempt_ended(record, useful=reached > before or outcome.reason is Reason.SUCCEEDED)
+        useful = reached > before or outcome.reason is Reason.SUCCEEDED
+        metrics.attempt_ended(record, lost=0.0 if useful else record.used)
         level = "Normal" if outcome.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) else "Warning"
         self._event(level, str(outcome.reason), f"{record.stage} attempt {record.number}: {outcome.message or 'ended'}")
         self._looked = 0.0
@@ -391,7 +392,6 @@ class Run:
             waiting=seen[record.job].waiting if record.outcome is None and record.job in seen else "",
             stale=not outputs.issuperset(record.keys),
             memory=record.memory,
-            stop_reason=record.stopping,
         )
 
     def _claim(self, accepted: Accepted, planned: Status) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import kopf
+import urllib3
 from kubernetes import client
 from kubernetes import config as kubeconfig
 
@@ -213,7 +214,7 @@ class Controller:
     def _access(self, uid: str) -> dict[str, str] | None:
         if not self.service:
             return None
-        return {"service": self.service, "token": self.access.token(uid, self.access.day(time.time()))}
+        return {"service": self.service, "token": self.access.token(uid, time.time())}
 
     def view(self, namespace: str, name: str) -> http.RunView | None:
         """What the HTTP endpoint may read of a pipeline."""
@@ -264,7 +265,8 @@ def main() -> int:
     cache = Path(os.environ.get("NANOCHAT_CACHE", "/tmp/nanochat"))
     access = Access(secrets.token_bytes(32))
     controller = Controller(config, Cluster(api), access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
-    server = http.serve(http.build_app(controller.view, access, controller.health), options.port)
+    app = http.build_app(controller.view, access, controller.health, lambda: controller.ready)
+    server = http.Server(app, options.port)
     lease = Lease(client.CoordinationV1Api(api), namespace, "nanochat-controller", identity)
     try:
         return asyncio.run(_lead(controller, lease))
@@ -309,7 +311,7 @@ def _connect() -> client.ApiClient:
         except kubeconfig.ConfigException as error:
             raise ClusterError(f"there is neither a service account nor a kubeconfig: {error}") from None
     configuration.connection_pool_maxsize = TURNS_AT_ONCE + 4
-    configuration.retries = False
+    configuration.retries = urllib3.Retry(0)  # type: ignore[assignment]  # a turn that fails is made again
     return client.ApiClient(configuration)
 
 

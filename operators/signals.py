@@ -80,9 +80,7 @@ def job_of(pod: Object) -> str:
 def workload_of(job: Object | None, workloads: Iterable[Object]) -> Object | None:
     """Kueue's Workload for a job."""
     uid = job["metadata"]["uid"] if job else None
-    return next(
-        (w for w in workloads if any(o["uid"] == uid for o in w["metadata"].get("ownerReferences", ()))), None
-    )
+    return next((w for w in workloads if any(o["uid"] == uid for o in w["metadata"].get("ownerReferences", ()))), None)
 
 
 def queue_state(workload: Object | None) -> dict[str, str] | None:

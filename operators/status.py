@@ -169,18 +169,18 @@ def document(
 def _stage(item: Any, told: Told, now: float) -> Object:
     own = [r for r in told.records if r.stage == item.stage]
     state = told.progress.get(item.stage)
-    live = item.phase in (Phase.RUNNING, Phase.STOPPING) and state is not None
+    live = state if item.phase in (Phase.RUNNING, Phase.STOPPING) else None
     return {
         "name": item.stage,
         "phase": str(item.phase),
         "message": item.message[:LONGEST] or None,
         "why": told.explanations.get(item.stage, "")[:LONGEST] or None,
         "attempts": item.attempts,
-        "step": state.step if live else None,
-        "total": state.total if live else None,
-        "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in state.rates.items()) if live else None,
-        "loss": round(loss, 4) if live and (loss := _loss(state)) is not None else None,
-        "eta": round(state.eta) if live and state.eta is not None else None,
+        "step": live.step if live else None,
+        "total": live.total if live else None,
+        "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in live.rates.items()) if live else None,
+        "loss": round(loss, 4) if (loss := _loss(live)) is not None else None,
+        "eta": round(live.eta) if live and live.eta is not None else None,
         "started": _time(own[0].started if own else None),
         "ended": _time(own[-1].ended if own else None),
         "keys": {out.ref: out.key for out in told.accepted.graph.node(item.stage).outputs[:50]},

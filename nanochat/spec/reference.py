@@ -21,8 +21,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 HEAD = """# Settings
 
 Generated from `nanochat/spec/` by `python -m nanochat.spec.reference`; do not edit. Paths are those of the YAML
-file under `spec`, and of `--set`. Every stage also has `pod`, with the fields of `pods`. A setting marked *key* changes what its stage makes: with another value the stage,
-and what depends on it, runs again. The others can be changed at any time.
+file under `spec`, and of `--set`. Every stage also has `pod`, with the fields of `pods`. A setting
+marked *key* changes what its stage makes: with another value the stage, and what depends on it, runs again. The others
+can be changed at any time.
 """
 
 

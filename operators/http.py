@@ -1,0 +1,157 @@
+"""The controller's read-only HTTP endpoint: health, metrics, and stored logs and reports of pipelines.
+
+What is stored is reached through the API server's service proxy, with the token from the pipeline's status in the
+header X-Nanochat-Token (`operators.access`). A pipeline that is unknown and a token that is wrong look alike: 404.
+
+    GET /v1/NAMESPACE/NAME/attempts                     records of all attempts
+    GET /v1/NAMESPACE/NAME/progress/STAGE               where a stage stands
+    GET /v1/NAMESPACE/NAME/logs/STAGE                   [{"launch", "files": [{"name", "bytes"}]}]
+    GET /v1/NAMESPACE/NAME/logs/STAGE/LAUNCH/FILE?offset=N   what follows, with X-Nanochat-Next
+    GET /v1/NAMESPACE/NAME/report                       names of the report's files
+    GET /v1/NAMESPACE/NAME/report/FILE                  one of them
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import StorageError
+from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.manifest import Manifest
+from nanochat.storage.store import Store
+from nanochat.tracking.progress import read_progress
+from operators import metrics
+from operators.access import Access
+
+MOST_BYTES = 4 << 20  # of one answer
+NEXT = "X-Nanochat-Next"
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What may be read of one pipeline."""
+
+    uid: str
+    store: Store
+    paths: RunPaths
+    artifacts: Artifacts
+    report_key: str | None
+
+
+def build_app(
+    runs: Callable[[str, str], RunView | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
+) -> FastAPI:
+    """The application. `health` says what is stuck, or ''."""
+    app = FastAPI(title="nanochat controller", docs_url=None, redoc_url=None, openapi_url=None)
+
+    def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> RunView:
+        found = runs(namespace, name)
+        if found is None or not access.accepts(found.uid, x_nanochat_token, time.time()):
+            raise HTTPException(404, "there is no such pipeline, or the token is not its (read status.access again)")
+        return found
+
+    @app.exception_handler(StorageError)
+    async def unreachable(request: Request, error: StorageError) -> JSONResponse:
+        return JSONResponse({"detail": error.message}, status_code=503)
+
+    @app.exception_handler(FileNotFoundError)
+    async def missing(request: Request, error: FileNotFoundError) -> JSONResponse:
+        return JSONResponse({"detail": "there is no such file"}, status_code=404)
+
+    @app.exception_handler(ValueError)
+    async def no_path(request: Request, error: ValueError) -> JSONResponse:
+        return JSONResponse({"detail": "there is no such file"}, status_code=404)
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        stuck = health()
+        return PlainTextResponse(stuck or "ok", status_code=503 if stuck else 200)
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        return PlainTextResponse("ok") if ready() else PlainTextResponse("starting", status_code=503)
+
+    @app.get("/metrics")
+    def prometheus() -> Response:
+        return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/{namespace}/{name}/attempts")
+    def attempts(run: Annotated[RunView, Depends(view)]) -> list[Any]:
+        base = f"{run.paths.root}/attempts"
+        files = [entry.path for entry in run.store.list(base)]
+        return [run.store.read_json(path) for path in files]
+
+    @app.get("/v1/{namespace}/{name}/progress/{stage}")
+    def progress(run: Annotated[RunView, Depends(view)], stage: str) -> dict[str, Any]:
+        state = read_progress(run.store, run.paths.progress(stage))
+        if state is None:
+            raise HTTPException(404, f"stage {stage} has reported nothing yet")
+        return asdict(state)
+
+    @app.get("/v1/{namespace}/{name}/logs/{stage}")
+    def logs(run: Annotated[RunView, Depends(view)], stage: str) -> list[dict[str, Any]]:
+        sizes: dict[str, dict[str, int]] = {}
+        first: dict[str, float] = {}
+        for entry in run.store.list(run.paths.logs(stage)):
+            launch, file, _ = entry.path.split("/")[-3:]
+            files = sizes.setdefault(launch, {})
+            files[file] = files.get(file, 0) + entry.size
+            first[launch] = min(first.get(launch, entry.modified), entry.modified)
+        # In the order of attempts, and within one as they began to write.
+        order = sorted(sizes, key=lambda launch: (launch.split("-")[0], first[launch]))
+        return [
+            {"launch": launch, "files": [{"name": n, "bytes": b} for n, b in sorted(sizes[launch].items())]}
+            for launch in order
+        ]
+
+    @app.get("/v1/{namespace}/{name}/logs/{stage}/{launch}/{file}")
+    def log(run: Annotated[RunView, Depends(view)], stage: str, launch: str, file: str, offset: int = 0) -> Response:
+        found, at = b"", 0
+        for piece in run.store.list(f"{run.paths.logs(stage, launch)}/{file}"):
+            if at + piece.size > offset and len(found) < MOST_BYTES:
+                found += run.store.read(piece.path)[max(0, offset - at) :]
+            at += piece.size
+        found = found[:MOST_BYTES]
+        return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})
+
+    def report_of(run: RunView) -> Manifest:
+        found = run.artifacts.find("report", run.report_key) if run.report_key else None
+        if found is None:
+            raise HTTPException(404, "the pipeline has no report yet")
+        return found
+
+    @app.get("/v1/{namespace}/{name}/report")
+    def report(run: Annotated[RunView, Depends(view)]) -> list[str]:
+        return [record.path for record in report_of(run).files]
+
+    @app.get("/v1/{namespace}/{name}/report/{file:path}")
+    def report_file(run: Annotated[RunView, Depends(view)], file: str) -> Response:
+        manifest = report_of(run)
+        if file not in {record.path for record in manifest.files}:
+            raise HTTPException(404, f"the report has no file {file}")
+        folder = run.artifacts.folder(manifest.kind, manifest.key)
+        return Response(run.store.read(f"{folder}/{manifest.launch}/{file}"), media_type="application/octet-stream")
+
+    return app
+
+
+class Server:
+    """uvicorn in a thread."""
+
+    def __init__(self, app: FastAPI, port: int) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, host="0.0.0.0", port=port, log_config=None, access_log=False))
+        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it, answering what was asked."""
+        self._server.should_exit = True
+        self._thread.join(timeout=5)

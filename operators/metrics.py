@@ -1,0 +1,36 @@
+"""The controller's Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from operators.attempts import Record
+
+REGISTRY = CollectorRegistry()
+reconciles = Counter("nanochat_reconciles", "Turns of pipelines' loops.", ["result"], registry=REGISTRY)
+reconcile_seconds = Histogram("nanochat_reconcile_seconds", "How long turns take.", registry=REGISTRY)
+errors = Counter("nanochat_errors", "Errors of turns by what failed.", ["kind"], registry=REGISTRY)
+api_seconds = Histogram("nanochat_api_seconds", "Requests to the API server.", ["verb"], registry=REGISTRY)
+attempts = Counter("nanochat_attempts", "Attempts that ended.", ["stage", "outcome"], registry=REGISTRY)
+gpu_seconds = Counter(
+    "nanochat_gpu_seconds", "GPU time of attempts: productive where they got further.", ["stage", "kind"],
+    registry=REGISTRY,
+)  # fmt: skip
+pipelines = Gauge("nanochat_pipelines", "Pipelines by phase.", ["phase"], registry=REGISTRY)
+
+
+def attempt_ended(record: Record, lost: float) -> None:
+    """Count an attempt; `lost` are the seconds of it that nothing came of."""
+    assert record.outcome is not None
+    attempts.labels(stage=record.stage, outcome=str(record.outcome.reason)).inc()
+    gpu_seconds.labels(stage=record.stage, kind="lost").inc(record.gpus * lost)
+    gpu_seconds.labels(stage=record.stage, kind="productive").inc(record.gpus * (record.used - lost))
+
+
+def set_pipelines(phases: Mapping[str, int]) -> None:
+    """The number of pipelines in each phase."""
+    pipelines.clear()
+    for phase, count in phases.items():
+        pipelines.labels(phase=phase).set(count)
