@@ -131,7 +131,7 @@ class Attempts:
             return
         record = Record.from_dict(json.loads(told) | {"job": meta["name"]})
         before = max((r.reached for r in self.of(record.stage)), default=0)
-        self.put(replace(record, generation=meta.get("generation", 0), reached=before))
+        self.put(replace(record, generation=meta.get("generation", 1), reached=before))
 
     def end(self, record: Record, outcome: Outcome, *, reached: int, now: float) -> Record:
         """The record with how the attempt ended."""

@@ -118,6 +118,10 @@ class Controller:
     async def _kopf(self, stop: asyncio.Event) -> None:
         registry = kopf.OperatorRegistry()
 
+        @kopf.on.login(registry=registry)
+        async def login(**known: Any) -> kopf.ConnectionInfo | None:
+            return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+
         @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
         async def changed(meta: kopf.Meta, **_: Any) -> None:
             self.notice(meta["namespace"], meta["name"], meta["uid"], meta["creationTimestamp"])

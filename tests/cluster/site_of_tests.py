@@ -1,0 +1,246 @@
+"""A cluster with all that a pipeline needs, and what tests do to it: only through commands that a person would type.
+
+    site = Site("nanochat-test")
+    site.up()                            # cluster, images, operators, storage, the chart
+    site.apply(document); site.wait("small", lambda status: status["phase"] == "Succeeded")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanochat.storage.store import Profile, Store, open_store
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFESTS = Path(os.environ.get("NANOCHAT_CLUSTER_MANIFESTS") or ROOT / ".." / "shared" / "cluster")
+TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` puts kubectl and helm if the host has none
+SYSTEM, NAMESPACE, CONTROLLER = "nanochat-system", "chat", "nanochat-controller"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
+IMAGES = {"nanochat-trainer:test": "trainer", "nanochat-operator:test": "operator"}
+
+Status = dict[str, Any]
+
+
+def path() -> str:
+    """PATH with the folders where the cluster's commands may be."""
+    return os.pathsep.join([os.environ["PATH"], str(TOOLS), str(MANIFESTS)])
+
+
+def missing() -> list[str]:
+    """What a cluster needs and this machine lacks."""
+    return [name for name in ("docker", "kind") if shutil.which(name, path=path()) is None] + [
+        str(folder) for folder in (MANIFESTS / "training-operator", MANIFESTS / "kueue") if not folder.is_dir()
+    ]
+
+
+@dataclass
+class Site:
+    """One cluster, by its name."""
+
+    name: str
+
+    # ---- commands -------------------------------------------------------------------------------------------
+
+    def run(self, *command: str, input: str | None = None, check: bool = True, timeout: float = 300) -> str:
+        """A command's standard output; it fails the test with what it said."""
+        environment = {**os.environ, "PATH": path(), "COLUMNS": "200"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, input=input, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True, timeout: float = 120) -> str:
+        command = ("kubectl", "--context", f"kind-{self.name}", *arguments)
+        return self.run(*command, input=input, check=check, timeout=timeout)
+
+    def get(self, *arguments: str) -> Any:
+        """Objects as data."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def nanochat(self, *arguments: str, check: bool = True) -> str:
+        """The project's own command, with nothing but the kubeconfig."""
+        context = ("--context", f"kind-{self.name}", "-n", NAMESPACE)
+        return self.run(sys.executable, "-m", "nanochat.cli.main", *arguments, *context, check=check)
+
+    def kind(self, *arguments: str, timeout: float = 300) -> str:
+        return self.run("kind", *arguments, "--name", self.name, timeout=timeout)
+
+    # ---- building it ----------------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """Make whatever is not there yet."""
+        for image, kind in IMAGES.items():
+            say(f"building {image}")
+            self.run("docker", "build", "-q", "-t", image, "-f", f"images/{kind}.Dockerfile", ".", timeout=900)
+        if self.name not in self.run("kind", "get", "clusters", check=False).split():
+            say("creating the cluster")
+            self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
+        say("loading the images")
+        self.kind("load", "docker-image", *IMAGES, timeout=600)
+        say("installing the operators, storage and the chart")
+        for part in ("training-operator", "kueue"):
+            self.kubectl("apply", "--server-side", "-f", str(MANIFESTS / part / "manifests.yaml"))
+        document = (ROOT / "tests" / "cluster" / "storage.yaml").read_text()
+        self.kubectl("apply", "-f", "-", input=document.replace("NODE", self.nodes()[-1]))
+        for namespace in (SYSTEM, NAMESPACE):
+            self.kubectl("create", "namespace", namespace, check=False)
+            literals = [f"--from-literal={name}={value}" for name, value in CREDENTIALS.items()]
+            secret = self.kubectl(
+                "create", "secret", "generic", "s3", "-n", namespace, *literals, "--dry-run=client", "-o", "yaml"
+            )
+            self.kubectl("apply", "-f", "-", input=secret)
+            self.kubectl("label", "ns", namespace, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
+        self.kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=120s")
+        self.kubectl("-n", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=120s")
+        self.kubectl("-n", "storage", "rollout", "status", "deployment/s3", "--timeout=120s")
+        self.bucket()
+        self.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
+        self.install()
+
+    def install(self, **values: str) -> None:
+        """Install the chart, or change its values."""
+        profile = {
+            "root": "s3://chat/nanochat",
+            "endpoint": "http://s3.storage:7070",
+            "region": "us-east-1",
+            "secret": "s3",
+            "controllerSecret": "s3",
+        }
+        chosen = {
+            "trainer": {"image": "nanochat-trainer:test"},
+            "controller": {"image": "nanochat-operator:test"},
+            "storePatienceSeconds": 120,
+            "profiles": {"default": profile},
+            "pools": {"cpu": {"memoryLimit": "4Gi"}, "gpu": GPU_POOL},
+        }
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump(chosen, file)
+            file.flush()
+            sets = [f"--set={name}={value}" for name, value in values.items()]
+            context = ("--kube-context", f"kind-{self.name}", "-n", SYSTEM)
+            self.run(
+                "helm", "upgrade", "--install", "nanochat", "helm/nanochat", "-f", file.name, *sets, *context, "--skip-crds"
+            )
+        self.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s")
+
+    def nodes(self) -> list[str]:
+        """The machines that pods run on; storage is on the last one."""
+        names = [node["metadata"]["name"] for node in self.get("nodes")["items"]]
+        return sorted(name for name in names if "control-plane" not in name)
+
+    def fill_mirror(self, mirror: Path) -> None:
+        """Copy the data mirror to where pods read it: http://mirror.storage:8000."""
+        self.kubectl("-n", "storage", "wait", "pod/mirror", "--for=condition=Ready", "--timeout=120s")
+        command = f"tar -C {mirror} -c . | kubectl --context kind-{self.name} -n storage exec -i mirror -- tar -C /data -x"
+        self.run("sh", "-c", command)
+
+    # ---- storage --------------------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """The S3 server, from the host."""
+        node = self.get("node", self.nodes()[-1])
+        address = next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP")
+        return f"http://{address}:30070"
+
+    def bucket(self) -> None:
+        """Make the bucket, once the server answers."""
+        import s3fs
+
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                files = s3fs.S3FileSystem(
+                    key="test", secret="testtest", endpoint_url=self.endpoint, skip_instance_cache=True
+                )
+                if not files.exists("chat"):
+                    files.mkdir("chat")
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def store(self) -> Store:
+        """The pipelines' store, from the host."""
+        folder = Path(tempfile.mkdtemp())
+        for name, value in CREDENTIALS.items():
+            (folder / name).write_text(value)
+        return open_store(
+            Profile(root="s3://chat/nanochat", endpoint=self.endpoint, region="us-east-1"), credentials=folder
+        )
+
+    # ---- pipelines ------------------------------------------------------------------------------------------
+
+    def apply(self, document: Mapping[str, Any]) -> None:
+        self.kubectl("-n", NAMESPACE, "apply", "-f", "-", input=yaml.safe_dump(dict(document)))
+
+    def delete(self, name: str) -> None:
+        self.kubectl("-n", NAMESPACE, "delete", "cp", name, "--ignore-not-found", "--wait=true")
+
+    def status(self, name: str) -> Status:
+        return self.get("cp", name, "-n", NAMESPACE).get("status") or {}
+
+    def wait(self, name: str, until: Callable[[Status], Any], *, seconds: float, what: str = "") -> Status:
+        """The status as soon as something holds of it; the test fails when the pipeline does, or after a while."""
+        deadline, said = time.monotonic() + seconds, ""
+        while True:
+            try:
+                status = self.status(name)
+            except AssertionError:  # the API server may be down on purpose
+                status = {}
+            line = " ".join(str(status.get(key) or "") for key in ("phase", "stage", "progress", "message"))
+            if line != said:
+                said = line
+                say(f"{name}: {line}")
+            if status and until(status):
+                return status
+            if status.get("phase") == "Failed":
+                raise AssertionError(f"{name} failed: {json.dumps(status, indent=1)}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {seconds} s for {what or 'it'}: {json.dumps(status, indent=1)}")
+            time.sleep(1)
+
+    def at_step(self, name: str, stage: str, step: int, *, seconds: float = 300) -> Status:
+        """Wait until a stage trains and has come to a step."""
+
+        def there(status: Status) -> bool:
+            own = next((s for s in status.get("stages", ()) if s["name"] == stage), {})
+            return own.get("phase") == "Running" and own.get("step", 0) >= step
+
+        return self.wait(name, there, seconds=seconds, what=f"step {step} of {stage}")
+
+    def pods(self, name: str, stage: str) -> list[dict[str, Any]]:
+        """The pods of a stage's latest attempt, by their rank."""
+        labels = f"nanochat.dev/pipeline={name},nanochat.dev/stage={stage}"
+        found = self.get("pods", "-n", NAMESPACE, "-l", labels)["items"]
+        last = max((int(p["metadata"]["labels"]["nanochat.dev/attempt"]) for p in found), default=0)
+        own = [p for p in found if int(p["metadata"]["labels"]["nanochat.dev/attempt"]) == last]
+        return sorted(own, key=lambda p: p["metadata"]["labels"]["training.kubeflow.org/replica-index"])
+
+
+GPU_POOL = {
+    "pods": {
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    }
+}
+
+
+def say(text: str) -> None:
+    """A line for whoever watches the test."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.__stderr__, flush=True)
