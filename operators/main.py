@@ -128,6 +128,7 @@ class Controller:
 
         settings = kopf.OperatorSettings()
         settings.posting.enabled = False
+        settings.scanning.disabled = True  # it would watch all CRDs and namespaces
         settings.watching.server_timeout = 240
         settings.watching.client_timeout = 300
         await kopf.operator(
