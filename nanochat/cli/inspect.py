@@ -13,7 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nanochat.cli import cluster
+from nanochat.cli.cluster import Context, Namespace
 from nanochat.cli.display import details, duration, quantity
+from nanochat.cli.kube import ClusterPipeline
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import Place, resolve_profile
 from nanochat.pipeline.runs import RunPaths
@@ -76,13 +79,30 @@ def find_run(name: str | None, *, store: str = "default") -> FoundRun:
     raise UserError(f"no run of '{wanted}' in this store; {there}" if wanted else f"no run in this store; {there}")
 
 
+def find_anywhere(
+    name: str | None, store: str, namespace: str | None, context: str | None
+) -> FoundRun | ClusterPipeline:
+    """A run of this machine, or else the pipeline of that name on the cluster; the options choose the cluster."""
+    found = cluster.found_on(name, namespace, context)
+    if found is not None:
+        return found
+    try:
+        return find_run(name, store=store)
+    except UserError as error:
+        return cluster.instead(name, error)
+
+
 def status(
     name: Run = None,
     store: StoreName = "default",
     json_: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
 ) -> None:
     """Where a pipeline stands."""
-    run = find_run(name, store=store)
+    run = find_anywhere(name, store, namespace, context)
+    if isinstance(run, ClusterPipeline):
+        return cluster.status(run, as_json=json_)
     if json_:
         print(json.dumps(run.status, indent=1))
         return
@@ -123,9 +143,13 @@ def logs(
     rank: Annotated[int, typer.Option(help="Rank; -1 is the launch's own output.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
     store: StoreName = "default",
+    namespace: Namespace = None,
+    context: Context = None,
 ) -> None:
     """The logs of a pipeline's stages, those of ended attempts included."""
-    run = find_run(name, store=store)
+    run = find_anywhere(name, store, namespace, context)
+    if isinstance(run, ClusterPipeline):
+        return cluster.logs(run, stage=stage, attempt=attempt, rank=rank, follow=follow)
     chosen = stage or _last_stage(run)
     if any(item["stage"] == chosen and item["phase"] == "Cached" for item in run.status["stages"]):
         # An earlier run of the pipeline made its output: that one has the log.
@@ -161,9 +185,13 @@ def _log_folder(run: FoundRun, stage: str, attempt: int | None, rank: int) -> st
     return f"{run.paths.logs(stage, launches[-1])}/{'launch' if rank < 0 else f'rank{rank}'}"
 
 
-def cancel(name: Run = None, store: StoreName = "default") -> None:
+def cancel(
+    name: Run = None, store: StoreName = "default", namespace: Namespace = None, context: Context = None
+) -> None:
     """Stop a running pipeline; what it made stays."""
-    run = find_run(name, store=store)
+    run = find_anywhere(name, store, namespace, context)
+    if isinstance(run, ClusterPipeline):
+        return cluster.cancel(run)
     if not run.is_live:
         raise UserError(f"'{run.name}' is not running")
     run.store.write_json(run.paths.control, {"cancel": True})
@@ -174,13 +202,17 @@ def report(
     name: Run = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print all of it, as Markdown.")] = False,
     store: StoreName = "default",
+    namespace: Namespace = None,
+    context: Context = None,
 ) -> None:
     """Write a run's report anew, print its summary and say where it is."""
     from nanochat.cli.summary import summarize
     from nanochat.report.build import write_report
     from nanochat.report.record import gather
 
-    run = find_run(name, store=store)
+    run = find_anywhere(name, store, namespace, context)
+    if isinstance(run, ClusterPipeline):
+        return cluster.report(run, markdown=markdown, home=resolve_profile(store).home)
     record = gather(run.store, Artifacts(run.store, run.place.cache), run=run.paths.root)
     folder = Path(run.place.home) / "reports" / run.name
     write_report(record, folder)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli import inspect, run
+from nanochat.cli import cluster, inspect, run
 from nanochat.spec.errors import NanochatError
 
 app = typer.Typer(
@@ -32,6 +32,9 @@ app.command("status", help="Show where a pipeline stands.")(inspect.status)
 app.command("logs", help="Print the log of a stage.")(inspect.logs)
 app.command("cancel", help="Stop a running pipeline; what it made stays.")(inspect.cancel)
 app.command("report", help="Print a run's results and write its report.")(inspect.report)
+app.command("submit", help="Run a pipeline on a cluster.")(cluster.submit)
+app.command("suspend", help="Let a pipeline on a cluster save its checkpoints and wait.")(cluster.suspend)
+app.command("resume", help="Let a suspended pipeline on a cluster go on.")(cluster.resume)
 app.command("gc", help="Remove what no run refers to.")(inspect.gc)
 
 

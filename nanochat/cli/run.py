@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from nanochat.cli import cluster
+from nanochat.cli.cluster import Context, Namespace
 from nanochat.cli.display import Display
-from nanochat.cli.inspect import find_run
+from nanochat.cli.inspect import find_anywhere
+from nanochat.cli.kube import ClusterPipeline
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
@@ -39,9 +42,13 @@ def run(
 def retry(
     name: Annotated[str, typer.Argument(help="Name of the pipeline.")],
     store: Annotated[str, typer.Option("--store", help="Store profile.")] = "default",
+    namespace: Namespace = None,
+    context: Context = None,
 ) -> None:
     """Run a pipeline again that failed or was stopped."""
-    found = find_run(name, store=store)
+    found = find_anywhere(name, store, namespace, context)
+    if isinstance(found, ClusterPipeline):
+        return cluster.retry(found)
     pipeline = check_pipeline(found.store.read_json(found.paths.pipeline), where=name)
     raise typer.Exit(execute(pipeline, only=[], start=None, again=f"nanochat retry {name}"))
 

@@ -23,7 +23,7 @@ PARTS_AT_ONCE = 4  # a transfer holds a few times PART x PARTS_AT_ONCE bytes, ho
 MOST_PARTS = 9_000  # S3 allows 10,000 parts
 
 
-def _credentials(folder: Path | None) -> dict[str, str]:
+def _credentials(folder: Path | None) -> dict[str, Any]:
     """s3fs' names for the credentials in a folder; none where there is no folder."""
     if folder is None:
         return {}

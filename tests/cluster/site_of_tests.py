@@ -1,8 +1,8 @@
 """A cluster with all that a pipeline needs, and what tests do to it: only through commands that a person would type.
 
-    site = Site("nanochat-test")
-    site.up()                            # cluster, images, operators, storage, the chart
-    site.apply(document); site.wait("small", lambda status: status["phase"] == "Succeeded")
+site = Site("nanochat-test")
+site.up()                            # cluster, images, operators, storage, the chart
+site.apply(document); site.wait("small", lambda status: status["phase"] == "Succeeded")
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from nanochat.storage.store import Profile, Store, open_store
@@ -57,7 +58,14 @@ class Site:
         """A command's standard output; it fails the test with what it said."""
         environment = {**os.environ, "PATH": path(), "COLUMNS": "200"}
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, input=input, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -124,7 +132,7 @@ class Site:
             "trainer": {"image": "nanochat-trainer:test"},
             "controller": {"image": "nanochat-operator:test"},
             "storePatienceSeconds": 120,
-            "profiles": {"default": profile},
+            "profiles": {"default": profile, "other": profile | {"root": "s3://chat/other"}},
             "pools": {"cpu": {"memoryLimit": "4Gi"}, "gpu": GPU_POOL},
         }
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -133,7 +141,16 @@ class Site:
             sets = [f"--set={name}={value}" for name, value in values.items()]
             context = ("--kube-context", f"kind-{self.name}", "-n", SYSTEM)
             self.run(
-                "helm", "upgrade", "--install", "nanochat", "helm/nanochat", "-f", file.name, *sets, *context, "--skip-crds"
+                "helm",
+                "upgrade",
+                "--install",
+                "nanochat",
+                "helm/nanochat",
+                "-f",
+                file.name,
+                *sets,
+                *context,
+                "--skip-crds",
             )
         self.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s")
 
@@ -145,7 +162,9 @@ class Site:
     def fill_mirror(self, mirror: Path) -> None:
         """Copy the data mirror to where pods read it: http://mirror.storage:8000."""
         self.kubectl("-n", "storage", "wait", "pod/mirror", "--for=condition=Ready", "--timeout=120s")
-        command = f"tar -C {mirror} -c . | kubectl --context kind-{self.name} -n storage exec -i mirror -- tar -C /data -x"
+        command = (
+            f"tar -C {mirror} -c . | kubectl --context kind-{self.name} -n storage exec -i mirror -- tar -C /data -x"
+        )
         self.run("sh", "-c", command)
 
     # ---- storage --------------------------------------------------------------------------------------------
@@ -175,14 +194,12 @@ class Site:
                     raise
                 time.sleep(1)
 
-    def store(self) -> Store:
+    def store(self, root: str = "s3://chat/nanochat") -> Store:
         """The pipelines' store, from the host."""
         folder = Path(tempfile.mkdtemp())
         for name, value in CREDENTIALS.items():
             (folder / name).write_text(value)
-        return open_store(
-            Profile(root="s3://chat/nanochat", endpoint=self.endpoint, region="us-east-1"), credentials=folder
-        )
+        return open_store(Profile(root=root, endpoint=self.endpoint, region="us-east-1"), credentials=folder)
 
     # ---- pipelines ------------------------------------------------------------------------------------------
 
@@ -232,7 +249,49 @@ class Site:
         own = [p for p in found if int(p["metadata"]["labels"]["nanochat.dev/attempt"]) == last]
         return sorted(own, key=lambda p: p["metadata"]["labels"]["training.kubeflow.org/replica-index"])
 
+    # ---- faults ---------------------------------------------------------------------------------------------
 
+    def exec(self, pod: str, program: str, *, check: bool = True) -> str:
+        """Run a Python program in a trainer's pod."""
+        return self.kubectl("-n", NAMESPACE, "exec", pod, "--", "python", "-c", program, check=check)
+
+    def evict(self, pod: str) -> None:
+        """Through the Eviction API, as a drain does."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": NAMESPACE},
+        }
+        where = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", where, "-f", "-", input=json.dumps(body))
+
+    def kill_controller(self) -> None:
+        """SIGKILL; the Deployment starts another one."""
+        chosen = ("-l", "app.kubernetes.io/component=controller")
+        self.kubectl("-n", SYSTEM, "delete", "pod", *chosen, "--force", "--grace-period=0")
+        self.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s")
+
+    def scale(self, namespace: str, deployment: str, replicas: int) -> None:
+        self.kubectl("-n", namespace, "scale", f"deployment/{deployment}", f"--replicas={replicas}")
+        if replicas == 0:
+            self.kubectl("-n", namespace, "wait", "pod", "-l", SELECTORS[deployment], "--for=delete", "--timeout=60s")
+        else:
+            self.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}", "--timeout=120s")
+
+    def kubelet(self, node: str, signal_: int) -> None:
+        """Stop or continue a node's kubelet alone: the machine is cut off, and its pods go on."""
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "kubelet" in " ".join(process.info["cmdline"] or ())
+            and any(word.endswith(f"={node}") or f"/{node}/" in word for word in process.info["cmdline"] or ())
+        ]
+        assert found, f"no kubelet of {node} was found on this machine"
+        for process in found:
+            process.send_signal(signal_)
+
+
+SELECTORS = {CONTROLLER: "app.kubernetes.io/component=controller", "s3": "app=s3"}
 GPU_POOL = {
     "pods": {
         "nodeSelector": {"pool": "gpu"},

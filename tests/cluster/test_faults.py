@@ -1,0 +1,236 @@
+"""What clusters do to a run, each once in the middle of training; and the same weights in the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documents import WORLD, document
+from site_of_tests import CONTROLLER, NAMESPACE, SYSTEM, Site, Status
+
+from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.checkpoints import Checkpoints
+from nanochat.tracking.journal import JournalReader
+
+pytestmark = pytest.mark.cluster
+
+STEPS = 900
+AHEAD = 25  # steps that are trained between two faults: more than from checkpoint to checkpoint
+
+
+def reasons(status: Status, stage: str = "base") -> list[str]:
+    return [attempt["reason"] for attempt in status["attempts"] if attempt["stage"] == stage]
+
+
+def outcome(site: Site, name: str, number: int, *, seconds: float = 150) -> str:
+    """How an attempt of base ended, as soon as it has."""
+
+    def ended(status: Status) -> bool:
+        found = reasons(status)
+        return len(found) >= number and found[number - 1] != "Running"
+
+    return reasons(site.wait(name, ended, seconds=seconds, what=f"the end of attempt {number}"))[number - 1]
+
+
+def go_on(site: Site, name: str) -> Status:
+    """Wait until base has trained some steps since it began to run."""
+    status = site.at_step(name, "base", 1)
+    number = len(reasons(status))
+    step = next(stage["step"] for stage in status["stages"] if stage["name"] == "base")
+
+    def there(status: Status) -> bool:
+        own = next(stage for stage in status["stages"] if stage["name"] == "base")
+        return len(reasons(status)) == number and own["phase"] == "Running" and own.get("step", 0) >= step + AHEAD
+
+    return site.wait(name, there, seconds=240, what=f"{AHEAD} more steps")
+
+
+def node_of(site: Site, name: str, rank: int) -> str:
+    return site.pods(name, "base")[rank]["spec"]["nodeName"]
+
+
+def pod_of(site: Site, name: str, rank: int) -> str:
+    return site.pods(name, "base")[rank]["metadata"]["name"]
+
+
+def rank_beside_storage(site: Site, name: str) -> int:
+    """A rank whose node is not the one with storage."""
+    return next(rank for rank in (0, 1) if node_of(site, name, rank) != site.nodes()[-1])
+
+
+def weights(site: Site, status: Status, tmp_path: Path) -> dict[str, str]:
+    """SHA-256 of each file of base's model, fetched whole and verified."""
+    key = next(stage["keys"]["model/base"] for stage in status["stages"] if stage["name"] == "base")
+    store = site.store(root=status["profile"]["root"])
+    artifacts = Artifacts(store, tmp_path / "cache")
+    found = artifacts.find("model", key)
+    assert found is not None
+    artifacts.fetch(found)
+    newest = Checkpoints(store, "base", key, tmp_path / "cache").newest()
+    assert newest is None or newest.step <= STEPS
+    return {record.path: record.sha256 for record in found.files if record.path.endswith(".safetensors")}
+
+
+def check_lineage(site: Site, status: Status, steps: int) -> None:
+    """Every step was trained, and none counts twice."""
+    reader = JournalReader(site.store(root=status["profile"]["root"]), status["run"])
+    points = reader.history("base").metrics["train/loss"]
+    assert [point.step for point in points] == sorted({point.step for point in points})
+    assert len(points) == steps
+
+
+@pytest.fixture(scope="module")
+def calm(site: Site) -> Iterator[Status]:
+    """The same pipeline undisturbed, in a store of its own."""
+    name = "calm"
+    site.delete(name)
+    site.apply(document(WORLD, name, **{"stages.base.steps": STEPS, "store": "other"}))
+    yield site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=900)
+
+
+def test_faults(site: Site, calm: Status, tmp_path: Path) -> None:
+    """All that may happen, once each; every outcome is the right one."""
+    name, system = "faults", ("-n", SYSTEM)
+    site.delete(name)
+    site.apply(document(WORLD, name, **{"stages.base.steps": STEPS, "retries.stallSeconds": 30}))
+    expected: list[str] = []
+
+    def disturbed(as_: str, *, seconds: float = 150) -> None:
+        expected.append(as_)
+        assert outcome(site, name, len(expected), seconds=seconds) == as_
+
+    go_on(site, name)
+    site.kill_controller()
+    go_on(site, name)  # the same attempt
+    assert reasons(site.status(name)) == ["Running"]
+
+    site.kubectl("-n", NAMESPACE, "delete", "pod", pod_of(site, name, 1), "--wait=false")
+    disturbed("Preempted")
+
+    go_on(site, name)
+    site.evict(pod_of(site, name, 0))
+    disturbed("Preempted")
+
+    go_on(site, name)
+    node = node_of(site, name, rank_beside_storage(site, name))
+    site.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
+    disturbed("Preempted")
+    site.kubectl("uncordon", node)
+
+    go_on(site, name)
+    job = site.pods(name, "base")[0]["metadata"]["labels"]["training.kubeflow.org/job-name"]
+    site.kubectl("-n", NAMESPACE, "delete", "pytorchjob", job, "--wait=false")
+    disturbed("Preempted")
+
+    go_on(site, name)
+    site.exec(pod_of(site, name, 1), "x = bytearray(8 << 30); x[::4096] = bytes(len(x[::4096]))", check=False)
+    disturbed("OutOfMemory")
+
+    go_on(site, name)
+    site.exec(
+        pod_of(site, name, 1),
+        "import os, pathlib, signal\n"
+        "for path in pathlib.Path('/work/launches').glob('*/rank*.pid'):\n"
+        "    os.kill(int(path.read_text()), signal.SIGSTOP)",
+    )
+    disturbed("Stalled")
+
+    go_on(site, name)
+    site.scale("storage", "s3", 0)
+    time.sleep(60)
+    site.scale("storage", "s3", 1)
+    go_on(site, name)  # stages wait for storage: the same attempt
+    assert reasons(site.status(name)) == [*expected, "Running"]
+
+    site.kind("stop-program", "kube-apiserver")
+    time.sleep(30)
+    site.kind("start-program", "kube-apiserver")
+    go_on(site, name)
+    assert reasons(site.status(name)) == [*expected, "Running"]
+
+    site.kubectl("-n", "kubeflow", "rollout", "restart", "deployment/training-operator")
+    site.kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=120s")
+    go_on(site, name)
+    assert reasons(site.status(name)) == [*expected, "Running"]
+
+    node = node_of(site, name, rank_beside_storage(site, name))
+    site.run("kind", "stop-node", node)
+    disturbed("Preempted", seconds=240)
+    site.run("kind", "start-node", node)
+
+    site.at_step(name, "base", 1)
+    site.kubectl(*system, "scale", f"deployment/{CONTROLLER}", "--replicas=0")
+    deadline = time.monotonic() + 600
+    job = site.pods(name, "base")[0]["metadata"]["labels"]["training.kubeflow.org/job-name"]
+    while "Succeeded" not in [c["type"] for c in site.get("pytorchjob", job, "-n", NAMESPACE)["status"]["conditions"]]:
+        assert time.monotonic() < deadline, "the stage goes on without the controller"
+        time.sleep(2)
+    site.scale(SYSTEM, CONTROLLER, 1)
+
+    status = site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=600)
+    assert reasons(status) == [*expected, "Succeeded"]
+    names = [attempt["job"] for attempt in status["attempts"]]
+    assert len(names) == len(set(names)), "no job was doubled"
+    check_lineage(site, status, STEPS)
+    assert weights(site, status, tmp_path) == weights(site, calm, tmp_path)
+
+
+def test_a_node_that_was_cut_off_comes_back(site: Site, tmp_path: Path) -> None:
+    """Its pod goes on and writes beside the one that replaced it; what is committed stays whole."""
+    name = "zombie"
+    site.delete(name)
+    changes: dict[str, Any] = {"stages.base.steps": 800, "stages.base.nodes": 1, "seed": 7}
+    site.apply(document(WORLD, name, **changes, **{"pods.nodeSelector": {"kubernetes.io/hostname": site.nodes()[0]}}))
+    go_on(site, name)
+    node = node_of(site, name, 0)
+    assert node != site.nodes()[-1]
+    site.apply(document(WORLD, name, **changes))  # the next attempt may run elsewhere
+    site.kubelet(node, signal.SIGSTOP)
+    try:
+        assert outcome(site, name, 1, seconds=240) == "Preempted"
+        go_on(site, name)
+    finally:
+        site.kubelet(node, signal.SIGCONT)
+    status = site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=600)
+    check_lineage(site, status, 800)
+    assert weights(site, status, tmp_path)
+
+
+def test_a_pipeline_made_again_takes_nothing_of_the_former(site: Site) -> None:
+    """The same name is another pipeline; deleting one leaves nothing behind."""
+    name = "again"
+    site.delete(name)
+    changes: dict[str, Any] = {"stages.base.steps": 400, "seed": 11}
+    site.apply(document(WORLD, name, **changes))
+    site.at_step(name, "base", 5)
+    first = site.status(name)["run"]
+    site.delete(name)
+    site.apply(document(WORLD, name, **changes))
+    status = site.wait(name, lambda s: s.get("run") and s["stages"][3]["attempts"], seconds=120)
+    assert status["run"] != first
+    assert {attempt["number"] for attempt in status["attempts"] if attempt["stage"] == "base"} == {1}
+    site.delete(name)
+    deadline = time.monotonic() + 120
+    while site.get("pytorchjobs,pods,configmaps", "-n", NAMESPACE, "-l", f"nanochat.dev/pipeline={name}")["items"]:
+        assert time.monotonic() < deadline, "all that a pipeline had goes with it"
+        time.sleep(1)
+
+
+def test_deletion_without_the_controller(site: Site) -> None:
+    """Nothing waits for a controller that is gone."""
+    site.apply(document(WORLD, "gone", **{"stages.base.steps": 400, "seed": 12}))
+    site.wait("gone", lambda s: s.get("attempts"), seconds=60)
+    site.scale(SYSTEM, CONTROLLER, 0)
+    try:
+        site.kubectl("-n", NAMESPACE, "delete", "cp", "gone", "--timeout=30s")
+        kept = json.loads(site.kubectl("get", "crd", "chatpipelines.nanochat.dev", "-o", "json"))
+        site.kubectl("delete", "crd", "chatpipelines.nanochat.dev", "--timeout=60s")
+        assert kept["spec"]["names"]["kind"] == "ChatPipeline"
+    finally:
+        site.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
+        site.scale(SYSTEM, CONTROLLER, 1)

@@ -1,0 +1,55 @@
+"""The heart of it: a pipeline on two nodes through a lost pod and a killed controller (make test-cluster-smoke)."""
+
+from __future__ import annotations
+
+import pytest
+from documents import WORLD, document
+from site_of_tests import NAMESPACE, Site, Status
+
+from nanochat.pipeline.graph import build_graph
+from nanochat.spec.load import check_pipeline
+
+pytestmark = pytest.mark.cluster
+
+
+def outcomes(status: Status, stage: str) -> list[str]:
+    """The outcomes of a stage's attempts, in their order."""
+    return [attempt["reason"] for attempt in status["attempts"] if attempt["stage"] == stage]
+
+
+def test_smoke(site: Site) -> None:
+    """It succeeds, with the right outcomes, the keys of a local run, and its logs and report at hand."""
+    pipeline = document(WORLD, "smoke", **{"stages.base.steps": 150})
+    site.delete("smoke")
+    site.apply(pipeline)
+
+    site.at_step("smoke", "base", 15)
+    pod = site.pods("smoke", "base")[1]["metadata"]["name"]
+    site.kubectl("-n", NAMESPACE, "delete", "pod", pod, "--wait=false")
+    site.wait("smoke", lambda s: "Preempted" in outcomes(s, "base"), seconds=120, what="the lost pod's outcome")
+
+    site.at_step("smoke", "base", 40)
+    jobs = {job["metadata"]["name"] for job in site.get("pytorchjobs", "-n", NAMESPACE)["items"]}
+    site.kill_controller()
+    after = {job["metadata"]["name"] for job in site.get("pytorchjobs", "-n", NAMESPACE)["items"]}
+    assert {name for name in after - jobs if "-base-" in name} == set(), "a controller that starts makes no job twice"
+
+    status = site.wait("smoke", lambda s: s["phase"] == "Succeeded", seconds=400, what="the end")
+    assert outcomes(status, "base") == ["Preempted", "Succeeded"]
+    # What an earlier test made is not made again.
+    assert all(set(outcomes(status, stage)) <= {"Succeeded"} for stage in ("tokens", "mid", "sft", "report"))
+    conditions = {item["type"]: item["status"] for item in status["conditions"]}
+    assert conditions == {"Accepted": "True", "StorageReachable": "True", "Succeeded": "True"}
+
+    graph = build_graph(check_pipeline(pipeline).spec)
+    local = {out.ref: out.key for node in graph.nodes for out in node.outputs}
+    assert {ref: key for stage in status["stages"] for ref, key in stage["keys"].items()} == local
+    store = site.store()
+    for ref, key in local.items():
+        assert store.exists(f"artifacts/{ref.split('/')[0]}/{key}/manifest.json"), ref
+
+    assert "smoke: Succeeded" in site.nanochat("status", "smoke")
+    first = site.nanochat("logs", "smoke", "base", "--attempt", "1")
+    assert "parameters, 150 steps, on 2 x cpu" in first
+    assert "resumed after step" in site.nanochat("logs", "smoke", "base")
+    assert "smoke: report" in site.nanochat("report", "smoke")
