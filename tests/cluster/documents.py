@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import yaml
+
+SEED = int(time.time())  # another one each time, so that no artifact of an earlier run serves
 
 WORLD = """
 apiVersion: nanochat.dev/v1alpha1
@@ -24,7 +27,7 @@ spec:
       steps: 60
       totalBatchTokens: 2048
       deviceBatchSize: 8
-      checkpointEvery: 10
+      checkpointEvery: 50
       compile: never
       evalEvery: 0
       evalTokens: 1024
@@ -105,9 +108,10 @@ spec:
 
 
 def document(text: str, name: str, **changes: Any) -> dict[str, Any]:
-    """A pipeline's document with another name and changed settings: `stages.base.steps` -> value."""
+    """A pipeline's document with another name and changed settings (`stages.base.steps` -> value)."""
     data = copy.deepcopy(yaml.safe_load(text))
     data["metadata"]["name"] = name
+    data["spec"]["seed"] = SEED
     for path, value in changes.items():
         *parents, last = path.split(".")
         node = data["spec"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import WORLD, document
+from documents import SEED, WORLD, document
 from site_of_tests import CONTROLLER, NAMESPACE, SYSTEM, Site, Status
 
 from nanochat.storage.artifacts import Artifacts
@@ -19,8 +19,8 @@ from nanochat.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 900
-AHEAD = 25  # steps that are trained between two faults: more than from checkpoint to checkpoint
+STEPS = 6000
+AHEAD = 60  # steps that are trained between two faults: more than from checkpoint to checkpoint
 
 
 def reasons(status: Status, stage: str = "base") -> list[str]:
@@ -184,7 +184,7 @@ def test_a_node_that_was_cut_off_comes_back(site: Site, tmp_path: Path) -> None:
     """Its pod goes on and writes beside the one that replaced it; what is committed stays whole."""
     name = "zombie"
     site.delete(name)
-    changes: dict[str, Any] = {"stages.base.steps": 800, "stages.base.nodes": 1, "seed": 7}
+    changes: dict[str, Any] = {"stages.base.steps": 30000, "stages.base.nodes": 1, "seed": SEED + 7}
     site.apply(document(WORLD, name, **changes, **{"pods.nodeSelector": {"kubernetes.io/hostname": site.nodes()[0]}}))
     go_on(site, name)
     node = node_of(site, name, 0)
@@ -197,7 +197,7 @@ def test_a_node_that_was_cut_off_comes_back(site: Site, tmp_path: Path) -> None:
     finally:
         site.kubelet(node, signal.SIGCONT)
     status = site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=600)
-    check_lineage(site, status, 800)
+    check_lineage(site, status, 4000)
     assert weights(site, status, tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_a_pipeline_made_again_takes_nothing_of_the_former(site: Site) -> None:
     """The same name is another pipeline; deleting one leaves nothing behind."""
     name = "again"
     site.delete(name)
-    changes: dict[str, Any] = {"stages.base.steps": 400, "seed": 11}
+    changes: dict[str, Any] = {"stages.base.steps": 3000, "seed": SEED + 11}
     site.apply(document(WORLD, name, **changes))
     site.at_step(name, "base", 5)
     first = site.status(name)["run"]
@@ -223,7 +223,7 @@ def test_a_pipeline_made_again_takes_nothing_of_the_former(site: Site) -> None:
 
 def test_deletion_without_the_controller(site: Site) -> None:
     """Nothing waits for a controller that is gone."""
-    site.apply(document(WORLD, "gone", **{"stages.base.steps": 400, "seed": 12}))
+    site.apply(document(WORLD, "gone", **{"stages.base.steps": 3000, "seed": SEED + 12}))
     site.wait("gone", lambda s: s.get("attempts"), seconds=60)
     site.scale(SYSTEM, CONTROLLER, 0)
     try:
