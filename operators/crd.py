@@ -127,13 +127,10 @@ def _value(kind: Any, source: Schema, defs: Schema) -> Schema:
         schema["format"] = "int64"
     if "items" in source:
         schema["items"] = _value(kind, source["items"], defs)
-    if isinstance(source.get("additionalProperties"), dict):
-        schema["additionalProperties"] = _value(kind, source["additionalProperties"], defs)
-        names = source.get("propertyNames")
-        if names and "pattern" in names:
-            schema["x-kubernetes-validations"] = [
-                rule(f"self.all(key, key.matches('{names['pattern']}'))", "a key is not a qualified name")
-            ]
+    for pattern, values in source.get("patternProperties", {}).items():  # a map, by the pattern of its keys
+        schema["additionalProperties"] = _value(kind, values, defs)
+        message = "a key must be a qualified name"
+        schema["x-kubernetes-validations"] = [rule(f"self.all(key, key.matches('{pattern}'))", message)]
     if "const" in source:
         schema |= {"type": "string", "enum": [source["const"]]}
     return schema

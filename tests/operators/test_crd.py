@@ -1,0 +1,183 @@
+"""One table of documents, run against `nanochat run`'s checks and against the API server: both say the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nanochat.pipeline.graph import build_graph
+from nanochat.spec.errors import UserError
+from nanochat.spec.load import check_pipeline
+from operators.crd import FILE, text
+
+ROOT = Path(__file__).parents[2]
+HEAD = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "case"}}
+
+
+def spec(**settings: Any) -> dict[str, Any]:
+    """A document with settings at paths: `model__depth=4`."""
+    data: dict[str, Any] = copy.deepcopy(HEAD) | {"spec": {}}
+    for path, value in settings.items():
+        *parents, last = path.split("__")
+        node = data["spec"]
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return data
+
+
+def pods(**settings: Any) -> dict[str, Any]:
+    return spec(**{f"pods__{name}": value for name, value in settings.items()})
+
+
+def named(name: str, **metadata: Any) -> dict[str, Any]:
+    return {**HEAD, "metadata": {"name": name, **metadata}}
+
+
+ACCEPTED = {
+    "nothing": copy.deepcopy(HEAD),
+    "an empty spec": spec(),
+    "a depth": spec(model__depth=4),
+    "a float that is whole": spec(stages__base__matrixLr=1),
+    "a null where null is a value": spec(stages__base__gradClip=None),
+    "a null where it is none": spec(model__depth=None),
+    "a null section": spec(stages__base=None),
+    "a local hub": spec(sources__text__kind="world"),
+    "no rl": spec(stages__rl__enabled=False),
+    "a mixture": spec(stages__mid__mixture=[{"task": "gsm8k", "rows": 5, "epochs": 2}]),
+    "suspended in a queue": spec(suspend=True, queue="team.a", priority="urgent"),
+    "a quantity as a number": pods(resources={"requests": {"cpu": 2, "memory": "4Gi", "rdma/hca": "1"}}),
+    "variables": pods(
+        env=[
+            {"name": "A", "value": "b"},
+            {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        ],
+        envFrom=[{"configMapRef": {"name": "c"}}],
+    ),
+    "a pod of a stage": spec(stages__base__pod={"image": "x:1", "nodeSelector": {"pool": "gpu"}, "network": "rdma"}),
+    "tolerations": pods(tolerations=[{"operator": "Exists"}, {"key": "a/b", "value": "c", "effect": "NoSchedule"}]),
+    "labels": named("case", labels={"a.b/c": "d"}),
+    "a long name": named("a" * 32),
+}
+REFUSED = {
+    "an unknown field": spec(modle__depth=4),
+    "an unknown field deep down": spec(stages__base__dept=4),
+    "an unknown null": spec(modle=None),
+    "text for a number": spec(model__depth="4"),
+    "a fraction for an integer": spec(model__depth=4.5),
+    "a number for text": spec(store=4),
+    "text for a truth": spec(stages__rl__enabled="no"),
+    "too small": spec(model__depth=0),
+    "too large": spec(model__depth=257),
+    "not above": spec(stages__base__matrixLr=0),
+    "beyond 64 bits": spec(stages__base__steps=2**63),
+    "not of the words": spec(sources__text__kind="tape"),
+    "a bad store name": spec(store="My_Store"),
+    "an unknown task": spec(stages__mid__mixture=[{"task": "chess"}]),
+    "an empty mixture": spec(stages__mid__mixture=[]),
+    "a part without a task": spec(stages__mid__mixture=[{"rows": 5}]),
+    "a null task": spec(stages__mid__mixture=[{"task": None}]),
+    "base off": spec(stages__base__enabled=False),
+    "tokens off": spec(stages__tokens__enabled=False),
+    "a batch that does not divide": spec(stages__base__totalBatchTokens=3000),
+    "a batch that does not divide, of mid": spec(stages__mid__totalBatchTokens=3000),
+    "a length that does not divide the batch": spec(model__sequenceLength=1000),
+    "a value and where it comes from": pods(
+        env=[{"name": "A", "value": "b", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]
+    ),
+    "no value": pods(env=[{"name": "A"}]),
+    "a value from nowhere": pods(env=[{"name": "A", "valueFrom": {}}]),
+    "a bad variable": pods(env=[{"name": "1A", "value": "b"}]),
+    "a source that is none": pods(envFrom=[{}]),
+    "a bad quantity": pods(resources={"requests": {"memory": "4 GiB"}}),
+    "a negative quantity": pods(resources={"requests": {"cpu": -1}}),
+    "an unknown network": pods(network="carrier-pigeon"),
+    "a bad label": pods(labels={"a b": "c"}),
+    "root": pods(runAsUser=0),
+    "a grace that is none": spec(stopGraceSeconds=0),
+    "a name that is too long": named("a" * 33),
+    "a name with a dot": named("a.b"),
+    "a name that begins with a digit": named("4a"),
+    "a label's value": named("case", labels={"a": "b c"}),
+}
+
+
+def cases() -> list[Any]:
+    files = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "k8s/pipelines").glob("*.yaml"))}
+    accepted = [pytest.param(document, True, id=name) for name, document in {**files, **ACCEPTED}.items()]
+    return accepted + [pytest.param(document, False, id=name) for name, document in REFUSED.items()]
+
+
+def test_the_file_is_fresh() -> None:
+    assert FILE.read_text() == text(), "run python -m operators.crd"
+
+
+def test_every_field_is_described() -> None:
+    schema = yaml.safe_load(FILE.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+    def bare(node: Any, path: str) -> list[str]:
+        found = []
+        for name, value in node.get("properties", {}).items():
+            found += [f"{path}.{name}"] if not value.get("description") else []
+            found += bare(value, f"{path}.{name}") + bare(value.get("items", {}), f"{path}.{name}[]")
+        return found
+
+    assert bare(schema["properties"]["spec"], "spec") == []
+
+
+@pytest.mark.parametrize(("document", "accepted"), cases())
+def test_the_checks_of_run(document: dict[str, Any], accepted: bool) -> None:
+    if accepted:
+        build_graph(check_pipeline(document).spec)
+        return
+    with pytest.raises(UserError):
+        build_graph(check_pipeline(document).spec)
+
+
+@pytest.fixture(scope="module")
+def server() -> str:
+    """kubectl, where it reaches an API server that has the definition; else the test is skipped or, where a cluster is
+    required, fails."""
+    path = os.pathsep.join([os.environ["PATH"], "/var/lib/kind-local/bin"])
+    kubectl = shutil.which("kubectl", path=path)
+    if kubectl and subprocess.run([kubectl, "version"], capture_output=True, check=False).returncode == 0:
+        subprocess.run([kubectl, "apply", "--server-side", "-f", str(FILE)], check=True, capture_output=True)
+        wait = [kubectl, "wait", "--for=condition=Established", "crd/chatpipelines.nanochat.dev", "--timeout=30s"]
+        subprocess.run(wait, check=True, capture_output=True)
+        return kubectl
+    if os.environ.get("NANOCHAT_REQUIRE_CLUSTER"):
+        pytest.fail("no API server is reached")
+    pytest.skip("no API server is reached")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("document", "accepted"), cases())
+def test_the_api_server(server: str, document: dict[str, Any], accepted: bool) -> None:
+    command = [server, "create", "--dry-run=server", "--validate=strict", "-n", "default", "-f", "-"]
+    done = subprocess.run(command, input=json.dumps(document), capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is accepted, done.stderr
+
+
+@pytest.mark.cluster
+def test_the_store_cannot_change(server: str) -> None:
+    name = "immutable"
+
+    def apply(store: str) -> subprocess.CompletedProcess[str]:
+        document = json.dumps(named(name) | {"spec": {"store": store, "suspend": True}})
+        return subprocess.run(
+            [server, "apply", "-n", "default", "-f", "-"], input=document, capture_output=True, text=True, check=False
+        )
+
+    try:
+        assert apply("one").returncode == 0
+        assert "store cannot change" in apply("two").stderr
+    finally:
+        subprocess.run([server, "delete", "cp", name, "-n", "default", "--wait=false"], capture_output=True, check=True)

@@ -1,0 +1,223 @@
+"""What jobs and pods say, as a table: objects as the API server gives them, and the outcome that they mean."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from nanochat.pipeline.outcomes import Reason
+from operators.attempts import Record
+from operators.signals import observe, queue_state, workload_of
+
+NOW = 1_800_000_000.0
+JOB = "demo-12ab-base-1"
+
+
+def at(seconds: float) -> str:
+    """A time so many seconds before now."""
+    return datetime.fromtimestamp(NOW - seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def record(**changes: Any) -> Record:
+    known: dict[str, Any] = {
+        "stage": "base", "number": 1, "job": JOB, "keys": ("k",), "device_batch_size": 8, "started": NOW - 100,
+        "nodes": 2, "generation": 1, "pods": {"0": "uid-0", "1": "uid-1"}, "job_started": at(90),
+    }  # fmt: skip
+    return Record(**(known | changes))
+
+
+def job(
+    *conditions: str, suspend: bool = False, started: float = 90, generation: int = 1, **labels: str
+) -> dict[str, Any]:
+    return {
+        "metadata": {"name": JOB, "uid": "job-uid", "generation": generation, "labels": labels},
+        "spec": {"runPolicy": {"suspend": suspend}},
+        "status": {
+            "startTime": at(started),
+            "conditions": [{"type": kind, "status": "True", "message": f"it {kind}"} for kind in conditions],
+        },
+    }
+
+
+def pod(rank: int = 0, phase: str = "Running", *, uid: str = "", **status: Any) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        "name": f"{JOB}-worker-{rank}",
+        "uid": uid or f"uid-{rank}",
+        "creationTimestamp": at(80),
+        "labels": {"training.kubeflow.org/replica-index": str(rank), "training.kubeflow.org/job-name": JOB},
+    }
+    deleted = status.pop("deleted", None)
+    if deleted is not None:  # seconds ago that its grace was over
+        meta |= {"deletionTimestamp": at(deleted), "deletionGracePeriodSeconds": 20}
+    return {
+        "metadata": meta,
+        "spec": {"nodeName": f"node-{rank}"},
+        "status": {"phase": phase, "startTime": at(80), **status},
+    }
+
+
+def ended(
+    rank: int, code: int, *, ago: float = 10, message: str = "", why: str = "Error", **more: Any
+) -> dict[str, Any]:
+    state = {"exitCode": code, "reason": why, "message": message, "finishedAt": at(ago)}
+    phase = "Succeeded" if code == 0 else "Failed"
+    return pod(rank, phase, containerStatuses=[{"state": {"terminated": state}}], **more)
+
+
+def word(reason: str, message: str = "why", **more: Any) -> str:
+    return json.dumps({"reason": reason, "message": message, "rank": 0, **more})
+
+
+def waiting(reason: str, message: str = "", rank: int = 0) -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return pod(rank, "Pending", containerStatuses=[{"state": state}])
+
+
+def condition(kind: str, message: str = "", status: str = "True", ago: float = 30) -> dict[str, Any]:
+    return {"type": kind, "status": status, "message": message, "lastTransitionTime": at(ago)}
+
+
+LOST = "Connection closed by peer [10.0.0.1]"
+TAINTED = condition("DisruptionTarget", "Taint manager: deleting due to NoExecute taint")
+
+CASES = {
+    "success": (job("Succeeded"), [ended(0, 0), ended(1, 0)], Reason.SUCCEEDED, True),
+    "both run": (job("Running"), [pod(0), pod(1)], None, False),
+    "one done, one runs": (job("Running"), [ended(0, 0), pod(1)], None, False),
+    "stopped after a checkpoint": (job("Failed"), [ended(0, 143), ended(1, 143)], Reason.PREEMPTED, True),
+    "its own word": (job("Failed"), [ended(0, 1, message=word("Diverged")), pod(1)], Reason.DIVERGED, False),
+    "a user's mistake": (job("Failed"), [ended(0, 1, message=word("UserError")), pod(1)], Reason.USER_ERROR, False),
+    "no word": (job("Failed"), [ended(0, 1), ended(1, 1)], Reason.ERROR, True),
+    "no sensible word": (job("Failed"), [ended(0, 1, message="Traceback"), ended(1, 143)], Reason.ERROR, True),
+    "memory of the pod": (job("Failed"), [ended(0, 137, why="OOMKilled"), pod(1)], Reason.OUT_OF_MEMORY, False),
+    "memory, its peer spoke first": (
+        job("Failed"),
+        [ended(0, 1, ago=20, message=word("Infrastructure", LOST)), ended(1, 137, ago=10, why="OOMKilled")],
+        Reason.OUT_OF_MEMORY,
+        True,
+    ),
+    "a lost peer alone waits for the other": (
+        job("Failed"), [ended(0, 1, message=word("Infrastructure", LOST)), pod(1)], None, False,
+    ),
+    "a lost peer alone": (
+        job("Failed"), [ended(0, 1, message=word("Infrastructure", LOST)), ended(1, 143)], Reason.INFRASTRUCTURE, True,
+    ),
+    "killed": (job("Failed"), [ended(0, 137), ended(1, 143)], Reason.INFRASTRUCTURE, True),
+    "a disk that is full": (job("Failed"), [ended(0, 28), ended(1, 143)], Reason.USER_ERROR, True),
+    "a pod that is being deleted": (job("Running"), [pod(0), pod(1, deleted=-10)], Reason.PREEMPTED, False),
+    "a pod that was deleted and made again": (job("Running"), [pod(0), pod(1, uid="new")], Reason.PREEMPTED, False),
+    "its peer lost it": (
+        job("Failed"),
+        [ended(0, 1, ago=5, message=word("Infrastructure", LOST)), pod(1, deleted=-10)],
+        Reason.PREEMPTED,
+        False,
+    ),
+    "clean-up after a failure is none": (
+        job("Failed"),
+        [ended(0, 1, ago=60, message=word("Error", "a bug")), pod(1, deleted=-10)],
+        Reason.ERROR,
+        False,
+    ),
+    "evicted for the node's sake": (
+        job("Failed"), [pod(0, "Failed", reason="Evicted", message="low on memory"), pod(1)], Reason.PREEMPTED, False,
+    ),
+    "a node that is lost": (
+        job("Running"), [pod(0), pod(1, deleted=-5, conditions=[TAINTED])], Reason.PREEMPTED, False,
+    ),
+    "a node that is lost for good": (
+        job("Failed"), [ended(0, 143), pod(1, deleted=20, conditions=[TAINTED])], Reason.PREEMPTED, True,
+    ),
+    "the job deleted": (None, [pod(0), pod(1)], Reason.PREEMPTED, False),
+    "the job and its pods deleted": (None, [], Reason.PREEMPTED, True),
+    "changed by somebody": (job("Running", generation=2), [pod(0), pod(1)], Reason.PREEMPTED, False),
+    "changed by Kueue": (
+        job("Running", generation=2, **{"kueue.x-k8s.io/queue-name": "q"}), [pod(0), pod(1)], None, False,
+    ),
+    "stopped by Kueue": (job("Suspended", suspend=True), [pod(0, deleted=-10), pod(1, deleted=-10)], None, False),
+    "started again by Kueue": (
+        job("Running", started=5), [pod(0, uid="new-0"), pod(1, uid="new-1")], None, False,
+    ),
+    "no Secret": (
+        job("Created"), [waiting("CreateContainerConfigError", "no Secret s3"), pod(1)], Reason.USER_ERROR, False,
+    ),
+    "a bad image name": (job("Created"), [waiting("InvalidImageName"), pod(1)], Reason.USER_ERROR, False),
+    "an image that takes its time": (job("Created"), [waiting("ErrImagePull", "timeout"), pod(1)], None, False),
+    "the pods are gone": (job("Failed"), [], Reason.PREEMPTED, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outcomes(name: str) -> None:
+    found, pods, reason, clear = CASES[name]
+    seen = observe(record(), found, pods, NOW, None)
+    assert (seen.outcome.reason if seen.outcome else None) is reason
+    assert seen.clear is clear
+
+
+def test_a_job_that_was_refused_is_an_error() -> None:
+    seen = observe(record(pods={}), job("Failed"), [], NOW, None)
+    assert seen.outcome is not None and seen.outcome.reason is Reason.ERROR
+
+
+def test_memory_is_the_hosts() -> None:
+    found, pods, _, _ = CASES["memory of the pod"]
+    seen = observe(record(), found, pods, NOW, None)
+    assert seen.outcome is not None and seen.outcome.host
+
+
+@pytest.mark.parametrize(
+    ("found", "pods", "says"),
+    [
+        (job("Created"), [], "waits for its pods"),
+        (
+            job("Created"),
+            [pod(0, "Pending", conditions=[condition("PodScheduled", "0/3 nodes are available", "False")]), pod(1)],
+            "cannot be scheduled: 0/3 nodes are available",
+        ),
+        (job("Created"), [waiting("ImagePullBackOff", "no such image"), pod(1)], "ImagePullBackOff: no such image"),
+        (job("Created"), [waiting("ContainerCreating"), pod(1)], "starts on node-0"),
+        (job("Suspended", suspend=True), [], "waits for admission"),
+        (job("Running"), [pod(0), pod(1)], ""),
+    ],
+)
+def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -> None:
+    seen = observe(record(), found, pods, NOW, None)
+    assert seen.outcome is None
+    assert says in seen.waiting and bool(says) == bool(seen.waiting)
+
+
+def test_a_launch_is_told_by_its_pods() -> None:
+    """Kueue stops a job's pods and starts others: another launch of the same attempt, and no time counts between."""
+    first = record(pods={}, job_started="")
+    one = first.seen(observe(first, job("Running"), [pod(0), pod(1)], NOW, None), NOW)
+    assert (one.launch, one.running_since) == ("01-uid-0", NOW)
+    stopped = one.seen(observe(one, job("Suspended", suspend=True), [], NOW + 60, None), NOW + 60)
+    assert (stopped.used, stopped.running_since, dict(stopped.pods)) == (60.0, None, {})
+    again = job("Running", started=-100)
+    two = stopped.seen(observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
+    assert two.launch == "01-xxxxxxxx" and two.seconds(NOW + 110) == 70.0
+    assert set(two.launches) == {"01-uid-0", "01-uid-1", "01-xxxxxxxx"}
+
+
+def test_records_survive_being_stored() -> None:
+    whole = record(launches=("a", "b"), hosts=("n",), memory=2.0)
+    assert Record.from_dict(json.loads(json.dumps(whole.to_dict())) | {"unknown": 1}) == whole
+
+
+def test_what_kueue_says() -> None:
+    workload = {
+        "metadata": {"name": "pytorchjob-demo", "ownerReferences": [{"uid": "job-uid"}]},
+        "spec": {"queueName": "team"},
+        "status": {"conditions": [condition("QuotaReserved", "couldn't assign flavors", "False")]},
+    }
+    assert workload_of(job(), [workload]) is workload
+    state = {"name": "team", "workload": "pytorchjob-demo", "state": "Pending", "message": "couldn't assign flavors"}
+    assert queue_state(workload) == state
+    seen = observe(record(), job("Suspended", suspend=True), [], NOW, workload)
+    assert seen.waiting == "waits for admission: couldn't assign flavors"
+    workload["status"]["conditions"] = [condition("Admitted", "admitted")]
+    admitted = queue_state(workload)
+    assert admitted is not None and admitted["state"] == "Admitted"
