@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION ?= 2.13.0
 
-.PHONY: setup demo test test-slow lint
+.PHONY: setup demo test test-slow test-cluster test-cluster-smoke lint
 
 setup: $(VENV)/.done
 
@@ -28,6 +28,14 @@ test: setup
 # Tests of a minute and more: a run that is killed twenty times.
 test-slow: setup
 	$(BIN)/python -m pytest tests -m slow
+
+# On a cluster that it makes with kind and removes again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
+test-cluster: setup
+	NANOCHAT_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/operators -m cluster -s
+
+# The heart of it, within ten minutes; skipped where kind or what it needs is missing.
+test-cluster-smoke: setup
+	$(BIN)/python -m pytest tests/cluster/test_smoke.py -m cluster -s -rs
 
 lint: setup
 	$(BIN)/ruff check nanochat operators tasks tests

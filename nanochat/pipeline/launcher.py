@@ -124,6 +124,7 @@ def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping:
         read_outcomes(work),
         processes=plan.processes,
         first=node_rank() * plan.processes,
+        begun=len(list(work.glob("rank*.pid"))) if plan.processes * plan.nodes > 1 else 0,
         asked_to_stop=stopping.is_set(),
     )
 

@@ -88,11 +88,18 @@ def is_peer_loss(outcome: Outcome) -> bool:
 
 
 def from_exit(
-    code: int, outcomes: Iterable[Outcome], *, processes: int = 1, first: int = 0, asked_to_stop: bool = False
+    code: int,
+    outcomes: Iterable[Outcome],
+    *,
+    processes: int = 1,
+    first: int = 0,
+    begun: int = 0,
+    asked_to_stop: bool = False,
 ) -> Outcome:
     """The outcome of a launch whose process ended with `code` (negative: killed by that signal).
 
-    Its ranks are the `processes` from `first` on.
+    Its ranks are the `processes` from `first` on; under torchrun, whose code tells nothing, `begun` of them are known
+    to have begun.
     """
     told = list(outcomes)
     cause = earliest_cause(told, asked_to_stop=asked_to_stop)
@@ -101,7 +108,7 @@ def from_exit(
     if code == EXIT_DISK_FULL:
         return Outcome(reason=Reason.USER_ERROR, message="the disk is full: free space, then run again")
     consequence = cause is None or cause.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) or is_peer_loss(cause)
-    if consequence and 0 < len(told) < processes:
+    if consequence and len(told) < processes and (told or begun):
         silent = sorted(set(range(first, first + processes)) - {outcome.rank for outcome in told})
         return Outcome(
             reason=Reason.INFRASTRUCTURE,

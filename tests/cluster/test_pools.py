@@ -1,0 +1,123 @@
+"""Stages land on the pools that they name; what cannot be had is said within half a minute."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from documents import WORLD, document
+from site_of_tests import NAMESPACE, Site
+
+pytestmark = pytest.mark.cluster
+
+
+def test_gpu_pools(site: Site) -> None:
+    """Nodes that claim GPUs, with a label and a taint: training goes there, the rest does not."""
+    first, second, last = site.nodes()
+    for node in (first, second):
+        site.run("kind", "set-gpus", node, "2")
+        site.kubectl("label", "node", node, "pool=gpu", "--overwrite")
+        site.kubectl("taint", "node", node, "nvidia.com/gpu=present:NoSchedule", "--overwrite")
+    name = "pools"
+    site.delete(name)
+    changes = {"stages.base.gpusPerNode": 1, "stages.base.steps": 40, "stages.base.precision": "fp32"}
+    small = {"requests": {"cpu": "250m", "memory": "1Gi"}}
+    site.apply(document(WORLD, name, **changes, **{"stages.base.pod": {"resources": small}}))
+    try:
+        status = site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=400)
+        where = {attempt["stage"]: set(attempt["nodes"]) for attempt in status["attempts"]}
+        assert where["base"] == {first, second}
+        assert all(nodes == {last} for stage, nodes in where.items() if stage != "base")
+        assert status["gpuHours"] > 0
+
+        site.delete("greedy")
+        site.apply(document(WORLD, "greedy", **changes, **{"stages.base.gpusPerNode": 4, "stages.base.steps": 41}))
+        began = time.monotonic()
+        told = site.wait("greedy", lambda s: "cannot be scheduled" in s.get("message", ""), seconds=60)
+        assert "Insufficient nvidia.com/gpu" in told["message"]
+        asked = site.get("pods", "-n", NAMESPACE, "-l", "nanochat.dev/pipeline=greedy,nanochat.dev/stage=base")["items"]
+        assert asked, "the pods are there, and wait"
+        assert time.monotonic() - began < 60
+    finally:
+        site.delete("greedy")
+        for node in (first, second):
+            site.run("kind", "set-gpus", node, "0")
+            site.kubectl("label", "node", node, "pool-")
+            site.kubectl("taint", "node", node, "nvidia.com/gpu-")
+
+
+def test_a_secret_that_is_missing_is_the_users_error(site: Site) -> None:
+    name = "lacking"
+    site.delete(name)
+    site.apply(document(WORLD, name, **{"pods.envFrom": [{"secretRef": {"name": "absent"}}], "seed": 3}))
+    deadline = time.monotonic() + 120
+    while (status := site.status(name)).get("phase") != "Failed":
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert "absent" in status["message"] and "not found" in status["message"]
+    site.delete(name)
+
+
+def test_two_that_need_the_same_make_it_once(site: Site) -> None:
+    """The older one makes it; the younger one waits, and finds it."""
+    for name in ("elder", "younger"):
+        site.delete(name)
+    changes = {"stages.base.steps": 200, "seed": 77}
+    for name in ("elder", "younger"):
+        site.apply(document(WORLD, name, **changes))
+        time.sleep(1.1)  # creation times have whole seconds
+    told = site.wait(
+        "younger", lambda s: any("elder" in x.get("message", "") for x in s.get("stages", ())), seconds=120
+    )
+    assert told["phase"] == "Waiting"
+    elder = site.wait("elder", lambda s: s["phase"] == "Succeeded", seconds=300)
+    younger = site.wait("younger", lambda s: s["phase"] == "Succeeded", seconds=120)
+    trained = [
+        [a["stage"] for a in status["attempts"] if a["stage"] in ("base", "mid", "sft")] for status in (elder, younger)
+    ]
+    assert trained == [["base", "mid", "sft"], []]
+
+
+def test_suspend_edit_cancel_retry(site: Site) -> None:
+    """What a user asks in the middle of training."""
+    name = "steered"
+    site.delete(name)
+    site.apply(document(WORLD, name, **{"stages.base.steps": 3000, "seed": 78}))
+    site.at_step(name, "base", 60)
+
+    site.nanochat("suspend", name)
+    status = site.wait(name, lambda s: s["phase"] == "Suspended", seconds=120)
+    assert not site.pods(name, "base") or all(p["status"]["phase"] != "Running" for p in site.pods(name, "base"))
+    site.nanochat("resume", name)
+    site.at_step(name, "base", 60)
+
+    # An edit that changes what base makes: the attempt is stopped, and its successor starts from nothing.
+    site.kubectl(
+        "-n", NAMESPACE, "patch", "cp", name, "--type=merge", "-p", '{"spec": {"stages": {"base": {"steps": 2500}}}}'
+    )
+    status = site.wait(name, lambda s: len([a for a in s["attempts"] if a["stage"] == "base"]) == 3, seconds=120)
+    assert [a["message"] for a in status["attempts"] if a["stage"] == "base"][1] == "edited"
+
+    # One that is refused leaves what runs alone.
+    site.at_step(name, "base", 1)
+    bad = '{"spec": {"stages": {"release": {"enabled": true, "gates": ["nonsense"]}}}}'
+    site.kubectl("-n", NAMESPACE, "patch", "cp", name, "--type=merge", "-p", bad)
+
+    def refused(status: dict) -> bool:
+        return any(c["type"] == "Accepted" and c["status"] == "False" for c in status.get("conditions", ()))
+
+    status = site.wait(name, refused, seconds=60)
+    assert status["attempts"][-1]["reason"] == "Running"
+    good = '{"spec": {"stages": {"release": {"enabled": false, "gates": []}}}}'
+    site.kubectl("-n", NAMESPACE, "patch", "cp", name, "--type=merge", "-p", good)
+    site.wait(name, lambda s: not refused(s), seconds=60)
+
+    site.nanochat("cancel", name)
+    site.wait(name, lambda s: s["phase"] == "Cancelled", seconds=120)
+    site.kubectl("-n", NAMESPACE, "patch", "cp", name, "--type=merge", "-p", '{"spec": {"jobTtlSeconds": 0}}')
+    site.nanochat("retry", name)
+    site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=400)
+    deadline = time.monotonic() + 150
+    while site.get("pytorchjobs", "-n", NAMESPACE, "-l", f"nanochat.dev/pipeline={name}")["items"]:
+        assert time.monotonic() < deadline, "jobs of finished attempts are deleted when their time has passed"
+        time.sleep(2)

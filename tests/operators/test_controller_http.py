@@ -1,0 +1,114 @@
+"""The controller's endpoint: what may be read, by whom."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from nanochat.pipeline.logs import LogKeeper
+from nanochat.pipeline.runs import RunPaths
+from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.store import Profile, open_store
+from operators.access import DAY, Access
+from operators.http import NEXT, RunView, build_app
+
+ACCESS = Access(b"key of a test")
+TOKEN = {"X-Nanochat-Token": ACCESS.token("uid-1", time.time())}
+KEY = "ab" * 16
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    """An endpoint over a store with one run: two attempts' logs, and a report."""
+    store = open_store(Profile(root=str(tmp_path / "store")))
+    paths = RunPaths.of(namespace="team", name="demo", uid="uid-1")
+    for launch, lines in (("01-aaaa", "first\n"), ("02-bbbb", "second\nthird\n")):
+        work = tmp_path / launch
+        work.mkdir()
+        keeper = LogKeeper(store, paths.logs("base", launch), work)
+        for line in lines.splitlines(keepends=True):  # a piece each
+            with (work / "rank0.log").open("a") as log:
+                log.write(line)
+            keeper.keep()
+    artifacts = Artifacts(store, tmp_path / "cache")
+    with artifacts.writer("report", KEY, "01-cccc") as writer:
+        (writer.folder / "report.md").write_text("# demo: report\n")
+        writer.commit(recipe={}, inputs={}, metadata={})
+    store.write_json(paths.attempt("base", 1), {"number": 1})
+    (tmp_path / "store" / "secret.txt").write_text("nobody's")
+    view = RunView("uid-1", store, paths, artifacts, KEY)
+    views = {("team", "demo"): view}
+    return TestClient(build_app(lambda ns, name: views.get((ns, name)), ACCESS, lambda: "", lambda: True))
+
+
+def test_logs_are_listed_and_read_from_any_byte(client: TestClient) -> None:
+    listed = client.get("/v1/team/demo/logs/base", headers=TOKEN).json()
+    assert listed == [
+        {"launch": "01-aaaa", "files": [{"name": "rank0", "bytes": 6}]},
+        {"launch": "02-bbbb", "files": [{"name": "rank0", "bytes": 13}]},
+    ]
+    whole = client.get("/v1/team/demo/logs/base/02-bbbb/rank0", headers=TOKEN)
+    assert (whole.text, whole.headers[NEXT]) == ("second\nthird\n", "13")
+    for offset in range(14):
+        part = client.get(f"/v1/team/demo/logs/base/02-bbbb/rank0?offset={offset}", headers=TOKEN)
+        assert (part.text, part.headers[NEXT]) == ("second\nthird\n"[offset:], "13")
+
+
+def test_the_report_and_the_attempts(client: TestClient) -> None:
+    assert client.get("/v1/team/demo/report", headers=TOKEN).json() == ["report.md"]
+    assert client.get("/v1/team/demo/report/report.md", headers=TOKEN).text == "# demo: report\n"
+    assert client.get("/v1/team/demo/report/other.md", headers=TOKEN).status_code == 404
+    assert client.get("/v1/team/demo/attempts", headers=TOKEN).json() == [{"number": 1}]
+    assert client.get("/v1/team/demo/progress/base", headers=TOKEN).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-Nanochat-Token": ""},
+        {"X-Nanochat-Token": "é"},
+        {"X-Nanochat-Token": ACCESS.token("uid-2", time.time())},
+        {"X-Nanochat-Token": ACCESS.token("uid-1", time.time() - 3 * DAY)},
+        {"X-Nanochat-Token": Access(b"another key").token("uid-1", time.time())},
+    ],
+)
+def test_without_the_token_a_pipeline_is_not_there(client: TestClient, headers: dict[str, str]) -> None:
+    encoded = {name: value.encode() for name, value in headers.items()}
+    wrong = client.get("/v1/team/demo/logs/base", headers=encoded)
+    absent = client.get("/v1/team/nobody/logs/base", headers=TOKEN)
+    assert (wrong.status_code, wrong.json()) == (absent.status_code, absent.json())
+    assert wrong.status_code == 404
+
+
+def test_yesterdays_token_is_good() -> None:
+    now = 100.5 * DAY
+    assert ACCESS.accepts("u", ACCESS.token("u", now - DAY), now)
+    assert not ACCESS.accepts("u", ACCESS.token("u", now - 2 * DAY), now)
+    assert not ACCESS.accepts("u", ACCESS.token("u", now + DAY), now)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "logs/..%2f..%2f..%2f..%2fsecret.txt",
+        "logs/base/02-bbbb/..%2f..%2f..%2f..%2f..%2f..%2fsecret.txt",
+        "report/..%2f..%2f..%2f..%2fsecret.txt",
+        "progress/..%2f..%2f..%2f..%2fsecret.txt",
+    ],
+)
+def test_nothing_else_of_the_store_is_read(client: TestClient, path: str) -> None:
+    answer = client.get(f"/v1/team/demo/{path}", headers=TOKEN)
+    assert "nobody's" not in answer.text
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(("stuck", "code"), [("", 200), ("a turn has lasted 400 s", 503)])
+def test_health_says_what_is_stuck(stuck: str, code: int) -> None:
+    client = TestClient(build_app(lambda *_: None, ACCESS, lambda: stuck, lambda: not stuck))
+    assert (client.get("/healthz").status_code, client.get("/healthz").text) == (code, stuck or "ok")
+    assert client.get("/readyz").status_code == code
+    assert "nanochat_reconcile_seconds" in client.get("/metrics").text

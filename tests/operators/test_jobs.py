@@ -1,0 +1,232 @@
+"""What an attempt becomes on a cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
+
+from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.plan import StagePlan
+from nanochat.pipeline.planner import Launch
+from nanochat.spec.errors import UserError
+from nanochat.spec.load import check_pipeline
+from operators import resources
+from operators.accept import Accepted, accept
+from operators.config import Config
+from operators.jobs import JobRequest, build
+
+UID = "12ab34cd-0000-0000-0000-000000000000"
+HEAD = {
+    "apiVersion": "nanochat.dev/v1alpha1",
+    "kind": "ChatPipeline",
+    "metadata": {"name": "demo", "namespace": "team"},
+}
+CONFIG = Config.model_validate(
+    {
+        "image": "trainer:1",
+        "profiles": {
+            "default": {"root": "s3://b/p", "endpoint": "http://s3", "secret": "s3", "tracking": "http://mlflow"}
+        },
+        "pools": {
+            "gpu": {
+                "pods": {
+                    "nodeSelector": {"pool": "gpu"},
+                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                },
+                "memoryLimit": "64Gi",
+            },
+            "cpu": {"pods": {"env": [{"name": "WHERE", "value": "cpu"}]}},
+        },
+    },
+    by_alias=True,
+)
+
+
+def request(stage: str = "base", *, memory: float = 1.0, rows: int = 8, **spec: Any) -> JobRequest:
+    pipeline = check_pipeline({**HEAD, "spec": spec})
+    graph = build_graph(pipeline.spec, contents={"configmap://who/ami.jsonl": "0" * 64})
+    launch = Launch(stage, 3, graph.node(stage).outputs, device_batch_size=rows, memory=memory)
+    accepted = Accepted(pipeline, graph, CONFIG.profiles["default"])
+    return JobRequest(UID, accepted, launch, run="runs/team.demo/x", config=CONFIG, started=5.0)
+
+
+def pod_of(asked: JobRequest) -> dict[str, Any]:
+    return build(asked)[1]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+
+
+def container_of(asked: JobRequest) -> dict[str, Any]:
+    return pod_of(asked)["spec"]["containers"][0]
+
+
+SMALL = {"model": {"depth": 2, "width": 64, "headDim": 32, "sequenceLength": 128}, "stages": {}}
+
+
+def training(**settings: Any) -> dict[str, Any]:
+    return SMALL | {"stages": {"base": {"totalBatchTokens": 2048, **settings}, "mid": {"totalBatchTokens": 2048}}}
+
+
+def test_the_job_is_one_that_the_operator_knows() -> None:
+    _, job = build(request(**training(nodes=2)))
+    data = type("Response", (), {"data": json.dumps(job)})()
+    model = ApiClient().deserialize(data, KubeflowOrgV1PyTorchJob)
+    assert model.spec.pytorch_replica_specs["Worker"].replicas == 2
+    assert model.spec.run_policy.clean_pod_policy == "Running"
+    assert list(job["spec"]["pytorchReplicaSpecs"]) == ["Worker"]
+    assert job["metadata"]["name"] == "demo-12ab-base-3"
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (UID, True, False)
+
+
+def test_the_plan_is_one_that_the_launcher_reads(tmp_path: Path) -> None:
+    config_map, job = build(request(**training(nodes=2, deviceBatchSize=32)))
+    path = tmp_path / "plan.json"
+    path.write_text(config_map["data"]["plan.json"])
+    plan = StagePlan.read(path)
+    assert (plan.nodes, plan.processes, plan.attempt, plan.launch) == (2, 1, 3, "")
+    assert plan.spec["stages"]["base"]["deviceBatchSize"] == 8, "this attempt's, not the pipeline's"
+    assert config_map["immutable"] and config_map["metadata"]["name"] == job["metadata"]["name"]
+    assert "AWS" not in config_map["data"]["plan.json"]
+
+
+def test_pods_pass_the_restricted_standard() -> None:
+    for stage in ("dataset", "base", "report"):
+        pod = pod_of(request(stage, **training()))["spec"]
+        (container,) = pod["containers"]
+        assert (
+            pod["securityContext"]["runAsNonRoot"]
+            and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        )
+        context = container["securityContext"]
+        assert context["capabilities"] == {"drop": ["ALL"]} and not context["allowPrivilegeEscalation"]
+        assert context["readOnlyRootFilesystem"] and not pod["automountServiceAccountToken"]
+        assert "hostNetwork" not in pod and all(v.keys() <= {"name", "configMap", "emptyDir"} for v in pod["volumes"])
+
+
+def test_only_the_hosts_network_needs_more() -> None:
+    pod = pod_of(request(**training(pod={"network": "rdma-host"})))["spec"]
+    assert pod["hostNetwork"] and pod["dnsPolicy"] == "ClusterFirstWithHostNet"
+    assert pod["containers"][0]["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    rdma = container_of(request(**training(pod={"network": "rdma"})))
+    assert rdma["resources"]["limits"]["rdma/hca"] == "1"
+    assert {"name": "NCCL_IB_DISABLE", "value": "0"} in rdma["env"]
+
+
+def test_stages_with_gpus_go_to_their_pool() -> None:
+    cpu, gpu = pod_of(request(**training()))["spec"], pod_of(request(**training(gpusPerNode=8)))["spec"]
+    assert "nodeSelector" not in cpu and gpu["nodeSelector"] == {"pool": "gpu"}
+    assert gpu["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert {"name": "WHERE", "value": "cpu"} in cpu["containers"][0]["env"]
+    job = build(request(**training(gpusPerNode=8, nodes=2)))[1]
+    told = json.loads(job["metadata"]["annotations"]["nanochat.dev/attempt"])
+    assert (told["gpus"], told["nodes"], told["processes"]) == (16, 2, 8)
+
+
+def test_a_stages_settings_go_over_the_pipelines_over_the_pools() -> None:
+    own = {"image": "mine:2", "env": [{"name": "WHERE", "value": "base"}], "resources": {"requests": {"cpu": 3}}}
+    all_ = {"image": "ours:1", "labels": {"team": "a"}, "imagePullSecrets": ["pull"], "priorityClass": "high"}
+    asked = request(**training(pod=own), pods=all_)
+    pod, container = pod_of(asked), container_of(asked)
+    assert (container["image"], container_of(request("mid", **training(), pods=all_))["image"]) == ("mine:2", "ours:1")
+    assert [e["value"] for e in container["env"] if e["name"] == "WHERE"] == ["base"]
+    assert container["resources"]["requests"]["cpu"] == "3000m"
+    assert pod["metadata"]["labels"]["team"] == "a"
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}] and pod["spec"]["priorityClassName"] == "high"
+    assert StagePlan(**json.loads(build(asked)[0]["data"]["plan.json"])).threads == 3
+
+
+def test_kueue_starts_what_it_admits() -> None:
+    job = build(request(**SMALL | {"stages": training()["stages"], "queue": "team", "priority": "urgent"}))[1]
+    assert job["spec"]["runPolicy"]["suspend"] is True
+    labels = job["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "team" and labels["kueue.x-k8s.io/priority-class"] == "urgent"
+    assert build(request(**training()))[1]["spec"]["runPolicy"]["suspend"] is False
+
+
+def test_an_identity_in_a_config_map_is_mounted_where_it_is_read() -> None:
+    uri = "configmap://who/ami.jsonl"
+    settings = training()
+    settings["stages"]["mid"]["identity"] = uri
+    config_map, job = build(request("dataset", **settings))
+    plan = json.loads(config_map["data"]["plan.json"])
+    assert plan["spec"]["stages"]["mid"]["identity"] == "file:///etc/nanochat/files/ami.jsonl"
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert {"name": "files", "configMap": {"name": "who"}} in pod["volumes"]
+
+
+def test_memory_grows_with_the_model_and_after_it_ran_out() -> None:
+    def asked(depth: int, rows: int = 8, memory: float = 1.0, **base: Any) -> int:
+        model = {"depth": depth, "sequenceLength": 256}
+        spec = {"model": model, "stages": {"base": {"totalBatchTokens": 8192, "deviceBatchSize": rows, **base}}}
+        return int(container_of(request(rows=rows, memory=memory, **spec))["resources"]["limits"]["memory"])
+
+    assert asked(2) < asked(4) < asked(8)
+    assert asked(4, rows=4) < asked(4, rows=8)
+    assert asked(4, memory=2.0) == pytest.approx(2 * asked(4), rel=1e-6)
+    pipeline = request(**training(gpusPerNode=1))
+    limits = resources.memory_limits(CONFIG, pipeline.spec, pipeline.accepted.graph)
+    first = int(container_of(pipeline)["resources"]["requests"]["memory"])
+    assert limits["base"] == pytest.approx(64 * 2**30 / first)
+    assert "dataset" not in limits, "its pool has no limit to grow to"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "number"), [("500m", 0.5), (2, 2.0), ("2Gi", 2 * 2**30), ("1.5G", 1.5e9), ("3k", 3e3)]
+)
+def test_quantities(quantity: str | int, number: float) -> None:
+    assert resources.amount(quantity) == number
+
+
+class NoCluster:
+    """Holds one ConfigMap."""
+
+    def config_value(self, namespace: str, name: str, key: str) -> bytes | None:
+        return b"{}" if (name, key) == ("who", "ami.jsonl") else None
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"store": "defalt"}, "Did you mean 'default'"),
+        ({"stages": {"mid": {"identity": "/home/me/who.jsonl"}}}, "nanochat submit"),
+        ({"stages": {"mid": {"identity": "configmap://who"}}}, "configmap://NAME/KEY"),
+        ({"stages": {"mid": {"identity": "configmap://who/else"}}}, "no ConfigMap team/who with a key 'else'"),
+        ({"stages": {"release": {"gates": ["nonsense"]}}}, "nonsense"),
+        ({"model": {"depth": 0}}, "depth"),
+    ],
+)
+def test_what_the_controller_refuses(spec: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says.replace("(", r"\(")):
+        accept({**HEAD, "spec": spec}, CONFIG, NoCluster())  # type: ignore[arg-type]
+
+
+def test_a_pipeline_stays_in_the_store_it_began_in() -> None:
+    began = {"profile": {"root": "s3://b/p", "endpoint": "http://old"}}
+    moved = CONFIG.model_copy(
+        update={"profiles": {"default": CONFIG.profiles["default"].model_copy(update={"root": "s3://new"})}}
+    )
+    assert accept({**HEAD, "status": began}, moved, NoCluster()).profile.root == "s3://b/p"  # type: ignore[arg-type]
+    assert accept(HEAD, moved, NoCluster()).profile.root == "s3://new"  # type: ignore[arg-type]
+
+
+def test_a_configuration_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("image: a\nprofiles: {default: {rot: s3://b}}\n")
+    with pytest.raises(UserError, match=r"profiles\.default\.ro"):
+        Config.load(path)
+    with pytest.raises(UserError, match="cannot read"):
+        Config.load(tmp_path / "absent.yaml")
+
+
+def test_names_fit_into_a_label() -> None:
+    asked = request("eval-base", **training())
+    long = asked.accepted.pipeline.model_copy(
+        update={"metadata": asked.accepted.pipeline.metadata.model_copy(update={"name": "a" * 32})}
+    )
+    asked = replace(asked, accepted=replace(asked.accepted, pipeline=long), launch=replace(asked.launch, attempt=999))
+    assert len(build(asked)[1]["metadata"]["name"] + "-worker-1023") <= 63
