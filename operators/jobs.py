@@ -47,6 +47,7 @@ class JobRequest:
     run: str  # the run's folder
     config: Config
     started: float
+    avoid: tuple[str, ...] = ()  # nodes that may have been why the last attempt ended
 
     @property
     def spec(self) -> PipelineSpec:
@@ -241,6 +242,10 @@ def _pod(request: JobRequest, name: str, labels: Object, nodes: int) -> Object:
         pod["tolerations"] = [_bare(item.to_yaml_dict()) for item in settings.tolerations]
     if settings.priority_class:
         pod["priorityClassName"] = settings.priority_class
+    if request.avoid:
+        expression = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(request.avoid)}
+        preferred = [{"weight": 100, "preference": {"matchExpressions": [expression]}}]
+        pod["affinity"] = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     if nodes > 1:
         pod["topologySpreadConstraints"] = [
             {

@@ -54,6 +54,7 @@ ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
 UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
 STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
 RETRY = "nanochat.dev/retry"
+SUSPECT = (Reason.STALLED, Reason.INFRASTRUCTURE)  # outcomes after which other nodes are tried first
 ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
 
@@ -179,7 +180,8 @@ class Run:
         self._stop_dropped(accepted, jobs_found, pods, now)
         self._clean(accepted, jobs_found, now)
         self._storage(lambda: self._keep(accepted, planned))
-        self.view.phase = planned.phase if self.view else Phase.WAITING  # type: ignore[union-attr]
+        assert self.view is not None
+        self.view.phase = planned.phase
         told = status.Told(
             accepted=accepted,
             planned=planned,
@@ -192,7 +194,7 @@ class Run:
             queue=signals.queue_state(
                 next((w for w in (signals.workload_of(j, workloads) for j in jobs_found.values()) if w), None)
             ),
-            run=self.view.paths.root if self.view else "",
+            run=self.view.paths.root,
         )
         self._tell(found, status.build(found, told, self.services.access, now))
         return self._delay(planned, now)
@@ -412,6 +414,7 @@ class Run:
             run=self.view.paths.root,
             config=self.services.config,
             started=now,
+            avoid=self._suspects(action.stage),
         )
         config_map, job = jobs.build(request)
         cluster, meta = self.services.cluster, job["metadata"]
@@ -430,6 +433,13 @@ class Run:
         self.attempts.adopt(job, self.uid)
         self.attempts.save()
         self._event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
+
+    def _suspects(self, stage: str) -> tuple[str, ...]:
+        """Nodes of the last attempt, if it ended in a way that a bad node explains."""
+        assert self.attempts is not None
+        last = next(iter(reversed(self.attempts.of(stage))), None)
+        suspect = last is not None and last.outcome is not None and last.outcome.reason in SUSPECT
+        return last.hosts if last is not None and suspect else ()
 
     def _stop(self, action: Stop, jobs_found: Mapping[str, Object], pods: list[Object], now: float) -> None:
         assert self.attempts is not None

@@ -140,6 +140,14 @@ def test_a_stages_settings_go_over_the_pipelines_over_the_pools() -> None:
     assert StagePlan(**json.loads(build(asked)[0]["data"]["plan.json"])).threads == 3
 
 
+def test_a_node_that_is_suspect_is_taken_last() -> None:
+    pod = pod_of(replace(request(**training()), avoid=("bad",)))["spec"]
+    (preferred,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = preferred["preference"]["matchExpressions"]
+    assert expression == {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["bad"]}
+    assert "affinity" not in pod_of(request(**training()))["spec"]
+
+
 def test_kueue_starts_what_it_admits() -> None:
     job = build(request(**SMALL | {"stages": training()["stages"], "queue": "team", "priority": "urgent"}))[1]
     assert job["spec"]["runPolicy"]["suspend"] is True
