@@ -64,7 +64,7 @@ class Record:
             self,
             pods=dict(seen.pods),
             job_started=seen.job_started,
-            hosts=seen.hosts or self.hosts,
+            hosts=tuple(sorted({*self.hosts, *seen.hosts})),
             launches=tuple(launches),
             launch=self.launch_of(master) if master else self.launch,
             running_since=(self.running_since or now) if runs else None,

@@ -138,9 +138,11 @@ def memory_kills() -> int:
     """How many processes of this container were killed because its memory was used up."""
     if POD not in os.environ:
         return 0
-    events = Path(os.environ.get("NANOCHAT_CGROUP", "/sys/fs/cgroup"), "memory.events")
-    with suppress(OSError):
-        return sum(int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill "))
+    folder = Path(os.environ.get("NANOCHAT_CGROUP", "/sys/fs/cgroup"))
+    for events in (folder / "memory.events", folder / "memory" / "memory.oom_control"):  # cgroups v2, and v1
+        with suppress(OSError):
+            lines = events.read_text().splitlines()
+            return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
     return 0
 
 

@@ -23,6 +23,18 @@ STEPS = 6000
 AHEAD = 60  # steps that are trained between two faults: more than from checkpoint to checkpoint
 
 
+# Programs in a pod. The kernel kills the rank first when the pod's memory is used up.
+RANKS = (
+    "import os, pathlib, signal\nranks = [p.read_text() for p in pathlib.Path('/work/launches').glob('*/rank*.pid')]\n"
+)
+FREEZE = RANKS + "for rank in ranks: os.kill(int(rank), signal.SIGSTOP)"
+EAT_MEMORY = RANKS + (
+    "for rank in ranks: pathlib.Path(f'/proc/{rank}/oom_score_adj').write_text('1000')\n"
+    "eaten = bytearray(8 << 30)\n"
+    "for page in range(0, len(eaten), 4096): eaten[page] = 1"
+)
+
+
 def reasons(status: Status, stage: str = "base") -> list[str]:
     return [attempt["reason"] for attempt in status["attempts"] if attempt["stage"] == stage]
 
@@ -128,16 +140,11 @@ def test_faults(site: Site, calm: Status, tmp_path: Path) -> None:
     disturbed("Preempted")
 
     go_on(site, name)
-    site.exec(pod_of(site, name, 1), "x = bytearray(8 << 30); x[::4096] = bytes(len(x[::4096]))", check=False)
+    site.exec(pod_of(site, name, 1), EAT_MEMORY, check=False)
     disturbed("OutOfMemory")
 
     go_on(site, name)
-    site.exec(
-        pod_of(site, name, 1),
-        "import os, pathlib, signal\n"
-        "for path in pathlib.Path('/work/launches').glob('*/rank*.pid'):\n"
-        "    os.kill(int(path.read_text()), signal.SIGSTOP)",
-    )
+    site.exec(pod_of(site, name, 1), FREEZE)
     disturbed("Stalled")
 
     go_on(site, name)
