@@ -104,7 +104,8 @@ class Site:
             say("creating the cluster")
             self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
         say("loading the images")
-        self.kind("load", "docker-image", *IMAGES, timeout=600)
+        for image in IMAGES:
+            self.kind("load", "docker-image", image, timeout=600)
         say("installing the operators, storage and the chart")
         for part in ("training-operator", "kueue"):
             self.kubectl("apply", "--server-side", "-f", str(MANIFESTS / part / "manifests.yaml"))
