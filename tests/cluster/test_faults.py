@@ -191,7 +191,7 @@ def test_a_node_that_was_cut_off_comes_back(site: Site, tmp_path: Path) -> None:
     """Its pod goes on and writes beside the one that replaced it; what is committed stays whole."""
     name = "zombie"
     site.delete(name)
-    changes: dict[str, Any] = {"stages.base.steps": 30000, "stages.base.nodes": 1, "seed": SEED + 7}
+    changes: dict[str, Any] = {"stages.base.steps": 4000, "stages.base.nodes": 1, "seed": SEED + 7}
     site.apply(document(WORLD, name, **changes, **{"pods.nodeSelector": {"kubernetes.io/hostname": site.nodes()[0]}}))
     go_on(site, name)
     node = node_of(site, name, 0)
