@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,18 +17,19 @@ from rich.table import Table
 
 from nanochat.cli import kube
 from nanochat.cli.display import duration, quantity
-from nanochat.cli.kube import ClusterFailure, ClusterPipeline
+from nanochat.cli.kube import ClusterFailure, ClusterPipeline, NoCluster
+from nanochat.cli.logs import Launch, Stage, Unanswered
 from nanochat.pipeline.preflight import check_inputs, local_file
 from nanochat.spec.errors import UserError
-from nanochat.spec.fields import nearest
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
+from nanochat.storage.store import check_path
 
 Name = Annotated[str, typer.Argument(help="Name of the pipeline.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace on a cluster.")]
 Context = Annotated[str | None, typer.Option("--context", help="The kubeconfig's context of a cluster.")]
-FOLLOW_SECONDS = 2.0
+LISTED = 5  # attempts that status tells of
 
 
 def submit(
@@ -52,11 +55,15 @@ def submit(
     if path is not None:
         body["spec"]["stages"]["mid"]["identity"] = kube.upload_identity(cluster, pipeline, path)
     name = pipeline.metadata.name
-    kube.apply(cluster, cluster.path(name), body, what=f"pipeline {name}")
-    where = "".join([f" -n {namespace}" if namespace else "", f" --context {context}" if context else ""])
+    made = kube.apply(cluster, cluster.path(name), body, what=f"pipeline {name}")
+    found = ClusterPipeline(cluster, name, made)
     print(f"{name} is submitted to namespace {cluster.namespace}.")
-    print(f"Where it stands: nanochat status {name}{where}")
-    print(f"Its logs:        nanochat logs {name} --follow{where}")
+    if made["spec"].get("cancel"):
+        print(f"It is cancelled; let it go on with: {found.command('retry')}")
+    elif made["spec"].get("suspend"):
+        print(f"It is suspended; let it go on with: {found.command('resume')}")
+    print(f"Where it stands: {found.command('status')}")
+    print(f"Its logs:        {found.command('logs')} --follow")
 
 
 def _local_sources(pipeline: Pipeline) -> list[tuple[str, str]]:
@@ -76,29 +83,40 @@ def _local_sources(pipeline: Pipeline) -> list[tuple[str, str]]:
 
 def suspend(name: Name, namespace: Namespace = None, context: Context = None) -> None:
     """Let a pipeline on a cluster save its checkpoints and wait."""
-    kube.find(name, namespace=namespace, context=context).change(spec={"suspend": True})
-    print(f"{name} saves its checkpoints and waits; go on with: nanochat resume {name}")
+    pipeline = kube.find(name, namespace=namespace, context=context)
+    if not pipeline.is_live:
+        raise UserError(f"'{pipeline.name}' is not running: it is {pipeline.phase}")
+    pipeline.change(spec={"suspend": True})
+    print(f"{pipeline.name} saves its checkpoints and waits; let it go on with: {pipeline.command('resume')}")
 
 
 def resume(name: Name, namespace: Namespace = None, context: Context = None) -> None:
     """Let a suspended pipeline on a cluster go on."""
-    kube.find(name, namespace=namespace, context=context).change(spec={"suspend": False})
-    print(f"{name} goes on")
+    pipeline = kube.find(name, namespace=namespace, context=context)
+    if not pipeline.found["spec"].get("suspend"):
+        raise UserError(f"'{pipeline.name}' is not suspended: it is {pipeline.phase}")
+    pipeline.change(spec={"suspend": False})
+    print(f"{pipeline.name} goes on; see: {pipeline.command('status')}")
 
 
 def cancel(pipeline: ClusterPipeline) -> None:
     """End a pipeline."""
     if not pipeline.is_live:
-        raise UserError(f"'{pipeline.name}' is not running: it is {pipeline.status.get('phase')}")
+        raise UserError(f"'{pipeline.name}' is not running: it is {pipeline.phase}")
     pipeline.change(spec={"cancel": True})
-    print(f"{pipeline.name} saves its checkpoints and stops")
+    print(f"{pipeline.name} saves its checkpoints and stops; let it go on with: {pipeline.command('retry')}")
 
 
 def retry(pipeline: ClusterPipeline) -> None:
     """Let a pipeline that failed or was cancelled go on."""
+    if pipeline.phase == "Succeeded":
+        raise UserError(f"'{pipeline.name}' has succeeded: there is nothing to try again")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     pipeline.change(spec={"cancel": False}, annotations={"nanochat.dev/retry": now})
-    print(f"{pipeline.name} is tried again")
+    if pipeline.found["spec"].get("suspend"):
+        print(f"{pipeline.name} is tried again once it is not suspended any more: {pipeline.command('resume')}")
+    else:
+        print(f"{pipeline.name} is tried again; see: {pipeline.command('status')}")
 
 
 def status(pipeline: ClusterPipeline, *, as_json: bool) -> None:
@@ -112,21 +130,34 @@ def status(pipeline: ClusterPipeline, *, as_json: bool) -> None:
     if not told:
         console.print(f"{place}: the controller has not looked at it yet. Is it installed and running?", markup=False)
         return
-    console.print(f"{place}: {told.get('phase', '')} {told.get('message', '')}".rstrip(), markup=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("STAGE", "PHASE", "ATTEMPTS", "TIME", "PROGRESS"):
-        table.add_column(heading, overflow="fold")
-    for item in told.get("stages", ()):
-        table.add_row(item["name"], item["phase"], str(item.get("attempts") or ""), _took(item), _note(item))
-    console.print(table)
+    message = told.get("message", "")
+    more = f", {message}" if message and message != pipeline.phase.lower() else ""
+    console.print(f"{place}: {pipeline.phase}{more}", markup=False, soft_wrap=True)
+    if told.get("stages"):
+        table = Table(box=None, pad_edge=False)
+        for heading in ("STAGE", "PHASE", "ATTEMPTS", "TIME", "PROGRESS"):
+            table.add_column(heading, overflow="fold")
+        for item in told["stages"]:
+            table.add_row(item["name"], item["phase"], str(item.get("attempts") or ""), _took(item), _note(item))
+        console.print(table)
+    for line in _remarks(told):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _remarks(told: dict[str, Any]) -> Iterator[str]:
+    """What the table does not say: attempts that did not succeed, the queue, the cost, what is wrong."""
+    ended = [item for item in told.get("attempts", ()) if item.get("reason") not in ("Succeeded", "Running")]
+    for item in ended[-LISTED:]:
+        where = f" (on {', '.join(item['nodes'])})" if item.get("nodes") else ""
+        yield f"{item['stage']}, attempt {item['number']}: {item['reason']}, {item.get('message', '')}{where}"
     if told.get("queue"):
         queue = told["queue"]
-        console.print(f"queue {queue['name']}: {queue['state']}, {queue['message']}", markup=False)
+        yield ", ".join(filter(None, [f"queue {queue['name']}: {queue.get('state', '')}", queue.get("message", "")]))
     if told.get("gpuHours"):
-        console.print(f"{told['gpuHours']:.1f} GPU hours, {told['cost']:.2f} USD", markup=False)
+        yield f"{told['gpuHours']:.1f} GPU hours" + (f", {told['cost']:.2f} USD" if told.get("cost") else "")
     for item in told.get("conditions", ()):
-        if item["status"] == "False" and item["type"] != "Succeeded":
-            console.print(f"{item['type']}: {item['message']}", markup=False, soft_wrap=True)
+        if item["status"] == "False" and item.get("message") and item["message"] not in told.get("message", ""):
+            yield f"{item['type']}: {item['message']}"
 
 
 def _note(item: dict[str, Any]) -> str:
@@ -143,89 +174,75 @@ def _note(item: dict[str, Any]) -> str:
 def _took(item: dict[str, Any]) -> str:
     if not item.get("started"):
         return ""
-    ended = datetime.fromisoformat(item["ended"]).timestamp() if item.get("ended") else time.time()
-    return duration(ended - datetime.fromisoformat(item["started"]).timestamp())
+    ended = _seconds(item["ended"]) if item.get("ended") else time.time()
+    return duration(ended - _seconds(item["started"]))
 
 
-def logs(pipeline: ClusterPipeline, *, stage: str | None, attempt: int | None, rank: int, follow: bool) -> None:
-    """The logs of a stage; followed, across its attempts, and without a stage across the stages."""
-    known = [item["name"] for item in pipeline.status.get("stages", ())]
-    if stage and known and stage not in known:
-        raise UserError(f"there is no stage '{stage}'.{nearest(stage, known)}")
-    reader = _Reader(pipeline, attempt=attempt, rank=rank, every=follow)
-    while True:
-        live = pipeline.is_live
-        stages = [stage] if stage else _stages(pipeline, all_of_them=follow)
-        for name in stages:
-            reader.read(name)
-        if not follow or not live or (stage and _ended(pipeline, stage)):
-            if not reader.found:
-                raise UserError(f"there is no log of {stage or pipeline.name} yet")
-            return
-        time.sleep(FOLLOW_SECONDS)
-        pipeline.refresh()
+def _seconds(text: str) -> float:
+    """A time of the status in seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
 
 
-def _stages(pipeline: ClusterPipeline, *, all_of_them: bool) -> list[str]:
-    started = [item for item in pipeline.status.get("stages", ()) if item.get("started")]
-    if not started and not pipeline.is_live:
-        raise UserError(f"no stage of {pipeline.name} has run")
-    started.sort(key=lambda item: item["started"])
-    return [item["name"] for item in (started if all_of_them else started[-1:])]
+@dataclass(slots=True)
+class Logs:
+    """A pipeline's stored logs, from the controller's endpoint."""
+
+    pipeline: ClusterPipeline
+    looked: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.pipeline.name
+
+    def look(self) -> tuple[bool, list[Stage]]:
+        if self.looked:
+            with _passing():
+                self.pipeline.refresh()
+        self.looked = True
+        stages = [
+            Stage(
+                name=item["name"],
+                phase=item["phase"],
+                message=item.get("message", ""),
+                attempts=item.get("attempts", 0),
+                started=_seconds(item["started"]) if item.get("started") else None,
+            )
+            for item in self.pipeline.status.get("stages", ())
+        ]
+        return self.pipeline.is_live, stages
+
+    def launches(self, stage: str) -> list[Launch]:
+        with _passing():
+            found = json.loads(self.pipeline.stored(f"logs/{stage}"))
+        return [Launch(item["launch"], {file["name"]: file["bytes"] for file in item["files"]}) for item in found]
+
+    def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
+        with _passing():
+            return self.pipeline.stored(f"logs/{stage}/{launch}/{file}", offset=offset)
 
 
-def _ended(pipeline: ClusterPipeline, stage: str) -> bool:
-    known = {item["name"]: item["phase"] for item in pipeline.status.get("stages", ())}
-    return known.get(stage) in ("Succeeded", "Cached", "Failed", "Cancelled", "Unneeded")
-
-
-class _Reader:
-    """Prints stored logs, each byte once."""
-
-    def __init__(self, pipeline: ClusterPipeline, *, attempt: int | None, rank: int, every: bool) -> None:
-        self._pipeline, self._attempt, self._every = pipeline, attempt, every
-        self._file = "launch" if rank < 0 else f"rank{rank}"
-        self._offsets: dict[tuple[str, str], int] = {}
-        self._last: tuple[str, str] = ("", "")
-        self.found = False
-
-    def read(self, stage: str) -> None:
-        """Print what is new of a stage: of the chosen attempt, of all when followed, else of the last."""
-        launches = json.loads(self._pipeline.stored(f"logs/{stage}")[0])
-        # Each node has its own launch: the one with this rank's file is that of its node.
-        own = [item["launch"] for item in launches if any(file["name"] == self._file for file in item["files"])]
-        if self._attempt is not None:
-            own = [launch for launch in own if launch.startswith(f"{self._attempt:02d}-")]
-        for launch in own if self._every else own[-1:]:
-            self._print(stage, launch)
-
-    def _print(self, stage: str, launch: str) -> None:
-        self.found = True
-        key = (stage, launch)
-        while True:
-            offset = self._offsets.get(key, 0)
-            data, headers = self._pipeline.stored(f"logs/{stage}/{launch}/{self._file}", offset=offset)
-            if not data:
-                return
-            if self._every and self._last != key:
-                print(f"==> {stage}, attempt {int(launch.split('-')[0])} <==", flush=True)
-            self._last = key
-            self._offsets[key] = int(headers[kube.NEXT])
-            sys.stdout.write(data.decode("utf-8", "replace"))
-            sys.stdout.flush()
+@contextmanager
+def _passing() -> Iterator[None]:
+    try:
+        yield
+    except ClusterFailure as failure:
+        if failure.passing:
+            raise Unanswered(failure.message) from None
+        raise
 
 
 def report(pipeline: ClusterPipeline, *, markdown: bool, home: Path) -> None:
-    """Copy a pipeline's report to this machine and print its summary."""
+    """Copy a pipeline's report to this machine and print it: all of it, or what stands before its second section."""
     folder = home / "reports" / pipeline.name
-    files: list[str] = json.loads(pipeline.stored("report")[0])
-    for file in files:
-        path = folder / file
+    for file in json.loads(pipeline.stored("report")):
+        try:
+            path = folder / check_path(file)
+        except ValueError:
+            raise UserError(f"the report has a file '{file}', which would lie outside its folder") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pipeline.stored(f"report/{file}")[0])
+        path.write_bytes(pipeline.stored(f"report/{file}"))
     text = (folder / "report.md").read_text(encoding="utf-8")
-    # What stands before the second section is the summary.
-    print(text if markdown else "\n## ".join(text.split("\n## ")[:2]))
+    print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
     print(f"\nThe whole report: {folder / 'report.html'}")
 
 
@@ -234,7 +251,7 @@ def found_on(name: str | None, namespace: str | None, context: str | None) -> Cl
     if namespace is None and context is None:
         return None
     if name is None:
-        raise UserError("name the pipeline: nanochat status NAME -n NAMESPACE")
+        raise UserError("name the pipeline: on a cluster there is no last one")
     return kube.find(name, namespace=namespace, context=context)
 
 
@@ -244,5 +261,7 @@ def instead(name: str | None, error: UserError) -> ClusterPipeline:
         raise error
     try:
         return kube.find(name, namespace=None, context=None)
+    except NoCluster:
+        raise error from None
     except (ClusterFailure, UserError) as failure:
         raise UserError(f"{error.message}; on the cluster: {failure.message}") from None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from nanochat.cli import cluster
 from nanochat.cli.cluster import Context, Namespace
 from nanochat.cli.display import details, duration, quantity
 from nanochat.cli.kube import ClusterPipeline
+from nanochat.cli.logs import Launch, Stage, show
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import Place, resolve_profile
 from nanochat.pipeline.runs import RunPaths
@@ -140,49 +140,71 @@ def logs(
     name: Run = None,
     stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that ran last.")] = None,
     attempt: Annotated[int | None, typer.Option(help="Attempt; by default the last.")] = None,
-    rank: Annotated[int, typer.Option(help="Rank; -1 is the launch's own output.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank; by default all; -1 is the launch's own output.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, across attempts, until the end.")] = False,
     store: StoreName = "default",
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
     """The logs of a pipeline's stages, those of ended attempts included."""
     run = find_anywhere(name, store, namespace, context)
-    if isinstance(run, ClusterPipeline):
-        return cluster.logs(run, stage=stage, attempt=attempt, rank=rank, follow=follow)
-    chosen = stage or _last_stage(run)
-    if any(item["stage"] == chosen and item["phase"] == "Cached" for item in run.status["stages"]):
-        # An earlier run of the pipeline made its output: that one has the log.
-        others = (other for other in find_runs(store) if other.name == run.name)
-        run = next((other for other in others if other.store.children(other.paths.logs(chosen))), run)
-    seen: set[str] = set()
-    while True:
-        folder = _log_folder(run, chosen, attempt, rank)
-        for piece in run.store.children(folder):
-            path = f"{folder}/{piece}"
-            if path not in seen:
-                seen.add(path)
-                sys.stdout.write(run.store.read(path).decode("utf-8", "replace"))
-                sys.stdout.flush()
-        if not follow or not run.is_live:
-            return
-        time.sleep(1.0)
+    source = cluster.Logs(run) if isinstance(run, ClusterPipeline) else LocalLogs(run, store)
+    show(source, stage=stage, attempt=attempt, rank=rank, follow=follow)
 
 
-def _last_stage(run: FoundRun) -> str:
-    started = [item for item in run.status["stages"] if item["started"] is not None]
-    if not started:
-        raise UserError(f"no stage of {run.name} has run: its outputs were all there")
-    return max(started, key=lambda item: item["started"])["stage"]
+@dataclass(slots=True)
+class LocalLogs:
+    """The logs of a run of this machine."""
 
+    run: FoundRun
+    store_name: str
 
-def _log_folder(run: FoundRun, stage: str, attempt: int | None, rank: int) -> str:
-    launches = run.store.children(run.paths.logs(stage))
-    if attempt is not None:
-        launches = [launch for launch in launches if launch.startswith(f"{attempt:02d}-")]
-    if not launches:
-        raise UserError(f"there is no log of {stage}" + (f", attempt {attempt}" if attempt is not None else ""))
-    return f"{run.paths.logs(stage, launches[-1])}/{'launch' if rank < 0 else f'rank{rank}'}"
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    def look(self) -> tuple[bool, list[Stage]]:
+        live = self.run.is_live
+        status = self.run.store.read_json(self.run.paths.status)
+        self.run = replace(self.run, status=status)
+        return live, [
+            Stage(
+                name=item["stage"],
+                phase=item["phase"],
+                message=item["message"],
+                attempts=item["attempts"],
+                started=item["started"],
+            )
+            for item in status["stages"]
+        ]
+
+    def launches(self, stage: str) -> list[Launch]:
+        files: dict[str, dict[str, int]] = {}
+        began: dict[str, float] = {}
+        for entry in self.run.store.list(self._folder(stage)):
+            launch, file, _ = entry.path.split("/")[-3:]
+            sizes = files.setdefault(launch, {})
+            sizes[file] = sizes.get(file, 0) + entry.size
+            began[launch] = min(began.get(launch, entry.modified), entry.modified)
+        found = [Launch(name, files[name]) for name in files]
+        return sorted(found, key=lambda launch: (launch.attempt, began[launch.name]))
+
+    def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
+        at = 0
+        for piece in self.run.store.list(f"{self._folder(stage)}/{launch}/{file}"):
+            if at + piece.size > offset:
+                return self.run.store.read(piece.path)[offset - at :]
+            at += piece.size
+        return b""
+
+    def _folder(self, stage: str) -> str:
+        """Where the logs of a stage are: those of an earlier run, if that one made its output."""
+        own = self.run.paths.logs(stage)
+        if self.run.store.children(own):
+            return own
+        others = (run.paths.logs(stage) for run in find_runs(self.store_name) if run.name == self.run.name)
+        cached = any(item["stage"] == stage and item["phase"] == "Cached" for item in self.run.status["stages"])
+        return next((folder for folder in others if cached and self.run.store.children(folder)), own)
 
 
 def cancel(

@@ -2,12 +2,13 @@
 
 pipeline = find("demo", namespace=None, context=None)
 pipeline.change(spec={"suspend": True})
-data, headers = pipeline.stored("logs/base")     # from the controller's endpoint, through the API server
+data = pipeline.stored("logs/base")     # from the controller's endpoint, through the API server
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,15 +25,19 @@ from nanochat.spec.pipeline import Pipeline
 GROUP, VERSION, PLURAL = "nanochat.dev", "v1alpha1", "chatpipelines"
 IDENTITY_BYTES = 900_000  # a ConfigMap holds 1 MiB
 TIMEOUT = (5, 60)
-NEXT = "X-Nanochat-Next"
+
+
+class NoCluster(UserError):
+    """No cluster is configured on this machine."""
 
 
 class ClusterFailure(NanochatError):
-    """The cluster could not be asked, or refused."""
+    """The cluster could not be asked, or refused: its HTTP status (0 without an answer) and what it said."""
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, message: str, *, status: int = 0, said: str = "", passing: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.said = status, said
+        self.passing = passing or status == 0 or status == 429 or status >= 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Kube:
 
     api: Any
     namespace: str
+    context: str | None  # where the command line names one
 
     @classmethod
     def connect(cls, namespace: str | None, context: str | None) -> Kube:
@@ -57,10 +63,11 @@ class Kube:
             configuration = client.Configuration()
             config.load_kube_config(context=chosen["name"], client_configuration=configuration)
         except (config.ConfigException, TypeError, yaml.YAMLError) as error:
-            raise UserError(f"no cluster is configured (kubeconfig): {error}") from None
+            why = " ".join(str(error).split()).rstrip(".")
+            raise NoCluster(f"no cluster is configured: {why}; KUBECONFIG names the file") from None
         configuration.retries = urllib3.Retry(0)  # type: ignore[assignment]
         api = client.ApiClient(configuration)
-        return cls(api=api, namespace=namespace or chosen["context"].get("namespace") or "default")
+        return cls(api=api, namespace=namespace or chosen["context"].get("namespace") or "default", context=context)
 
     def get(self, name: str) -> dict[str, Any]:
         """A ChatPipeline."""
@@ -73,7 +80,7 @@ class Kube:
         self, method: str, path: str, *, what: str, body: Any = None, kind: str = "application/json"
     ) -> dict[str, Any]:
         """A request's JSON answer."""
-        return json.loads(self.raw(method, path, what=what, body=body, kind=kind)[0] or b"{}")
+        return json.loads(self.raw(method, path, what=what, body=body, kind=kind) or b"{}")
 
     def raw(
         self,
@@ -84,10 +91,10 @@ class Kube:
         body: Any = None,
         kind: str = "application/json",
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[bytes, Mapping[str, str]]:
-        """A request's answer as bytes, with its headers; ClusterFailure says in one sentence what is wrong."""
+    ) -> bytes:
+        """A request's answer; ClusterFailure says in one sentence what is wrong."""
         with failures(what):
-            answer = self.api.call_api(
+            return self.api.call_api(
                 path,
                 method,
                 header_params={"Accept": "*/*", "Content-Type": kind, **(headers or {})},
@@ -96,8 +103,7 @@ class Kube:
                 _preload_content=False,
                 _return_http_data_only=True,
                 _request_timeout=TIMEOUT,
-            )
-            return answer.read(), answer.headers
+            ).read()
 
 
 @contextmanager
@@ -108,28 +114,44 @@ def failures(what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        raise ClusterFailure(_sentence(error, what), status=error.status or 0) from None
+        said = _said(error)
+        raise ClusterFailure(_sentence(error.status or 0, said, what), status=error.status or 0, said=said) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise ClusterFailure(
             f"the cluster cannot be reached ({type(error).__name__}): check the kubeconfig's context and the network"
         ) from None
 
 
-def _sentence(error: Any, what: str) -> str:
+def _said(error: Any) -> str:
+    """The words of an API server, or of the controller behind it."""
     text = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
     try:
-        said = json.loads(text)
-        said = said.get("message") or said.get("detail") or error.reason
+        answer = json.loads(text)
+        # A refused object comes with a cause for each fault: "Invalid value: \"object\": store cannot change".
+        causes = [cause for cause in (answer.get("details") or {}).get("causes", ()) if cause.get("message")]
+        if answer.get("reason") == "Invalid" and causes:
+            return "; ".join(_cause(cause) for cause in causes)
+        return answer.get("message") or answer.get("detail") or error.reason
     except (ValueError, AttributeError):
-        said = text.strip()[:300] or error.reason
-    if error.status == 401:
+        return text.strip()[:300] or error.reason
+
+
+def _cause(cause: Mapping[str, str]) -> str:
+    field, text = cause.get("field", ""), cause["message"].removeprefix('Invalid value: "object": ')
+    return text if field in ("", "spec", "<nil>") else f"{field}: {text}"
+
+
+def _sentence(status: int, said: str, what: str) -> str:
+    if status == 401:
         return f"the cluster does not know you ({said}): log in to it again"
-    if error.status == 403:
+    if status == 403:
         return f"you may not do this: {said}"
-    if (error.status == 404 and "could not find the requested resource" in said) or said == "404 page not found":
+    if (status == 404 and "could not find the requested resource" in said) or said == "404 page not found":
         return "the cluster has no ChatPipelines: install nanochat's chart first"
-    if error.status == 404:
-        return f"there is no {what} on the cluster"
+    if status == 404 and said.startswith("namespaces "):
+        return f"the cluster has no such namespace: {said}"
+    if status == 404:
+        return f"there is no {what} on the cluster (-n names another namespace)"
     return f"{what}: {said}"
 
 
@@ -146,9 +168,19 @@ class ClusterPipeline:
         return self.found.get("status") or {}
 
     @property
+    def phase(self) -> str:
+        """Its phase; "new" before the controller has looked at it."""
+        return self.status.get("phase", "new")
+
+    @property
     def is_live(self) -> bool:
         """Whether more may come of it."""
-        return self.status.get("phase") not in ("Succeeded", "Failed", "Cancelled")
+        return self.phase not in ("Succeeded", "Failed", "Cancelled")
+
+    def command(self, verb: str) -> str:
+        """What to type for it."""
+        context = ["--context", self.kube.context] if self.kube.context else []
+        return shlex.join(["nanochat", verb, self.name, "-n", self.kube.namespace, *context])
 
     def refresh(self) -> None:
         self.found = self.kube.get(self.name)
@@ -160,34 +192,52 @@ class ClusterPipeline:
             body["metadata"] = {"annotations": dict(annotations)}
         self.found = self.kube.call(
             "PATCH",
-            self.kube.path(self.name) + "?fieldValidation=Strict",
+            self.kube.path(self.name) + "?fieldManager=nanochat&fieldValidation=Strict",
             what=f"pipeline {self.name}",
             body=body,
             kind="application/merge-patch+json",
         )
 
-    def stored(self, path: str, **query: object) -> tuple[bytes, Mapping[str, str]]:
-        """What the controller's endpoint answers; the token is taken anew from the status where it has expired."""
+    def stored(self, path: str, **query: object) -> bytes:
+        """What the controller's endpoint has stored under a path: logs, the report."""
         try:
             return self._stored(path, query)
         except ClusterFailure as error:
-            if error.status != 404 or "token" not in error.message:
-                raise
-        self.refresh()
-        return self._stored(path, query)
+            if "token" not in error.said:
+                raise self._explained(error) from None
+        self.refresh()  # it has another token each day, and from each process of the controller
+        try:
+            return self._stored(path, query)
+        except ClusterFailure as error:
+            raise self._explained(error) from None
 
-    def _stored(self, path: str, query: Mapping[str, object]) -> tuple[bytes, Mapping[str, str]]:
+    def _stored(self, path: str, query: Mapping[str, object]) -> bytes:
         access = self.status.get("access")
+        if not access and not self.is_live:
+            raise UserError(f"nothing of {self.name} ran: {self.status.get('message', self.phase)}")
         if not access:
-            raise UserError(
+            raise ClusterFailure(
                 f"the controller has not said yet where the logs of {self.name} are: is it running? "
-                f"See 'nanochat status {self.name}'"
+                f"See: {self.command('status')}"
             )
         namespace, _, service = access["service"].partition("/")
         place = f"/v1/{self.kube.namespace}/{self.name}/{quote(path)}" + (f"?{urlencode(query)}" if query else "")
         full = f"/api/v1/namespaces/{namespace}/services/http:{service}/proxy{place}"
-        what = f"{path} of {self.name} (or its token has changed)"
-        return self.kube.raw("GET", full, what=what, headers={"X-Nanochat-Token": access["token"]})
+        return self.kube.raw("GET", full, what=path, headers={"X-Nanochat-Token": access["token"]})
+
+    def _explained(self, error: ClusterFailure) -> ClusterFailure:
+        """What an error of the endpoint, or on the way to it, means."""
+        if error.status == 404 and "token" in error.said:
+            text = f"the controller does not know {self.name} yet: it has just started; ask again in a moment"
+            return ClusterFailure(text, status=error.status, passing=True)
+        if error.status == 404:
+            return ClusterFailure(f"{self.name}: {error.said}", status=error.status)
+        if error.status == 403:
+            text = f"logs and reports come through a service of the controller, which you may not reach: {error.said}"
+            return ClusterFailure(text, status=error.status)
+        if error.status >= 500:
+            return ClusterFailure(f"the controller does not answer ({error.said})", status=error.status)
+        return error
 
 
 def find(name: str, *, namespace: str | None, context: str | None) -> ClusterPipeline:

@@ -28,11 +28,11 @@ def told(**changes: Any) -> dict[str, Any]:
 
 
 class Server:
-    """Answers from a table, and keeps what was asked of it."""
+    """Answers from a table, logs in pieces of four bytes, and keeps what was asked of it."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
-        self.refusals: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.refusals: dict[str, tuple[int, Any]] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.token = "fresh"
         server = self
@@ -43,13 +43,13 @@ class Server:
                 body = json.loads(self.rfile.read(length)) if length else None
                 path, _, query = self.path.partition("?")
                 server.asked.append((self.command, path, body))
-                code, found, extra = server.reply(self.command, path, body, self.headers.get("X-Nanochat-Token"))
-                if isinstance(found, bytes) and query.startswith("offset="):
-                    found = found[int(query.removeprefix("offset=")) :]
+                code, found = server.reply(self.command, path, body, self.headers.get("X-Nanochat-Token"))
                 data = found if isinstance(found, bytes) else json.dumps(found).encode()
+                if query.startswith("offset="):
+                    offset = int(query.removeprefix("offset="))
+                    data = data[offset : offset + 4]
                 self.send_response(code)
-                for name, value in {"Content-Length": str(len(data)), **extra}.items():
-                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -61,24 +61,19 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
-    def reply(self, verb: str, path: str, body: Any, token: str | None) -> tuple[int, Any, dict[str, str]]:
+    def reply(self, verb: str, path: str, body: Any, token: str | None) -> tuple[int, Any]:
         if path in self.refusals:
-            return *self.refusals[path], {}
+            return self.refusals[path]
         if path.startswith(PROXY):
             if token != self.token:
-                return (
-                    404,
-                    {"detail": "there is no such pipeline, or the token is not its (read status.access again)"},
-                    {},
-                )
+                return 404, {"detail": "there is no such pipeline, or the token is not its (read status.access again)"}
             found = self.objects.get(path)
-            offset = {"X-Nanochat-Next": str(len(found))} if isinstance(found, bytes) else {}
-            return (200, found, offset) if found is not None else (404, {"detail": "there is no such file"}, {})
+            return (200, found) if found is not None else (404, {"detail": "the pipeline has no report yet"})
         if verb == "PATCH":
             self.objects[path] = {**self.objects.get(path, {}), **body}
         if path not in self.objects:
-            return 404, {"message": f'chatpipelines "{path.rsplit("/")[-1]}" not found'}, {}
-        return 200, self.objects[path], {}
+            return 404, {"message": f'chatpipelines "{path.rsplit("/")[-1]}" not found'}
+        return 200, self.objects[path]
 
     def changes(self) -> list[tuple[str, Any]]:
         return [(path, body) for verb, path, body in self.asked if verb == "PATCH"]
@@ -87,7 +82,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     found = Server()
-    found.objects[f"{BASE}/small"] = {"metadata": {"name": "small"}, "status": told()}
+    found.objects[f"{BASE}/small"] = {"metadata": {"name": "small"}, "spec": {"suspend": True}, "status": told()}
     yield found
     found.http.shutdown()
     found.http.server_close()
@@ -123,7 +118,7 @@ def test_submit_applies_what_was_set_and_uploads_the_identity(server: Server, ru
     extra = "stages.mid.mixture=[{task: world-facts, rows: 200}, {task: identity}]"
     code, said = run("submit", "small.yaml", "--set", "stages.mid.identity=me.jsonl", "--set", extra)
     assert code == 0, said
-    assert "nanochat logs small --follow" in said
+    assert "nanochat logs small -n team --follow" in said
     (config_path, config_map), (path, applied) = server.changes()
     assert config_path == "/api/v1/namespaces/team/configmaps/small-identity"
     assert config_map["data"]["identity.jsonl"] == line + "\n"
@@ -169,40 +164,138 @@ def test_what_is_asked_of_a_pipeline(server: Server, run: Run, command: str, spe
     assert ("nanochat.dev/retry" in body.get("metadata", {}).get("annotations", {})) is (command == "retry")
 
 
-def test_logs_of_the_last_attempt_and_of_all(server: Server, run: Run) -> None:
-    files = [{"name": "launch", "bytes": 1}, {"name": "rank0", "bytes": 6}]
-    launches = [
-        {"launch": "01-a", "files": files},
-        {"launch": "01-b", "files": files[:1]},
-        {"launch": "02-c", "files": files},
+ENDED = told(phase="Succeeded")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        ("cancel", ENDED, "'small' is not running: it is Succeeded"),
+        ("suspend", ENDED, "'small' is not running: it is Succeeded"),
+        ("retry", ENDED, "'small' has succeeded"),
+        ("logs", told(access=None), "the controller has not said yet where the logs of small are"),
+        ("logs", told(phase="Failed", message="bad", access=None, stages=[]), "no stage of small has run"),
+        ("report", told(phase="Failed", message="bad store", access=None), "nothing of small ran: bad store"),
+        ("report", told(), "small: the pipeline has no report yet"),
+    ],
+)
+def test_what_cannot_be_asked_of_it(server: Server, run: Run, command: str, status: dict[str, Any], says: str) -> None:
+    server.objects[f"{BASE}/small"]["status"] = status
+    code, said = run(command, "small")
+    assert code == 2 and says in said and said.count("\n") == 1, said
+    assert server.changes() == []
+
+
+def test_submit_tells_of_a_suspended_pipeline_and_resume_needs_one(server: Server, run: Run) -> None:
+    code, said = run("submit", "small.yaml", "--set", "suspend=true")
+    assert code == 0 and "It is suspended; let it go on with: nanochat resume small -n team" in said
+    server.objects[f"{BASE}/small"] = {"spec": {}, "status": told()}
+    code, said = run("resume", "small")
+    assert code == 2 and "'small' is not suspended: it is Running" in said
+
+
+def test_status_tells_of_attempts_and_troubles(server: Server, run: Run) -> None:
+    failed = {"stage": "base", "number": 1, "reason": "OutOfMemory", "message": "16 rows", "nodes": ["here"]}
+    server.objects[f"{BASE}/small"]["status"] = told(
+        attempts=[failed, failed | {"number": 2, "reason": "Running"}],
+        queue={"name": "team", "state": "Admitted"},
+        gpuHours=1.25,
+        conditions=[{"type": "StorageReachable", "status": "False", "message": "no route"}],
+    )
+    _, said = run("status", "small")
+    assert said.splitlines()[-4:] == [
+        "base, attempt 1: OutOfMemory, 16 rows (on here)",
+        "queue team: Admitted",
+        "1.2 GPU hours",
+        "StorageReachable: no route",
     ]
-    server.objects |= {
-        f"{PROXY}/logs/base": launches,
-        f"{PROXY}/logs/base/01-a/rank0": b"first\n",
-        f"{PROXY}/logs/base/02-c/rank0": b"second\n",
-    }
-    assert run("logs", "small", "base") == (0, "second\n")
-    assert run("logs", "small", "base", "--attempt", "1") == (0, "first\n")
+
+
+def test_logs_come_whole_through_the_endpoint(server: Server, run: Run) -> None:
+    words = {"01-a": "first\nattempt", "02-c": "second: äö\n"}
+    server.objects[f"{PROXY}/logs/base"] = [
+        {"launch": launch, "files": [{"name": "launch", "bytes": 1}, {"name": "rank0", "bytes": len(text.encode())}]}
+        for launch, text in words.items()
+    ]
+    for launch, text in words.items():
+        server.objects[f"{PROXY}/logs/base/{launch}/rank0"] = text.encode()
+    assert run("logs", "small", "base") == (0, "second: äö\n")
+    assert run("logs", "small", "base", "--attempt", "1") == (0, "first\nattempt\n")
+    server.objects[f"{BASE}/small"]["status"] = ENDED
+    everything = "==> base, attempt 1 <==\nfirst\nattempt\n==> base, attempt 2 <==\nsecond: äö\n"
+    assert run("logs", "small", "base", "--follow") == (0, everything)
     code, said = run("logs", "small", "bsae")
     assert code == 2 and "Did you mean 'base'" in said
 
 
-def test_a_token_that_has_changed_is_read_again(server: Server, run: Run) -> None:
-    server.objects[f"{PROXY}/report"] = ["report.md"]
-    server.objects[f"{PROXY}/report/report.md"] = b"# small: report\n"
-    server.objects[f"{BASE}/small"]["status"] = told(access={"service": "system/controller:8080", "token": "stale"})
-    answers = iter(["stale", "fresh", "fresh", "fresh"])
+def test_a_report_is_printed_and_its_files_are_written(server: Server, run: Run, tmp_path: Path) -> None:
+    text = "# small: report\n\n## Results\n\nfine\n\n## Curves\n"
+    server.objects |= {
+        f"{PROXY}/report": ["report.md", "curves/a.svg"],
+        f"{PROXY}/report/report.md": text.encode(),
+        f"{PROXY}/report/curves/a.svg": bytes(range(256)),
+    }
+    folder = tmp_path / "state" / "reports" / "small"
+    code, said = run("report", "small")
+    assert (code, said) == (
+        0,
+        f"# small: report\n\n## Results\n\nfine\n\nThe whole report: {folder / 'report.html'}\n",
+    )
+    assert (folder / "curves" / "a.svg").read_bytes() == bytes(range(256))
+    assert "## Curves" in run("report", "small", "--markdown")[1]
+
+    server.objects |= {f"{PROXY}/report": ["../../outside"], f"{PROXY}/report/../../outside": b"x"}
+    code, said = run("report", "small")
+    assert code == 2 and "'../../outside'" in said
+    assert not (tmp_path / "state" / "outside").exists()
+
+
+@pytest.mark.parametrize("stale", [1, 9])
+def test_a_token_that_has_changed_is_read_again(server: Server, run: Run, stale: int) -> None:
+    """Once; where the new one is refused too, that is said."""
+    server.objects[f"{PROXY}/logs/base"] = [{"launch": "01-a", "files": [{"name": "rank0", "bytes": 4}]}]
+    server.objects[f"{PROXY}/logs/base/01-a/rank0"] = b"hi!\n"
+    answers = iter(["stale"] * stale + ["fresh"] * 9)
     reply = server.reply
 
-    def renewed(verb: str, path: str, body: Any, token: str | None) -> tuple[int, Any, dict[str, str]]:
+    def renewed(verb: str, path: str, body: Any, token: str | None) -> tuple[int, Any]:
         if path == f"{BASE}/small":
             access = {"service": "system/controller:8080", "token": next(answers)}
             server.objects[path]["status"] = told(access=access)
         return reply(verb, path, body, token)
 
     server.reply = renewed  # type: ignore[method-assign]
-    code, said = run("report", "small")
-    assert code == 0 and "# small: report" in said
+    code, said = run("logs", "small", "base")
+    if stale == 1:
+        assert (code, said) == (0, "hi!\n")
+    else:
+        assert code == 2 and "the controller does not know small yet" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "says"),
+    [
+        (503, {"message": "no endpoints available for service"}, "the controller does not answer (no endpoints"),
+        (403, {"message": "services is forbidden"}, "logs and reports come through a service of the controller"),
+        (401, {"message": "Unauthorized"}, "the cluster does not know you"),
+    ],
+)
+def test_an_endpoint_out_of_reach(server: Server, run: Run, code: int, answer: dict[str, Any], says: str) -> None:
+    server.refusals[f"{PROXY}/logs/base"] = (code, answer)
+    done, said = run("logs", "small", "base")
+    assert done == 2 and says in said and said.count("\n") == 1, said
+
+
+INVALID = {
+    "reason": "Invalid",
+    "message": 'ChatPipeline "small" is invalid: ...',
+    "details": {
+        "causes": [
+            {"field": "spec", "message": 'Invalid value: "object": store cannot change'},
+            {"field": "spec.seed", "message": "Invalid value: -1"},
+        ]
+    },
+}
 
 
 def test_what_a_cluster_may_answer(server: Server, run: Run) -> None:
@@ -212,7 +305,10 @@ def test_what_a_cluster_may_answer(server: Server, run: Run) -> None:
         ((403, {"message": "chatpipelines is forbidden: User bob"}), "you may not do this: chatpipelines is forbidden"),
         ((404, {"message": "the server could not find the requested resource"}), "install nanochat's chart first"),
         ((404, {"message": 'chatpipelines "small" not found'}), "there is no pipeline team/small on the cluster"),
+        ((404, {"message": 'namespaces "team" not found'}), "the cluster has no such namespace"),
         ((500, {"message": "etcd is gone"}), "etcd is gone"),
+        ((502, b"<html>bad gateway"), "<html>bad gateway"),
+        ((422, INVALID), "pipeline team/small: store cannot change; spec.seed: Invalid value: -1"),
     ]
     for refusal, says in cases:
         server.refusals[path] = refusal
@@ -221,8 +317,11 @@ def test_what_a_cluster_may_answer(server: Server, run: Run) -> None:
 
 
 def test_no_cluster_at_all(run: Run, server: Server, tmp_path: Path) -> None:
-    code, said = run("status", "small", "-n", "team", KUBECONFIG=str(tmp_path / "absent"))
-    assert code == 2 and "no cluster is configured" in said
+    absent = str(tmp_path / "absent")
+    code, said = run("status", "small", "-n", "team", KUBECONFIG=absent)
+    assert code == 2 and "no cluster is configured" in said and said.count("\n") == 1
+    code, said = run("status", "small", KUBECONFIG=absent)
+    assert code == 2 and said.startswith("error: no run of 'small' in this store") and "cluster" not in said
     code, said = run("status", "small", "--context", "there")
     assert code == 2 and "the kubeconfig has no context 'there': it has here" in said
     server.http.shutdown()
