@@ -74,7 +74,7 @@ class Site:
             raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True, timeout: float = 120) -> str:
+    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True, timeout: float = 240) -> str:
         command = ("kubectl", "--context", f"kind-{self.name}", *arguments)
         return self.run(*command, input=input, check=check, timeout=timeout)
 
@@ -109,6 +109,9 @@ class Site:
         say("installing the operators, storage and the chart")
         for part in ("training-operator", "kueue"):
             self.kubectl("apply", "--server-side", "-f", str(MANIFESTS / part / "manifests.yaml"))
+        # Their webhooks judge every pod and Deployment that comes after.
+        self.kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=180s")
+        self.kubectl("-n", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
         document = (ROOT / "tests" / "cluster" / "storage.yaml").read_text()
         self.kubectl("apply", "-f", "-", input=document.replace("NODE", self.nodes()[-1]))
         for namespace in (SYSTEM, NAMESPACE):
@@ -119,8 +122,6 @@ class Site:
             )
             self.kubectl("apply", "-f", "-", input=secret)
             self.kubectl("label", "ns", namespace, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
-        self.kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=120s")
-        self.kubectl("-n", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=120s")
         self.kubectl("-n", "storage", "rollout", "status", "deployment/s3", "--timeout=120s")
         self.bucket()
         self.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
