@@ -56,7 +56,7 @@ def observe(record: Record, job: Object | None, pods: Sequence[Object], now: flo
     same = not record.job_started or record.job_started == started
     before = record.pods if same else {}
     present = {_index(pod): pod["metadata"]["uid"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
-    outcome = _outcome(record, job, pods, before, present, now)
+    outcome = _outcome(record, job, pods, before, now)
     return Seen(
         waiting="" if outcome else _waiting(record, pods),
         outcome=outcome,
@@ -104,7 +104,6 @@ def _outcome(
     job: Object,
     pods: Sequence[Object],
     before: Mapping[str, str],
-    present: Mapping[str, str],
     now: float,
 ) -> Outcome | None:
     if _condition(job, "Succeeded"):
@@ -114,10 +113,12 @@ def _outcome(
     if own:
         return min(own, key=lambda o: o.time)
     first = min((o.time for o in ended if o.reason is not Reason.SUCCEEDED), default=now + 1)
+    # Pods that are gone altogether went before those that are about to go.
+    there = {pod["metadata"]["uid"] for pod in pods}
+    gone = [index for index, uid in sorted(before.items()) if uid not in there]
+    if gone:
+        return Outcome(Reason.PREEMPTED, f"the pod of node {gone[0]} was deleted", time=now)
     taken = [outcome for pod in pods if (outcome := _taken(pod)) is not None and outcome.time <= first]
-    for index, uid in sorted(before.items()):
-        if index in present and present[index] != uid:
-            taken.append(Outcome(Reason.PREEMPTED, f"the pod of node {index} was deleted", time=now))
     if taken:
         return min(taken, key=lambda o: o.time)
     stuck = [outcome for pod in pods if (outcome := _stuck(pod, now)) is not None]

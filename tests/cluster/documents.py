@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from typing import Any
 
 import yaml
 
-SEED = int(time.time())  # another one each time, so that no artifact of an earlier run serves
+# Another one each time, so that no artifact of an earlier run serves; who mends a test may want them to.
+SEED = int(os.environ.get("NANOCHAT_TEST_SEED") or time.time())
 
 WORLD = """
 apiVersion: nanochat.dev/v1alpha1
@@ -60,7 +62,7 @@ kind: ChatPipeline
 metadata: {name: real}
 spec:
   model: {depth: 2, width: 128, headDim: 64, sequenceLength: 256}
-  sources: {mirror: "http://mirror.storage:8000", text: {shards: 1}}
+  sources: {mirror: "http://mirror.storage:8000", text: {shards: 1, validationShard: 7}}
   retries: {delaySeconds: 2}
   stopGraceSeconds: 20
   stages:

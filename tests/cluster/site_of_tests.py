@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import yaml
 
+from nanochat.pipeline.graph import build_graph
+from nanochat.spec.load import check_pipeline
 from nanochat.storage.store import Profile, Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,10 +99,13 @@ class Site:
         if shutil.which("engine", path=path()) and not self.run("docker", "info", "-f", "{{.ID}}", check=False).strip():
             say("starting Docker")
             self.run("engine", "up", timeout=600)
-        for image, kind in IMAGES.items():
+        for image, target in IMAGES.items():
             say(f"building {image}")
-            self.run("docker", "build", "-q", "-t", image, "-f", f"images/{kind}.Dockerfile", ".", timeout=900)
-        if self.name not in self.run("kind", "get", "clusters", check=False).split():
+            chosen = ("--target", target, "--build-arg", "ACCELERATOR=cpu")
+            self.run("docker", "build", "-q", *chosen, "-t", image, "-f", "images/Dockerfile", ".", timeout=900)
+        if not self.kubectl("get", "nodes", "-o", "name", "--request-timeout=20s", check=False):
+            if self.name in self.run("kind", "get", "clusters", check=False).split():
+                self.kind("delete", "cluster")  # it does not answer any more
             say("creating the cluster")
             self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
         say("loading the images")
@@ -306,6 +311,16 @@ GPU_POOL = {
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     }
 }
+
+
+def check_keys(site: Site, status: Status, pipeline: Mapping[str, Any]) -> None:
+    """The artifacts have the keys that a local run's would have, and all are there."""
+    graph = build_graph(check_pipeline(dict(pipeline)).spec)
+    local = {out.ref: out.key for node in graph.nodes for out in node.outputs}
+    assert {ref: key for stage in status["stages"] for ref, key in stage["keys"].items()} == local
+    store = site.store()
+    for ref, key in local.items():
+        assert store.exists(f"artifacts/{ref.split('/')[0]}/{key}/manifest.json"), ref
 
 
 def say(text: str) -> None:

@@ -23,15 +23,22 @@ STEPS = 6000
 AHEAD = 60  # steps that are trained between two faults: more than from checkpoint to checkpoint
 
 
-# Programs in a pod. The kernel kills the rank first when the pod's memory is used up.
+# Programs in a pod. When its memory is used up the kernel kills the process with the highest score, which is its share
+# of the memory and an adjustment: many small eaters have less of a share than a rank.
 RANKS = (
-    "import os, pathlib, signal\nranks = [p.read_text() for p in pathlib.Path('/work/launches').glob('*/rank*.pid')]\n"
+    "import os, pathlib, signal, time\n"
+    "ranks = [p.read_text() for p in pathlib.Path('/work/launches').glob('*/rank*.pid')]\n"
 )
 FREEZE = RANKS + "for rank in ranks: os.kill(int(rank), signal.SIGSTOP)"
 EAT_MEMORY = RANKS + (
     "for rank in ranks: pathlib.Path(f'/proc/{rank}/oom_score_adj').write_text('1000')\n"
-    "eaten = bytearray(8 << 30)\n"
-    "for page in range(0, len(eaten), 4096): eaten[page] = 1"
+    "for _ in range(100):\n"
+    "    if os.fork() == 0:\n"
+    "        eaten = bytearray(24 << 20)\n"
+    "        for page in range(0, len(eaten), 4096): eaten[page] = 1\n"
+    "        time.sleep(10)\n"
+    "        os._exit(0)\n"
+    "time.sleep(10)"
 )
 
 

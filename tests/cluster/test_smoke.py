@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 from documents import WORLD, document
-from site_of_tests import NAMESPACE, Site, Status
-
-from nanochat.pipeline.graph import build_graph
-from nanochat.spec.load import check_pipeline
+from site_of_tests import NAMESPACE, Site, Status, check_keys
 
 pytestmark = pytest.mark.cluster
 
@@ -40,12 +37,7 @@ def test_smoke(site: Site) -> None:
     conditions = {item["type"]: item["status"] for item in status["conditions"]}
     assert conditions == {"Accepted": "True", "StorageReachable": "True", "Succeeded": "True"}
 
-    graph = build_graph(check_pipeline(pipeline).spec)
-    local = {out.ref: out.key for node in graph.nodes for out in node.outputs}
-    assert {ref: key for stage in status["stages"] for ref, key in stage["keys"].items()} == local
-    store = site.store()
-    for ref, key in local.items():
-        assert store.exists(f"artifacts/{ref.split('/')[0]}/{key}/manifest.json"), ref
+    check_keys(site, status, pipeline)
 
     assert "smoke: Succeeded" in site.nanochat("status", "smoke")
     first = site.nanochat("logs", "smoke", "base", "--attempt", "1")

@@ -184,7 +184,7 @@ def test_memory_is_the_hosts() -> None:
     ],
 )
 def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -> None:
-    seen = observe(record(), found, pods, NOW, None)
+    seen = observe(record(pods={}), found, pods, NOW, None)
     assert seen.outcome is None
     assert says in seen.waiting and bool(says) == bool(seen.waiting)
 
@@ -221,3 +221,8 @@ def test_what_kueue_says() -> None:
     workload["status"]["conditions"] = [condition("Admitted", "admitted")]
     admitted = queue_state(workload)
     assert admitted is not None and admitted["state"] == "Admitted"
+
+
+def test_of_pods_that_went_the_first_is_named() -> None:
+    seen = observe(record(), job("Failed"), [pod(0, deleted=-10)], NOW, None)
+    assert seen.outcome is not None and seen.outcome.message == "the pod of node 1 was deleted"
