@@ -127,7 +127,7 @@ class Run:
     attempts: Attempts | None = None
     present: set[str] = field(default_factory=set)
     progress: dict[str, State] = field(default_factory=dict)
-    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # stage -> (said, heard)
+    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (said, heard)
     explanations: dict[str, str] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     trouble: str = ""  # why storage cannot be reached in this turn
@@ -168,7 +168,9 @@ class Run:
             self._follow(record, seen[record.job], jobs_found.get(record.job), pods, now)
         self._storage(lambda: self._observe_artifacts(accepted, now))
         for record in self.attempts.open():
-            self._storage(lambda record=record: self._take_progress(record, now))
+            if not self._storage(lambda record=record: self._take_progress(record, now)):
+                # Its news cannot reach us: that is no silence, nor is it one when storage is just back.
+                self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], now)
         observed = self._observed(found, accepted, seen, refused, now)
         actions, planned = plan(accepted.graph, accepted.spec, observed, now)
         self._claim(accepted, planned)
@@ -388,7 +390,7 @@ class Run:
             device_batch_size=record.device_batch_size,
             ended=record.ended,
             outcome=record.outcome,
-            heartbeat=now if self.trouble else heartbeat,
+            heartbeat=heartbeat,
             stopping=record.decided is not None and record.outcome is None,
             reached=record.reached,
             waiting=seen[record.job].waiting if record.outcome is None and record.job in seen else "",

@@ -10,6 +10,7 @@ something: its time is the time of the last sign of life.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -45,15 +46,15 @@ class State:
 
 
 def read_progress(store: Store, path: str) -> State | None:
-    """The state in storage; None where there is none, or none that can be read."""
+    """The state in storage; None where there is none, or none that makes sense. StorageError where it is out of reach."""
     try:
         if not store.exists(path):
             return None
-        data = store.read_json(path)
+        data = json.loads(store.read(path))
         known: dict[str, Any] = {name: data[name] for name in State.__dataclass_fields__ if name in data}
         known["warnings"] = tuple(known.get("warnings", ()))
         return State(**known)
-    except (StorageError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 

@@ -1,0 +1,156 @@
+"""The loop against a cluster in memory and a real S3 server, in the test's own time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cluster import FakeCluster
+from s3_server import BUCKET, CREDENTIALS, S3Server
+
+from nanochat.spec.errors import StorageError
+from nanochat.storage.store import Profile, Store, open_store
+from operators.claims import Claims
+from operators.config import Config
+from operators.loop import Run, Services
+
+UID = "12ab34cd-0000-0000-0000-000000000000"
+STALL = 60
+BEGAN = 1_800_000_000.0
+
+
+class FakeEvents:
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def emit(self, _reference: Any, _level: str, reason: str, _message: str) -> None:
+        self.said.append(reason)
+
+
+@dataclass
+class Rig:
+    """A pipeline, its controller, and the time."""
+
+    cluster: FakeCluster
+    server: S3Server
+    services: Services
+    store: Store
+    run: Run
+
+    def turn(self, *, after: float = 5.0) -> dict[str, Any]:
+        """What the status says after a turn."""
+        self.cluster.now += after
+        found = {
+            "apiVersion": "nanochat.dev/v1alpha1",
+            "kind": "ChatPipeline",
+            "metadata": {"name": "demo", "namespace": "team", "uid": UID, "generation": 1},
+            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
+            "status": self.cluster.status,
+        }
+        self.run.turn(found, self.cluster.now)
+        return self.cluster.status
+
+    def restart(self) -> None:
+        """Another controller, which knows nothing."""
+        self.run = Run("team", "demo", UID, self.services)
+
+    def report(self, step: int) -> None:
+        """The stage's sign of life."""
+        pod = self.cluster.pods_["demo-12ab-dataset-1-worker-0"]["metadata"]["uid"]
+        state = {"stage": "dataset", "launch": f"01-{pod[:8]}", "step": step, "time": self.cluster.now}
+        self.store.write_json(f"runs/team.demo/{UID}/progress/dataset.json", state)
+
+    def attempts(self) -> list[str]:
+        return [attempt["reason"] for attempt in self.cluster.status.get("attempts", ())]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Any:
+    """A rig with an S3 server of its own."""
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    for name, value in CREDENTIALS.items():
+        (credentials / name).write_text(value)
+    with S3Server.start(tmp_path) as server:
+        if not server.persistent:
+            pytest.skip("this S3 server forgets what it holds when it is restarted")
+        profile = {"root": f"s3://{BUCKET}", "endpoint": server.endpoint, "region": "us-east-1"}
+        document = {"image": "trainer", "profiles": {"default": profile | {"credentials": str(credentials)}}}
+        config = Config.model_validate(document, by_alias=True)
+        cluster, claims = FakeCluster(BEGAN), Claims()
+        claims.expect(UID, "demo", "2027-01-15T08:00:00Z")
+        services: Any = Services(
+            cluster=cluster,  # type: ignore[arg-type]
+            config=config,
+            claims=claims,
+            events=FakeEvents(),  # type: ignore[arg-type]
+            cache=tmp_path / "cache",
+        )
+        store = open_store(Profile(**profile), patient=False, credentials=credentials)
+        yield Rig(cluster, server, services, store, Run("team", "demo", UID, services))
+
+
+def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> None:
+    rig.turn()
+    rig.report(1)
+    rig.turn(after=STALL - 5)
+    assert rig.attempts() == ["Running"]
+    rig.turn(after=STALL + 5)
+    rig.turn()
+    assert rig.attempts() == ["Stalled"]
+    rig.turn(after=60)
+    assert rig.attempts() == ["Stalled", "Running"]
+    assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_storage_that_was_away_is_no_silence(rig: Rig) -> None:
+    """While nobody can hear a stage it is not silent, nor at once when it can be heard again."""
+    rig.turn()
+    rig.report(1)
+    rig.turn()
+    rig.server.kill()
+    for _ in range(4):
+        assert "does not answer" in rig.turn(after=STALL / 2)["message"]
+    rig.server.restart()
+    rig.turn()
+    assert rig.attempts() == ["Running"]
+    rig.turn(after=STALL + 5)
+    rig.turn()
+    assert rig.attempts() == ["Stalled"]
+
+
+def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is there and its record is not: the next one adopts it."""
+    rig.turn()
+    for entry in rig.store.list(f"runs/team.demo/{UID}/attempts"):
+        rig.store.delete(entry.path)
+    rig.restart()
+    rig.turn()
+    assert rig.attempts() == ["Running"]
+    assert rig.cluster.created == ["demo-12ab-dataset-1"]
+
+
+def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:
+    rig.turn()
+    rig.cluster.delete_job("team", "demo-12ab-dataset-1")
+    rig.turn()
+    assert rig.attempts()[0] == "Preempted"
+    rig.turn()
+    assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:
+    """Without them a stage might be started twice."""
+    rig.server.kill()
+    status = rig.turn()
+    assert status["phase"] == "Waiting" and "storage cannot be reached" in status["message"]
+    assert rig.cluster.created == []
+    with pytest.raises(StorageError):
+        rig.store.read("runs")
+    rig.server.restart()
+    rig.turn()
+    assert rig.cluster.created == ["demo-12ab-dataset-1"]
