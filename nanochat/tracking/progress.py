@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nanochat.spec.errors import NanochatError, StorageError
+from nanochat.spec.errors import NanochatError
 from nanochat.storage import Store
 from nanochat.tracking.background import Ticker
 
