@@ -46,7 +46,7 @@ class State:
 
 
 def read_progress(store: Store, path: str) -> State | None:
-    """The state in storage; None where there is none, or none that makes sense. StorageError where it is out of reach."""
+    """The state in storage; None where there is none that makes sense. StorageError where it is out of reach."""
     try:
         if not store.exists(path):
             return None
