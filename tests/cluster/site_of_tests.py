@@ -110,7 +110,7 @@ class Site:
             self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
         say("loading the images")
         for image in IMAGES:
-            self.kind("load", "docker-image", image, timeout=600)
+            self.load(image)
         say("installing the operators, storage and the chart")
         for part in ("training-operator", "kueue"):
             self.kubectl("apply", "--server-side", "-f", str(MANIFESTS / part / "manifests.yaml"))
@@ -131,6 +131,17 @@ class Site:
         self.bucket()
         self.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
         self.install()
+
+    def load(self, image: str) -> None:
+        """Bring an image to the nodes. A node may remove layers of the tag's former image in the middle of it."""
+        for remaining in (2, 1, 0):
+            try:
+                self.kind("load", "docker-image", image, timeout=600)
+                return
+            except AssertionError:
+                if not remaining:
+                    raise
+                time.sleep(5)
 
     def install(self, **values: str) -> None:
         """Install the chart, or change its values."""
