@@ -123,7 +123,7 @@ class Site:
         self.kubectl("-n", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=120s")
         self.kubectl("-n", "storage", "rollout", "status", "deployment/s3", "--timeout=120s")
         self.bucket()
-        self.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
+        self.kubectl("apply", "--server-side", "-f", "helm/nanochat/files/chatpipelines.nanochat.dev.yaml")
         self.install()
 
     def install(self, **values: str) -> None:
@@ -136,8 +136,10 @@ class Site:
             "controllerSecret": "s3",
         }
         chosen = {
-            "trainer": {"image": "nanochat-trainer:test"},
-            "controller": {"image": "nanochat-operator:test"},
+            "images": {"tag": "test"},
+            "crds": {"install": False},
+            "mlflow": {"enabled": False},
+            "inference": {"enabled": False},
             "storePatienceSeconds": 120,
             "profiles": {"default": profile, "other": profile | {"root": "s3://chat/other"}},
             "pools": {"cpu": {"memoryLimit": "4Gi"}, "gpu": GPU_POOL},
@@ -157,7 +159,6 @@ class Site:
                 file.name,
                 *sets,
                 *context,
-                "--skip-crds",
             )
         self.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s")
 
