@@ -17,7 +17,7 @@
 
 {{- /* The profiles with what is filled in, as YAML. */ -}}
 {{- define "nanochat.profiles" -}}
-{{- $profiles := deepCopy .Values.profiles -}}
+{{- $profiles := .Values.profiles | default dict | deepCopy -}}
 {{- if and .Values.devStore.enabled (not (hasKey $profiles "default")) -}}
 {{- $name := include "nanochat.name" (list . "store") -}}
 {{- $_ := set $profiles "default" (dict "root" (printf "s3://%s" .Values.devStore.bucket) "endpoint" (include "nanochat.storeEndpoint" .) "region" "us-east-1" "secret" $name "controllerSecret" $name) -}}
