@@ -6,6 +6,7 @@ rendered.one("Deployment", "nanochat-controller")
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ class Chart:
     helm: str
 
     def run(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.helm, *arguments], input=input, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "KUBECONFIG": os.devnull}  # whatever cluster there is, it is not asked
+        command = [self.helm, *arguments]
+        return subprocess.run(command, env=environment, input=input, capture_output=True, text=True, check=False)
 
     def template(
         self,
