@@ -136,7 +136,7 @@ def test_the_model_is_the_controllers(chart: Chart) -> None:
         "profile": "default",
         "pollSeconds": 60,
     }
-    rules = rendered.one("Role", "nanochat-controller-own")["rules"]
+    rules = rendered.one("Role", "nanochat-controller")["rules"]
     wanted = {"apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": [SERVER], "verbs": ["get", "patch"]}
     assert wanted in rules
 
@@ -222,7 +222,9 @@ def test_network_policies(chart: Chart) -> None:
     assert ports(policy(narrow, "controller")["egress"]) == {53, 8443, 5000, 9000, 4317}
     store = next(rule for rule in policy(narrow, "inference")["egress"] if ports([rule]) == {9000})
     assert store["to"] == [{"ipBlock": {"cidr": "10.1.2.3/32"}}]
-    assert policy(narrow, "controller")["ingress"][0]["from"][0] == {"ipBlock": {"cidr": "10.0.0.0/28"}}
+    api = {"ipBlock": {"cidr": "10.0.0.0/28"}}
+    assert policy(narrow, "controller")["ingress"][0]["from"][0] == api
+    assert api in policy(narrow, "mlflow")["ingress"][0]["from"]
 
     assert ports(policy(chart.render(VALUES / "postgres.yaml"), "mlflow")["egress"]) == {53, 6432, 9000}
     # Cloud identities: their token services, in the cluster's network and outside it.
