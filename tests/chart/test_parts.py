@@ -145,6 +145,7 @@ def test_a_model_that_is_fixed(chart: Chart) -> None:
     rendered = chart.render(VALUES / "fixed_model.yaml")
     env = rendered.env(SERVER)
     assert env["NANOCHAT_MODEL_URI"] == "s3://our-bucket/nanochat/artifacts/sft/0123abcd"
+    assert "AWS_REGION" not in env and chart.render(S3).env(SERVER)["AWS_REGION"] == "r"
     assert env["NANOCHAT_ENDPOINT"] == "https://s3.example.org"
     assert env["NANOCHAT_API_KEYS"] == {"secretKeyRef": {"name": "chat-keys", "key": "keys"}}
     assert rendered.container(SERVER)["envFrom"] == [{"secretRef": {"name": "keys"}}]

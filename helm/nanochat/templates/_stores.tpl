@@ -41,8 +41,8 @@
 {{- get $profiles (index . 1) | toYaml -}}
 {{- end -}}
 
-{{- /* The port of a URI. */ -}}
-{{- define "nanochat.port" -}}
-{{- $host := (urlParse .).host -}}
-{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $host) | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
+{{- /* A NetworkPolicy's rule for the port of a URI. */ -}}
+{{- define "nanochat.toPort" -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
+ports: [{port: {{ $port }}}]
 {{- end -}}

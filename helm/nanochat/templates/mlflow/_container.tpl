@@ -11,7 +11,7 @@ env:
   # Jobs are for features of which none is used here, and cost two more processes.
   - {name: MLFLOW_SERVER_ENABLE_JOB_EXECUTION, value: "false"}
   {{- if $database }}
-  - {name: MLFLOW_BACKEND_STORE_URI, valueFrom: {secretKeyRef: {name: {{ $database }}, key: {{ $values.database.key }}}}}
+  - {name: MLFLOW_BACKEND_STORE_URI, valueFrom: {secretKeyRef: {name: {{ $database }}, key: {{ $values.database.key | quote }}}}}
   {{- else }}
   - {name: MLFLOW_BACKEND_STORE_URI, value: "sqlite:////data/mlflow.db"}
   {{- end }}
