@@ -18,7 +18,7 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import EnvFrom, EnvSource, EnvVar
 from nanochat.spec.stages import MixturePart, Stages, TaskSelection
 
-FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "crds" / "chatpipelines.nanochat.dev.yaml"
+FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"
 Schema = dict[str, Any]
 
 

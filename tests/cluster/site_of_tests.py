@@ -129,7 +129,7 @@ class Site:
             self.kubectl("label", "ns", namespace, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
         self.kubectl("-n", "storage", "rollout", "status", "deployment/s3", "--timeout=120s")
         self.bucket()
-        self.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
+        self.kubectl("apply", "--server-side", "-f", "helm/nanochat/files/chatpipelines.nanochat.dev.yaml")
         self.install()
 
     def load(self, image: str) -> None:
@@ -153,8 +153,10 @@ class Site:
             "controllerSecret": "s3",
         }
         chosen = {
-            "trainer": {"image": "nanochat-trainer:test"},
-            "controller": {"image": "nanochat-operator:test"},
+            "images": {"tag": "test"},
+            "crds": {"install": False},
+            "mlflow": {"enabled": False},
+            "inference": {"enabled": False},
             "storePatienceSeconds": 120,
             "profiles": {"default": profile, "other": profile | {"root": "s3://chat/other"}},
             "pools": {"cpu": {"memoryLimit": "4Gi"}, "gpu": GPU_POOL},
@@ -174,7 +176,6 @@ class Site:
                 file.name,
                 *sets,
                 *context,
-                "--skip-crds",
             )
         self.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s")
 

@@ -246,5 +246,5 @@ def test_deletion_without_the_controller(site: Site) -> None:
         site.kubectl("delete", "crd", "chatpipelines.nanochat.dev", "--timeout=60s")
         assert kept["spec"]["names"]["kind"] == "ChatPipeline"
     finally:
-        site.kubectl("apply", "--server-side", "-f", "helm/nanochat/crds")
+        site.kubectl("apply", "--server-side", "-f", "helm/nanochat/files/chatpipelines.nanochat.dev.yaml")
         site.scale(SYSTEM, CONTROLLER, 1)

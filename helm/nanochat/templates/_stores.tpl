@@ -1,0 +1,48 @@
+{{- define "nanochat.mlflowInChart" -}}
+{{- if and .Values.mlflow.enabled (not .Values.mlflow.external.uri) }}true{{ end -}}
+{{- end -}}
+
+{{- /* The tracking server of profiles that name none; empty where there is none. */ -}}
+{{- define "nanochat.tracking" -}}
+{{- if .Values.mlflow.external.uri -}}
+{{- .Values.mlflow.external.uri -}}
+{{- else if .Values.mlflow.enabled -}}
+{{- printf "http://%s.%s.svc:5000" (include "nanochat.name" (list . "mlflow")) .Release.Namespace -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "nanochat.storeEndpoint" -}}
+{{- printf "http://%s.%s.svc:7070" (include "nanochat.name" (list . "store")) .Release.Namespace -}}
+{{- end -}}
+
+{{- /* The profiles with what is filled in, as YAML. */ -}}
+{{- define "nanochat.profiles" -}}
+{{- $profiles := .Values.profiles | default dict | deepCopy -}}
+{{- if and .Values.devStore.enabled (not (hasKey $profiles "default")) -}}
+{{- $name := include "nanochat.name" (list . "store") -}}
+{{- $_ := set $profiles "default" (dict "root" (printf "s3://%s" .Values.devStore.bucket) "endpoint" (include "nanochat.storeEndpoint" .) "region" "us-east-1" "secret" $name "controllerSecret" $name) -}}
+{{- end -}}
+{{- if not $profiles -}}
+{{- fail "There is no store: set profiles.default.root (and its Secrets), or devStore.enabled=true for a trial." -}}
+{{- end -}}
+{{- $tracking := include "nanochat.tracking" . -}}
+{{- range $profiles -}}
+{{- if and $tracking (not .tracking) }}{{ $_ := set . "tracking" $tracking }}{{ end -}}
+{{- end -}}
+{{- toYaml $profiles -}}
+{{- end -}}
+
+{{- /* One profile, as YAML, for the value that names it: include "nanochat.profile" (list $ "default" "inference.profile") */ -}}
+{{- define "nanochat.profile" -}}
+{{- $profiles := include "nanochat.profiles" (index . 0) | fromYaml -}}
+{{- if not (hasKey $profiles (index . 1)) -}}
+{{- fail (printf "%s: there is no profile '%s'; there are: %s." (index . 2) (index . 1) (keys $profiles | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- get $profiles (index . 1) | toYaml -}}
+{{- end -}}
+
+{{- /* A NetworkPolicy's rule for the port of a URI. */ -}}
+{{- define "nanochat.toPort" -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http:" .)) -}}
+ports: [{port: {{ $port }}}]
+{{- end -}}

@@ -1,0 +1,75 @@
+"""The parts of the chart's values.schema.json that `nanochat/spec` and the controller's configuration declare.
+
+`python -m operators.values_schema` writes them into the definitions `Pool`, `StoreProfile` and what those refer to;
+all else in the file is written by hand. A test fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from operators.config import Pool, StoreProfile
+
+FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "values.schema.json"
+Schema = dict[str, Any]
+
+
+def definitions() -> dict[str, Schema]:
+    """The generated definitions by name."""
+    found: dict[str, Schema] = {}
+    for model in (Pool, StoreProfile):
+        schema = model.model_json_schema(by_alias=True, ref_template="#/definitions/{model}")
+        found |= schema.pop("$defs", {}) | {model.__name__: schema}
+    properties = found["StoreProfile"]["properties"]
+    # In the values a Secret's name; the chart mounts it and tells the controller the folder.
+    what = "Secret in the release's namespace with the same keys, for the controller, MLflow and the server."
+    properties["controllerSecret"] = properties["secret"] | {"description": what}
+    del properties["credentials"]
+    return {name: _plain(schema) for name, schema in sorted(found.items())}
+
+
+def _plain(schema: Any) -> Any:
+    """A schema as draft-07, without what only the declaration uses: no null, which in values removes a default."""
+    if isinstance(schema, list):
+        return [_plain(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    options = [item for item in schema.get("anyOf", ()) if item.get("type") != "null"]
+    if len(options) == 1:
+        schema = {name: value for name, value in schema.items() if name != "anyOf"} | options[0]
+    elif options:
+        schema = schema | {"anyOf": options}
+    kept = {name: value for name, value in schema.items() if name not in ("x-key", "x-unit", "title", "default")}
+    if "properties" in kept:
+        kept["properties"] = {name: _plain(value) for name, value in kept["properties"].items()}
+    if "patternProperties" in kept:
+        kept["additionalProperties"] = False
+    if "description" in kept:
+        kept["description"] = " ".join(kept["description"].split())
+    if "$ref" in kept:
+        return {"$ref": kept["$ref"]}  # draft-07 ignores what stands beside a reference
+    return {name: value if name == "properties" else _plain(value) for name, value in kept.items()}
+
+
+def text() -> str:
+    """The file with its generated definitions made anew."""
+    schema = json.loads(FILE.read_text(encoding="utf-8"))
+    schema["definitions"] |= definitions()
+    return _written(schema) + "\n"
+
+
+def _written(value: Any, indent: int = 0) -> str:
+    """JSON that people can edit: what fits a line is on one."""
+    short = json.dumps(value)
+    if not isinstance(value, (dict, list)) or (indent and indent + len(short) <= 110):
+        return short
+    pad, opening, closing = " " * (indent + 2), *("{}" if isinstance(value, dict) else "[]")
+    items = value.items() if isinstance(value, dict) else (("", item) for item in value)
+    lines = [f"{pad}{json.dumps(name) + ': ' if name else ''}{_written(item, indent + 2)}" for name, item in items]
+    return f"{opening}\n" + ",\n".join(lines) + f"\n{' ' * indent}{closing}"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")

@@ -1,0 +1,152 @@
+"""Every value does something, is described, and is checked."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rendered_chart import CHART, FILES, VALUES, Chart
+
+from operators import values_schema, values_table
+
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+S3: dict[str, Any] = {"profiles": {"default": {"root": "s3://b", "secret": "k", "controllerSecret": "k"}}}
+FIXED_KEY = {"devStore": {"secretKey": "not-a-random-one"}}  # so that two renderings are equal
+DESCRIBED = [value.path for value in values_table.described((CHART / "values.yaml").read_text())]
+
+
+def test_the_schema_is_fresh() -> None:
+    assert values_schema.FILE.read_text() == values_schema.text(), "run python -m operators.values_schema"
+
+
+def test_the_table_is_fresh() -> None:
+    assert values_table.PAGE.read_text() == values_table.page(), "run python -m operators.values_table"
+
+
+def test_every_value_is_described() -> None:
+    assert len(DESCRIBED) == len(set(DESCRIBED))
+
+    def bare(data: Any, path: str) -> list[str]:
+        if path in DESCRIBED:
+            return []
+        return [item for name, value in data.items() for item in bare(value, f"{path}.{name}".lstrip("."))]
+
+    assert bare(DEFAULTS, "") == []
+
+
+def changes(data: Any, path: str = "") -> list[str]:
+    """The described values that a file of values sets."""
+    if path in DESCRIBED:
+        return [path]
+    return [found for name, value in data.items() for found in changes(value, f"{path}.{name}".lstrip("."))]
+
+
+def without(data: Any, path: str) -> Any:
+    data = copy.deepcopy(data)
+    *parents, last = path.split(".")
+    node = data
+    for part in parents:
+        node = node[part]
+    del node[last]
+    return data
+
+
+def test_every_value_does_something(chart: Chart) -> None:
+    """Each value is set in some file of values, and taking it out of there changes what is rendered."""
+    files = {file: merged(FIXED_KEY, yaml.safe_load(file.read_text())) for file in FILES}
+    places: dict[str, list[Path]] = {}
+    for file, data in files.items():
+        for path in changes(data):
+            places.setdefault(path, []).append(file)
+    assert set(DESCRIBED) - set(places) == set(), "set in no file of tests/chart/values"
+    with ThreadPoolExecutor(4) as pool:
+        whole = dict(zip(files, pool.map(lambda data: chart.template(data).stdout, files.values()), strict=True))
+
+        def matters(path: str) -> bool:
+            return any(chart.template(without(files[file], path)).stdout != whole[file] for file in places[path])
+
+        assert [path for path, shown in zip(places, pool.map(matters, places), strict=True) if not shown] == []
+
+
+def merged(one: Any, two: Any) -> Any:
+    if isinstance(one, dict) and isinstance(two, dict):
+        return {**one, **two} | {name: merged(one[name], two[name]) for name in one.keys() & two.keys()}
+    return two
+
+
+# What is wrong, the values, and words that the message has to have.
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "an unknown value": ({"mlfow": {}}, ["mlfow"]),
+    "an unknown value deep down": ({"inference": {"cache": {"sizeLimit": "1Gi"}}}, ["/inference/cache", "sizeLimit"]),
+    "the former image": ({"controller": {"image": "nanochat-operator:dev"}}, ["/controller/image", "want object"]),
+    "no repository": ({"trainer": {"image": {"repository": ""}}}, ["/trainer/image/repository", "pattern"]),
+    "a digest that is none": ({"trainer": {"image": {"digest": "latest"}}}, ["/trainer/image/digest", "sha256"]),
+    "a pull policy": ({"images": {"pullPolicy": "Sometimes"}}, ["/images/pullPolicy", "IfNotPresent"]),
+    "a scope": ({"scope": "global"}, ["/scope", "namespaced"]),
+    "a namespace": ({"namespaces": ["Team_A"]}, ["/namespaces/0", "pattern"]),
+    "text for a list": ({"namespaces": "team-a"}, ["/namespaces", "want array"]),
+    "text for a truth": ({"crds": {"install": "yes"}}, ["/crds/install", "want boolean"]),
+    "a profile without root": ({"profiles": {"team": {"secret": "k"}}}, ["/profiles/team", "root"]),
+    "a profile's typo": ({"profiles": {"default": {"root": "s3://b", "endpont": "x"}}}, ["default", "endpont"]),
+    "a profile's name": ({"profiles": {"My Store": {"root": "s3://b"}}}, ["propertyName", "My Store"]),
+    "a setting of pods": ({"pools": {"gpu": {"pods": {"nodeselector": {}}}}}, ["/pools/gpu/pods", "nodeselector"]),
+    "a network of pods": ({"pools": {"gpu": {"pods": {"network": "ib"}}}}, ["/pools/gpu/pods/network", "rdma-host"]),
+    "a pool": ({"pools": {"tpu": {}}}, ["/pools", "tpu"]),
+    "a quantity": ({"pools": {"cpu": {"memoryLimit": "64 GB"}}}, ["/pools/cpu/memoryLimit"]),
+    "a port": ({"controller": {"port": 80}}, ["/controller/port", "minimum"]),
+    "a log level": ({"controller": {"logLevel": "debug"}}, ["/controller/logLevel", "DEBUG"]),
+    "a toleration": (
+        {"mlflow": {"tolerations": [{"effect": "Never"}]}},
+        ["/mlflow/tolerations/0/effect", "NoSchedule"],
+    ),
+    "an MLflow address": ({"mlflow": {"external": {"uri": "mlflow:5000"}}}, ["/mlflow/external/uri", "https?"]),
+    "an artifact destination": ({"mlflow": {"artifacts": {"destination": "/data"}}}, ["destination", "s3://"]),
+    "an allowed host with a port": ({"mlflow": {"allowedHosts": ["a:5000"]}}, ["/mlflow/allowedHosts/0"]),
+    "a volume's size": ({"mlflow": {"persistence": {"size": 10}}}, ["/mlflow/persistence/size", "want string"]),
+    "a bucket": ({"devStore": {"bucket": "My_Bucket"}}, ["/devStore/bucket", "pattern"]),
+    "a short key": ({"devStore": {"secretKey": "short"}}, ["/devStore/secretKey", "8"]),
+    "a model's address": ({"inference": {"modelUri": "models:/nanochat@champion"}}, ["/inference/modelUri", "s3://"]),
+    "negative replicas": ({"inference": {"replicas": -1}}, ["/inference/replicas", "minimum"]),
+    "half a GPU": ({"inference": {"gpus": 0.5}}, ["/inference/gpus", "want integer"]),
+    "an autoscaler": ({"inference": {"autoscaling": {"kind": "vpa"}}}, ["/inference/autoscaling/kind", "keda"]),
+    "a service type": ({"inference": {"service": {"type": "ExternalName"}}}, ["/inference/service/type", "NodePort"]),
+    "a variable without a name": ({"inference": {"env": [{"value": "x"}]}}, ["/inference/env/0", "name"]),
+    "an interval": ({"monitoring": {"interval": "often"}}, ["/monitoring/interval", "pattern"]),
+    "extra rules of an unknown part": ({"networkPolicy": {"extra": {"redis": {}}}}, ["/networkPolicy/extra", "redis"]),
+    # Refused by the templates.
+    "no store": ({"profiles": None}, ["profiles.default.root", "devStore.enabled"]),
+    "an unknown profile": ({"inference": {"profile": "team"}}, ["inference.profile", "'team'", "default"]),
+    "an unknown profile of MLflow": (
+        {"mlflow": {"artifacts": {"destination": "s3://b", "profile": "team"}}},
+        ["mlflow.artifacts.profile", "'team'"],
+    ),
+    "a registry that is not there": ({"mlflow": {"enabled": False}}, ["mlflow.external.uri", "inference.modelUri"]),
+    "too short a grace": ({"inference": {"preStopSeconds": 30}}, ["terminationGracePeriodSeconds", "95"]),
+    "an Ingress without host": ({"inference": {"ingress": {"enabled": True}}}, ["inference.ingress.host"]),
+    "a route without a gateway": ({"inference": {"httpRoute": {"enabled": True}}}, ["inference.httpRoute.parentRefs"]),
+    "an autoscaler without a target": (
+        {"inference": {"autoscaling": {"kind": "hpa", "targetWaiting": 0}}},
+        ["targetCPU", "targetWaiting"],
+    ),
+    "more at least than at most": (
+        {"inference": {"autoscaling": {"kind": "hpa", "minReplicas": 9}}},
+        ["minReplicas", "maxReplicas"],
+    ),
+    "KEDA without Prometheus": ({"inference": {"autoscaling": {"kind": "keda"}}}, ["inference.autoscaling.prometheus"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_values_are_refused(chart: Chart, name: str) -> None:
+    values, words = WRONG[name]
+    done = chart.template(merged(S3, values))
+    assert done.returncode != 0
+    assert [word for word in words if word not in done.stderr] == [], done.stderr
+
+
+def test_the_files_are_complete() -> None:
+    assert {path.parent for path in FILES} == {VALUES, CHART}
