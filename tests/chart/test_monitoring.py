@@ -28,7 +28,6 @@ SERVER = {
     "nanochat_cancelled",
     "nanochat_model_info",
 }
-FOLLOWER = {"nanochat_serving_rejected"}  # the controller's, where it follows the registry
 KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 
 
@@ -68,7 +67,7 @@ def test_labels_that_they_are_found_by(monitored: Rendered) -> None:
 
 
 def test_the_metrics_exist(monitored: Rendered) -> None:
-    known = SERVER | FOLLOWER | {metric.name for metric in metrics.REGISTRY.collect()}
+    known = SERVER | {metric.name for metric in metrics.REGISTRY.collect()}
     queries = [target["expr"] for panel in dashboard(monitored)["panels"] for target in panel.get("targets", ())]
     queries += [rule["expr"] for rule in rules(monitored)]
     spoken = {name for query in queries for name in re.findall(r"\bnanochat_[a-z_]+", query)}

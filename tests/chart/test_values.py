@@ -125,7 +125,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["mlflow.artifacts.profile", "'team'"],
     ),
     "a registry that is not there": ({"mlflow": {"enabled": False}}, ["mlflow.external.uri", "inference.modelUri"]),
-    "too short a grace": ({"inference": {"preStopSeconds": 30}}, ["terminationGracePeriodSeconds", "95"]),
+    "too short a grace": ({"inference": {"lingerSeconds": 30}}, ["terminationGracePeriodSeconds", "95"]),
     "an Ingress without host": ({"inference": {"ingress": {"enabled": True}}}, ["inference.ingress.host"]),
     "a route without a gateway": ({"inference": {"httpRoute": {"enabled": True}}}, ["inference.httpRoute.parentRefs"]),
     "an autoscaler without a target": (

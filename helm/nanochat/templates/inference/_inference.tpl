@@ -14,10 +14,10 @@
 {{- /* What the schema can't say of one value alone. */ -}}
 {{- define "nanochat.checkInference" -}}
 {{- $values := .Values.inference -}}{{- $scaling := $values.autoscaling -}}
-{{- /* The server lingers 5 s after SIGTERM and then has 60 s for what it has begun. */ -}}
-{{- $least := add $values.preStopSeconds 65 -}}
+{{- /* After SIGTERM the server still answers for lingerSeconds, then has 60 s for what it has begun, and ends. */ -}}
+{{- $least := add $values.lingerSeconds 65 -}}
 {{- if lt (int $values.terminationGracePeriodSeconds) (int $least) -}}
-{{- fail (printf "inference.terminationGracePeriodSeconds must be %d or more: preStopSeconds, 5 s and the 60 s for unfinished answers." $least) -}}
+{{- fail (printf "inference.terminationGracePeriodSeconds must be %d or more: lingerSeconds, the 60 s for unfinished answers, and 5 s." $least) -}}
 {{- end -}}
 {{- if ne $scaling.kind "none" -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
