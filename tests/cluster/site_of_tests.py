@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ MANIFESTS = Path(os.environ.get("NANOCHAT_CLUSTER_MANIFESTS") or ROOT / ".." / "
 TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` puts kubectl and helm if the host has none
 SYSTEM, NAMESPACE, CONTROLLER = "nanochat-system", "chat", "nanochat-controller"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
-IMAGES = {"nanochat-trainer:test": "trainer", "nanochat-operator:test": "operator"}
+TARGETS = ("trainer", "operator")  # images that all tests need
 
 Status = dict[str, Any]
 
@@ -99,18 +100,16 @@ class Site:
         if shutil.which("engine", path=path()) and not self.run("docker", "info", "-f", "{{.ID}}", check=False).strip():
             say("starting Docker")
             self.run("engine", "up", timeout=600)
-        for image, target in IMAGES.items():
-            say(f"building {image}")
-            chosen = ("--target", target, "--build-arg", "ACCELERATOR=cpu")
-            self.run("docker", "build", "-q", *chosen, "-t", image, "-f", "images/Dockerfile", ".", timeout=900)
+        for target in TARGETS:
+            self.build(target)
         if not self.kubectl("get", "nodes", "-o", "name", "--request-timeout=20s", check=False):
             if self.name in self.run("kind", "get", "clusters", check=False).split():
                 self.kind("delete", "cluster")  # it does not answer any more
             say("creating the cluster")
             self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
         say("loading the images")
-        for image in IMAGES:
-            self.load(image)
+        for target in TARGETS:
+            self.load(f"nanochat-{target}:test")
         say("installing the operators, storage and the chart")
         for part in ("training-operator", "kueue"):
             self.kubectl("apply", "--server-side", "-f", str(MANIFESTS / part / "manifests.yaml"))
@@ -132,6 +131,12 @@ class Site:
         self.kubectl("apply", "--server-side", "-f", "helm/nanochat/files/chatpipelines.nanochat.dev.yaml")
         self.install()
 
+    def build(self, target: str) -> None:
+        """Build an image."""
+        say(f"building {target}")
+        chosen = ("--target", target, "--build-arg", "ACCELERATOR=cpu", "-t", f"nanochat-{target}:test")
+        self.run("docker", "build", "-q", *chosen, "-f", "images/Dockerfile", ".", timeout=900)
+
     def load(self, image: str) -> None:
         """Bring an image to the nodes. A node may remove layers of the tag's former image in the middle of it."""
         for remaining in (2, 1, 0):
@@ -142,6 +147,9 @@ class Site:
                 if not remaining:
                     raise
                 time.sleep(5)
+
+    def image_id(self, image: str) -> str:
+        return self.run("docker", "image", "inspect", "-f", "{{.ID}}", image).strip()
 
     def install(self, **values: str) -> None:
         """Install the chart, or change its values."""
@@ -160,6 +168,8 @@ class Site:
             "storePatienceSeconds": 120,
             "profiles": {"default": profile, "other": profile | {"root": "s3://chat/other"}},
             "pools": {"cpu": {"memoryLimit": "4Gi"}, "gpu": GPU_POOL},
+            # Another image under the same tag is another controller.
+            "controller": {"podAnnotations": {"image": self.image_id("nanochat-operator:test")}},
         }
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             yaml.safe_dump(chosen, file)
@@ -178,6 +188,20 @@ class Site:
                 *context,
             )
         self.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{CONTROLLER}", "--timeout=120s")
+
+    @contextmanager
+    def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
+        """An address on this machine for a port in the cluster."""
+        command = ["kubectl", "--context", f"kind-{self.name}", "-n", namespace, "port-forward", target, f":{port}"]
+        environment = {**os.environ, "PATH": path()}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()  # Forwarding from 127.0.0.1:41327 -> 5000
+                assert "127.0.0.1:" in line, f"{' '.join(command)}: {line}"
+                yield f"http://127.0.0.1:{line.split('127.0.0.1:')[1].split()[0]}"
+            finally:
+                process.terminate()
 
     def nodes(self) -> list[str]:
         """The machines that pods run on; storage is on the last one."""
