@@ -1,4 +1,4 @@
-"""The chart on a cluster: every file of values is taken by the API server; a release is upgraded, rolled back, removed."""
+"""The chart on a cluster: the API server takes all that it makes; releases come, change, go and come again."""
 
 from __future__ import annotations
 
@@ -37,11 +37,8 @@ def definition(group: str, version: str, kind: str, plural: str) -> dict[str, An
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        # The project's approval, which the API server wants to see for its own group.
-        "metadata": {
-            "name": f"{plural}.{group}",
-            "annotations": {"api-approved.kubernetes.io": "unapproved, for tests"},
-        },
+        # Names under k8s.io want an approval.
+        "metadata": {"name": f"{plural}.{group}", "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}},
         "spec": {"group": group, "scope": "Namespaced", "names": names, "versions": [served]},
     }
 
@@ -55,9 +52,8 @@ def apis(site: Site) -> Iterator[None]:
     """The foreign APIs, and the namespaces that values name."""
     definitions = yaml.safe_dump_all([definition(*api) for api in FOREIGN])
     site.kubectl("apply", "--server-side", "-f", "-", input=definitions)
-    site.kubectl(
-        "wait", "crd", *(f"{plural}.{group}" for group, _, _, plural in FOREIGN), "--for=condition=Established"
-    )
+    names = [f"{plural}.{group}" for group, _, _, plural in FOREIGN]
+    site.kubectl("wait", "crd", *names, "--for=condition=Established")
     for namespace in ("ns", "team-b"):
         site.kubectl("create", "namespace", namespace, check=False)
     yield

@@ -1,4 +1,4 @@
-"""What the controller was allowed to do and what it did, by the API server's audit log. It is the last of these tests."""
+"""What the controller may do and what it did, by the API server's audit log. It is the last of these tests."""
 
 from __future__ import annotations
 
@@ -23,12 +23,9 @@ Right = tuple[str, str, str]  # verb, group, resource
 def granted(site: Site) -> set[Right]:
     """All rights of the controller's service account, from the bindings that name it."""
     found: set[Right] = set()
-    bindings = site.get("rolebindings,clusterrolebindings", "-A")["items"]
-    for binding in bindings:
-        subjects = binding.get("subjects") or ()
-        if not any(
-            (s["kind"], s["name"], s.get("namespace")) == ("ServiceAccount", CONTROLLER, SYSTEM) for s in subjects
-        ):
+    account = {"kind": "ServiceAccount", "name": CONTROLLER, "namespace": SYSTEM}
+    for binding in site.get("rolebindings,clusterrolebindings", "-A")["items"]:
+        if account not in (binding.get("subjects") or ()):
             continue
         reference = binding["roleRef"]
         where = ("-n", binding["metadata"]["namespace"]) if reference["kind"] == "Role" else ()
