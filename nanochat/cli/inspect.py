@@ -17,13 +17,14 @@ from nanochat.cli.cluster import Context, Namespace
 from nanochat.cli.display import details, duration, quantity
 from nanochat.cli.kube import ClusterPipeline
 from nanochat.cli.logs import Launch, Stage, show
+from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import Place, resolve_profile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Store, open_store
+from nanochat.storage.store import Profile, Store, open_store
 from nanochat.tracking.progress import read_progress
 
 Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by default the one run last.")]
@@ -278,7 +279,7 @@ def gc(
 
 def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
     """The local folder of a model: named by a folder or URI, or the last one that a pipeline's run made."""
-    if model and Path(model, "model.safetensors").exists():
+    if model and Path(model, WEIGHTS).exists():
         return Path(model)
     if model and "://" in model:
         return _fetch_uri(model)
@@ -301,16 +302,8 @@ def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
 
 def _fetch_uri(uri: str) -> Path:
     """A model artifact by its address: file:// or s3://.../artifacts/model/<key>[/<launch>]."""
-    from nanochat.storage.store import Profile
-
-    root, mark, rest = uri.partition("/artifacts/model/")
-    key = rest.split("/")[0]
-    if not mark or not key:
-        raise UserError(f"'{uri}' is not a model's address: it ends in artifacts/model/<key>")
-    place = resolve_profile()
-    profile = place.profile if place.profile.root == root else Profile(root=root, endpoint=place.profile.endpoint)
+    address, place = ModelAddress.parse(uri), resolve_profile()
+    own = place.profile.root == address.root
+    profile = place.profile if own else Profile(root=address.root, endpoint=place.profile.endpoint)
     artifacts = Artifacts(open_store(profile), place.cache)
-    found = artifacts.find("model", key)
-    if found is None:
-        raise UserError(f"there is no model at {uri}")
-    return artifacts.fetch(found)
+    return artifacts.fetch(read_manifest(artifacts.store, address.key))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanochat.cli.loading import fingerprint, load
 from nanochat.inference import Engine
-from nanochat.serving.app import Served, ServerSettings, create_app
+from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.host import Host, Model, Served
+from nanochat.serving.loading import fingerprint, load
 from nanochat.serving.server import bind, run
 from nanochat.serving.service import EngineService
 
@@ -22,13 +23,14 @@ from nanochat.serving.service import EngineService
 def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8, name: str | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
     console = Console(highlight=False, soft_wrap=True)
-    keys = frozenset(key.strip() for key in os.environ.get("NANOCHAT_API_KEYS", "").split(",") if key.strip())
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
         model, tokenizer, extra = load(folder)
-        service = EngineService(Engine(model, tokenizer, slots=slots))
+        hosted = Host()
         served = Served(name or f"nanochat-{extra.get('stage', 'model')}", fingerprint(folder))
-        app = create_app(service, tokenizer, served=served, settings=ServerSettings(api_keys=keys))
+        service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)
+        hosted.open(Model(served, service, tokenizer))
+        app = create_app(hosted, ServerSettings.from_environment(os.environ))
         address = f"http://{host}:{socket.getsockname()[1]}"
         console.print(f"Serving {served.name} at {address} (API: {address}/v1). Ctrl-C ends it.", markup=False)
-        run(app, service, socket=socket)
+        run(app, hosted, socket=socket)
         console.print("Ended.", markup=False)

@@ -60,8 +60,8 @@ class LocalSpeaker:
 
     def __init__(self, folder: Path) -> None:
         # torch takes a second or two to import, which talking to a server does not need.
-        from nanochat.cli.loading import load
         from nanochat.inference import Engine
+        from nanochat.serving.loading import load
 
         model, self._tokenizer, extra = load(folder)
         self._engine = Engine(model, self._tokenizer, slots=1)

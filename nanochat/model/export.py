@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nanochat.model.artifact import WEIGHTS
 from nanochat.model.precision import compute_dtype_for
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.spec.errors import UserError
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 

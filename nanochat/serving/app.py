@@ -1,9 +1,8 @@
 """The HTTP application: chat completions, models, health and the page.
 
-    service = EngineService(Engine(model, tokenizer))
-    app = create_app(service, tokenizer, served=Served("my-model", fingerprint), settings=ServerSettings())
+    app = create_app(Host("loading version 3 of nanochat"), ServerSettings())
 
-/livez says whether the process works, /readyz whether it should get requests, /health both for people.
+Without a model the API answers 503, with the reason.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -22,29 +20,21 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.inference import Completion, ContextTooLong, Sampling
 from nanochat.serving.answers import Chunks, Head, answer, logprob, sse
 from nanochat.serving.errors import ApiError, api_error, http_error, invalid_request
 from nanochat.serving.exchange import Exchange
+from nanochat.serving.health import health_router
+from nanochat.serving.host import Host, Model
 from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
-from nanochat.serving.service import EngineFailed, EngineService, Overloaded
+from nanochat.serving.service import EngineFailed, Overloaded
 from nanochat.spec.errors import UserError
-from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import check_messages, render_prompt
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The model as the API names it."""
-
-    name: str
-    fingerprint: str
-    created: int = field(default_factory=lambda: int(time.time()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +46,54 @@ class ServerSettings:
     api_keys: frozenset[str] = frozenset()  # none: everyone may ask
     queue_seconds: float = 60.0  # how long a request waits for its first token
 
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> ServerSettings:
+        """With the keys that NANOCHAT_API_KEYS holds, separated by commas."""
+        keys = environment.get("NANOCHAT_API_KEYS", "").split(",")
+        return cls(api_keys=frozenset(key.strip() for key in keys if key.strip()))
 
-def create_app(service: EngineService, tokenizer: Tokenizer, *, served: Served, settings: ServerSettings) -> FastAPI:
-    """The application. It starts the service when it starts, and stops it when it ends."""
+
+def create_app(host: Host, settings: ServerSettings) -> FastAPI:
+    """The application. It closes the host when it ends."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        service.start()
         yield
-        await run_in_threadpool(service.stop)
+        await run_in_threadpool(host.close)
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        if error.status in (429, 503):
+            host.metrics.rejected.labels(reason=error.code).inc()
+        return await api_error(request, error)
 
     app = FastAPI(title="nanochat", lifespan=lifespan, openapi_url=None)
-    app.add_exception_handler(ApiError, api_error)
+    app.add_middleware(_LetGo, host=host)
+    app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
-    app.include_router(_pages(service, served))
-    app.include_router(_Api(service, tokenizer, served=served, settings=settings).router())
+    app.include_router(_page_router())
+    app.include_router(health_router(host))
+    app.include_router(_Api(host, settings=settings).router())
     return app
 
 
-def _pages(service: EngineService, served: Served) -> APIRouter:
+class _LetGo:
+    """While the process is about to end, clients are to make their next request on a connection to another one."""
+
+    def __init__(self, app: ASGIApp, host: Host) -> None:
+        self._app, self._host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._host.leaving:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, sent)
+
+
+def _page_router() -> APIRouter:
     router = APIRouter()
     page = read_page()
     headers = {
@@ -88,32 +106,14 @@ def _pages(service: EngineService, served: Served) -> APIRouter:
     async def chat_page() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 
-    @router.get("/health")
-    async def health() -> JSONResponse:
-        status = "failed" if not service.alive else "draining" if service.draining else "ok"
-        body = {"status": status, "model": served.name, "open": service.open, "slots": service.slots}
-        return JSONResponse(body, status_code=200 if status == "ok" else 503)
-
-    @router.get("/livez")
-    async def livez() -> Response:
-        return Response(status_code=200 if service.alive else 503)
-
-    @router.get("/readyz")
-    async def readyz() -> Response:
-        return Response(status_code=200 if service.alive and not service.draining else 503)
-
     return router
 
 
 class _Api:
     """The routes under /v1."""
 
-    def __init__(
-        self, service: EngineService, tokenizer: Tokenizer, *, served: Served, settings: ServerSettings
-    ) -> None:
-        self._service = service
-        self._tokenizer = tokenizer
-        self._served = served
+    def __init__(self, host: Host, *, settings: ServerSettings) -> None:
+        self._host = host
         self._settings = settings
 
     def router(self) -> APIRouter:
@@ -134,43 +134,47 @@ class _Api:
             code="invalid_api_key",
         )
 
+    def _loaded(self, name: str | None) -> Model:
+        """The model, if there is one and the request means it."""
+        model = self._host.model
+        if model is None:
+            message = f"There is no model to ask: {self._host.reason}."
+            raise ApiError(503, message, kind="server_error", code="no_model", retry_after=5)
+        if name not in (None, model.served.name, model.served.full_name):
+            message = f"The model '{name}' is not served here; ask for '{model.served.name}'."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return model
+
     async def _models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._description()]}
+        return {"object": "list", "data": [self._description(self._loaded(None))]}
 
     async def _model(self, name: str) -> dict[str, Any]:
-        self._check_model(name)
-        return self._description()
+        return self._description(self._loaded(name))
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, model: Model) -> dict[str, Any]:
         return {
-            "id": self._served.name,
+            "id": model.served.name,
             "object": "model",
-            "created": self._served.created,
+            "created": model.served.created,
             "owned_by": "nanochat",
-            "context_length": self._service.length,
-            "system_fingerprint": self._served.fingerprint,
+            "context_length": model.service.length,
+            "version": model.served.version,
+            "system_fingerprint": model.served.fingerprint,
         }
 
-    def _check_model(self, name: str) -> None:
-        if name != self._served.name:
-            message = f"The model '{name}' is not served here; ask for '{self._served.name}'."
-            raise ApiError(404, message, param="model", code="model_not_found")
-
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
-        if body.model is not None:
-            self._check_model(body.model)
-        prompt = await run_in_threadpool(self._render, body)
-        exchange = self._submit(prompt, self._sampling(body, prompt).split(body.n))
-        head = Head(self._served.name, self._served.fingerprint)
+        model = self._loaded(body.model)
+        prompt = await run_in_threadpool(self._render, model, body)
+        exchange = self._submit(model, prompt, self._sampling(model, body, prompt).split(body.n))
+        talk = _Talk(model, exchange, body, prompt=len(prompt))
         handed_on = False
         try:
             first = exchange.wait(seconds=self._settings.queue_seconds)
             await _unless_disconnected(request, first)
             if body.stream:
                 handed_on = True
-                return _EventStream(exchange, self._chunks(exchange, body, prompt=len(prompt), head=head))
-            work = self._collect(exchange, body, prompt=len(prompt), head=head)
-            return JSONResponse(await _unless_disconnected(request, work))
+                return _EventStream(exchange, talk.chunks())
+            return JSONResponse(await _unless_disconnected(request, talk.collect()))
         except TimeoutError:
             message = "No slot was free in time; try again."
             raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=5) from None
@@ -180,16 +184,16 @@ class _Api:
             if not handed_on:
                 exchange.close()
 
-    def _render(self, body: ChatRequest) -> list[int]:
+    def _render(self, model: Model, body: ChatRequest) -> list[int]:
         messages = [message.message() for message in body.messages]
         try:
             check_messages(messages)
-            return render_prompt(self._tokenizer, messages)
+            return render_prompt(model.tokenizer, messages)
         except UserError as error:
             raise ApiError(400, error.message, param="messages") from error
 
-    def _sampling(self, body: ChatRequest, prompt: Sequence[int]) -> Sampling:
-        room = max(1, self._service.length - len(prompt))
+    def _sampling(self, model: Model, body: ChatRequest, prompt: Sequence[int]) -> Sampling:
+        room = max(1, model.service.length - len(prompt))
         settings = self._settings
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
@@ -204,43 +208,55 @@ class _Api:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 
-    def _submit(self, prompt: Sequence[int], samplings: list[Sampling]) -> Exchange:
+    def _submit(self, model: Model, prompt: Sequence[int], samplings: list[Sampling]) -> Exchange:
         try:
-            return Exchange(self._service, prompt, samplings)
+            return Exchange(model.service, prompt, samplings)
         except ContextTooLong as error:
             code = "context_length_exceeded"
             raise ApiError(400, error.message, param="messages", code=code) from error
         except EngineFailed as error:
-            raise ApiError(503, str(error), kind="server_error", retry_after=5) from error
+            raise ApiError(503, str(error), kind="server_error", code="engine_failed", retry_after=5) from error
         except Overloaded as error:
-            if self._service.draining:
+            if model.service.draining:
                 message = "The server is about to end; try again."
-                raise ApiError(503, message, kind="server_error", retry_after=5) from error
+                raise ApiError(503, message, kind="server_error", code="draining", retry_after=5) from error
             message = "Too many requests are running and waiting; try again later."
             raise ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after=2) from error
 
-    async def _collect(self, exchange: Exchange, body: ChatRequest, *, prompt: int, head: Head) -> dict[str, Any]:
+
+class _Talk:
+    """The answer to one request, whole or as a stream."""
+
+    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
+        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, prompt
+        self._head = Head(model.served.full_name, model.served.fingerprint)
+
+    async def collect(self) -> dict[str, Any]:
+        """The whole answer."""
+        body = self._body
         completions: dict[int, Completion] = {}
         logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
-        async for index, event in exchange:
+        async for index, event in self._exchange:
             logprobs[index] += logprob(event, self._tokenizer)
             if event.finish_reason is not None:
                 completions[index] = event.request.completion
         ordered = [completions[index] for index in range(body.n)]
-        return answer(head, ordered, prompt=prompt, logprobs=logprobs if body.logprobs else None)
+        return answer(self._head, ordered, prompt=self._prompt, logprobs=logprobs if body.logprobs else None)
 
-    async def _chunks(self, exchange: Exchange, body: ChatRequest, *, prompt: int, head: Head) -> AsyncIterator[str]:
-        chunks = Chunks(head, self._tokenizer, choices=body.n, logprobs=body.logprobs)
+    async def chunks(self) -> AsyncIterator[str]:
+        """The stream, chunk by chunk."""
+        body = self._body
+        chunks = Chunks(self._head, self._tokenizer, choices=body.n, logprobs=body.logprobs)
         yield chunks.begin()
         try:
-            async for index, event in exchange:
+            async for index, event in self._exchange:
                 if text := chunks.add(index, event):
                     yield text
         except EngineFailed as error:
             yield sse(ApiError(500, str(error), kind="server_error").body)
             return
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        yield chunks.end(prompt=prompt if include_usage else None)
+        yield chunks.end(prompt=self._prompt if include_usage else None)
 
 
 class _EventStream(StreamingResponse):

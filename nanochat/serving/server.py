@@ -1,9 +1,10 @@
 """The server process: a socket that is bound before the model is loaded, and an end that drains.
 
-    with bind(host, port) as socket:
-        run(create_app(...), service, socket=socket)
+    with bind(address, port) as socket:
+        run(create_app(host, settings), host, socket=socket)
 
-On SIGTERM or Ctrl-C it accepts nothing more, answers what it has begun, and returns.
+On SIGTERM or Ctrl-C it accepts nothing more, answers what it has begun, and returns. Behind a load balancer, which
+takes a while to notice, it lingers first: not ready any more, it still answers, and lets each connection go after that.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import errno
 import signal
 import socket as sockets
+import threading
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from nanochat.serving.service import EngineService
+from nanochat.serving.host import Host
 from nanochat.spec.errors import UserError
 
 
@@ -45,10 +47,10 @@ def bind(host: str, port: int) -> sockets.socket:
     return socket
 
 
-def run(app: FastAPI, service: EngineService, *, socket: sockets.socket, grace: int = 60) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is unfinished after `grace` seconds is dropped."""
+def run(app: FastAPI, host: Host, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
+    """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped."""
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
-    server = _DrainingServer(config, service)
+    server = _DrainingServer(config, host, linger)
     # uvicorn raises the signal again when it has drained; this is a normal end, so it finds no one.
     former = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -63,10 +65,19 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 class _DrainingServer(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: EngineService) -> None:
+    def __init__(self, config: uvicorn.Config, host: Host, linger: float) -> None:
         super().__init__(config)
-        self._service = service
+        self._host, self._linger = host, linger
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.draining = True
+        if self._host.leaving or not self._linger:  # asked twice, it ends at once
+            self._end(sig, frame)
+            return
+        self._host.leaving = True
+        timer = threading.Timer(self._linger, self._end, (sig, frame))
+        timer.daemon = True
+        timer.start()
+
+    def _end(self, sig: int, frame: FrameType | None) -> None:
+        self._host.drain()
         super().handle_exit(sig, frame)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
+from nanochat.serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -39,17 +40,20 @@ class Ticket:
     sampling: Sampling
     deliver: Callable[[Event | Exception], None]
     cancelled: bool = False
+    tokens: int = 0  # of the reply so far
+    at: float = field(default_factory=time.monotonic)  # when the last of them came; before the first, when it was asked
     request: Request | None = field(default=None, repr=False)
 
 
 class EngineService:
     """Feeds one engine from a bounded queue; see the module's docstring."""
 
-    def __init__(self, engine: Engine, *, queue: int = 64) -> None:
+    def __init__(self, engine: Engine, *, queue: int = 64, metrics: Metrics | None = None) -> None:
         self.length = engine.length
         self.slots = engine.slots
         self.draining = False  # whether new requests are refused because the server ends
         self._engine = engine
+        self._metrics = metrics or Metrics()
         self._capacity = engine.slots + queue
         self._inbox: deque[Ticket] = deque()
         self._tickets: dict[Request, Ticket] = {}
@@ -73,6 +77,16 @@ class EngineService:
     def open(self) -> int:
         """Requests that run or wait."""
         return self._open
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return self._engine.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for one."""
+        return max(0, self._open - self._engine.running)
 
     @property
     def alive(self) -> bool:
@@ -103,6 +117,7 @@ class EngineService:
             self._open += len(tickets)
             self._inbox.extend(tickets)
             self._changed.notify_all()
+        self._metrics.prompt.inc(len(prompt))
         return tickets
 
     def cancel(self, ticket: Ticket) -> None:
@@ -132,10 +147,12 @@ class EngineService:
                 self._changed.wait(timeout=10)
             self._beat = time.monotonic()
             arrived = [ticket for ticket in self._inbox if not ticket.cancelled]
-            self._open -= len(self._inbox) - len(arrived)
+            dropped = len(self._inbox) - len(arrived)
+            self._open -= dropped
             self._inbox.clear()
             gone = [ticket for ticket in self._tickets.values() if ticket.cancelled]
             self._open -= len(gone)
+        self._metrics.cancelled.inc(dropped + len(gone))
         for ticket in gone:
             assert ticket.request is not None
             self._engine.cancel(ticket.request)
@@ -146,7 +163,10 @@ class EngineService:
         return not self._stopping
 
     def _deliver(self, event: Event) -> None:
-        ticket = self._tickets[event.request]
+        ticket, now = self._tickets[event.request], time.monotonic()
+        (self._metrics.inter_token if ticket.tokens else self._metrics.first_token).observe(now - ticket.at)
+        ticket.tokens, ticket.at = ticket.tokens + 1, now
+        self._metrics.generated.inc()
         if event.finish_reason is not None:
             del self._tickets[event.request]
             with self._changed:

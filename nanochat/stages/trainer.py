@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from nanochat.data.mixture import Mixture, Part
 from nanochat.data.tokenfile import ConversationFile
-from nanochat.model.export import CONFIG, WEIGHTS, save_model
+from nanochat.model.artifact import WEIGHTS
+from nanochat.model.export import CONFIG, save_model
 from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import rustbpe
-
 from nanochat.spec.errors import UserError
 
 # The GPT-4 pattern with up to two digits a token in place of three: smaller vocabularies have no room for 1,000.
@@ -40,6 +38,8 @@ def learn_ranks(texts: Iterable[str], *, count: int, reserved: int = 0) -> list[
     """
     if count < BYTES:
         raise UserError(f"a vocabulary of {count + reserved} is too small: it needs at least {BYTES + reserved}")
+    import rustbpe  # only who trains one needs it: a server does not
+
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module)
     trainer.train_from_iterator(iter(texts), count, pattern=PATTERN)
     learned = sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])

@@ -16,7 +16,8 @@ import uvicorn
 from nanochat.inference import Engine
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
-from nanochat.serving.app import Served, ServerSettings, create_app
+from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.host import Host, Model, Served
 from nanochat.serving.server import bind
 from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
@@ -64,9 +65,10 @@ def running(
     queue: int = 64,
     settings: ServerSettings | None = None,
 ) -> Iterator[Running]:
-    service = EngineService(engine(model, tokenizer, slots=slots), queue=queue)
-    served = Served("tiny", "f00dfeed")
-    app = create_app(service, tokenizer, served=served, settings=settings or ServerSettings())
+    host = Host()
+    service = EngineService(engine(model, tokenizer, slots=slots), queue=queue, metrics=host.metrics)
+    host.open(Model(Served("tiny", "f00dfeed"), service, tokenizer))
+    app = create_app(host, settings or ServerSettings())
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     with bind("127.0.0.1", 0) as socket:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

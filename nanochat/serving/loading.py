@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from nanochat.model.export import WEIGHTS, load_model
+from nanochat.model.artifact import WEIGHTS
+from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.device import choose_device
@@ -21,6 +22,6 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits that name the weights."""
+    """Sixteen hexadecimal digits that name the weights: what `nanochat.model.artifact` reads in a manifest."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

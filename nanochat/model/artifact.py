@@ -1,0 +1,68 @@
+"""A model artifact as the registry names it: its address, its manifest, and the fingerprint of its weights.
+
+address = ModelAddress.parse("s3://bucket/nanochat/artifacts/model/4f0c.../01-ab12cd34")
+manifest = read_manifest(open_store(Profile(root=address.root)), address.key)
+fingerprint(manifest)        # "90ce5fcc1fdd0a4b"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanochat.spec.errors import UserError
+from nanochat.storage.artifacts import MANIFEST, ROOT
+from nanochat.storage.failures import Damaged
+from nanochat.storage.manifest import Manifest, check_name
+from nanochat.storage.store import Store
+from nanochat.storage.transfer import check_sizes
+
+KIND = "model"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAddress:
+    """Where a model artifact is: its store's root and its key."""
+
+    root: str
+    key: str
+
+    @classmethod
+    def parse(cls, uri: str) -> ModelAddress:
+        """From the address of the artifact's folder or of a launch in it; UserError where it is neither.
+
+        The launch is not kept: the manifest says which one counts.
+        """
+        root, mark, rest = uri.rpartition(f"/{ROOT}/{KIND}/")
+        key = rest.split("/")[0]
+        try:
+            if not mark or not root:
+                raise ValueError(uri)
+            return cls(root, check_name(key))
+        except ValueError:
+            raise UserError(f"'{uri}' is not a model's address: it ends in {ROOT}/{KIND}/<key>") from None
+
+
+def read_manifest(store: Store, key: str) -> Manifest:
+    """The manifest of a model whose files are all there in their sizes; `Damaged` says what is wrong."""
+    base = f"{ROOT}/{KIND}/{key}"
+    try:
+        manifest = Manifest.from_bytes(store.read(f"{base}/{MANIFEST}"))
+    except FileNotFoundError:
+        raise Damaged(f"there is no model at {store.uri(base)}: it has no {MANIFEST}") from None
+    except Damaged as damage:
+        raise Damaged(f"the manifest of {store.uri(base)} is damaged: {damage}") from None
+    if (manifest.kind, manifest.key) != (KIND, key):
+        raise Damaged(f"the manifest of {store.uri(base)} belongs to another artifact")
+    if not any(record.path == WEIGHTS for record in manifest.files):
+        raise Damaged(f"{store.uri(base)} holds no {WEIGHTS}")
+    try:
+        check_sizes(store, f"{base}/{manifest.launch}", manifest.files)
+    except Damaged as damage:
+        raise Damaged(f"the model at {store.uri(base)} is damaged: {damage}") from None
+    return manifest
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """Sixteen hexadecimal digits that name a model's weights: the beginning of their SHA-256."""
+    return next(record.sha256 for record in manifest.files if record.path == WEIGHTS)[:16]

@@ -1,0 +1,53 @@
+"""The inference server of a cluster: `python -m nanochat.serving --host 0.0.0.0 --port 8000 --slots 8`.
+
+It listens at once and loads the model that the environment names (`nanochat.serving.loader`) in the background.
+NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.host import Host
+from nanochat.serving.loader import Loader, Wanted
+from nanochat.serving.server import bind, run
+from nanochat.spec.errors import UserError
+
+
+def main() -> int:
+    """Serve until SIGTERM; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nanochat.serving", description="The chat API and the chat page.")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--slots", type=int, default=8, help="requests that are answered at a time")
+    parser.add_argument(
+        "--linger", type=float, default=5.0, help="seconds after SIGTERM in which new requests are still answered"
+    )
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    wanted = Wanted.from_environment(os.environ)
+    host = Host(wanted.reason)
+    try:
+        with bind(options.host, options.port) as socket:
+            loader = Loader(host, wanted, slots=options.slots)
+            loader.start()
+            logging.info("listening on %s:%d; %s", options.host, socket.getsockname()[1], host.reason)
+            run(
+                create_app(host, ServerSettings.from_environment(os.environ)),
+                host,
+                socket=socket,
+                linger=options.linger,
+            )
+            loader.stop()
+    except UserError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The server's Prometheus metrics; a request for several choices counts each of them.
+
+metrics = Metrics()
+metrics.follow(service, name="nanochat", version="3", fingerprint="90ce5fcc1fdd0a4b")
+metrics.render()
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
+INTER_TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)  # seconds
+
+
+class Queue(Protocol):
+    """What is asked of the engine's service."""
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._running = Gauge("nanochat_requests_running", "Requests that have a slot.", registry=registry)
+        self._waiting = Gauge("nanochat_requests_waiting", "Requests that wait for a slot.", registry=registry)
+        self.first_token = Histogram(
+            "nanochat_time_to_first_token_seconds", "From a request's arrival to its first token.",
+            buckets=FIRST_TOKEN_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.inter_token = Histogram(
+            "nanochat_inter_token_seconds", "Between two tokens of a request.",
+            buckets=INTER_TOKEN_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.generated = Counter("nanochat_generated_tokens", "Tokens of replies.", registry=registry)
+        self.prompt = Counter("nanochat_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.rejected = Counter("nanochat_rejected", "Requests that were turned away.", ["reason"], registry=registry)
+        self.cancelled = Counter("nanochat_cancelled", "Requests given up before their end.", registry=registry)
+        self._model = Gauge(
+            "nanochat_model_info", "The model that is served.", ["name", "version", "fingerprint"], registry=registry
+        )
+
+    def follow(self, queue: Queue, *, name: str, version: str, fingerprint: str) -> None:
+        """Tell of this model and of the requests to it from now on."""
+        self._running.set_function(lambda: queue.running)
+        self._waiting.set_function(lambda: queue.waiting)
+        self._model.labels(name=name, version=version, fingerprint=fingerprint).set(1)
+
+    def render(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
