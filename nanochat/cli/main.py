@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli import cluster, inspect, run
+from nanochat.cli import cluster, inspect, rollback, run
 from nanochat.spec.errors import NanochatError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command("report", help="Print a run's results and write its report.")(inspec
 app.command("submit", help="Run a pipeline on a cluster.")(cluster.submit)
 app.command("suspend", help="Let a pipeline on a cluster save its checkpoints and wait.")(cluster.suspend)
 app.command("resume", help="Let a suspended pipeline on a cluster go on.")(cluster.resume)
+app.command("rollback", help="Make the model version that was champion before champion again.")(rollback.rollback)
 app.command("gc", help="Remove what no run refers to.")(inspect.gc)
 
 

@@ -18,7 +18,7 @@ from nanochat.report.record import Evaluation, evaluation_from, gather
 from nanochat.spec.errors import StorageError
 from nanochat.stages.context import StageContext
 from nanochat.tracking.gates import Gate, parse
-from nanochat.tracking.registry import ALIAS, Candidate, Registry, Version
+from nanochat.tracking.registry import ALIAS, FOLDER_TAG, PIPELINE_TAG, Candidate, Registry, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def _candidate(context: StageContext, results: Results) -> Candidate:
         run_uid=context.plan.run.rsplit("/", 1)[-1],
         metrics=results.metrics,
         tags={
-            "nanochat.pipeline": f"{context.plan.namespace}.{context.plan.name}",
-            "nanochat.run": context.plan.run,
+            PIPELINE_TAG: f"{context.plan.namespace}.{context.plan.name}",
+            FOLDER_TAG: context.plan.run,
             **{f"key.{ref}": key for ref, key in context.plan.inputs.items()},
             **{f"key.{ref}": key for ref, key in manifest.inputs.items() if ref.startswith("model/")},
         },

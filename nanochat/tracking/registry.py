@@ -1,9 +1,10 @@
-"""The registry of released models: versions by artifact address, and the alias `champion`.
+"""The registry of released models: versions by artifact address, and the aliases `champion` and `former`.
 
     registry = Registry(uri)
     champion = registry.champion("nanochat")
     version = registry.register("nanochat", Candidate(...))     # the same candidate is registered once
-    registry.promote("nanochat", version)
+    registry.promote("nanochat", version)       # the version that was champion becomes `former`
+    before, now = registry.rollback("nanochat")  # and back
 
 Large files stay where they are; a version is an address, with the results as tags `metric.<name>` and the model card
 as description. StorageError where MLflow cannot be reached, which may be tried again; UserError where it refuses.
@@ -11,20 +12,23 @@ as description. StorageError where MLflow cannot be reached, which may be tried 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.tracking.client import connect, experiment_id, shown
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-ALIAS = "champion"
+ALIAS, FORMER = "champion", "former"  # what is served, and what was before it
 KEY_TAG, METRIC_TAG = "nanochat.key", "metric."
+PIPELINE_TAG, FOLDER_TAG = "nanochat.pipeline", "nanochat.run"  # who released it: <namespace>.<name>, the run's folder
+PROMOTED_TAG = "nanochat.promoted"  # when it was made champion last: a version that failed is tried again after that
 _TAG_LENGTH = 5000
 
 
@@ -48,13 +52,15 @@ class Version:
     source: str
     key: str
     metrics: Mapping[str, float]
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
     """One tracking server's registry."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, connect: Callable[[str], Any] = connect) -> None:
+        """`connect` makes the client of a URI: MLflow's own, or `nanochat.tracking.rest`'s over another transport."""
+        self._uri, self._connect = uri, connect
         self._client: MlflowClient | None = None
 
     def champion(self, model: str) -> Version | None:
@@ -89,9 +95,35 @@ class Registry:
             return Version(str(found.version), candidate.source, candidate.key, dict(candidate.metrics))
 
     def promote(self, model: str, version: str) -> None:
-        """Give the alias to a version."""
+        """Make a version the champion, and the one that was it until now the former one."""
         with self._talking() as client:
-            client.set_registered_model_alias(model, ALIAS, version)
+            self._promote(client, model, version, client.get_registered_model(model).aliases.get(ALIAS))
+
+    def rollback(self, model: str, to: str = "") -> tuple[str, Version]:
+        """Make the former champion, or version `to`, the champion: the version that was it ('': none), and the new one.
+
+        Twice is there and back again. UserError where there is no such version.
+        """
+        with self._talking() as client:
+            if not self._exists(client, model):
+                raise UserError(f"the model registry {shown(self._uri)} has no model '{model}': none was released yet")
+            aliases = client.get_registered_model(model).aliases
+            before, former = str(aliases.get(ALIAS, "")), str(aliases.get(FORMER, ""))
+            known = sorted((str(v.version) for v in client.search_model_versions(f"name='{model}'")), key=int)
+            if to and to not in known:
+                raise UserError(f"{model} has no version {to}: there are {', '.join(known)}")
+            if not to and former in ("", before):
+                raise UserError(f"{model} has no former champion: choose a version by --to, of {', '.join(known)}")
+            self._promote(client, model, to or former, before)
+            return before, _version(client.get_model_version(model, to or former))
+
+    @staticmethod
+    def _promote(client: MlflowClient, model: str, version: str, before: str | None) -> None:
+        # The champion comes last: cut short before that, nothing has changed for those who follow it.
+        if before and str(before) != version:
+            client.set_registered_model_alias(model, FORMER, str(before))
+        client.set_model_version_tag(model, version, PROMOTED_TAG, f"{time.time():.3f}")
+        client.set_registered_model_alias(model, ALIAS, version)
 
     @staticmethod
     def _exists(client: MlflowClient, model: str) -> bool:
@@ -101,9 +133,9 @@ class Registry:
     def _talking(self) -> Iterator[MlflowClient]:
         """A client; what goes wrong with it is StorageError."""
         try:
-            self._client = self._client or connect(self._uri)
-            yield self._client
-        except StorageError:
+            self._client = client = self._client or self._connect(self._uri)
+            yield client
+        except NanochatError:
             raise
         except Exception as error:  # MLflow, its database and its HTTP client raise families of their own
             if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
@@ -130,4 +162,5 @@ def _version(found: object) -> Version:
         source=getattr(found, "source", None) or "",
         key=tags.get(KEY_TAG, ""),
         metrics=metrics,
+        tags=dict(tags),
     )

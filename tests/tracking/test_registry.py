@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import StorageError, UserError
 from nanochat.tracking.registry import Candidate, Registry
 
 pytestmark = pytest.mark.filterwarnings(
@@ -64,3 +64,44 @@ def test_an_unreachable_registry_is_infrastructure() -> None:
         port = free.getsockname()[1]
     with pytest.raises(StorageError, match="cannot be reached"):
         Registry(f"http://127.0.0.1:{port}").champion("model")
+
+
+def test_the_version_before_is_the_former_champion(registry: Registry) -> None:
+    versions = [registry.register("swap", candidate(key=f"s{i}")).version for i in range(3)]
+
+    def aliases() -> dict[str, str]:
+        found = registry._client.get_registered_model("swap").aliases  # type: ignore[union-attr]
+        return {name: str(version) for name, version in found.items()}
+
+    for version in versions:
+        registry.promote("swap", version)
+    assert aliases() == {"champion": "3", "former": "2"}
+    registry.promote("swap", "3")
+    assert aliases() == {"champion": "3", "former": "2"}, "a release that is tried again changes nothing"
+    before, now = registry.rollback("swap")
+    assert (before, now.version, aliases()) == ("3", "2", {"champion": "2", "former": "3"})
+    assert registry.rollback("swap")[1].version == "3"
+    assert registry.rollback("swap", "1")[1].version == "1"
+    assert aliases() == {"champion": "1", "former": "3"}
+
+
+def test_each_promotion_is_told_apart(registry: Registry) -> None:
+    registry.register("anew", candidate(key="a1"))
+    times = set()
+    for _ in range(2):
+        registry.promote("anew", "1")
+        champion = registry.champion("anew")
+        assert champion is not None
+        times.add(champion.tags["nanochat.promoted"])
+    assert len(times) == 2
+
+
+def test_there_must_be_something_to_go_back_to(registry: Registry) -> None:
+    with pytest.raises(UserError, match="none was released yet"):
+        registry.rollback("nothing")
+    registry.register("single", candidate(key="x"))
+    registry.promote("single", "1")
+    with pytest.raises(UserError, match="no former champion: choose a version by --to, of 1"):
+        registry.rollback("single")
+    with pytest.raises(UserError, match="no version 9: there are 1"):
+        registry.rollback("single", "9")

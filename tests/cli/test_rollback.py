@@ -1,0 +1,157 @@
+"""`nanochat rollback`: on this machine, and on a cluster through the API server, each with a real MLflow."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from mlflow_server import serving
+from small_pipeline import mistake, nanochat
+
+from nanochat.cli.rollback import _service
+from nanochat.tracking.registry import Candidate, Registry
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+PIPELINE = {"metadata": {"name": "demo", "namespace": "default"}, "spec": {"stages": {"release": {"model": "robin"}}}}
+
+
+def release(registry: Registry, model: str, *versions: str) -> None:
+    """Register versions and promote each in its turn."""
+    for name in versions:
+        source = f"s3://bucket/artifacts/model/{name}/01-a"
+        version = registry.register(model, Candidate(source=source, key=name, run_uid="u", metrics={}))
+        registry.promote(model, version.version)
+
+
+def test_on_this_machine(tmp_path: Path) -> None:
+    run = tmp_path / "state" / "runs" / "default.demo" / "0123"
+    run.mkdir(parents=True)
+    (run / "pipeline.json").write_text(json.dumps(PIPELINE))
+    status = {"name": "demo", "namespace": "default", "phase": "Succeeded", "message": "", "stages": []}
+    (run / "status.json").write_text(json.dumps(status))
+    registry = Registry(f"sqlite:///{tmp_path}/state/mlflow.db")
+    assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback"))
+    release(registry, "robin", "one")
+    assert "no former champion: choose a version by --to, of 1" in mistake(nanochat(tmp_path, "rollback", "demo"))
+    release(registry, "robin", "two")
+    done = nanochat(tmp_path, "rollback", "demo")
+    assert done.stdout.splitlines() == [
+        "Version 1 of robin is now champion instead of version 2, which is now former.",
+        "Servers that follow the registry serve it from now on: s3://bucket/artifacts/model/one/01-a",
+    ], done.stderr
+    champion = registry.champion("robin")
+    assert champion is not None and champion.version == "1"
+    assert "has no version 7: there are 1, 2" in mistake(nanochat(tmp_path, "rollback", "demo", "--to", "7"))
+
+
+class ApiServer:
+    """One ChatPipeline, and the proxy to the service `mlflow` in the namespace `tools`."""
+
+    def __init__(self, tracking: str) -> None:
+        self.pipeline: dict[str, Any] = {
+            **PIPELINE, "status": {"profile": {"tracking": "http://mlflow.tools.svc.cluster.local:5000"}}
+        }  # fmt: skip
+        self.refused = 0
+        address, server = urlsplit(tracking).netloc, self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                prefix = "/api/v1/namespaces/tools/services/http:mlflow:5000/proxy"
+                if self.path.startswith(prefix):
+                    onward = http.client.HTTPConnection(address, timeout=30)
+                    headers = {"Host": self.headers["Host"], "Content-Type": "application/json"}
+                    onward.request(self.command, self.path.removeprefix(prefix), body, headers)
+                    reply = onward.getresponse()
+                    code, data = reply.status, reply.read()
+                    server.refused += code == 403
+                    onward.close()
+                elif self.path.endswith("/namespaces/team/chatpipelines/demo"):
+                    code, data = 200, json.dumps(server.pipeline).encode()
+                else:
+                    code, data = 404, json.dumps({"message": f"{self.path} not found"}).encode()
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server that answers to its names in the cluster alone, and to its health check."""
+    with serving(tmp_path_factory.mktemp("mlflow"), "--allowed-hosts", "mlflow.tools.svc.cluster.local:5000") as url:
+        yield url
+
+
+@pytest.fixture
+def server(tracking: str, tmp_path: Path) -> Iterator[ApiServer]:
+    found = ApiServer(tracking)
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{found.http.server_port}"}}],
+        "users": [{"name": "me", "user": {"token": "mine"}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "team"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    yield found
+    found.http.shutdown()
+    found.http.server_close()
+
+
+def test_on_a_cluster(server: ApiServer, tracking: str, tmp_path: Path) -> None:
+    kubeconfig = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
+    assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
+    assert server.refused, "the API server's own name is none of MLflow's"
+    database = next(tmp_path.parent.glob("mlflow*")) / "mlflow.db"
+    registry = Registry(f"sqlite:///{database}")
+    release(registry, "robin", "one", "two", "three")
+    for options, now, before in (([], "2", "3"), ([], "3", "2"), (["--to", "1"], "1", "3")):
+        done = nanochat(tmp_path, "rollback", "demo", "-n", "team", *options, **kubeconfig)
+        assert f"Version {now} of robin is now champion instead of version {before}" in done.stdout, done.stderr
+        champion = registry.champion("robin")
+        assert champion is not None and champion.version == now
+    done = nanochat(tmp_path, "rollback", "demo", "-n", "team", "--to", "1", **kubeconfig)
+    assert "Version 1 of robin was champion already; where it was given up, it is tried again." in done.stdout
+    server.pipeline["status"] = {"profile": {"tracking": "http://absent.tools.svc:5000"}}
+    said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
+    assert "there is no MLflow (service tools/absent)" in said
+    server.pipeline["status"] = {}
+    said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
+    assert "demo has no tracking server" in said
+
+
+@pytest.mark.parametrize(
+    ("uri", "proxy"),
+    [
+        ("http://mlflow.tools:5000", "/api/v1/namespaces/tools/services/http:mlflow:5000/proxy"),
+        ("http://mlflow.tools.svc/ml/", "/api/v1/namespaces/tools/services/http:mlflow:80/proxy/ml"),
+        ("https://mlflow.tools.svc.cluster.local", "/api/v1/namespaces/tools/services/https:mlflow:443/proxy"),
+        ("https://example.org", None),
+        ("https://mlflow.example.org", None),
+        ("http://10.1.2.3:5000", None),
+        ("http://localhost:5000", None),
+    ],
+)
+def test_which_addresses_are_services_of_the_cluster(uri: str, proxy: str | None) -> None:
+    found = _service(uri)
+    assert (found and found[0]) == proxy
