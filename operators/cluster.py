@@ -23,6 +23,7 @@ from operators import labels, metrics
 GROUP, VERSION, PLURAL = "nanochat.dev", "v1alpha1", "chatpipelines"
 JOBS = ("kubeflow.org", "v1", "pytorchjobs")
 WORKLOADS = ("kueue.x-k8s.io", "v1beta1", "workloads")
+FIELD_MANAGER = "nanochat-controller"
 TIMEOUT = (5, 30)  # seconds to connect, and between bytes
 WATCH_SECONDS = 240  # a watch is renewed after so long, so that one that fell silent is not trusted for ever
 
@@ -152,6 +153,37 @@ class Cluster:
             "delete",
             f"ConfigMap {namespace}/{name}",
             lambda: self.core.delete_namespaced_config_map(name, namespace, _request_timeout=TIMEOUT),
+        )
+
+    # ---- the inference server -------------------------------------------------------------------------------
+
+    def deployment(self, namespace: str, name: str) -> Object | None:
+        return self._ask(
+            "get",
+            f"Deployment {namespace}/{name}",
+            lambda: self.custom.get_namespaced_custom_object(
+                "apps", "v1", namespace, "deployments", name, _request_timeout=TIMEOUT
+            ),
+        )
+
+    def apply_deployment(self, body: Object) -> None:
+        """Server-side apply: these fields are the controller's, all others stay as they are."""
+        meta = body["metadata"]
+        path = f"/apis/apps/v1/namespaces/{meta['namespace']}/deployments/{meta['name']}"
+        self._ask(
+            "patch",
+            f"Deployment {meta['namespace']}/{meta['name']}",
+            lambda: self.api.call_api(
+                path,
+                "PATCH",
+                query_params=[("fieldManager", FIELD_MANAGER), ("force", "true")],
+                header_params={"Accept": "application/json", "Content-Type": "application/apply-patch+yaml"},
+                body=body,
+                auth_settings=["BearerToken"],
+                response_type="object",
+                _return_http_data_only=True,
+                _request_timeout=TIMEOUT,
+            ),
         )
 
     # ---- watching -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ profiles:
 pools:
   gpu: {pods: {nodeSelector: {pool: gpu}, tolerations: [...]}, memoryLimit: 1800Gi}
 image: registry/nanochat-trainer:0.1.0
+serving: {deployment: nanochat-inference, namespace: nanochat, model: nanochat, tracking: http://mlflow.nanochat:5000}
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Name, Section, Text, Uri, setting
@@ -53,6 +54,17 @@ class Pools(Section):
     gpu: Pool = setting(Pool, "Stages with GPUs.")
 
 
+class Serving(Section):
+    """The inference server that follows the alias `champion`."""
+
+    deployment: ObjectName = setting(help="Deployment whose container `server` gets the model.")
+    namespace: Name = setting(help="Its namespace.")
+    model: Name = setting("nanochat", "Name of the registered model.")
+    tracking: Text | None = setting(None, "MLflow's tracking URI; by default the profile's.")
+    profile: Name = setting("default", "Store profile by which the model's manifest is read.")
+    poll_seconds: float = setting(15.0, "Seconds between looks at the alias.", ge=1)
+
+
 class Config(Section):
     """All of it."""
 
@@ -61,6 +73,17 @@ class Config(Section):
     pools: Pools = setting(Pools, "Node pools.")
     namespaces: tuple[Name, ...] = setting((), "Namespaces whose pipelines are run; by default all.")
     store_patience_seconds: int = setting(120, "Seconds that stages wait for storage that is out of reach.", ge=0)
+    serving: Serving | None = setting(None, "The inference server; by default there is none.")
+
+    @model_validator(mode="after")
+    def _serving_has_what_it_needs(self) -> Config:
+        if self.serving is not None:
+            profile = self.profiles.get(self.serving.profile)
+            if profile is None:
+                raise ValueError(f"serving.profile is '{self.serving.profile}', which is not among the profiles")
+            if not (self.serving.tracking or profile.tracking):
+                raise ValueError("serving needs a tracking URI: its own, or its profile's")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Config:

@@ -68,6 +68,7 @@ class Services:
     events: Events
     cache: Path
     access: status.AccessOf = status.no_access
+    serving: status.ServingOf = status.no_serving
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class View:
     artifacts: Artifacts
     paths: RunPaths
     phase: Phase
+    attempts: tuple[tuple[str, float | None], ...] = ()  # job and end of each
 
 
 class PipelineLoop:
@@ -183,6 +185,7 @@ class Run:
         self._clean(accepted, jobs_found, now)
         self._storage(lambda: self._keep(accepted, planned))
         assert self.view is not None
+        self.view.attempts = tuple((record.job, record.ended) for record in self.attempts.all())
         self.view.phase = planned.phase
         told = status.Told(
             accepted=accepted,
@@ -197,6 +200,9 @@ class Run:
                 next((w for w in (signals.workload_of(j, workloads) for j in jobs_found.values()) if w), None)
             ),
             run=self.view.paths.root,
+            serving=self.services.serving(
+                self.view.paths.root, told_before=status.condition(found.get("status"), status.SERVING) is not None
+            ),
         )
         self._tell(found, status.build(found, told, self.services.access, now))
         return self._delay(planned, now)
@@ -504,6 +510,10 @@ class Run:
         if told.get("phase") != before.get("phase"):
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
+        serving = status.condition(told, status.SERVING)
+        if serving is not None and serving != status.condition(before, status.SERVING):
+            level = "Warning" if serving[1] in ("Refused", "RolloutFailed") else "Normal"
+            self._event(level, serving[1], serving[2])
 
     def _event(self, level: str, reason: str, message: str) -> None:
         log.info("%s: %s", reason, message)

@@ -33,8 +33,11 @@ from operators.claims import Claims
 from operators.cluster import GROUP, PLURAL, VERSION, Cluster, ClusterError
 from operators.config import Config
 from operators.events import Events
+from operators.follower import Follower
 from operators.lease import Lease
 from operators.loop import PipelineLoop, Services
+from operators.projector import Projector
+from operators.status import no_serving
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,10 @@ class Controller:
     def __init__(self, config: Config, cluster: Cluster, access: Access, service: str, cache: Path) -> None:
         self.config, self.cluster, self.access, self.service = config, cluster, access, service
         self.claims = Claims(changed=self.wake_all)
+        self.follower: Follower | None = None
+        if config.serving is not None:
+            profile = config.profiles[config.serving.profile]
+            self.follower = Follower(config.serving, profile, cluster, changed=self.wake_all)
         self.services = Services(
             cluster=cluster,
             config=config,
@@ -58,7 +65,9 @@ class Controller:
             events=Events(cluster.core, "nanochat-controller"),
             cache=cache,
             access=self._access,
+            serving=self.follower.about if self.follower else no_serving,
         )
+        self.projector = Projector(lambda: [loop.view for loop in list(self.loops.values()) if loop.view is not None])
         self.pool = ThreadPoolExecutor(TURNS_AT_ONCE, thread_name_prefix="turn")
         self.loops: dict[tuple[str, str], PipelineLoop] = {}
         self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -105,10 +114,12 @@ class Controller:
         watching = asyncio.create_task(self._kopf(stop))
         resync = asyncio.create_task(self._resync())
         tick = asyncio.create_task(self._tick())
+        follow = asyncio.create_task(self._follow())
+        self.projector.start()
         await asyncio.wait({watching, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         ended_early = watching.done() and not stop.is_set()
         stop.set()
-        for task in (resync, tick, *self.tasks.values()):
+        for task in (resync, tick, follow, *self.tasks.values()):
             task.cancel()
         with suppress(TimeoutError, asyncio.CancelledError):
             await asyncio.wait_for(watching, 10)
@@ -184,6 +195,23 @@ class Controller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), delay)
             await asyncio.sleep(COALESCE_SECONDS)
+
+    async def _follow(self) -> None:
+        """Let the inference server follow the registry, if there is one."""
+        if self.follower is None or self.config.serving is None:
+            return
+        key = (self.config.serving.namespace, f"deployments/{self.config.serving.deployment}")
+        while True:
+            delay = BACKOFF[-1]
+            self.busy[key] = time.monotonic()
+            try:
+                delay = await self._in_pool(self.follower.turn)
+            except Exception:
+                metrics.errors.labels(kind="program").inc()
+                log.exception("a look at the served version failed")
+            finally:
+                self.busy.pop(key, None)
+            await asyncio.sleep(delay)
 
     def _turn(self, key: tuple[str, str]) -> float | None:
         with logs.about(namespace=key[0], name=key[1]), metrics.reconcile_seconds.time():

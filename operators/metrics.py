@@ -19,6 +19,9 @@ gpu_seconds = Counter(
     registry=REGISTRY,
 )  # fmt: skip
 pipelines = Gauge("nanochat_pipelines", "Pipelines by phase.", ["phase"], registry=REGISTRY)
+serving_version = Gauge("nanochat_serving_version", "The version that is to be served.", ["version"], registry=REGISTRY)
+serving_rejected = Counter("nanochat_serving_rejected", "Versions that did not become ready.", registry=REGISTRY)
+tracked = Counter("nanochat_tracked", "Runs that MLflow was told of, or was not.", ["result"], registry=REGISTRY)
 
 
 def attempt_ended(record: Record, lost: float) -> None:
@@ -34,3 +37,10 @@ def set_pipelines(phases: Mapping[str, int]) -> None:
     pipelines.clear()
     for phase, count in phases.items():
         pipelines.labels(phase=phase).set(count)
+
+
+def set_serving(version: str) -> None:
+    """The version that the inference server is told to serve; '' is none."""
+    serving_version.clear()
+    if version:
+        serving_version.labels(version=version).set(1)

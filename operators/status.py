@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from nanochat.pipeline.planner import Phase, Status
 from nanochat.tracking.progress import State
@@ -20,10 +20,21 @@ ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 AccessOf = Callable[[str], Mapping[str, str] | None]  # uid -> {service, token}
+SERVING = "Serving"  # the condition
+
+
+class ServingOf(Protocol):
+    """The condition Serving of the run in a folder: status, reason, message."""
+
+    def __call__(self, run: str, *, told_before: bool) -> tuple[str, str, str] | None: ...
 
 
 def no_access(uid: str) -> None:
     """Where the HTTP endpoint is not served."""
+
+
+def no_serving(run: str, *, told_before: bool) -> None:
+    """Where no inference server follows the registry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,7 @@ class Told:
     trouble: str
     queue: Mapping[str, str] | None
     run: str
+    serving: tuple[str, str, str] | None = None
 
 
 def build(found: Object, told: Told, access: AccessOf, now: float) -> Object:
@@ -88,6 +100,7 @@ def build(found: Object, told: Told, access: AccessOf, now: float) -> Object:
                 "Accepted": ("False", "Refused", told.refused) if told.refused else ("True", "Accepted", ""),
                 "StorageReachable": ("False", "Unreachable", told.trouble) if told.trouble else ("True", "Reached", ""),
                 "Succeeded": _succeeded(planned),
+                **({SERVING: told.serving} if told.serving else {}),
             },
         ),
     }
@@ -114,6 +127,12 @@ def unreachable(found: Object, why: str, now: float) -> Object:
         "message": f"storage cannot be reached: {why}"[:LONGEST],
         "conditions": _conditions(before.get("conditions") or [], meta["generation"], now, conditions),
     }
+
+
+def condition(status: Object | None, name: str) -> tuple[str, str, str] | None:
+    """Status, reason and message of a condition."""
+    found = next((item for item in (status or {}).get("conditions") or [] if item["type"] == name), None)
+    return None if found is None else (found["status"], found.get("reason", ""), found.get("message", ""))
 
 
 def same(before: Object, told: Object) -> bool:

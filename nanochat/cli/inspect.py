@@ -306,4 +306,4 @@ def _fetch_uri(uri: str) -> Path:
     own = place.profile.root == address.root
     profile = place.profile if own else Profile(root=address.root, endpoint=place.profile.endpoint)
     artifacts = Artifacts(open_store(profile), place.cache)
-    return artifacts.fetch(read_manifest(artifacts.store, address.key))
+    return artifacts.fetch(read_manifest(artifacts.store, address))

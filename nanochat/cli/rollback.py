@@ -75,11 +75,13 @@ def _through(kube: Kube, proxy: str, host: str, what: str) -> Call:
         query, body = (f"?{urlencode(arguments)}", None) if method == "GET" else ("", dict(arguments))
         address = f"{proxy}/api/2.0/mlflow/{path}{query}"
         try:
-            return json.loads(kube.raw(method, address, what=what, body=body)[0])
+            return json.loads(kube.raw(method, address, what=what, body=body))
         except ClusterFailure as error:
-            if error.status != 403 or "Host header" not in error.message:
+            if error.status == 404:
+                raise ClusterFailure(f"{what}: {error.said}", status=404) from None
+            if error.status != 403 or "Host header" not in error.said:
                 raise
         # The proxy passes on the API server's own name, and MLflow answers only to names that it was told.
-        return json.loads(kube.raw(method, address, what=what, body=body, headers={"Host": host})[0])
+        return json.loads(kube.raw(method, address, what=what, body=body, headers={"Host": host}))
 
     return call

@@ -22,38 +22,38 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class ModelAddress:
-    """Where a model artifact is: its store's root and its key."""
+    """Where a model artifact is: its store's root, its key, and the launch that made it ('': whichever did)."""
 
     root: str
     key: str
+    launch: str = ""
 
     @classmethod
     def parse(cls, uri: str) -> ModelAddress:
-        """From the address of the artifact's folder or of a launch in it; UserError where it is neither.
-
-        The launch is not kept: the manifest says which one counts.
-        """
+        """From the address of the artifact's folder or of a launch in it; UserError where it is neither."""
         root, mark, rest = uri.rpartition(f"/{ROOT}/{KIND}/")
-        key = rest.split("/")[0]
+        key, _, launch = rest.partition("/")
         try:
             if not mark or not root:
                 raise ValueError(uri)
-            return cls(root, check_name(key))
+            return cls(root, check_name(key), check_name(launch) if launch else "")
         except ValueError:
-            raise UserError(f"'{uri}' is not a model's address: it ends in {ROOT}/{KIND}/<key>") from None
+            raise UserError(f"'{uri}' is not a model's address: it ends in {ROOT}/{KIND}/<key>[/<launch>]") from None
 
 
-def read_manifest(store: Store, key: str) -> Manifest:
+def read_manifest(store: Store, address: ModelAddress) -> Manifest:
     """The manifest of a model whose files are all there in their sizes; `Damaged` says what is wrong."""
-    base = f"{ROOT}/{KIND}/{key}"
+    base = f"{ROOT}/{KIND}/{address.key}"
     try:
         manifest = Manifest.from_bytes(store.read(f"{base}/{MANIFEST}"))
     except FileNotFoundError:
         raise Damaged(f"there is no model at {store.uri(base)}: it has no {MANIFEST}") from None
     except Damaged as damage:
         raise Damaged(f"the manifest of {store.uri(base)} is damaged: {damage}") from None
-    if (manifest.kind, manifest.key) != (KIND, key):
+    if (manifest.kind, manifest.key) != (KIND, address.key):
         raise Damaged(f"the manifest of {store.uri(base)} belongs to another artifact")
+    if address.launch not in ("", manifest.launch):
+        raise Damaged(f"the model at {store.uri(base)} was made anew, by {manifest.launch} after {address.launch}")
     if not any(record.path == WEIGHTS for record in manifest.files):
         raise Damaged(f"{store.uri(base)} holds no {WEIGHTS}")
     try:

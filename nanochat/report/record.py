@@ -145,8 +145,13 @@ class RunRecord:
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
-def gather(store: Store, artifacts: Artifacts, *, run: str) -> RunRecord:
-    """Collect a run's record; `run` is its folder, runs/<namespace>.<name>/<uid>. StorageError where there is none."""
+def gather(
+    store: Store, artifacts: Artifacts, *, run: str, readers: dict[str, JournalReader] | None = None
+) -> RunRecord:
+    """Collect a run's record; `run` is its folder, runs/<namespace>.<name>/<uid>. StorageError where there is none.
+
+    With `readers` (by run) kept from one call to the next, only what is new in the journals is read.
+    """
     paths = RunPaths(run)
     if not store.exists(paths.pipeline):
         raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists those that there are")
@@ -155,7 +160,7 @@ def gather(store: Store, artifacts: Artifacts, *, run: str) -> RunRecord:
     keys: dict[str, str] = {ref: key for item in status.get("stages", []) for ref, key in item["keys"].items()}
     found = artifacts.find_all((ref.split("/", 1)[0], key) for ref, key in keys.items())
     manifests = {ref: found[pair] for ref, key in keys.items() if (pair := (ref.split("/", 1)[0], key)) in found}
-    readers: dict[str, JournalReader] = {}
+    readers = {} if readers is None else readers
     stages = tuple(
         _stage(store, readers, run, item, spec=pipeline["spec"], manifests=manifests)
         for item in status.get("stages", [])

@@ -13,6 +13,7 @@ from nanochat.report.record import RunRecord, StageRecord, gather, stage_setting
 from nanochat.spec.errors import NanochatError
 from nanochat.storage import Artifacts, Store
 from nanochat.tracking.background import Ticker
+from nanochat.tracking.journal import JournalReader
 from nanochat.tracking.mlflow import Projection, TrackedRun, TrackedStage
 
 log = logging.getLogger(__name__)
@@ -71,27 +72,38 @@ def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
     )
 
 
-class Tracker:
-    """Projects a live run into MLflow in the background. Nothing that goes wrong in it reaches the run."""
+class RunTracker:
+    """Brings one MLflow up to date with one run, as often as wanted."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, *, run: str, uri: str, interval: float = _INTERVAL) -> None:
+    def __init__(self, store: Store, artifacts: Artifacts, *, run: str, uri: str) -> None:
         self._store = store
         self._artifacts = artifacts
         self._run = run
         self._projection = Projection(store, uri)
-        self._ticker = Ticker("mlflow", self.sync, lambda: interval, last=True)
+        self._readers: dict[str, JournalReader] = {}
+        self.ended = False  # whether what was told last was a run's end
 
     def sync(self) -> bool:
-        """Bring MLflow up to date now; False where it could not be done."""
+        """Tell MLflow what is new; False where that could not be done."""
         try:
-            record = gather(self._store, self._artifacts, run=self._run)
-            if record.started is None:
-                return True  # nothing has run yet
+            record = gather(self._store, self._artifacts, run=self._run, readers=self._readers)
             files = tuple(entry.path for entry in self._store.list(f"{self._run}/report"))
         except (NanochatError, OSError) as error:
             log.debug("no record for MLflow yet: %s", error)
             return False
-        return self._projection.sync(self._run, tracked_run(record, files=files))
+        run = tracked_run(record, files=files)
+        # Where nothing has run there is nothing to tell.
+        told = record.started is None or self._projection.sync(self._run, run)
+        self.ended = told and run.status != "running"
+        return told
+
+
+class Tracker:
+    """Projects a live run into MLflow in the background. Nothing that goes wrong in it reaches the run."""
+
+    def __init__(self, store: Store, artifacts: Artifacts, *, run: str, uri: str, interval: float = _INTERVAL) -> None:
+        tracker = RunTracker(store, artifacts, run=run, uri=uri)
+        self._ticker = Ticker("mlflow", tracker.sync, lambda: interval, last=True)
 
     def close(self) -> None:
         """Send the rest and stop."""

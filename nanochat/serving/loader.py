@@ -134,7 +134,7 @@ def fetch(wanted: Wanted) -> tuple[Path, str]:
         _check(manifest, wanted)
         return cache.fetch(store.uri(base(manifest)), manifest.files, _missing), fingerprint(manifest)
     except (OSError, Damaged):
-        manifest = read_manifest(store, address.key)
+        manifest = read_manifest(store, address)
     _check(manifest, wanted)
     folder = fetch_files(store, cache, base(manifest), manifest.files)
     if store.local_path(base(manifest)) is None:

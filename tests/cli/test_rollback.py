@@ -134,7 +134,7 @@ def test_on_a_cluster(server: ApiServer, tracking: str, tmp_path: Path) -> None:
     assert "Version 1 of robin was champion already; where it was given up, it is tried again." in done.stdout
     server.pipeline["status"] = {"profile": {"tracking": "http://absent.tools.svc:5000"}}
     said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
-    assert "there is no MLflow (service tools/absent)" in said
+    assert "MLflow (service tools/absent): " in said and "not found" in said
     server.pipeline["status"] = {}
     said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert "demo has no tracking server" in said

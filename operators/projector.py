@@ -1,0 +1,110 @@
+"""Tells MLflow of all pipelines' runs, in a thread of its own, so that one that is slow or away delays no pipeline.
+
+    projector = Projector(lambda: views)
+    projector.start()
+
+What MLflow shows is a projection of the run's folder. It is made complete whenever MLflow can be reached, also long
+after the pipeline's end and by another controller: a mark in the folder says that nothing is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from nanochat.report.tracked import RunTracker
+from nanochat.spec.errors import NanochatError
+from nanochat.tracking.client import unreachable
+from operators import logs, metrics
+from operators.loop import View
+from operators.status import DONE
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 30.0  # seconds between rounds
+MARK = "tracked.json"
+
+
+class Projector:
+    """Goes through the runs, one after the other, again and again."""
+
+    def __init__(self, views: Callable[[], Sequence[View]]) -> None:
+        """`views` gives the pipelines' views of the moment."""
+        self._views = views
+        self._trackers: dict[str, RunTracker] = {}  # by the run's folder, of those that are not complete
+        self._complete: dict[str, str] = {}  # the run's folder -> digest of what was complete
+
+    def start(self) -> None:
+        """Begin; the thread ends with the process."""
+        threading.Thread(target=self._run, name="projector", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.round()
+            except Exception:
+                metrics.errors.labels(kind="program").inc()
+                log.exception("a round of telling MLflow failed")
+            time.sleep(INTERVAL)
+
+    def round(self) -> None:
+        """Bring MLflow up to date with every run that has something new."""
+        views = self._views()
+        folders = {view.paths.root for view in views}
+        self._trackers = {folder: tracker for folder, tracker in self._trackers.items() if folder in folders}
+        away: dict[str, bool] = {}  # tracking URI -> whether it is out of reach in this round
+        for view in views:
+            uri = view.accepted.profile.tracking
+            if not uri or self._is_complete(view, uri):
+                continue
+            if uri not in away:
+                away[uri] = unreachable(uri) is not None
+            if away[uri]:
+                metrics.tracked.labels(result="error").inc()
+                continue
+            meta = view.accepted.pipeline.metadata
+            with logs.about(namespace=meta.namespace, name=meta.name):
+                self._tell(view, uri)
+
+    def _tell(self, view: View, uri: str) -> None:
+        folder, digest, done = view.paths.root, _digest(view, uri), view.phase in DONE
+        if folder not in self._trackers:
+            self._trackers[folder] = RunTracker(view.artifacts.store, view.artifacts, run=folder, uri=uri)
+        tracker = self._trackers[folder]
+        told = tracker.sync()
+        metrics.tracked.labels(result="ok" if told else "error").inc()
+        if not (told and done and tracker.ended):
+            return
+        try:
+            view.artifacts.store.write_json(f"{folder}/{MARK}", {"digest": digest})
+        except NanochatError as error:
+            log.warning("that MLflow knows all could not be noted: %s", error.message)
+            return
+        self._complete[folder] = digest
+        del self._trackers[folder]
+
+    def _is_complete(self, view: View, uri: str) -> bool:
+        """Whether the run has ended and MLflow was told all of it, by this process or by one before."""
+        folder = view.paths.root
+        if view.phase not in DONE:
+            return False
+        digest = _digest(view, uri)
+        if self._complete.get(folder) == digest:
+            return True
+        store = view.artifacts.store
+        try:
+            complete = store.exists(f"{folder}/{MARK}") and store.read_json(f"{folder}/{MARK}")["digest"] == digest
+        except (NanochatError, KeyError, TypeError):
+            return False
+        if complete:
+            self._complete[folder] = digest
+        return complete
+
+
+def _digest(view: View, uri: str) -> str:
+    """What tells one state of a run that has ended from another: a retry makes attempts."""
+    return hashlib.sha256(json.dumps([uri, view.phase, view.attempts]).encode()).hexdigest()

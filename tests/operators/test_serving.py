@@ -1,0 +1,352 @@
+"""Which version is served: a table of decisions, and stories with a Deployment, MLflow and controllers that die."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow_server import free_port
+
+from nanochat.model.artifact import WEIGHTS
+from nanochat.storage import Artifacts, Profile, open_store
+from nanochat.tracking.registry import Candidate, Registry
+from operators import status
+from operators.cluster import Cluster, ClusterError
+from operators.config import Serving, StoreProfile
+from operators.follower import Follower
+from operators.serving import Champion, Deployed, Memory, Rejected, Target, decide, read
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+
+
+def target(version: int, promoted: str = "t1") -> Target:
+    return Target(
+        f"s3://b/artifacts/model/{version}/01-a", str(version), f"{version:016x}", f"runs/t.p/{version}", promoted
+    )
+
+
+def champion(version: int, promoted: str = "t1", refused: str = "") -> Champion:
+    found = None if refused else target(version, promoted)
+    return Champion(str(version), f"runs/t.p/{version}", promoted, found, refused)
+
+
+def gave_up(version: int, promoted: str = "t1") -> Rejected:
+    return Rejected(str(version), f"runs/t.p/{version}", promoted, "it timed out")
+
+
+def deployed(current: Target | None, rollout: Any, good: Target | None, rejected: Rejected | None = None) -> Deployed:
+    memory = Memory(current, good, rejected) if current else Memory()
+    return Deployed(current, memory, rollout, "it timed out" if rollout == "failed" else "")
+
+
+V1, V2, V3 = target(1), target(2), target(3)
+NONE = deployed(None, "failed", None)  # without a model no pod is ever ready
+
+
+@pytest.mark.parametrize(
+    ("seen", "found", "wanted", "good", "rejected", "writes"),
+    [
+        pytest.param(None, NONE, None, None, None, False, id="nothing released: nothing is written"),
+        pytest.param(champion(1, refused="gone"), NONE, None, None, None, False, id="the first has no artifact"),
+        pytest.param(champion(1), NONE, V1, None, None, True, id="the first model"),
+        pytest.param(champion(1), deployed(V1, "going", None), V1, None, None, False, id="it is rolled out"),
+        pytest.param(champion(1), deployed(V1, "failed", None), V1, None, None, False, id="nothing to go back to"),
+        pytest.param(champion(1), deployed(V1, "complete", None), V1, V1, None, True, id="it is good: remembered"),
+        pytest.param(champion(1), deployed(V1, "complete", V1), V1, V1, None, False, id="steady"),
+        pytest.param(champion(1), deployed(V1, "failed", V1), V1, V1, None, False, id="a good one that fails stays"),
+        pytest.param(None, deployed(V1, "complete", V1), V1, V1, None, False, id="MLflow away: nothing changes"),
+        pytest.param(champion(2), deployed(V1, "complete", V1), V2, V1, None, True, id="the alias moves"),
+        pytest.param(champion(2), deployed(V1, "complete", None), V2, V1, None, True, id="it moves at the last moment"),
+        pytest.param(champion(2), deployed(V2, "going", V1), V2, V1, None, False, id="the second is rolled out"),
+        pytest.param(
+            champion(2), deployed(V2, "failed", V1), V1, V1, gave_up(2), True, id="it fails: the good one comes back"
+        ),
+        pytest.param(None, deployed(V2, "failed", V1), V1, V1, gave_up(2), True, id="so it does while MLflow is away"),
+        pytest.param(
+            champion(2), deployed(V1, "going", V1, gave_up(2)), V1, V1, gave_up(2), False, id="not tried again"
+        ),
+        pytest.param(
+            None, deployed(V1, "complete", V1, gave_up(2)), V1, V1, gave_up(2), False, id="remembered without MLflow"
+        ),
+        pytest.param(
+            champion(2), deployed(V1, "complete", V1, gave_up(2)), V1, V1, gave_up(2), False, id="nor after that"
+        ),
+        pytest.param(
+            champion(2, "t2"), deployed(V1, "complete", V1, gave_up(2)), target(2, "t2"), V1, None, True,
+            id="given the alias anew, it is tried again",
+        ),
+        pytest.param(
+            champion(2, "t2"), deployed(target(2, "t2"), "failed", V1), V1, V1, gave_up(2, "t2"), True,
+            id="and given up again",
+        ),
+        pytest.param(
+            champion(3), deployed(V1, "complete", V1, gave_up(2)), V3, V1, None, True, id="the alias moves on"
+        ),
+        pytest.param(
+            champion(1), deployed(V1, "complete", V1, gave_up(2)), V1, V1, None, True, id="or back: forgotten"
+        ),
+        pytest.param(champion(3), deployed(V2, "going", V1), V3, V1, None, True, id="it moves during a rollout"),
+        pytest.param(champion(3), deployed(V2, "failed", V1), V3, V1, None, True, id="it moves as the rollout fails"),
+        pytest.param(champion(1), deployed(V2, "failed", V1), V1, V1, None, True, id="a rollback as it fails"),
+        pytest.param(champion(1), deployed(V2, "complete", V2), V1, V2, None, True, id="a rollback"),
+        pytest.param(
+            champion(3, refused="gone"), deployed(V1, "complete", V1), V1, V1, None, False, id="no artifact: it stays"
+        ),
+        pytest.param(
+            champion(3, refused="gone"), deployed(V2, "failed", V1), V1, V1, None, True,
+            id="no artifact, and the one before it fails",
+        ),
+        pytest.param(
+            champion(1, "t2"), deployed(V1, "complete", V1), target(1, "t2"), V1, None, True,
+            id="the same anew: remembered, not rolled out",
+        ),
+    ],
+)  # fmt: skip
+def test_decisions(
+    seen: Champion | None, found: Deployed, wanted: Target | None, good: Target | None, rejected: Rejected | None,
+    writes: bool,
+) -> None:  # fmt: skip
+    decision = decide(seen, found)
+    assert (decision.target, decision.memory.good, decision.memory.rejected) == (wanted, good, rejected)
+    assert decision.write is writes
+    again = (
+        decide(seen, replace(found, current=wanted, memory=decision.memory, rollout="going")) if writes else decision
+    )
+    assert not again.write or again.memory.good != good, "what was written is not written again"
+    assert Memory.parse(decision.memory.to_text()) == decision.memory
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"good": 1}', '{"good": {"color": "red"}}', "null"])
+def test_an_annotation_that_cannot_be_read_is_forgotten(text: str) -> None:
+    assert Memory.parse(text) == Memory()
+
+
+# ---- stories --------------------------------------------------------------------------------------------------------
+
+
+class Deployment(Cluster):
+    """One Deployment of three pods as an API server and its controller treat it; it may lose the answer to a patch."""
+
+    def __init__(self) -> None:
+        server = {"name": "server", "image": "nanochat", "env": [{"name": "NANOCHAT_CACHE", "value": "/cache"}]}
+        self.object: dict[str, Any] = {
+            "metadata": {"name": "inference", "namespace": "nano", "uid": "u1", "generation": 1, "annotations": {}},
+            "spec": {"replicas": 3, "template": {"metadata": {}, "spec": {"containers": [{"name": "proxy"}, server]}}},
+        }
+        self.lose_answer = False
+        self.written: list[str] = []
+        self.settle(ready=False)
+
+    def deployment(self, namespace: str, name: str) -> Any:
+        return json.loads(json.dumps(self.object)) if (namespace, name) == ("nano", "inference") else None
+
+    def apply_deployment(self, body: Any) -> None:
+        self.object["metadata"]["annotations"] |= body["metadata"]["annotations"]
+        server = self.object["spec"]["template"]["spec"]["containers"][1]
+        (changed,) = body["spec"]["template"]["spec"]["containers"]
+        assert changed["name"] == server["name"] and body["metadata"]["uid"] == "u1"
+        env = {item["name"]: item["value"] for item in server["env"]}
+        merged = env | {item["name"]: item["value"] for item in changed["env"]}
+        if merged != env:
+            server["env"] = [{"name": name, "value": value} for name, value in merged.items()]
+            self.object["metadata"]["generation"] += 1
+            self.written.append(merged["NANOCHAT_MODEL_VERSION"])
+        if self.lose_answer:
+            raise ClusterError("the API server cannot be reached")
+
+    def settle(self, *, ready: bool) -> None:
+        """The rollout ends, one way or the other."""
+        counts = {"replicas": 3 if ready else 4, "updatedReplicas": 3 if ready else 1, "availableReplicas": 3}
+        condition = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+        if not ready:
+            condition |= {"status": "False", "reason": "ProgressDeadlineExceeded", "message": "it timed out."}
+        self.object["status"] = {
+            **counts, "observedGeneration": self.object["metadata"]["generation"], "conditions": [condition],
+        }  # fmt: skip
+
+    @property
+    def version(self) -> str:
+        current = read(self.object).current
+        return current.version if current else ""
+
+
+class World:
+    """A registry in a real MLflow, a store with models, a Deployment, and a controller that lives for one look."""
+
+    def __init__(self, uri: str, folder: Path, model: str) -> None:
+        self.uri, self.model, self.deployment = uri, model, Deployment()
+        self.registry = Registry(uri)
+        self.artifacts = Artifacts(open_store(Profile(root=str(folder / "store"))), folder / "cache")
+        self.profile = StoreProfile.model_validate({"root": str(folder / "store"), "tracking": uri})
+        self.changes = 0  # how often there was something new to tell
+
+    def release(self, name: str, *, stored: bool = True) -> str:
+        """Register and promote a version; returns it."""
+        source = f"{self.profile.root}/artifacts/model/{name}/01-a"
+        if stored:
+            with self.artifacts.writer("model", name, "01-a") as writer:
+                (writer.folder / WEIGHTS).write_text(name)
+                source = self.artifacts.uri(writer.commit(recipe={}, inputs={}, metadata={}))
+        tags = {"nanochat.pipeline": "team.demo", "nanochat.run": f"runs/team.demo/{name}"}
+        found = self.registry.register(self.model, Candidate(source, name, name, {}, tags))
+        self.registry.promote(self.model, found.version)
+        return found.version
+
+    def look(self, *, tracking: str | None = None) -> Follower:
+        """A new controller looks once."""
+        settings = {"deployment": "inference", "namespace": "nano", "model": self.model, "tracking": tracking}
+
+        def changed() -> None:
+            self.changes += 1
+
+        follower = Follower(Serving.model_validate(settings), self.profile, self.deployment, changed=changed)
+        follower.turn()
+        return follower
+
+    def condition(self, name: str, *, told_before: bool = False) -> tuple[str, str, str] | None:
+        return self.look().about(f"runs/team.demo/{name}", told_before=told_before)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def world(uri: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    yield World(uri, tmp_path, re.sub("[^a-z0-9]+", "-", request.node.name)[:60].strip("-"))
+
+
+def test_a_release_is_rolled_out_and_told(world: World) -> None:
+    assert world.look().about("runs/team.demo/one", told_before=False) is None
+    assert world.deployment.written == [], "before there is a model nothing is written"
+    assert world.changes == 0
+    world.release("one")
+    follower = world.look()
+    follower.turn()
+    assert world.deployment.version == "1" and world.changes == 1
+    template = read(world.deployment.object).current
+    assert template is not None and len(template.fingerprint) == 16
+    assert world.condition("one") == ("Unknown", "RollingOut", "version 1 is rolled out; no version is served")
+    world.deployment.settle(ready=True)
+    assert world.condition("one") == ("True", "Serving", "version 1 is served")
+    world.release("two")
+    assert world.condition("two") == ("Unknown", "RollingOut", "version 2 is rolled out; version 1 is served")
+    assert world.condition("one") == ("True", "Serving", "version 1 is served")
+    world.deployment.settle(ready=True)
+    assert world.condition("two") == ("True", "Serving", "version 2 is served")
+    assert world.condition("one", told_before=True) == ("False", "Superseded", "version 2 of another run is served")
+    assert world.condition("other") is None
+    assert world.deployment.written == ["1", "2"]
+
+
+def test_a_version_that_fails_is_taken_back_and_tried_again_when_asked(world: World) -> None:
+    world.release("one")
+    world.look()
+    world.deployment.settle(ready=True)
+    world.look()
+    world.release("bad")
+    world.look()
+    world.deployment.settle(ready=False)
+    status_, reason, message = world.condition("bad") or ("", "", "")
+    assert (status_, reason) == ("False", "RolloutFailed")
+    assert message.startswith("version 2 did not become ready (it timed out): version 1 is served; ")
+    assert world.condition("one") == ("True", "Serving", "version 1 is served")
+    world.deployment.settle(ready=True)
+    for _ in range(3):
+        world.look()
+    assert world.deployment.written == ["1", "2", "1"]
+    world.registry.rollback(world.model, "2")
+    world.look()
+    world.deployment.settle(ready=True)
+    assert world.condition("bad") == ("True", "Serving", "version 2 is served")
+    world.registry.rollback(world.model, "1")
+    world.look()
+    assert world.deployment.written == ["1", "2", "1", "2", "1"]
+
+
+def test_a_version_without_an_artifact_is_refused(world: World) -> None:
+    world.release("one")
+    world.look()
+    world.deployment.settle(ready=True)
+    world.release("lost", stored=False)
+    status_, reason, message = world.condition("lost") or ("", "", "")
+    assert (status_, reason) == ("False", "Refused")
+    assert "there is no model at" in message and message.endswith("version 1 is served")
+    with world.artifacts.writer("model", "lost", "01-a") as writer:
+        (writer.folder / WEIGHTS).write_text("found")
+        writer.commit(recipe={}, inputs={}, metadata={})
+    world.look()
+    assert world.deployment.written == ["1", "2"], "it is there now"
+    weights = Path(world.profile.root) / "artifacts" / "model" / "three" / "01-a" / WEIGHTS
+    version = world.registry.register(world.model, Candidate("http://elsewhere/x", "x", "x", {}, {"nanochat.run": "r"}))
+    world.registry.promote(world.model, version.version)
+    assert (world.look().about("r", told_before=False) or ("",))[0] == "False"
+    world.release("three")
+    weights.write_text("too long")
+    assert "bytes instead of" in (world.condition("three") or ("", "", ""))[2]
+
+
+def test_a_tracking_server_that_is_away_changes_nothing(world: World) -> None:
+    world.release("one")
+    world.look()
+    world.deployment.settle(ready=True)
+    world.look()
+    away = f"http://127.0.0.1:{free_port()}"
+    follower = world.look(tracking=away)
+    assert world.deployment.written == ["1"]
+    assert follower.about("runs/team.demo/one", told_before=False) == ("True", "Serving", "version 1 is served")
+    assert [follower.turn() for _ in range(6)] == [60.0, 120.0, 240.0, 300.0, 300.0, 300.0]
+    world.release("bad")
+    world.look()
+    world.deployment.settle(ready=False)
+    world.look(tracking=away)
+    assert world.deployment.written == ["1", "2", "1"], "what fails is taken back all the same"
+
+
+@pytest.mark.parametrize("lost", range(1, 7))
+def test_a_lost_answer_changes_nothing_in_the_end(world: World, lost: int) -> None:
+    """Whichever answer is lost, and the controller with it: the same versions are written in the same order."""
+
+    def look() -> None:
+        nonlocal lost
+        lost -= 1
+        world.deployment.lose_answer = lost == 0
+        world.look()
+        world.deployment.lose_answer = False
+
+    for name, ready in (("one", True), ("bad", False), ("three", True)):
+        world.release(name)
+        look()
+        world.deployment.settle(ready=ready)
+        look()
+        world.deployment.settle(ready=True)
+        world.look()
+    assert world.deployment.written == ["1", "2", "1", "3"]
+    assert read(world.deployment.object).memory.good == read(world.deployment.object).current
+
+
+def test_a_deployment_that_is_missing_or_changed_by_hand(world: World) -> None:
+    world.release("one")
+    world.look()
+    server = world.deployment.object["spec"]["template"]["spec"]["containers"][1]
+    server["env"] = [item for item in server["env"] if item["name"] != "NANOCHAT_MODEL_FINGERPRINT"]
+    world.look()
+    assert world.deployment.version == "1" and len(world.deployment.written) == 2
+    world.deployment.deployment = lambda *_: None  # type: ignore[method-assign]
+    assert world.look().turn() > 15.0
+
+
+def test_the_condition_is_kept_beside_the_others() -> None:
+    before = [{"type": "Succeeded", "status": "True", "lastTransitionTime": "2026-11-24T10:00:00Z"}]
+    told = {"conditions": status._conditions(before, 3, 0.0, {"Serving": ("True", "Serving", "version 1 is served")})}
+    assert status.condition(told, "Serving") == ("True", "Serving", "version 1 is served")
+    assert [item["type"] for item in told["conditions"]] == ["Serving", "Succeeded"]
+    assert status.condition({}, "Serving") is None and status.condition(None, "Serving") is None
