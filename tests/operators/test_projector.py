@@ -1,0 +1,160 @@
+"""A run on a cluster in MLflow: from its stored folder, whenever MLflow is there, and only once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow_server import free_port, serving
+
+from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.planner import Attempt, Observed, Phase, plan
+from nanochat.pipeline.runs import RunPaths
+from nanochat.report.tracked import RunTracker
+from nanochat.storage import Artifacts, Profile, open_store
+from nanochat.tracking.client import connect
+from nanochat.tracking.journal import Journal
+from nanochat.tracking.mlflow import EXPERIMENT, find_run
+from operators import status
+from operators.accept import accept
+from operators.attempts import Attempts, Record
+from operators.config import Config
+from operators.loop import View
+from operators.projector import Projector
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
+)
+OUTCOMES = {
+    "one failed": (Outcome(Reason.INFRASTRUCTURE, "a peer was lost"), None),
+    "all is well": (Outcome(Reason.INFRASTRUCTURE, "a peer was lost"), Outcome(Reason.SUCCEEDED)),
+}
+
+
+class Run:
+    """A pipeline's run as the controller and the pods leave it in storage; `tell` writes a state of it."""
+
+    def __init__(self, folder: Path, uid: str, tracking: str) -> None:
+        config = {"image": "trainer:1", "profiles": {"default": {"root": str(folder / "store"), "tracking": tracking}}}
+        found = {
+            "apiVersion": "nanochat.dev/v1alpha1",
+            "kind": "ChatPipeline",
+            "metadata": {"name": "demo", "namespace": "team"},
+            "spec": {"model": {"depth": 2}, "sources": {"text": {"kind": "world"}}},
+        }
+        self.accepted = accept(found, Config.model_validate(config, by_alias=True), None)  # type: ignore[arg-type]
+        self.store = open_store(Profile(root=str(folder / "store")))
+        self.paths = RunPaths.of(namespace="team", name="demo", uid=uid)
+        self.view = View(uid, self.accepted, Artifacts(self.store, folder / "cache"), self.paths, Phase.RUNNING)
+        with Journal(self.store, self.paths.root, stage="base", launch="01-aa", interval=1e9) as journal:
+            for step in range(1, 6):
+                journal.metrics(step, {"train/loss": 3.0 / step})
+
+    def tell(self, state: str) -> None:
+        """Two attempts of base: the first failed, and the second runs or is done, and with it the pipeline."""
+        outcomes = OUTCOMES[state]
+        done = outcomes[-1] is not None
+        attempts = Attempts(self.store, self.paths)
+        for number, outcome in enumerate(outcomes, 1):
+            ended = 1000.0 * number + 500 if outcome else None
+            attempts.put(
+                Record("base", number, f"demo-base-{number}", ("k",), 8, 1000.0 * number, launch=f"0{number}-aa",
+                       ended=ended, outcome=outcome)
+            )  # fmt: skip
+        attempts.save()
+        records = attempts.all()
+        seen = [Attempt(r.number, r.started, 8, ended=r.ended, outcome=r.outcome, heartbeat=2000.0) for r in records]
+        graph = self.accepted.graph
+        present = frozenset(out.key for node in graph.nodes for out in node.outputs if done or node.stage == "tokens")
+        _, planned = plan(graph, self.accepted.spec, Observed(present, {"base": seen}), 2100.0)
+        self.store.write_json(self.paths.pipeline, self.accepted.pipeline.to_yaml_dict())
+        self.store.write_json(self.paths.status, status.document(self.accepted, planned, records, {}, {}))
+        if done:
+            self.store.write(f"{self.paths.root}/report/report.html", b"<p>")
+            self.store.write(f"{self.paths.root}/report/loss-base.svg", b"<svg/>")
+        self.view.attempts, self.view.phase = tuple((r.job, r.ended) for r in records), planned.phase
+
+    @property
+    def marked(self) -> bool:
+        return self.store.exists(f"{self.paths.root}/tracked.json")
+
+
+def told(url: str, uid: str, stage: str = "") -> Any:
+    client = connect(url)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return None if experiment is None else find_run(client, experiment.experiment_id, uid, stage)
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
+
+
+def test_a_run_is_told_while_it_runs_and_after_its_end(tracking: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, "uid-live", tracking)
+    projector = Projector(lambda: [run.view])
+    projector.round()
+    assert told(tracking, "uid-live") is None, "there is nothing to tell"
+    run.tell("one failed")
+    projector.round()
+    parent, base = told(tracking, "uid-live"), told(tracking, "uid-live", "base")
+    assert parent.info.run_name == "team.demo" and parent.info.status == base.info.status == "RUNNING"
+    assert base.data.tags["nanochat.outcomes"] == "Infrastructure Running"
+    assert (
+        base.data.params["totalBatchTokens"]
+        and len(connect(tracking).get_metric_history(base.info.run_id, "train/loss")) == 5
+    )
+    assert not run.marked
+    run.tell("all is well")
+    projector.round()
+    parent, base = told(tracking, "uid-live"), told(tracking, "uid-live", "base")
+    assert parent.info.status == base.info.status == "FINISHED"
+    assert base.data.tags["nanochat.outcomes"] == "Infrastructure Succeeded"
+    files = {item.path for item in connect(tracking).list_artifacts(parent.info.run_id, "report")}
+    assert files == {"report/report.html", "report/loss-base.svg"}
+    assert run.marked
+
+
+def test_what_was_missed_is_made_up_for_and_not_done_again(
+    tracking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    run = Run(tmp_path, "uid-late", away)
+    run.tell("all is well")
+    projector = Projector(lambda: [run.view])
+    projector.round()
+    assert not run.marked
+    with serving(tmp_path, port=int(away.rpartition(":")[2])):
+        Projector(lambda: [run.view]).round()  # by another controller, after the pipeline's end
+        assert run.marked and told(away, "uid-late").info.status == "FINISHED"
+        with monkeypatch.context() as patch:
+            patch.setattr(RunTracker, "sync", lambda _: pytest.fail("it is complete"))
+            projector.round()
+            Projector(lambda: [run.view]).round()
+        run.view.attempts = (*run.view.attempts, ("demo-base-3", 4000.0))
+        synced: list[bool] = []
+        sync = RunTracker.sync
+        monkeypatch.setattr(RunTracker, "sync", lambda self: synced.append(True) or sync(self))
+        projector.round()
+        assert synced, "a retry is told as well"
+
+
+def test_one_run_that_cannot_be_told_does_not_hold_up_the_others(tracking: str, tmp_path: Path) -> None:
+    away = Run(tmp_path / "a", "uid-away", f"http://127.0.0.1:{free_port()}")
+    broken = Run(tmp_path / "b", "uid-broken", tracking)
+    well = Run(tmp_path / "c", "uid-well", tracking)
+    for run in (away, broken, well):
+        run.tell("all is well")
+    broken.store.write(broken.paths.pipeline, b"no json")
+    Projector(lambda: [away.view, broken.view, well.view]).round()
+    assert [run.marked for run in (away, broken, well)] == [False, False, True]
+
+
+def test_without_a_tracking_server_nothing_is_told(tmp_path: Path) -> None:
+    run = Run(tmp_path, "uid-none", "")
+    run.tell("all is well")
+    Projector(lambda: [run.view]).round()
+    assert not run.marked
