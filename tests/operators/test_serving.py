@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes import client
 from mlflow_server import free_port
 
 from nanochat.model.artifact import WEIGHTS
+from nanochat.spec.errors import UserError
 from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
 from operators import status
+from operators.claims import Claims
 from operators.cluster import Cluster, ClusterError
-from operators.config import Serving, StoreProfile
+from operators.config import Config, Serving, StoreProfile
+from operators.events import Events
 from operators.follower import Follower
+from operators.loop import PipelineLoop, Services
 from operators.serving import Champion, Deployed, Memory, Rejected, Target, decide, read
 
 pytestmark = pytest.mark.filterwarnings(
@@ -199,14 +206,14 @@ class World:
         self.registry.promote(self.model, found.version)
         return found.version
 
-    def look(self, *, tracking: str | None = None) -> Follower:
+    def look(self, *, tracking: str | None = None, cluster: Cluster | None = None) -> Follower:
         """A new controller looks once."""
         settings = {"deployment": "inference", "namespace": "nano", "model": self.model, "tracking": tracking}
 
         def changed() -> None:
             self.changes += 1
 
-        follower = Follower(Serving.model_validate(settings), self.profile, self.deployment, changed=changed)
+        follower = Follower(Serving.model_validate(settings), self.profile, cluster or self.deployment, changed=changed)
         follower.turn()
         return follower
 
@@ -344,9 +351,125 @@ def test_a_deployment_that_is_missing_or_changed_by_hand(world: World) -> None:
     assert world.look().turn() > 15.0
 
 
-def test_the_condition_is_kept_beside_the_others() -> None:
-    before = [{"type": "Succeeded", "status": "True", "lastTransitionTime": "2026-11-24T10:00:00Z"}]
-    told = {"conditions": status._conditions(before, 3, 0.0, {"Serving": ("True", "Serving", "version 1 is served")})}
-    assert status.condition(told, "Serving") == ("True", "Serving", "version 1 is served")
-    assert [item["type"] for item in told["conditions"]] == ["Serving", "Succeeded"]
-    assert status.condition({}, "Serving") is None and status.condition(None, "Serving") is None
+def test_what_the_api_server_is_asked(world: World) -> None:
+    """The requests on the wire: a look, and a server-side apply that holds the controller's fields alone."""
+    asked: list[tuple[str, str, str | None, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append((self.command, self.path, self.headers["Content-Type"], json.loads(body or "null")))
+            data = json.dumps(world.deployment.object).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_PATCH = answer
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+        world.release("one")
+        world.look(cluster=Cluster(client.ApiClient(configuration)))
+        server.shutdown()
+    (got, path, _, _), (patched, apply, kind, body) = asked
+    assert (got, path) == ("GET", "/apis/apps/v1/namespaces/nano/deployments/inference")
+    assert (patched, apply) == ("PATCH", f"{path}?fieldManager=nanochat-controller&force=true")
+    assert kind == "application/apply-patch+yaml"
+    template = body["spec"]["template"]
+    assert list(body["spec"]) == ["template"] and list(template["spec"]) == ["containers"]
+    told = {item["name"]: item["value"] for item in template["spec"]["containers"][0]["env"]}
+    assert told["NANOCHAT_MODEL_VERSION"] == template["metadata"]["annotations"]["nanochat.dev/model-version"] == "1"
+    assert told["NANOCHAT_MODEL_URI"].endswith("/artifacts/model/one/01-a")
+
+
+class Pipelines(Cluster):
+    """One pipeline that waits, with the status that it was given last."""
+
+    def __init__(self, root: str) -> None:
+        self.object: dict[str, Any] = {
+            "apiVersion": "nanochat.dev/v1alpha1",
+            "kind": "ChatPipeline",
+            "metadata": {
+                "name": "demo", "namespace": "team", "uid": "u2", "generation": 1,
+                "creationTimestamp": "2026-11-24T10:00:00Z",
+            },
+            "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
+        }  # fmt: skip
+        self.config = Config.model_validate({"image": "trainer:1", "profiles": {"default": {"root": root}}})
+
+    def pipeline(self, namespace: str, name: str) -> Any:
+        return json.loads(json.dumps(self.object))
+
+    def jobs(self, namespace: str, uid: str) -> list[Any]:
+        return []
+
+    pods = jobs
+
+    def patch_status(self, namespace: str, name: str, status: Any, *, uid: str) -> None:
+        self.object["status"] = json.loads(json.dumps(status))
+
+
+class Heard(Events):
+    """Keeps the Events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str]] = []
+
+    def emit(self, reference: dict[str, Any], kind: str, reason: str, message: str) -> None:
+        self.events.append((kind, reason, message))
+
+
+def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path) -> None:
+    cluster, heard = Pipelines(str(tmp_path)), Heard()
+    asked: list[tuple[str, bool]] = []
+    answer: Any = None
+
+    def serving(run: str, *, told_before: bool) -> Any:
+        asked.append((run, told_before))
+        return answer
+
+    loop = PipelineLoop(
+        "team", "demo", Services(cluster, cluster.config, Claims(), heard, tmp_path / "cache", serving=serving)
+    )
+    loop.turn()
+    assert status.condition(cluster.object["status"], "Serving") is None
+    assert asked == [("runs/team.demo/u2", False)]
+    heard.events.clear()
+    for answer in (("True", "Serving", "version 1 is served"), ("False", "RolloutFailed", "version 2 did not")):
+        for _ in range(2):
+            loop.turn()
+        assert status.condition(cluster.object["status"], "Serving") == answer
+    assert asked[-1] == ("runs/team.demo/u2", True)
+    answer = None  # nothing is known, as after a restart
+    loop.turn()
+    assert (status.condition(cluster.object["status"], "Serving") or ("",))[0] == "False", "what was said stays"
+    assert heard.events == [
+        ("Normal", "Serving", "version 1 is served"), ("Warning", "RolloutFailed", "version 2 did not")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("serving", "says"),
+    [
+        ({"profile": "other"}, "serving.profile is 'other', which is not among the profiles"),
+        ({}, "serving needs a tracking URI"),
+        ({"tracking": "http://mlflow", "pollSeconds": 0}, "pollSeconds"),
+        ({"tracking": "http://mlflow"}, ""),
+    ],
+)
+def test_the_configuration_is_checked(tmp_path: Path, serving: dict[str, Any], says: str) -> None:
+    data = {"image": "i", "profiles": {"default": {"root": "s3://b"}}}
+    whole = data | {"serving": {"deployment": "inference", "namespace": "nano", **serving}}
+    (tmp_path / "config.yaml").write_text(json.dumps(whole))
+    if says:
+        with pytest.raises(UserError, match=re.escape(says)):
+            Config.load(tmp_path / "config.yaml")
+    else:
+        found = Config.load(tmp_path / "config.yaml").serving
+        assert found is not None and (found.model, found.profile, found.poll_seconds) == ("nanochat", "default", 15.0)
