@@ -1,7 +1,7 @@
 """A model artifact as the registry names it: its address, its manifest, and the fingerprint of its weights.
 
 address = ModelAddress.parse("s3://bucket/nanochat/artifacts/model/4f0c.../01-ab12cd34")
-manifest = read_manifest(open_store(Profile(root=address.root)), address.key)
+manifest = read_manifest(open_store(Profile(root=address.root)), address)
 fingerprint(manifest)        # "90ce5fcc1fdd0a4b"
 """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_cluster import FakeCluster
 from kubernetes import client
 from mlflow_server import free_port
 
@@ -25,7 +26,7 @@ from operators.cluster import Cluster, ClusterError
 from operators.config import Config, Serving, StoreProfile
 from operators.events import Events
 from operators.follower import Follower
-from operators.loop import PipelineLoop, Services
+from operators.loop import Run, Services
 from operators.serving import Champion, Deployed, Memory, Rejected, Target, decide, read
 
 pytestmark = pytest.mark.filterwarnings(
@@ -388,33 +389,6 @@ def test_what_the_api_server_is_asked(world: World) -> None:
     assert told["NANOCHAT_MODEL_URI"].endswith("/artifacts/model/one/01-a")
 
 
-class Pipelines(Cluster):
-    """One pipeline that waits, with the status that it was given last."""
-
-    def __init__(self, root: str) -> None:
-        self.object: dict[str, Any] = {
-            "apiVersion": "nanochat.dev/v1alpha1",
-            "kind": "ChatPipeline",
-            "metadata": {
-                "name": "demo", "namespace": "team", "uid": "u2", "generation": 1,
-                "creationTimestamp": "2026-11-24T10:00:00Z",
-            },
-            "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
-        }  # fmt: skip
-        self.config = Config.model_validate({"image": "trainer:1", "profiles": {"default": {"root": root}}})
-
-    def pipeline(self, namespace: str, name: str) -> Any:
-        return json.loads(json.dumps(self.object))
-
-    def jobs(self, namespace: str, uid: str) -> list[Any]:
-        return []
-
-    pods = jobs
-
-    def patch_status(self, namespace: str, name: str, status: Any, *, uid: str) -> None:
-        self.object["status"] = json.loads(json.dumps(status))
-
-
 class Heard(Events):
     """Keeps the Events."""
 
@@ -426,7 +400,8 @@ class Heard(Events):
 
 
 def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path) -> None:
-    cluster, heard = Pipelines(str(tmp_path)), Heard()
+    cluster, heard, claims = FakeCluster(1_800_000_000.0), Heard(), Claims()
+    claims.expect("u2", "demo", "2027-01-15T08:00:00Z")
     asked: list[tuple[str, bool]] = []
     answer: Any = None
 
@@ -434,21 +409,28 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
         asked.append((run, told_before))
         return answer
 
-    loop = PipelineLoop(
-        "team", "demo", Services(cluster, cluster.config, Claims(), heard, tmp_path / "cache", serving=serving)
-    )
-    loop.turn()
-    assert status.condition(cluster.object["status"], "Serving") is None
-    assert asked == [("runs/team.demo/u2", False)]
+    config = Config.model_validate({"image": "trainer:1", "profiles": {"default": {"root": str(tmp_path / "store")}}})
+    services: Any = Services(cluster, config, claims, heard, tmp_path, serving=serving)  # type: ignore[arg-type]
+    run = Run("team", "demo", "u2", services)
+
+    def turn() -> tuple[str, str, str] | None:
+        found = {
+            "apiVersion": "nanochat.dev/v1alpha1",
+            "kind": "ChatPipeline",
+            "metadata": {"name": "demo", "namespace": "team", "uid": "u2", "generation": 1},
+            "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
+            "status": cluster.status,
+        }
+        run.turn(found, cluster.now)
+        return status.condition(cluster.status, "Serving")
+
+    assert turn() is None and asked == [("runs/team.demo/u2", False)]
     heard.events.clear()
     for answer in (("True", "Serving", "version 1 is served"), ("False", "RolloutFailed", "version 2 did not")):
-        for _ in range(2):
-            loop.turn()
-        assert status.condition(cluster.object["status"], "Serving") == answer
+        assert turn() == turn() == answer
     assert asked[-1] == ("runs/team.demo/u2", True)
-    answer = None  # nothing is known, as after a restart
-    loop.turn()
-    assert (status.condition(cluster.object["status"], "Serving") or ("",))[0] == "False", "what was said stays"
+    answer = None  # nothing is known, as after a restart: what was said stays
+    assert turn() == ("False", "RolloutFailed", "version 2 did not")
     assert heard.events == [
         ("Normal", "Serving", "version 1 is served"), ("Warning", "RolloutFailed", "version 2 did not")
     ]  # fmt: skip

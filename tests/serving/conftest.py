@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx
 import pytest
 import torch
 import uvicorn
@@ -112,3 +113,16 @@ def until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def ready() -> Callable[[str], bool]:
+    """Whether a server process that has just been started is up and ready."""
+
+    def answers(url: str) -> bool:
+        try:
+            return httpx.get(f"{url}/readyz", timeout=20).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    return answers

@@ -176,7 +176,9 @@ def test_other_weights_are_refused_before_they_are_fetched(
     assert not (tmp_path / "node" / "entries").exists()
 
 
-def test_the_process(s3: S3Server, publish: Callable[[S3Server], Manifest], tmp_path: Path, until: Until) -> None:
+def test_the_process(
+    s3: S3Server, publish: Callable[[S3Server], Manifest], ready: Callable[[str], bool], tmp_path: Path, until: Until
+) -> None:
     found = fingerprint(publish(s3))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -189,14 +191,8 @@ def test_the_process(s3: S3Server, publish: Callable[[S3Server], Manifest], tmp_
     process = subprocess.Popen(command, env=env)
     url = f"http://127.0.0.1:{port}"
 
-    def ready() -> bool:
-        try:
-            return httpx.get(f"{url}/readyz", timeout=20).status_code == 200
-        except httpx.TransportError:
-            return False
-
     try:
-        until(ready)
+        until(lambda: ready(url))
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             (model,) = client.models.list().data
             assert (

@@ -100,7 +100,9 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     return tmp_path
 
 
-def test_sigterm_finishes_what_was_begun(folder: Path, until: Callable[..., None]) -> None:
+def test_sigterm_finishes_what_was_begun(
+    folder: Path, ready: Callable[[str], bool], until: Callable[..., None]
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,14 +114,8 @@ def test_sigterm_finishes_what_was_begun(folder: Path, until: Callable[..., None
     process = subprocess.Popen([sys.executable, "-c", script], env=env)
     url, headers = f"http://127.0.0.1:{port}", {"Authorization": "Bearer other"}
 
-    def up() -> bool:
-        try:
-            return httpx.get(f"{url}/readyz", timeout=20).status_code == 200
-        except httpx.TransportError:
-            return False
-
     try:
-        until(up)
+        until(lambda: ready(url))
         assert httpx.get(f"{url}/v1/models").status_code == 401
         body = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 450, "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
