@@ -161,9 +161,9 @@ def test_faults(site: Site, calm: Status, tmp_path: Path) -> None:
     go_on(site, name)  # stages wait for storage: the same attempt
     assert reasons(site.status(name)) == [*expected, "Running"]
 
-    site.kind("stop-program", "kube-apiserver")
+    site.run("kind", "stop-program", "kube-apiserver")
     time.sleep(30)
-    site.kind("start-program", "kube-apiserver")
+    site.run("kind", "start-program", "kube-apiserver")
     go_on(site, name)
     assert reasons(site.status(name)) == [*expected, "Running"]
 
