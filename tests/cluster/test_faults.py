@@ -161,12 +161,14 @@ def test_faults(site: Site, calm: Status, tmp_path: Path) -> None:
     go_on(site, name)  # stages wait for storage: the same attempt
     assert reasons(site.status(name)) == [*expected, "Running"]
 
-    site.kind("stop-program", "kube-apiserver")
+    site.run("kind", "stop-program", "kube-apiserver")
     time.sleep(30)
-    site.kind("start-program", "kube-apiserver")
+    site.run("kind", "start-program", "kube-apiserver")
     go_on(site, name)
     assert reasons(site.status(name)) == [*expected, "Running"]
 
+    # Kueue's webhook judges Deployments, and its pod begins anew when the API server was away.
+    site.kubectl("-n", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
     site.kubectl("-n", "kubeflow", "rollout", "restart", "deployment/training-operator")
     site.kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=120s")
     go_on(site, name)
