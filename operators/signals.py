@@ -129,6 +129,10 @@ def _outcome(
     lost = [o for o in ended if o.reason is not Reason.SUCCEEDED]
     living = [pod for pod in pods if not _over(pod, now)]
     if lost and not living:
+        silent = [pod for pod in pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
+        if silent:  # it was to end and nobody says that it did: its peers lost it with its node
+            node = silent[0]["spec"].get("nodeName", "")
+            return Outcome(Reason.PREEMPTED, f"the pod of node {_index(silent[0])} was lost with {node}", time=now)
         order = {Reason.PREEMPTED: 1}
         return min(lost, key=lambda o: (order.get(o.reason, 0), o.time))
     failed = _condition(job, "Failed")

@@ -105,6 +105,13 @@ CASES = {
     "a lost peer alone": (
         job("Failed"), [ended(0, 1, message=word("Infrastructure", LOST)), ended(1, 143)], Reason.INFRASTRUCTURE, True,
     ),
+    "a lost peer on a lost node": (
+        job("Failed"), [pod(0, deleted=20), ended(1, 1, ago=60, message=word("Infrastructure", LOST))],
+        Reason.PREEMPTED, True,
+    ),
+    "a lost peer whose node may answer yet": (
+        job("Failed"), [pod(0, deleted=5), ended(1, 1, ago=60, message=word("Infrastructure", LOST))], None, False,
+    ),
     "killed": (job("Failed"), [ended(0, 137), ended(1, 143)], Reason.INFRASTRUCTURE, True),
     "a disk that is full": (job("Failed"), [ended(0, 28), ended(1, 143)], Reason.USER_ERROR, True),
     "a pod that is being deleted": (job("Running"), [pod(0), pod(1, deleted=-10)], Reason.PREEMPTED, False),
