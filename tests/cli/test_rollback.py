@@ -94,15 +94,14 @@ class ApiServer:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
 
-@pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tracking server that answers to its names in the cluster alone, and to its health check."""
-    with serving(tmp_path_factory.mktemp("mlflow"), "--allowed-hosts", "mlflow.tools.svc.cluster.local:5000") as url:
-        yield url
-
-
 @pytest.fixture
-def server(tracking: str, tmp_path: Path) -> Iterator[ApiServer]:
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    """With a tracking server that answers to its name in the cluster alone, and to its health check."""
+    with serving(tmp_path, "--allowed-hosts", "mlflow.tools.svc.cluster.local:5000") as url:
+        yield from api_server(url, tmp_path)
+
+
+def api_server(tracking: str, tmp_path: Path) -> Iterator[ApiServer]:
     found = ApiServer(tracking)
     config = {
         "apiVersion": "v1",
@@ -118,12 +117,11 @@ def server(tracking: str, tmp_path: Path) -> Iterator[ApiServer]:
     found.http.server_close()
 
 
-def test_on_a_cluster(server: ApiServer, tracking: str, tmp_path: Path) -> None:
+def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
     kubeconfig = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
     assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert server.refused, "the API server's own name is none of MLflow's"
-    database = next(tmp_path.parent.glob("mlflow*")) / "mlflow.db"
-    registry = Registry(f"sqlite:///{database}")
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
     release(registry, "robin", "one", "two", "three")
     for options, now, before in (([], "2", "3"), ([], "3", "2"), (["--to", "1"], "1", "3")):
         done = nanochat(tmp_path, "rollback", "demo", "-n", "team", *options, **kubeconfig)
