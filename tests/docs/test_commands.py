@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ YAML = [block for block in BLOCKS if block.language == "yaml"]
 LOCAL = [block for block in SHELL if block.mark == "local"]
 CHART = ROOT / "helm" / "nanochat"
 FOLDERS = ("docs", "helm", "k8s", "images", "nanochat", "operators", "tasks", "tests", ".ci")
-# Of examples and of what stands for an address or is made by a command beside it.
 KUBECTL = {"apply", "get", "create", "label", "annotate", "taint", "describe", "logs", "rollout", "exec", "scale"}
 KUBECTL |= {"delete", "port-forward"}
 
@@ -134,7 +134,8 @@ class Terminal:
     def start(self, command: str) -> subprocess.Popen[bytes]:
         with (self.folder / "server.log").open("ab") as log:
             command = f"exec {command}"
-            return subprocess.Popen(["sh", "-c", command], cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            shell = ["sh", "-c", command]
+            return subprocess.Popen(shell, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def check_command(simple: list[str], *, where: str) -> None:
         for target in simple[1:]:
             assert "=" in target or re.search(rf"^{target}:", makefile(), re.MULTILINE), f"{where}: make {target}"
     elif name == "helm":
-        for option, value in zip(simple, simple[1:], strict=False):
+        for option, value in pairwise(simple):
             if option == "--set":
                 check_value(value.partition("=")[0], where)
     elif name == "kubectl":
@@ -235,7 +236,7 @@ def check_nanochat(arguments: list[str], where: str) -> None:
         found.make_context(found.name, list(arguments), parent=context)
     except Exception as error:  # of typer's own click
         raise AssertionError(f"{shown}: {error}") from None
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option == "--set":
             check_setting(value.partition("=")[0], where)
 
@@ -323,7 +324,7 @@ def test_pipelines_load(block: Block) -> None:
 def test_values_fit_the_chart(block: Block) -> None:
     given = yaml.safe_load(block.text)
     jsonschema.validate(merged(yaml.safe_load((CHART / "values.yaml").read_text()), given), schema())
-    helm = shutil.which("helm", path=os.pathsep.join([os.environ["PATH"], "/var/lib/kind-local/bin"]))
+    helm = shutil.which("helm")
     if helm is None:
         return
     command = [helm, "template", "nanochat", str(CHART), "-f", "-"]
@@ -356,7 +357,7 @@ def test_overrides_are_read_as_the_command_reads_them() -> None:
                     continue
                 data: dict[str, Any] = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline"}
                 data |= {"metadata": {"name": "example"}, "spec": {}}
-                for option, value in zip(simple, simple[1:], strict=False):
+                for option, value in pairwise(simple):
                     if option == "--set":
                         apply_override(data, value)
                 check_pipeline(data)
