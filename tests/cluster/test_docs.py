@@ -119,6 +119,8 @@ def test_cluster_commands_work(block: Block, reader: Reader) -> None:
                 servers.append(reader.start(command))
             elif "nanochat logs cpu release" not in command:  # the small pipeline releases nothing
                 reader.run(command)
+            if command.startswith("nanochat retry"):  # people type more slowly than the controller looks
+                reader.site.wait("cpu", lambda status: status["phase"] in ("Running", "Waiting"), seconds=60)
     finally:
         for server in servers:
             server.terminate()
