@@ -293,8 +293,9 @@ def _resources(request: JobRequest, network: Network) -> Object:
     limits: Object = {**asked.limits}
     if request.launch.memory > 1.0 or "memory" not in limits:
         limits["memory"] = memory
+    named = {name.split("/")[0] for name in (*requests, *limits)}
     for device, count in network.devices.items():
-        if device not in requests and device not in limits:
+        if device.split("/")[0] not in named:  # whoever names one of the kind, as rdma/hca_shared, knows better
             limits[device] = count
     gpus = resources.gpus(spec, stage)
     if gpus:

@@ -112,7 +112,7 @@ def retry(pipeline: ClusterPipeline) -> None:
     if pipeline.phase == "Succeeded":
         raise UserError(f"'{pipeline.name}' has succeeded: there is nothing to try again")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    pipeline.change(spec={"cancel": False}, annotations={"nanochat.dev/retry": now})
+    pipeline.change(spec={"cancel": False}, annotations={kube.RETRY: now})
     if pipeline.found["spec"].get("suspend"):
         print(f"{pipeline.name} is tried again once it is not suspended any more: {pipeline.command('resume')}")
     else:

@@ -23,6 +23,7 @@ from nanochat.spec.errors import NanochatError, UserError
 from nanochat.spec.pipeline import Pipeline
 
 GROUP, VERSION, PLURAL = "nanochat.dev", "v1alpha1", "chatpipelines"
+RETRY = "nanochat.dev/retry"  # annotation with the time of the last retry, which the status echoes
 IDENTITY_BYTES = 900_000  # a ConfigMap holds 1 MiB
 TIMEOUT = (5, 60)
 
@@ -174,8 +175,13 @@ class ClusterPipeline:
 
     @property
     def is_live(self) -> bool:
-        """Whether more may come of it."""
-        return self.phase not in ("Succeeded", "Failed", "Cancelled")
+        """Whether more may come of it: it has not ended, or was changed since the controller said so."""
+        meta, told = self.found.get("metadata", {}), self.status
+        looks = [told.get("observedGeneration") or 0, *(c["observedGeneration"] for c in told.get("conditions", ()))]
+        unseen = meta.get("generation", 0) > max(looks) or (meta.get("annotations") or {}).get(RETRY) != told.get(
+            "retriedAt"
+        )
+        return unseen or self.phase not in ("Succeeded", "Failed", "Cancelled")
 
     def command(self, verb: str) -> str:
         """What to type for it."""

@@ -59,11 +59,20 @@ class Hub:
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
         watch: Callable[[int], None] | None = None,
+        s3_endpoint: str | None = None,
+        s3_region: str | None = None,
     ) -> None:
-        """`watch` is told the bytes as they come (0 while waiting) and may raise to end a transfer."""
+        """`watch` is told the bytes as they come (0 while waiting) and may raise to end a transfer.
+
+        s3:// addresses are read from the S3 server at `s3_endpoint`, by default AWS's.
+        """
         self._retry = retry or Retry()
         self._sleep = sleep
         self._watch = watch or (lambda count: None)
+        self._s3_options = {
+            "endpoint_url": s3_endpoint,
+            "client_kwargs": {"region_name": s3_region} if s3_region else {},
+        }
         self._client = httpx.Client(
             follow_redirects=True,
             timeout=self._retry.timeout,
@@ -133,7 +142,7 @@ class Hub:
     def _s3(self, url: str, part: Path, setting: str) -> None:
         try:
             config = {"connect_timeout": 5, "read_timeout": self._retry.timeout, "retries": {"total_max_attempts": 1}}
-            files = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs=config)
+            files = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs=config, **self._s3_options)
             files.retries = 1  # trying again is `fetch`'s
             with files.open(url, "rb", block_size=8 * BLOCK) as source, open(part, "wb") as out:
                 self._copy(source, out)

@@ -64,7 +64,10 @@ def run(context: StageContext) -> None:
     watch = Watch(context)
     total = len(context.outputs)
     context.progress.update(phase="fetching", step=0, total=total)
-    with Hub(watch=watch) as hub, ThreadPoolExecutor(context.spec.sources.parallel_downloads) as pool:
+    # What a user puts into S3 lies on the server that the store is on.
+    place = context.plan.profile
+    hub = Hub(watch=watch, s3_endpoint=place.get("endpoint"), s3_region=place.get("region"))
+    with hub, ThreadPoolExecutor(context.spec.sources.parallel_downloads) as pool:
         waiting: set[Future[None]] = {pool.submit(_make, context, hub, out) for out in context.outputs}
         failures: list[BaseException] = []
         done = 0

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from small_pipeline import PIPELINE, nanochat
 
+from nanochat.cli.kube import ClusterPipeline, Kube
+
 BASE = "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines"
 PROXY = "/api/v1/namespaces/system/services/http:controller:8080/proxy/v1/team/small"
 
@@ -328,3 +330,28 @@ def test_no_cluster_at_all(run: Run, server: Server, tmp_path: Path) -> None:
     server.http.server_close()
     code, said = run("status", "small", "-n", "team")
     assert code == 2 and "the cluster cannot be reached" in said
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status", "live"),
+    [
+        ({"generation": 1}, {"phase": "Running", "observedGeneration": 1}, True),
+        ({"generation": 1}, {"phase": "Failed", "observedGeneration": 1}, False),
+        ({"generation": 2}, {"phase": "Cancelled", "observedGeneration": 1}, True),
+        (
+            {"generation": 2},
+            {"phase": "Failed", "observedGeneration": 1, "conditions": [{"observedGeneration": 2}]},
+            False,  # the change was refused
+        ),
+        (
+            {"generation": 1, "annotations": {"nanochat.dev/retry": "now"}},
+            {"phase": "Failed", "observedGeneration": 1, "retriedAt": "before"},
+            True,
+        ),
+    ],
+)
+def test_a_pipeline_that_was_changed_lives_until_the_controller_has_looked(
+    metadata: dict[str, Any], status: dict[str, Any], live: bool
+) -> None:
+    found = {"metadata": metadata, "status": status}
+    assert ClusterPipeline(Kube(None, "team", None), "small", found).is_live is live

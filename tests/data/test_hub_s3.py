@@ -86,3 +86,11 @@ def test_objects_of_s3(s3: None, tmp_path: Path) -> None:
             hub.fetch("s3://shards/refused", tmp_path / "c", setting="sources.hub")
         with pytest.raises(StorageError):
             hub.fetch("s3://shards/failing", tmp_path / "c", setting="sources.hub")
+
+
+def test_the_server_of_the_store(s3: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user puts into S3 is where the store is, not at AWS."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with Hub(s3_endpoint=endpoint, s3_region="us-west-2") as hub:
+        assert hub.fetch("s3://shards/a/b", tmp_path / "b", setting="sources.hub") == len(BODY)

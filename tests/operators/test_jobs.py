@@ -114,6 +114,8 @@ def test_only_the_hosts_network_needs_more() -> None:
     rdma = container_of(request(**training(pod={"network": "rdma"})))
     assert rdma["resources"]["limits"]["rdma/hca"] == "1"
     assert {"name": "NCCL_IB_DISABLE", "value": "0"} in rdma["env"]
+    named = {"network": "rdma", "resources": {"limits": {"rdma/shared": 1}}}
+    assert "rdma/hca" not in container_of(request(**training(pod=named)))["resources"]["limits"]
 
 
 def test_stages_with_gpus_go_to_their_pool() -> None:
