@@ -23,6 +23,7 @@ from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import (
+    Action,
     Attempt,
     Launch,
     Observed,
@@ -173,8 +174,7 @@ class Run:
             if not self._storage(lambda record=record: self._take_progress(record, now)):
                 # Its news cannot reach us: that is no silence, nor is it one when storage is just back.
                 self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], now)
-        observed = self._observed(found, accepted, seen, refused, now)
-        actions, planned = plan(accepted.graph, accepted.spec, observed, now)
+        actions, planned = self._plan(found, accepted, seen, refused, now)
         self._claim(accepted, planned)
         for action in actions:
             if isinstance(action, Stop):
@@ -206,6 +206,19 @@ class Run:
         )
         self._tell(found, status.build(found, told, self.services.access, now))
         return self._delay(planned, now)
+
+    def _plan(
+        self, found: Object, accepted: Accepted, seen: Mapping[str, signals.Seen], refused: str, now: float
+    ) -> tuple[list[Action], Status]:
+        """Plan, and look once more for what would be made: another pipeline may have made it since the last look."""
+        while True:
+            observed = self._observed(found, accepted, seen, refused, now)
+            actions, planned = plan(accepted.graph, accepted.spec, observed, now)
+            wanted = [out for action in actions if isinstance(action, Launch) for out in action.outputs]
+            known = len(self.present)
+            self._storage(lambda wanted=wanted: self._find(wanted))
+            if len(self.present) == known:
+                return actions, planned
 
     def _accept(self, found: Object) -> str:
         """Take in the declaration where it changed; returns why it was refused, or ''. Then the last good one stays."""

@@ -211,9 +211,12 @@ class Site:
     def fill_mirror(self, mirror: Path) -> None:
         """Copy the data mirror to where pods read it: http://mirror.storage:8000."""
         self.kubectl("-n", "storage", "wait", "pod/mirror", "--for=condition=Ready", "--timeout=120s")
-        command = (
-            f"tar -C {mirror} -c . | kubectl --context kind-{self.name} -n storage exec -i mirror -- tar -C /data -x"
+        # By its parts, for the folder in the pod has an owner of its own.
+        pack, into = (
+            f"cd {mirror} && tar --mode=u+w -c *",
+            f"kubectl --context kind-{self.name} -n storage exec -i mirror --",
         )
+        command = f"({pack}) | {into} tar -C /data -x"
         self.run("sh", "-c", command)
 
     # ---- storage --------------------------------------------------------------------------------------------

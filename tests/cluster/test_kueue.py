@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from documents import WORLD, document
+from documents import SEED, WORLD, document
 from site_of_tests import NAMESPACE, Site, Status
 
 pytestmark = pytest.mark.cluster
@@ -66,9 +66,11 @@ def test_a_queue_and_who_is_more_urgent(site: Site, held: list[float]) -> None:
     for name in ("patient", "hasty"):
         site.delete(name)
     changes = {"queue": "team", "retries.delaySeconds": 1}
-    site.apply(document(WORLD, "patient", **changes, **{"stages.base.steps": 2500, "seed": 21}))
+    site.apply(document(WORLD, "patient", **changes, **{"stages.base.steps": 2500, "seed": SEED + 21}))
     site.at_step("patient", "base", 120)
-    site.apply(document(WORLD, "hasty", **changes, **{"stages.base.steps": 60, "seed": 22, "priority": "urgent"}))
+    site.apply(
+        document(WORLD, "hasty", **changes, **{"stages.base.steps": 60, "seed": SEED + 22, "priority": "urgent"})
+    )
 
     def waits(status: Status) -> bool:
         return (

@@ -10,7 +10,10 @@ import pytest
 from fake_cluster import FakeCluster
 from s3_server import BUCKET, CREDENTIALS, S3Server
 
+from nanochat.pipeline.graph import build_graph
 from nanochat.spec.errors import StorageError
+from nanochat.spec.load import check_pipeline
+from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, Store, open_store
 from operators.claims import Claims
 from operators.config import Config
@@ -41,17 +44,20 @@ class Rig:
     store: Store
     run: Run
 
+    def document(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "nanochat.dev/v1alpha1",
+            "kind": "ChatPipeline",
+            "metadata": {"name": "demo", "namespace": "team"},
+            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
+        }
+
     def turn(self, *, after: float = 5.0) -> dict[str, Any]:
         """What the status says after a turn."""
         self.cluster.now += after
-        found = {
-            "apiVersion": "nanochat.dev/v1alpha1",
-            "kind": "ChatPipeline",
-            "metadata": {"name": "demo", "namespace": "team", "uid": UID, "generation": 1},
-            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
-            "status": self.cluster.status,
-        }
-        self.run.turn(found, self.cluster.now)
+        found = self.document()
+        found["metadata"] |= {"uid": UID, "generation": 1}
+        self.run.turn(found | {"status": self.cluster.status}, self.cluster.now)
         return self.cluster.status
 
     def restart(self) -> None:
@@ -154,3 +160,20 @@ def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:
     rig.server.restart()
     rig.turn()
     assert rig.cluster.created == ["demo-12ab-dataset-1"]
+
+
+def test_what_another_pipeline_has_just_made_is_not_made_again(rig: Rig, tmp_path: Path) -> None:
+    """The older one lets go of a key when its artifact is there: whoever waited looks before it starts."""
+    claims = rig.services.claims
+    claims.expect("older", "elder", "2027-01-14T08:00:00Z")
+    graph = build_graph(check_pipeline(rig.document()).spec)
+    outputs = graph.node("dataset").outputs
+    claims.settle("older", f"s3://{BUCKET}", [out.key for out in outputs])
+    assert "waits for pipeline elder" in str(rig.turn()["stages"])
+    for out in outputs:
+        with Artifacts(rig.store, tmp_path / "other").writer(out.kind, out.key, "01-elder") as writer:
+            (writer.folder / "file").write_bytes(b"made")
+            writer.commit(recipe={}, inputs={})
+    claims.settle("older")
+    rig.turn(after=1)
+    assert rig.cluster.created == ["demo-12ab-tokenizer-1"]
