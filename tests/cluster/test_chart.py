@@ -66,9 +66,7 @@ def test_the_api_server_takes_the_objects(site: Site, apis: None, file: Path) ->
     """A dry run on the server, with its defaults, admission and validation."""
     text = helm(site, "template", "dry", CHART, "-n", "ns", "-f", str(file), "--skip-tests", "--set=crds.install=false")
     objects = yaml.safe_dump_all(item for item in yaml.safe_load_all(text) if item)
-    done = site.kubectl(
-        "apply", "--server-side", "--dry-run=server", "--field-manager=test", "-n", "ns", "-f", "-", input=objects
-    )
+    done = site.kubectl("apply", "--server-side", "--dry-run=server", "--field-manager=test", "-f", "-", input=objects)
     assert "serverside-applied" in done
 
 
