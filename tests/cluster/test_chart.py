@@ -162,7 +162,7 @@ def test_the_release_before_is_upgraded(site: Site, tmp_path: Path) -> None:
     namespace = "upgraded"
     site.kubectl("create", "namespace", namespace, check=False)
     profile = {"root": "s3://chat/nanochat", "endpoint": "http://s3.storage:7070"}
-    common = {"profiles": {"default": profile}, "namespaces": [namespace]}
+    common = {"profiles": {"default": profile}, "namespaces": ["storage"]}  # where no pipelines are
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text(yaml.safe_dump(common | {"controller": {"image": "nanochat-operator:test"}}))
     off = {"images": {"tag": "test"}, "mlflow": {"enabled": False}, "inference": {"enabled": False}}
