@@ -29,7 +29,7 @@ from nanochat.storage.store import Profile, Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = Path(os.environ.get("NANOCHAT_CLUSTER_MANIFESTS") or ROOT / ".." / "shared" / "cluster")
-TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` puts kubectl and helm if the host has none
+TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` puts kubectl and helm, and `engine` docker, if the host lacks them
 SYSTEM, NAMESPACE, CONTROLLER = "nanochat-system", "chat", "nanochat-controller"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
 TARGETS = ("trainer", "operator")  # images that all tests need
@@ -38,8 +38,8 @@ Status = dict[str, Any]
 
 
 def path() -> str:
-    """PATH with the folders where the cluster's commands may be."""
-    return os.pathsep.join([os.environ["PATH"], str(TOOLS), str(MANIFESTS)])
+    """PATH behind the folders where the cluster's commands may be: a `docker` that builds with BuildKit among them."""
+    return os.pathsep.join([str(TOOLS), str(MANIFESTS), os.environ["PATH"]])
 
 
 def missing() -> list[str]:

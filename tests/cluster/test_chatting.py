@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,8 +136,7 @@ def break_model(site: Site, status: Status) -> Candidate:
         if record.path.endswith(".safetensors"):
             data = data[:-64] + bytes(64)
         store.write(f"artifacts/model/{other}/{manifest.launch}/{record.path}", data)
-    text = json.loads(manifest.to_bytes()) | {"key": other}
-    store.write(f"artifacts/model/{other}/manifest.json", json.dumps(text).encode())
+    store.write(f"artifacts/model/{other}/manifest.json", replace(manifest, key=other).to_bytes())
     return Candidate(
         source=store.uri(f"artifacts/model/{other}/{manifest.launch}"),
         key=other,
