@@ -29,7 +29,7 @@ from nanochat.storage.store import Profile, Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = Path(os.environ.get("NANOCHAT_CLUSTER_MANIFESTS") or ROOT / ".." / "shared" / "cluster")
-TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` puts kubectl and helm, and `engine` docker, if the host lacks them
+TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` and `engine` put commands that the host lacks
 SYSTEM, NAMESPACE, CONTROLLER = "nanochat-system", "chat", "nanochat-controller"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
 TARGETS = ("trainer", "operator")  # images that all tests need
