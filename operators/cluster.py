@@ -18,9 +18,9 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from nanochat.spec.errors import NanochatError
-from operators import labels, metrics
+from nanochat.spec.resource import GROUP, PIPELINE, PLURAL, UID, VERSION
+from operators import metrics
 
-GROUP, VERSION, PLURAL = "nanochat.dev", "v1alpha1", "chatpipelines"
 JOBS = ("kubeflow.org", "v1", "pytorchjobs")
 WORKLOADS = ("kueue.x-k8s.io", "v1beta1", "workloads")
 FIELD_MANAGER = "nanochat-controller"
@@ -81,15 +81,13 @@ class Cluster:
     # ---- what belongs to a pipeline -------------------------------------------------------------------------
 
     def jobs(self, namespace: str, uid: str) -> list[Object]:
-        return self._list(*JOBS, namespace, label_selector=f"{labels.UID}={uid}")
+        return self._list(*JOBS, namespace, label_selector=f"{UID}={uid}")
 
     def pods(self, namespace: str, uid: str) -> list[Object]:
         found = self._ask(
             "list",
             f"pods in {namespace}",
-            lambda: self.core.list_namespaced_pod(
-                namespace, label_selector=f"{labels.UID}={uid}", _request_timeout=TIMEOUT
-            ),
+            lambda: self.core.list_namespaced_pod(namespace, label_selector=f"{UID}={uid}", _request_timeout=TIMEOUT),
         )
         plain: Any = self.api.sanitize_for_serialization(found)
         return plain["items"]
@@ -196,12 +194,12 @@ class Cluster:
         with self._stream(f"{path}{place}/{plural}") as response:
             for line in _lines(response):
                 meta = json.loads(line).get("object", {}).get("metadata", {})
-                name = meta.get("labels", {}).get(labels.PIPELINE)
+                name = meta.get("labels", {}).get(PIPELINE)
                 if name:
                     yield meta["namespace"], name
 
     def _stream(self, path: str) -> Any:
-        query = [("watch", "true"), ("labelSelector", labels.UID), ("timeoutSeconds", str(WATCH_SECONDS))]
+        query = [("watch", "true"), ("labelSelector", UID), ("timeoutSeconds", str(WATCH_SECONDS))]
         try:
             return self.api.call_api(
                 path,

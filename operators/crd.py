@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 import tasks
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import EnvFrom, EnvSource, EnvVar
+from nanochat.spec.resource import GROUP, KIND, PLURAL, VERSION
 from nanochat.spec.stages import MixturePart, Stages, TaskSelection
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"
@@ -245,20 +246,20 @@ def crd() -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": "chatpipelines.nanochat.dev"},
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
         "spec": {
-            "group": "nanochat.dev",
+            "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": "ChatPipeline",
-                "plural": "chatpipelines",
+                "kind": KIND,
+                "plural": PLURAL,
                 "singular": "chatpipeline",
                 "shortNames": ["cp"],
                 "categories": ["nanochat", "ml"],
             },
             "versions": [
                 {
-                    "name": "v1alpha1",
+                    "name": VERSION,
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},

@@ -18,11 +18,11 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.planner import Launch
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings
+from nanochat.spec.resource import API_VERSION, KIND, PIPELINE, STAGE, UID
 from operators import resources
 from operators.accept import CONFIG_MAP, Accepted
 from operators.attempts import ATTEMPT
 from operators.config import Config, StoreProfile
-from operators.labels import PIPELINE, STAGE, UID
 from operators.networks import PRESETS, Network
 
 PLAN_FOLDER = "/etc/nanochat/plan"
@@ -82,8 +82,8 @@ def build(request: JobRequest) -> tuple[Object, Object]:
         "labels": labels,
         "ownerReferences": [
             {
-                "apiVersion": "nanochat.dev/v1alpha1",
-                "kind": "ChatPipeline",
+                "apiVersion": API_VERSION,
+                "kind": KIND,
                 "name": meta.name,
                 "uid": request.uid,
                 "controller": True,

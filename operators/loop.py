@@ -35,6 +35,7 @@ from nanochat.pipeline.planner import (
 )
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.resource import API_VERSION, KIND, RETRY
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
 from nanochat.tracking.progress import State, read_progress
@@ -54,7 +55,6 @@ TROUBLE_SECONDS = 10.0
 ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
 UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
 STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
-RETRY = "nanochat.dev/retry"
 SUSPECT = (Reason.STALLED, Reason.INFRASTRUCTURE)  # outcomes after which other nodes are tried first
 ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
@@ -531,8 +531,8 @@ class Run:
     def _event(self, level: str, reason: str, message: str) -> None:
         log.info("%s: %s", reason, message)
         reference = {
-            "apiVersion": "nanochat.dev/v1alpha1",
-            "kind": "ChatPipeline",
+            "apiVersion": API_VERSION,
+            "kind": KIND,
             "namespace": self.namespace,
             "name": self.name,
             "uid": self.uid,

@@ -27,10 +27,11 @@ from kubernetes import client
 from kubernetes import config as kubeconfig
 
 from nanochat.spec.errors import NanochatError
+from nanochat.spec.resource import GROUP, PLURAL, VERSION
 from operators import http, logs, metrics
 from operators.access import Access
 from operators.claims import Claims
-from operators.cluster import GROUP, PLURAL, VERSION, Cluster, ClusterError
+from operators.cluster import Cluster, ClusterError
 from operators.config import Config
 from operators.events import Events
 from operators.follower import Follower

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from nanochat.pipeline.planner import Phase, Status
+from nanochat.spec.resource import RETRY
 from nanochat.tracking.progress import State
 from operators.accept import Accepted
 from operators.attempts import Record
@@ -75,7 +76,7 @@ def build(found: Object, told: Told, access: AccessOf, now: float) -> Object:
         "started": _time(started),
         "finished": (before.get("finished") or _time(now)) if finished else None,
         "run": told.run,
-        "retriedAt": (meta.get("annotations") or {}).get("nanochat.dev/retry"),
+        "retriedAt": (meta.get("annotations") or {}).get(RETRY),
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,3 +124,19 @@ def program(folder: Path, name: str, module: str) -> None:
     path = folder / name
     path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m {module} "$@"\n')
     path.chmod(0o755)
+
+
+def run(command: str, folder: Path, environment: Mapping[str, str], *, timeout: float) -> str:
+    """What a command printed, run as somebody types it into a shell; it fails the test with all that it said."""
+    done = subprocess.run(
+        ["sh", "-ec", command],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout

@@ -23,6 +23,7 @@ from nanochat.pipeline.preflight import check_inputs, local_file
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
+from nanochat.spec.resource import RETRY
 from nanochat.storage.store import check_path
 
 Name = Annotated[str, typer.Argument(help="Name of the pipeline.")]
@@ -112,7 +113,7 @@ def retry(pipeline: ClusterPipeline) -> None:
     if pipeline.phase == "Succeeded":
         raise UserError(f"'{pipeline.name}' has succeeded: there is nothing to try again")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    pipeline.change(spec={"cancel": False}, annotations={kube.RETRY: now})
+    pipeline.change(spec={"cancel": False}, annotations={RETRY: now})
     if pipeline.found["spec"].get("suspend"):
         print(f"{pipeline.name} is tried again once it is not suspended any more: {pipeline.command('resume')}")
     else:

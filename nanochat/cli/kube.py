@@ -21,9 +21,8 @@ import yaml
 
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.spec.pipeline import Pipeline
+from nanochat.spec.resource import API_VERSION, PIPELINE, PLURAL, RETRY
 
-GROUP, VERSION, PLURAL = "nanochat.dev", "v1alpha1", "chatpipelines"
-RETRY = "nanochat.dev/retry"  # annotation with the time of the last retry, which the status echoes
 IDENTITY_BYTES = 900_000  # a ConfigMap holds 1 MiB
 TIMEOUT = (5, 60)
 
@@ -75,7 +74,7 @@ class Kube:
         return self.call("GET", self.path(name), what=f"pipeline {self.namespace}/{name}")
 
     def path(self, name: str = "") -> str:
-        return f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}" + (f"/{name}" if name else "")
+        return f"/apis/{API_VERSION}/namespaces/{self.namespace}/{PLURAL}" + (f"/{name}" if name else "")
 
     def call(
         self, method: str, path: str, *, what: str, body: Any = None, kind: str = "application/json"
@@ -265,7 +264,7 @@ def upload_identity(kube: Kube, pipeline: Pipeline, path: Path) -> str:
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name, "labels": {"nanochat.dev/pipeline": pipeline.metadata.name}},
+        "metadata": {"name": name, "labels": {PIPELINE: pipeline.metadata.name}},
         "data": {"identity.jsonl": data.decode("utf-8")},
     }
     apply(kube, f"/api/v1/namespaces/{kube.namespace}/configmaps/{name}", body, what=f"ConfigMap {name}")

@@ -46,18 +46,7 @@ class Reader:
     environment: dict[str, str]
 
     def run(self, command: str) -> str:
-        done = subprocess.run(
-            ["sh", "-ec", command],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return doc_pages.run(command, self.folder, self.environment, timeout=900)
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
         nowhere = subprocess.DEVNULL

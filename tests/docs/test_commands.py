@@ -118,18 +118,7 @@ class Terminal:
         self.environment = {**kept, "HOME": str(folder), "PATH": path, "COLUMNS": "200"}
 
     def run(self, command: str) -> str:
-        done = subprocess.run(
-            ["sh", "-ec", command],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return doc_pages.run(command, self.folder, self.environment, timeout=300)
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
         with (self.folder / "server.log").open("ab") as log:

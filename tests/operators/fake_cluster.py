@@ -7,7 +7,7 @@ import itertools
 from datetime import UTC, datetime
 from typing import Any
 
-from operators.labels import UID
+from nanochat.spec.resource import UID
 
 Object = dict[str, Any]
 

@@ -1,0 +1,12 @@
+"""A pipeline as an object of Kubernetes: names that the CLI and the controller share."""
+
+GROUP, VERSION, PLURAL, KIND = "nanochat.dev", "v1alpha1", "chatpipelines", "ChatPipeline"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# Annotation with the time of the last retry, which the status echoes.
+RETRY = "nanochat.dev/retry"
+
+# Labels of what belongs to a pipeline: its jobs, their pods, and the ConfigMaps with the plans.
+PIPELINE = "nanochat.dev/pipeline"
+UID = "nanochat.dev/pipeline-uid"
+STAGE = "nanochat.dev/stage"
