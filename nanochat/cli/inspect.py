@@ -50,6 +50,13 @@ class FoundRun:
         """Whether a runner on this machine works on it."""
         return RunLock.is_held(lock_path(self.place, self.status["namespace"], self.name))
 
+    @property
+    def was_champion(self) -> bool:
+        """Whether its model was ever made champion."""
+        path = self.paths.release
+        release = self.store.read_json(path) if self.store.exists(path) else {}
+        return bool(release.get("alias", {}).get("moved"))
+
 
 def find_runs(store_name: str) -> list[FoundRun]:
     """All runs of a store, the latest first."""
@@ -249,9 +256,13 @@ def report(
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     keep_runs: Annotated[int, typer.Option(help="Runs of each pipeline that are kept.")] = 3,
+    champions: Annotated[bool, typer.Option("--champions", help="Also remove runs whose model was champion.")] = False,
     store: StoreName = "default",
 ) -> None:
-    """Remove runs beyond the latest ones, and the artifacts, checkpoints and leftovers that no run refers to."""
+    """Remove runs beyond the latest ones, and the artifacts, checkpoints and leftovers that no run refers to.
+
+    Runs whose model was champion once stay: it may be served, and rollback may point to it.
+    """
     from nanochat.storage.gc import collect
 
     runs = find_runs(store)
@@ -262,10 +273,13 @@ def gc(
         if run.is_live:
             raise UserError(f"'{run.name}' is running: wait for it or cancel it first")
     kept: dict[str, int] = {}
+    gone = 0
     keep: set[tuple[str, str]] = set()
     for run in runs:
         kept[run.name] = kept.get(run.name, 0) + 1
-        if kept[run.name] > keep_runs:
+        if kept[run.name] > keep_runs and (champions or not run.was_champion):
+            print(f"{run.paths.root}: beyond the latest {keep_runs}")
+            gone += 1
             if not dry_run:
                 run.store.delete(run.paths.root)
             continue
@@ -274,7 +288,8 @@ def gc(
             if item["phase"] not in ("Succeeded", "Cached"):
                 keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
     removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
-    print(removed if removed.removed else "nothing to remove")
+    if removed.removed or not gone:
+        print(removed if removed.removed else "nothing to remove")
 
 
 def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:

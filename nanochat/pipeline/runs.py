@@ -29,6 +29,11 @@ class RunPaths:
         """What was asked of a running run: cancel."""
         return f"{self.root}/control.json"
 
+    @property
+    def release(self) -> str:
+        """What became of its release: see `nanochat.stages.release`."""
+        return f"{self.root}/release.json"
+
     def progress(self, stage: str) -> str:
         return f"{self.root}/progress/{stage}.json"
 

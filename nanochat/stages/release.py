@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.pipeline.graph import TRAINING
+from nanochat.pipeline.runs import RunPaths
 from nanochat.report.card import render_card
 from nanochat.report.record import Evaluation, evaluation_from, gather
 from nanochat.spec.errors import StorageError
@@ -47,7 +48,7 @@ def run(context: StageContext) -> None:
         return
     context.progress.update(phase="registering")
     gates = [parse(text) for text in context.settings.gates]
-    output, path = context.outputs[0], f"{context.plan.run}/release.json"
+    output, path = context.outputs[0], RunPaths(context.plan.run).release
     model = context.settings.model
     try:
         release = _release(context, gates, model)
@@ -81,7 +82,7 @@ def _release(context: StageContext, gates: list[Gate], model: str) -> dict[str, 
         return _record(context, model, version, outcomes, moved=False, reason=reason, previous=champion)
     reason = "all gates hold" if gates else "there are no gates"
     release = _record(context, model, version, outcomes, moved=True, reason=reason, previous=champion)
-    context.store.write_json(f"{context.plan.run}/release.json", release | {"registered": False})
+    context.store.write_json(RunPaths(context.plan.run).release, release | {"registered": False})
     registry.promote(model, version.version)
     return release
 
@@ -119,7 +120,7 @@ def _card(context: StageContext) -> str:
 
 
 def _earlier_gates(context: StageContext) -> list[dict[str, Any]]:
-    path = f"{context.plan.run}/release.json"
+    path = RunPaths(context.plan.run).release
     return context.store.read_json(path).get("gates", []) if context.store.exists(path) else []
 
 

@@ -69,6 +69,20 @@ def test_gc_keeps_what_runs_refer_to(home: Path) -> None:
     assert lines(nanochat(home, "run", "small.yaml").stdout)["release"].startswith("cached")
 
 
+def test_gc_keeps_the_runs_of_champions(home: Path) -> None:
+    """A run whose model was released may be served for years; a later run of the same files is not needed for it."""
+    every = {str(path.parent.relative_to(home)) for path in home.rglob("runs/*/*/status.json")}
+    released = {str(path.parent.relative_to(home)) for path in home.rglob("runs/*/*/release.json")}
+    assert released and released < every
+
+    def gone(*options: str) -> set[str]:
+        out = nanochat(home, "gc", "--dry-run", "--keep-runs", "0", *options).stdout
+        return {run for run in every if f"{run.partition('runs/')[2]}: beyond" in out}
+
+    assert gone() == every - released
+    assert gone("--champions") == every
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
