@@ -117,7 +117,8 @@ def _outcome(
     there = {pod["metadata"]["uid"] for pod in pods}
     gone = [index for index, uid in sorted(before.items()) if uid not in there]
     if gone:
-        return Outcome(Reason.PREEMPTED, f"the pod of node {gone[0]} was deleted", time=now)
+        which = f"pod of node {gone[0]} was" if len(gone) == 1 else f"pods of nodes {', '.join(gone)} were"
+        return Outcome(Reason.PREEMPTED, f"the {which} deleted", time=now)
     taken = [outcome for pod in pods if (outcome := _taken(pod)) is not None and outcome.time <= first]
     if taken:
         return min(taken, key=lambda o: o.time)

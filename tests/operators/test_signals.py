@@ -230,6 +230,10 @@ def test_what_kueue_says() -> None:
     assert admitted is not None and admitted["state"] == "Admitted"
 
 
-def test_of_pods_that_went_the_first_is_named() -> None:
-    seen = observe(record(), job("Failed"), [pod(0, deleted=-10)], NOW, None)
-    assert seen.outcome is not None and seen.outcome.message == "the pod of node 1 was deleted"
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [([pod(0, deleted=-10)], "the pod of node 1 was deleted"), ([], "the pods of nodes 0, 1 were deleted")],
+)
+def test_pods_that_went_first_are_named(left: list[dict[str, Any]], message: str) -> None:
+    seen = observe(record(), job("Failed"), left, NOW, None)
+    assert seen.outcome is not None and seen.outcome.message == message
