@@ -21,6 +21,10 @@ from fastapi import FastAPI
 from nanochat.serving.host import Host
 from nanochat.spec.errors import UserError
 
+# That a connection may be idle: longer than load balancers keep theirs (60 s in most), so that none sends a request into
+# a connection that is being closed.
+KEEP_ALIVE_SECONDS = 75
+
 
 def bind(host: str, port: int) -> sockets.socket:
     """A listening socket; UserError where that can't be had."""
@@ -49,7 +53,9 @@ def bind(host: str, port: int) -> sockets.socket:
 
 def run(app: FastAPI, host: Host, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
     """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=grace, timeout_keep_alive=KEEP_ALIVE_SECONDS
+    )
     server = _DrainingServer(config, host, linger)
     # uvicorn raises the signal again when it has drained; this is a normal end, so it finds no one.
     former = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -106,7 +106,7 @@ def chatting(address: str) -> Iterator[Callable[[], set[str]]]:
                     )
                     answered.append({chunk.system_fingerprint or "" for chunk in said}.pop())
                 except Exception as error:
-                    failures.append(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {error}")
+                    failures.append(f"{time.strftime('%H:%M:%S')} {error!r} for {error.__cause__!r}")
                 time.sleep(0.2)
 
     def lately() -> set[str]:
