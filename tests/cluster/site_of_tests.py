@@ -30,7 +30,8 @@ from nanochat.storage.store import Profile, Store, open_store
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = Path(os.environ.get("NANOCHAT_CLUSTER_MANIFESTS") or ROOT / ".." / "shared" / "cluster")
 TOOLS = Path("/var/lib/kind-local/bin")  # where `kind` and `engine` put commands that the host lacks
-SYSTEM, NAMESPACE, CONTROLLER = "nanochat-system", "chat", "nanochat-controller"
+SYSTEM, NAMESPACE = "nanochat-system", "chat"
+CONTROLLER, MLFLOW, SERVER = "nanochat-controller", "nanochat-mlflow", "nanochat-inference"  # Deployments
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
 TARGETS = ("trainer", "operator")  # images that all tests need
 

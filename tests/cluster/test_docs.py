@@ -1,7 +1,7 @@
 """The `cluster` blocks of the documentation, run in their order as somebody who reads would type them.
 
 The kubeconfig's context is the test's cluster, the release's namespace is another one, and `k8s/pipelines/cpu.yaml`
-holds a small pipeline. Blocks about MLflow and the chat API are skipped where the test's release has none.
+holds a small pipeline. Blocks about the chat API are skipped where no model was ever released.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import yaml
 from doc_pages import PAGES, ROOT, Block, commands
 from documents import WORLD, document
-from site_of_tests import NAMESPACE, SYSTEM, Site, path
+from site_of_tests import MLFLOW, NAMESPACE, SERVER, SYSTEM, Site, path
 
 pytestmark = pytest.mark.cluster
 
@@ -32,8 +32,8 @@ ELSEWHERE = {
     "nanochat rollback": "tests/cli/test_rollback.py",
 }
 PARTS = {
-    "nanochat-mlflow": ("nanochat-mlflow",),
-    "nanochat-inference": ("nanochat-inference", "127.0.0.1:8000"),
+    MLFLOW: (MLFLOW,),
+    SERVER: (SERVER, "127.0.0.1:8000"),
 }
 
 
@@ -67,7 +67,7 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(site: Site, chat: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """Whoever reads the pages, with the test's cluster as the current context."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("helm", "docs"):
@@ -86,7 +86,6 @@ def reader(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rea
         "PATH": os.pathsep.join([str(folder / "bin"), path()]),
         "COLUMNS": "200",
     }
-    site.install()  # once more: there is a revision to go back to
     site.delete("cpu")
     yield Reader(site, folder, environment)
     site.delete("cpu")
