@@ -56,6 +56,10 @@ def observe(record: Record, job: Object | None, pods: Sequence[Object], now: flo
     same = not record.job_started or record.job_started == started
     before = record.pods if same else {}
     present = {_index(pod): pod["metadata"]["uid"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
+    if QUEUE in job["metadata"].get("labels", {}):
+        # Kueue stops a job and starts it again: what still ends of its former pods tells nothing of these.
+        known = {*present.values(), *before.values()}
+        pods = [pod for pod in pods if pod["metadata"]["uid"] in known]
     outcome = _outcome(record, job, pods, before, now)
     return Seen(
         waiting="" if outcome else _waiting(record, pods),

@@ -20,6 +20,8 @@ from doc_pages import PAGES, ROOT, Block, commands
 from documents import WORLD, document
 from site_of_tests import MLFLOW, NAMESPACE, SERVER, SYSTEM, Site, path
 
+from nanochat.data.identity import generate
+
 pytestmark = pytest.mark.cluster
 
 # The order in which somebody would read them: the pipeline is submitted before it is looked at.
@@ -74,7 +76,9 @@ def reader(site: Site, chat: str, tmp_path_factory: pytest.TempPathFactory) -> I
         (folder / name).symlink_to(ROOT / name)
     pipelines = folder / "k8s" / "pipelines"
     pipelines.mkdir(parents=True)
-    (pipelines / "cpu.yaml").write_text(yaml.safe_dump(document(WORLD, "cpu", **{"stages.base.steps": 100})))
+    generate(folder / "me.jsonl", name="Robin", maker="the Example team", facts=[], count=40)
+    mid = {"stages.mid.identity": "me.jsonl", "stages.mid.mixture": [{"task": "identity"}]}  # `submit` uploads the file
+    (pipelines / "cpu.yaml").write_text(yaml.safe_dump(document(WORLD, "cpu", **{"stages.base.steps": 100}, **mid)))
     doc_pages.program(folder / "bin", "nanochat", "nanochat.cli.main")
     kubeconfig = folder / "kubeconfig"
     kubeconfig.write_text(site.kubectl("config", "view", "--raw", "--minify", "--flatten"))

@@ -147,6 +147,17 @@ CASES = {
     "started again by Kueue": (
         job("Running", started=5), [pod(0, uid="new-0"), pod(1, uid="new-1")], None, False,
     ),
+    "started again by Kueue while a former pod still ends": (
+        job("Running", started=5, **{"kueue.x-k8s.io/queue-name": "q"}),
+        [pod(0, uid="new-0"), pod(1, deleted=-10)], None, False,
+    ),
+    "started again by Kueue after a former pod was killed": (
+        job("Running", started=5, **{"kueue.x-k8s.io/queue-name": "q"}),
+        [pod(0, uid="new-0"), ended(1, 137, deleted=-10)], None, False,
+    ),
+    "deleted from Kueue's job": (
+        job("Running", **{"kueue.x-k8s.io/queue-name": "q"}), [pod(0), pod(1, deleted=-10)], Reason.PREEMPTED, False,
+    ),
     "no Secret": (
         job("Created"), [waiting("CreateContainerConfigError", "no Secret s3"), pod(1)], Reason.USER_ERROR, False,
     ),
