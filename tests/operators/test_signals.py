@@ -149,11 +149,11 @@ CASES = {
     ),
     "started again by Kueue while a former pod still ends": (
         job("Running", started=5, **{"kueue.x-k8s.io/queue-name": "q"}),
-        [pod(0, uid="new-0"), pod(1, deleted=-10)], None, False,
+        [pod(0, uid="new-0"), pod(1, uid="old", deleted=-10)], Reason.PREEMPTED, False,
     ),
     "started again by Kueue after a former pod was killed": (
         job("Running", started=5, **{"kueue.x-k8s.io/queue-name": "q"}),
-        [pod(0, uid="new-0"), ended(1, 137, deleted=-10)], None, False,
+        [pod(0, uid="new-0"), ended(1, 137, uid="old", deleted=-10)], Reason.PREEMPTED, False,
     ),
     "deleted from Kueue's job": (
         job("Running", **{"kueue.x-k8s.io/queue-name": "q"}), [pod(0), pod(1, deleted=-10)], Reason.PREEMPTED, False,
