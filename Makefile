@@ -18,6 +18,7 @@ PIPELINE_OPTIONS ?=
 
 IMAGES := trainer server operator mlflow
 KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
+LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .PHONY: setup demo test test-slow test-cluster test-cluster-smoke lint lock images kind-up kind-demo kind-down
 
@@ -66,7 +67,7 @@ images:
 # A cluster with everything in it.
 kind-up: images
 	kind get clusters | grep -qx $(KIND_CLUSTER) || kind create cluster --name $(KIND_CLUSTER) --config k8s/kind.yaml --wait 3m
-	kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
+	$(LOAD) || $(LOAD)  # a node that collects garbage just then loses a layer
 	$(KUBECTL) apply --server-side -f - <k8s/namespace.yaml
 	$(KUBECTL) apply --server-side $(TRAINING_OPERATOR)
 	$(KUBECTL) -n kubeflow rollout status deployment/training-operator --timeout=5m
