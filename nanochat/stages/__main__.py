@@ -38,6 +38,8 @@ def main() -> NoReturn:
     stop = StopFlag()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for library in ("httpx", "botocore"):  # a line for each request, and one that keys were found
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         (work / f"rank{rank}.pid").write_text(str(os.getpid()))  # from now on the launcher may ask it to stop
         context = StageContext(plan, stop=stop)
