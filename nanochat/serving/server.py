@@ -21,8 +21,8 @@ from fastapi import FastAPI
 from nanochat.serving.host import Host
 from nanochat.spec.errors import UserError
 
-# That a connection may be idle. Most load balancers keep theirs for 60 s: a shorter time here would let one send a request
-# into a connection that is being closed.
+# That a connection may be idle. Most load balancers keep theirs for 60 s: with a shorter time here they would send
+# requests into connections that are being closed.
 KEEP_ALIVE_SECONDS = 75
 
 
