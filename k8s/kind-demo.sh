@@ -1,6 +1,5 @@
 #!/bin/sh
-# Runs a pipeline on the cluster of `make kind-up`, follows its logs, and asks the chat API a question through the API
-# server: no port is opened on this machine.
+# Runs a pipeline on the cluster of `make kind-up`, follows its logs, and asks the chat API a question.
 # Usage: kind-demo.sh CONTEXT FILE [--set path=value ...]
 set -eu
 context=$1 file=$2
@@ -18,7 +17,15 @@ echo "The model is released; the server takes it up."
 $kubectl wait deployment/nanochat-inference --for=condition=Available --timeout=5m
 echo "Who are you?"
 question='{"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 64, "temperature": 0}'
-echo "$question" | $kubectl create --raw \
-    /api/v1/namespaces/nanochat/services/http:nanochat-inference:80/proxy/v1/chat/completions -f - |
+log=$(mktemp)
+$kubectl port-forward service/nanochat-inference :80 >"$log" &
+forward=$!
+trap 'kill $forward; rm -f "$log"' EXIT
+until grep -q "^Forwarding" "$log"; do
+    kill -0 $forward
+    sleep 0.2
+done
+address=$(sed -n 's/^Forwarding from \(127[^ ]*\) .*/\1/p' "$log")
+curl -sS --fail-with-body "http://$address/v1/chat/completions" -H "Content-Type: application/json" -d "$question" |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["choices"][0]["message"]["content"])'
 echo "Talk on: $kubectl port-forward service/nanochat-inference 8000:80, then http://127.0.0.1:8000"
