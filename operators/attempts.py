@@ -19,7 +19,7 @@ from nanochat.storage.store import Store
 if TYPE_CHECKING:
     from operators.signals import Seen
 
-ATTEMPT = "nanochat.dev/attempt"  # annotation of a job: what its record begins with
+ATTEMPT = "nanochat.dev/attempt"  # label: the number; annotation of a job: what its record begins with
 
 
 @dataclass(frozen=True, slots=True)

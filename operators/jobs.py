@@ -75,7 +75,7 @@ def build(request: JobRequest) -> tuple[Object, Object]:
     """The ConfigMap and the PyTorchJob of an attempt."""
     meta, launch, spec = request.accepted.pipeline.metadata, request.launch, request.spec
     name = attempt_name(meta.name, request.uid, launch.stage, launch.attempt)
-    labels = {PIPELINE: meta.name, UID: request.uid, STAGE: launch.stage, "nanochat.dev/attempt": str(launch.attempt)}
+    labels = {PIPELINE: meta.name, UID: request.uid, STAGE: launch.stage, ATTEMPT: str(launch.attempt)}
     metadata = {
         "name": name,
         "namespace": meta.namespace,

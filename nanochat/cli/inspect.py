@@ -273,13 +273,13 @@ def gc(
         if run.is_live:
             raise UserError(f"'{run.name}' is running: wait for it or cancel it first")
     kept: dict[str, int] = {}
-    gone = 0
+    gone = False
     keep: set[tuple[str, str]] = set()
     for run in runs:
         kept[run.name] = kept.get(run.name, 0) + 1
         if kept[run.name] > keep_runs and (champions or not run.was_champion):
             print(f"{run.paths.root}: beyond the latest {keep_runs}")
-            gone += 1
+            gone = True
             if not dry_run:
                 run.store.delete(run.paths.root)
             continue
@@ -288,8 +288,10 @@ def gc(
             if item["phase"] not in ("Succeeded", "Cached"):
                 keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
     removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
-    if removed.removed or not gone:
-        print(removed if removed.removed else "nothing to remove")
+    if removed.removed:
+        print(removed)
+    elif not gone:
+        print("nothing to remove")
 
 
 def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
