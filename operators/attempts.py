@@ -17,7 +17,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.store import Store
 
 if TYPE_CHECKING:
-    from operators.signals import Seen
+    from operators.observation import AttemptObservation
 
 ATTEMPT = "nanochat.dev/attempt"  # label: the number; annotation of a job: what its record begins with
 
@@ -55,16 +55,16 @@ class Record:
         """How long its pods ran."""
         return self.used + (now - self.running_since if self.running_since is not None else 0.0)
 
-    def seen(self, seen: Seen, now: float) -> Record:
+    def with_observation(self, observed: AttemptObservation, now: float) -> Record:
         """The record with what was observed of the pods."""
-        runs = not seen.waiting and seen.outcome is None
-        launches = dict.fromkeys((*self.launches, *(self.launch_of(uid) for uid in seen.pods.values())))
-        master = seen.pods.get("0")
+        runs = not observed.waiting and observed.outcome is None
+        launches = dict.fromkeys((*self.launches, *(self.launch_of(uid) for uid in observed.pods.values())))
+        master = observed.pods.get("0")
         return replace(
             self,
-            pods=dict(seen.pods),
-            job_started=seen.job_started,
-            hosts=tuple(sorted({*self.hosts, *seen.hosts})),
+            pods=dict(observed.pods),
+            job_started=observed.job_started,
+            hosts=tuple(sorted({*self.hosts, *observed.hosts})),
             launches=tuple(launches),
             launch=self.launch_of(master) if master else self.launch,
             running_since=(self.running_since or now) if runs else None,

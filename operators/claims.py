@@ -1,8 +1,8 @@
 """Which of several pipelines makes an artifact that more than one needs: the oldest that is at it.
 
-Every pipeline's loop says after each turn which keys it is making or waits to make. A younger pipeline waits for those;
-when the older one has made them, failed, was suspended or deleted, it goes on. A pipeline that was seen but has not had
-its first turn yet may want anything, so that younger ones start nothing until it has (after a restart, most of all).
+Every pipeline says after each reconciliation which keys it is making or waits to make. A younger pipeline waits for
+those; when the older one has made them, failed, was suspended or deleted, it goes on. A pipeline that was seen but not
+reconciled yet may want anything, so that younger ones start nothing until it was (after a restart, most of all).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _Claim:
     age: Age
     root: str = ""
     keys: frozenset[str] = field(default_factory=frozenset)
-    settled: bool = False  # it had a turn
+    settled: bool = False  # it was reconciled
 
 
 class Claims:

@@ -17,8 +17,8 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from nanochat.spec.chatpipeline import GROUP, PIPELINE, PLURAL, UID, VERSION
 from nanochat.spec.errors import NanochatError
-from nanochat.spec.resource import GROUP, PIPELINE, PLURAL, UID, VERSION
 from operators import metrics
 
 JOBS = ("kubeflow.org", "v1", "pytorchjobs")

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import tasks
+from nanochat.spec.chatpipeline import GROUP, KIND, PLURAL, VERSION
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import EnvFrom, EnvSource, EnvVar
-from nanochat.spec.resource import GROUP, KIND, PLURAL, VERSION
 from nanochat.spec.stages import MixturePart, Stages, TaskSelection
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"

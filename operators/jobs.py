@@ -15,12 +15,12 @@ from typing import Any
 
 from nanochat.pipeline.graph import Node
 from nanochat.pipeline.plan import StagePlan
-from nanochat.pipeline.planner import Launch
+from nanochat.pipeline.planner import Start
+from nanochat.spec.chatpipeline import API_VERSION, KIND, PIPELINE, STAGE, UID
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings
-from nanochat.spec.resource import API_VERSION, KIND, PIPELINE, STAGE, UID
 from operators import resources
-from operators.accept import CONFIG_MAP, Accepted
+from operators.admission import CONFIG_MAP, Accepted
 from operators.attempts import ATTEMPT
 from operators.config import Config, StoreProfile
 from operators.networks import PRESETS, Network
@@ -43,7 +43,7 @@ class JobRequest:
 
     uid: str
     accepted: Accepted
-    launch: Launch
+    launch: Start
     run: str  # the run's folder
     config: Config
     started: float

@@ -1,7 +1,7 @@
 """The controller's process: `python -m operators.main --config FILE --port 8080`.
 
 kopf watches the ChatPipelines and our own watches the jobs and pods; all they do is wake the loop of a pipeline, which
-looks for itself. Each loop's turns run in a bounded pool of threads.
+looks for itself. Reconciliations run in a bounded pool of threads.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ import urllib3
 from kubernetes import client
 from kubernetes import config as kubeconfig
 
+from nanochat.spec.chatpipeline import GROUP, PLURAL, VERSION
 from nanochat.spec.errors import NanochatError
-from nanochat.spec.resource import GROUP, PLURAL, VERSION
-from operators import http, logs, metrics
+from operators import endpoint, logs, metrics
 from operators.access import Access
 from operators.claims import Claims
 from operators.cluster import Cluster, ClusterError
 from operators.config import Config
 from operators.events import Events
-from operators.follower import Follower
 from operators.lease import Lease
-from operators.loop import PipelineLoop, Services
-from operators.projector import Projector
+from operators.mlflow_sync import MlflowSync
+from operators.reconciler import PipelineReconciler, RunSnapshot, Services
+from operators.rollout import RolloutController
 from operators.status import no_serving
 
 log = logging.getLogger(__name__)
 
-TURNS_AT_ONCE = 16
+RECONCILES_AT_ONCE = 16
 RESYNC_SECONDS = 60.0  # between listings of all pipelines, in case a watch missed one
-COALESCE_SECONDS = 0.3  # changes that come together are one turn
-STUCK_SECONDS = 300.0  # a turn that takes longer, or a scheduler that was silent so long, is stuck
-BACKOFF = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds after so many failed turns in a row
+COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
+STUCK_SECONDS = 300.0  # a reconciliation that takes longer, or a scheduler that was silent so long, is stuck
+BACKOFF = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds after so many failed reconciliations in a row
 
 
 class Controller:
@@ -55,10 +55,10 @@ class Controller:
     def __init__(self, config: Config, cluster: Cluster, access: Access, service: str, cache: Path) -> None:
         self.config, self.cluster, self.access, self.service = config, cluster, access, service
         self.claims = Claims(changed=self.wake_all)
-        self.follower: Follower | None = None
+        self.rollout: RolloutController | None = None
         if config.serving is not None:
             profile = config.profiles[config.serving.profile]
-            self.follower = Follower(config.serving, profile, cluster, changed=self.wake_all)
+            self.rollout = RolloutController(config.serving, profile, cluster, changed=self.wake_all)
         self.services = Services(
             cluster=cluster,
             config=config,
@@ -66,14 +66,16 @@ class Controller:
             events=Events(cluster.core, "nanochat-controller"),
             cache=cache,
             access=self._access,
-            serving=self.follower.about if self.follower else no_serving,
+            serving=self.rollout.about if self.rollout else no_serving,
         )
-        self.projector = Projector(lambda: [loop.view for loop in list(self.loops.values()) if loop.view is not None])
-        self.pool = ThreadPoolExecutor(TURNS_AT_ONCE, thread_name_prefix="turn")
-        self.loops: dict[tuple[str, str], PipelineLoop] = {}
+        self.mlflow_sync = MlflowSync(
+            lambda: [loop.view for loop in list(self.loops.values()) if loop.view is not None]
+        )
+        self.pool = ThreadPoolExecutor(RECONCILES_AT_ONCE, thread_name_prefix="reconcile")
+        self.loops: dict[tuple[str, str], PipelineReconciler] = {}
         self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.wakes: dict[tuple[str, str], asyncio.Event] = {}
-        self.busy: dict[tuple[str, str], float] = {}  # since when a turn runs
+        self.busy: dict[tuple[str, str], float] = {}  # since when one is reconciled
         self.ticked = time.monotonic()
         self.ready = False
         self._asyncio: asyncio.AbstractEventLoop | None = None
@@ -100,7 +102,7 @@ class Controller:
         if key in self.tasks and not self.tasks[key].done():
             self._wake(key)
             return
-        self.loops[key] = PipelineLoop(namespace, name, self.services)
+        self.loops[key] = PipelineReconciler(namespace, name, self.services)
         self.wakes[key] = asyncio.Event()
         self.tasks[key] = asyncio.create_task(self._drive(key), name=f"{namespace}/{name}")
 
@@ -115,12 +117,12 @@ class Controller:
         watching = asyncio.create_task(self._kopf(stop))
         resync = asyncio.create_task(self._resync())
         tick = asyncio.create_task(self._tick())
-        follow = asyncio.create_task(self._follow())
-        self.projector.start()
+        rollout = asyncio.create_task(self._roll_out())
+        self.mlflow_sync.start()
         await asyncio.wait({watching, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         ended_early = watching.done() and not stop.is_set()
         stop.set()
-        for task in (resync, tick, follow, *self.tasks.values()):
+        for task in (resync, tick, rollout, *self.tasks.values()):
             task.cancel()
         with suppress(TimeoutError, asyncio.CancelledError):
             await asyncio.wait_for(watching, 10)
@@ -173,7 +175,7 @@ class Controller:
             await asyncio.sleep(1.0)
 
     async def _drive(self, key: tuple[str, str]) -> None:
-        """Turn after turn, until the pipeline is gone."""
+        """Reconcile again and again, until the pipeline is gone."""
         failures = 0
         while True:
             wake = self.wakes[key]
@@ -197,16 +199,16 @@ class Controller:
                 await asyncio.wait_for(wake.wait(), delay)
             await asyncio.sleep(COALESCE_SECONDS)
 
-    async def _follow(self) -> None:
+    async def _roll_out(self) -> None:
         """Let the inference server follow the registry, if there is one."""
-        if self.follower is None or self.config.serving is None:
+        if self.rollout is None or self.config.serving is None:
             return
         key = (self.config.serving.namespace, f"deployments/{self.config.serving.deployment}")
         while True:
             delay = BACKOFF[-1]
             self.busy[key] = time.monotonic()
             try:
-                delay = await self._in_pool(self.follower.turn)
+                delay = await self._in_pool(self.rollout.reconcile)
             except Exception:
                 metrics.errors.labels(kind="program").inc()
                 log.exception("a look at the served version failed")
@@ -217,7 +219,7 @@ class Controller:
     def _turn(self, key: tuple[str, str]) -> float | None:
         with logs.about(namespace=key[0], name=key[1]), metrics.reconcile_seconds.time():
             try:
-                delay = self.loops[key].turn()
+                delay = self.loops[key].reconcile()
             except Exception as error:
                 metrics.reconciles.labels(result="error").inc()
                 kind = "cluster" if isinstance(error, ClusterError) else "program"
@@ -225,7 +227,7 @@ class Controller:
                 if isinstance(error, NanochatError):
                     log.warning("%s", error.message)
                 else:
-                    log.exception("a turn failed")
+                    log.exception("a reconciliation failed")
                 raise
             metrics.reconciles.labels(result="ok").inc()
             return delay
@@ -250,7 +252,7 @@ class Controller:
             return None
         return {"service": self.service, "token": self.access.token(uid, time.time())}
 
-    def view(self, namespace: str, name: str) -> http.RunView | None:
+    def view(self, namespace: str, name: str) -> endpoint.StoredRun | None:
         """What the HTTP endpoint may read of a pipeline."""
         loop = self.loops.get((namespace, name))
         view = loop.view if loop else None
@@ -258,9 +260,12 @@ class Controller:
             return None
         graph = view.accepted.graph
         report = graph.node("report").outputs[0].key if "report" in graph.stages else None
-        return http.RunView(
+        return endpoint.StoredRun(
             uid=view.uid, store=view.artifacts.store, paths=view.paths, artifacts=view.artifacts, report_key=report
         )
+
+    def _snapshots(self) -> list[RunSnapshot]:
+        return [loop.view for loop in list(self.loops.values()) if loop.view is not None]
 
     def health(self) -> str:
         """What is stuck, in a sentence; '' where all is well."""
@@ -269,7 +274,7 @@ class Controller:
             return f"the scheduler has not ticked for {now - self.ticked:.0f} s"
         for (namespace, name), since in list(self.busy.items()):
             if now - since > STUCK_SECONDS:
-                return f"a turn of {namespace}/{name} has lasted {now - since:.0f} s"
+                return f"the reconciliation of {namespace}/{name} has lasted {now - since:.0f} s"
         return ""
 
     def _count(self) -> None:
@@ -299,8 +304,8 @@ def main() -> int:
     cache = Path(os.environ.get("NANOCHAT_CACHE", "/tmp/nanochat"))
     access = Access(secrets.token_bytes(32))
     controller = Controller(config, Cluster(api), access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
-    app = http.build_app(controller.view, access, controller.health, lambda: controller.ready)
-    server = http.Server(app, options.port)
+    app = endpoint.build_app(controller.view, access, controller.health, lambda: controller.ready)
+    server = endpoint.Server(app, options.port)
     lease = Lease(client.CoordinationV1Api(api), namespace, "nanochat-controller", identity)
     try:
         return asyncio.run(_lead(controller, lease))
@@ -344,8 +349,8 @@ def _connect() -> client.ApiClient:
             kubeconfig.load_kube_config(client_configuration=configuration)
         except kubeconfig.ConfigException as error:
             raise ClusterError(f"there is neither a service account nor a kubeconfig: {error}") from None
-    configuration.connection_pool_maxsize = TURNS_AT_ONCE + 4
-    configuration.retries = urllib3.Retry(0)  # type: ignore[assignment]  # a turn that fails is made again
+    configuration.connection_pool_maxsize = RECONCILES_AT_ONCE + 4
+    configuration.retries = urllib3.Retry(0)  # type: ignore[assignment]  # what fails is reconciled again
     return client.ApiClient(configuration)
 
 

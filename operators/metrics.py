@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from operators.attempts import Record
 
 REGISTRY = CollectorRegistry()
-reconciles = Counter("nanochat_reconciles", "Turns of pipelines' loops.", ["result"], registry=REGISTRY)
-reconcile_seconds = Histogram("nanochat_reconcile_seconds", "How long turns take.", registry=REGISTRY)
-errors = Counter("nanochat_errors", "Errors of turns by what failed.", ["kind"], registry=REGISTRY)
+reconciles = Counter("nanochat_reconciles", "Reconciliations of pipelines.", ["result"], registry=REGISTRY)
+reconcile_seconds = Histogram("nanochat_reconcile_seconds", "Seconds that a reconciliation takes.", registry=REGISTRY)
+errors = Counter("nanochat_errors", "Errors of reconciliations by what failed.", ["kind"], registry=REGISTRY)
 api_seconds = Histogram("nanochat_api_seconds", "Requests to the API server.", ["verb"], registry=REGISTRY)
 attempts = Counter("nanochat_attempts", "Attempts that ended.", ["stage", "outcome"], registry=REGISTRY)
 gpu_seconds = Counter(

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from nanochat.pipeline.planner import Phase, Status
-from nanochat.spec.resource import RETRY
+from nanochat.spec.chatpipeline import RETRY
 from nanochat.tracking.progress import State
-from operators.accept import Accepted
+from operators.admission import Accepted
 from operators.attempts import Record
 from operators.cluster import Object
 
@@ -39,8 +39,8 @@ def no_serving(run: str, *, told_before: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a turn found out."""
+class StatusInputs:
+    """What a reconciliation found out."""
 
     accepted: Accepted
     planned: Status
@@ -55,33 +55,33 @@ class Told:
     serving: tuple[str, str, str] | None = None
 
 
-def build(found: Object, told: Told, access: AccessOf, now: float) -> Object:
+def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> Object:
     """The whole status. Fields that no longer hold are None, which a merge patch removes."""
-    meta, before, planned = found["metadata"], found.get("status") or {}, told.planned
-    accepted, spec = told.accepted, told.accepted.spec
-    current = _current(planned, told.progress)
-    state = told.progress.get(current) if current else None
-    started = min((r.started for r in told.records), default=None)
-    hours = sum(r.gpus * r.seconds(now) for r in told.records) / 3600
+    meta, before, planned = found["metadata"], found.get("status") or {}, inputs.planned
+    accepted, spec = inputs.accepted, inputs.accepted.spec
+    current = _current(planned, inputs.progress)
+    state = inputs.progress.get(current) if current else None
+    started = min((r.started for r in inputs.records), default=None)
+    hours = sum(r.gpus * r.seconds(now) for r in inputs.records) / 3600
     finished = planned.phase in DONE
     return {
-        "observedGeneration": before.get("observedGeneration") if told.refused else meta["generation"],
+        "observedGeneration": before.get("observedGeneration") if inputs.refused else meta["generation"],
         "phase": str(planned.phase),
-        "message": (told.refused or told.trouble or planned.message or _why(planned))[:LONGEST] or None,
+        "message": (inputs.refused or inputs.trouble or planned.message or _why(planned))[:LONGEST] or None,
         "stage": current or None,
         "progress": f"{state.step}/{state.total}" if state and state.total else None,
         "eta": _duration(state.eta) if state and state.eta is not None else None,
         "loss": f"{_loss(state):.3f}" if state and _loss(state) is not None else None,
-        "core": _core(told.scores),
+        "core": _core(inputs.scores),
         "started": _time(started),
         "finished": (before.get("finished") or _time(now)) if finished else None,
-        "run": told.run,
+        "run": inputs.run,
         "retriedAt": (meta.get("annotations") or {}).get(RETRY),
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
-        "stages": [_stage(item, told, now) for item in planned.stages],
-        "attempts": [_attempt(r) for r in sorted(told.records, key=lambda r: r.started)[-ATTEMPTS:]],
+        "stages": [_stage(item, inputs, now) for item in planned.stages],
+        "attempts": [_attempt(r) for r in sorted(inputs.records, key=lambda r: r.started)[-ATTEMPTS:]],
         "profile": {
             "root": accepted.profile.root,
             "endpoint": accepted.profile.endpoint,
@@ -92,16 +92,18 @@ def build(found: Object, told: Told, access: AccessOf, now: float) -> Object:
             "serviceAccount": accepted.profile.service_account,
         },
         "access": access(meta["uid"]),
-        "queue": dict(told.queue) if told.queue else None,
+        "queue": dict(inputs.queue) if inputs.queue else None,
         "conditions": _conditions(
             before.get("conditions") or [],
             meta["generation"],
             now,
             {
-                "Accepted": ("False", "Refused", told.refused) if told.refused else ("True", "Accepted", ""),
-                "StorageReachable": ("False", "Unreachable", told.trouble) if told.trouble else ("True", "Reached", ""),
+                "Accepted": ("False", "Refused", inputs.refused) if inputs.refused else ("True", "Accepted", ""),
+                "StorageReachable": ("False", "Unreachable", inputs.trouble)
+                if inputs.trouble
+                else ("True", "Reached", ""),
                 "Succeeded": _succeeded(planned),
-                **({SERVING: told.serving} if told.serving else {}),
+                **({SERVING: inputs.serving} if inputs.serving else {}),
             },
         ),
     }
@@ -186,15 +188,15 @@ def document(
     }
 
 
-def _stage(item: Any, told: Told, now: float) -> Object:
-    own = [r for r in told.records if r.stage == item.stage]
-    state = told.progress.get(item.stage)
+def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
+    own = [r for r in inputs.records if r.stage == item.stage]
+    state = inputs.progress.get(item.stage)
     live = state if item.phase in (Phase.RUNNING, Phase.STOPPING) else None
     return {
         "name": item.stage,
         "phase": str(item.phase),
         "message": item.message[:LONGEST] or None,
-        "why": told.explanations.get(item.stage, "")[:LONGEST] or None,
+        "why": inputs.explanations.get(item.stage, "")[:LONGEST] or None,
         "attempts": item.attempts,
         "step": live.step if live else None,
         "total": live.total if live else None,
@@ -203,7 +205,7 @@ def _stage(item: Any, told: Told, now: float) -> Object:
         "eta": round(live.eta) if live and live.eta is not None else None,
         "started": _time(own[0].started if own else None),
         "ended": _time(own[-1].ended if own else None),
-        "keys": {out.ref: out.key for out in told.accepted.graph.node(item.stage).outputs[:50]},
+        "keys": {out.ref: out.key for out in inputs.accepted.graph.node(item.stage).outputs[:50]},
     }
 
 

@@ -1,4 +1,4 @@
-"""Finds tasks by name: every class in `tasks/*.py` that implements `Task` and has a name is one."""
+"""Finds tasks by name: every class in a module of `tasks` that implements `Task` and has a name is one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def names() -> tuple[str, ...]:
 def _known() -> dict[str, type[Task]]:
     package = importlib.import_module("tasks")
     found: dict[str, type[Task]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"tasks.{info.name}")
+    for info in pkgutil.walk_packages(package.__path__, "tasks."):
+        module = importlib.import_module(info.name)
         for value in vars(module).values():
             if _is_task(value, module.__name__):
                 if value.name in found:

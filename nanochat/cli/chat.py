@@ -17,14 +17,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanochat.cli.speakers import (
+from nanochat.cli.chat_backends import (
+    ChatBackend,
     ContextFull,
     LocalSpeaker,
     Message,
     RemoteSpeaker,
     ReplySettings,
     Said,
-    Speaker,
 )
 from nanochat.spec.errors import NanochatError, UserError
 
@@ -46,13 +46,13 @@ def chat(
     settings = ReplySettings(temperature=temperature, top_k=top_k, max_tokens=max_tokens)
     console = Console(highlight=False, soft_wrap=True)
     if url is not None:
-        speaker: Speaker = RemoteSpeaker(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
+        backend: ChatBackend = RemoteSpeaker(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
     elif folder is not None:
         with console.status("Loading the model"):
-            speaker = LocalSpeaker(folder)
+            backend = LocalSpeaker(folder)
     else:
         raise UserError("There is nobody to talk to; name a model or give --url.")
-    session = Session(speaker, settings, console=console, system=system)
+    session = Session(backend, settings, console=console, system=system)
     if prompt is not None:
         session.ask(prompt)
     else:
@@ -63,12 +63,12 @@ class Session:
     """One conversation: its messages, its settings and the commands that change them."""
 
     def __init__(
-        self, speaker: Speaker, settings: ReplySettings, *, console: Console, system: str | None = None
+        self, backend: ChatBackend, settings: ReplySettings, *, console: Console, system: str | None = None
     ) -> None:
         self.messages: list[Message] = []
         self.settings = settings
         self.system = system
-        self._speaker = speaker
+        self._backend = backend
         self._console = console
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "help": ("show the commands", self._help),
@@ -85,7 +85,7 @@ class Session:
         """Ask until the user quits; Ctrl-C stops an answer, Ctrl-D ends."""
         with suppress(ImportError):
             import readline  # noqa: F401  (gives input() its editing keys and its history)
-        self._note(f"You talk to {self._speaker.name}. /help shows the commands; Ctrl-C stops an answer.")
+        self._note(f"You talk to {self._backend.name}. /help shows the commands; Ctrl-C stops an answer.")
         with suppress(EOFError):
             for line in self._lines():
                 try:
@@ -133,7 +133,7 @@ class Session:
         system = [{"role": "system", "content": self.system}] if self.system else []
         stopped = False
         # Closing the reply stops the model, whatever ends the loop.
-        with closing(self._speaker.reply([*system, *self.messages], self.settings)) as reply:
+        with closing(self._backend.reply([*system, *self.messages], self.settings)) as reply:
             try:
                 for said in reply:
                     self._print(said, before=heard[-1].kind if heard else "")
@@ -143,7 +143,7 @@ class Session:
         self._console.print()
         if stopped:
             self._note("(stopped)")
-        elif self._speaker.finish_reason == "length":
+        elif self._backend.finish_reason == "length":
             self._note("(cut at the token limit)")
         return heard
 

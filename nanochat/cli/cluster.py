@@ -20,10 +20,10 @@ from nanochat.cli.display import duration, quantity
 from nanochat.cli.kube import ClusterFailure, ClusterPipeline, NoCluster
 from nanochat.cli.logs import Launch, Stage, Unanswered
 from nanochat.pipeline.preflight import check_inputs, local_file
+from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
-from nanochat.spec.resource import RETRY
 from nanochat.storage.store import check_path
 
 Name = Annotated[str, typer.Argument(help="Name of the pipeline.")]

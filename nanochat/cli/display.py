@@ -11,7 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from nanochat.pipeline.explain import NEW
-from nanochat.pipeline.local import LocalRunner, View
+from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.planner import Phase
 from nanochat.report.figures import count
 from nanochat.tracking.progress import State
@@ -83,7 +83,7 @@ class Display:
         """Print a line above the bars."""
         self._console.print(text.rstrip(), markup=False, soft_wrap=True)
 
-    def update(self, view: View) -> None:
+    def update(self, view: RunProgress) -> None:
         """Show what changed."""
         if not self._phases:
             self.say(self._opening(view))
@@ -98,7 +98,7 @@ class Display:
             elif item.stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(item.stage))
 
-    def _notice(self, view: View) -> None:
+    def _notice(self, view: RunProgress) -> None:
         """Say what concerns the whole run: storage that is away, an interrupt."""
         if view.trouble and not self._trouble:
             self.say(f"{view.trouble} (stages go on; so does the run once it answers)")
@@ -108,7 +108,7 @@ class Display:
             self.say("Stages save checkpoints and stop; press Ctrl-C twice more to end them at once.")
         self._trouble, self._interrupted = view.trouble, view.interrupts > 0
 
-    def _change(self, stage: str, view: View, before: tuple[Phase, str] | None) -> None:
+    def _change(self, stage: str, view: RunProgress, before: tuple[Phase, str] | None) -> None:
         status = view.status.of(stage)
         why = view.explanations.get(stage, "")
         if status.phase is Phase.CACHED:
@@ -122,7 +122,7 @@ class Display:
         elif status.phase in (Phase.FAILED, Phase.RETRYING, Phase.BLOCKED, Phase.STOPPING):
             self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
 
-    def _opening(self, view: View) -> str:
+    def _opening(self, view: RunProgress) -> str:
         """What will run."""
         horizon, stages = self._runner.graph.horizon.summary(), view.status.stages
         cached = sum(item.phase is Phase.CACHED for item in stages)
@@ -141,7 +141,7 @@ class Display:
             else f"all {len(outputs)} artifacts are there"
         )
 
-    def _show(self, stage: str, view: View) -> None:
+    def _show(self, stage: str, view: RunProgress) -> None:
         state = view.progress.get(stage)
         if state is None:
             return

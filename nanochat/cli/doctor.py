@@ -20,7 +20,7 @@ from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.graph import build_graph, find_task, used_tasks
 from nanochat.pipeline.local import file_digests, localize
 from nanochat.pipeline.preflight import check_inputs, local_file
-from nanochat.pipeline.profiles import Place, resolve_profile
+from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.spec.errors import NanochatError
 from nanochat.spec.load import load_pipeline
@@ -60,7 +60,7 @@ def doctor(file: Path | None, *, overrides: list[str]) -> int:
 def checks(pipeline: Pipeline | None) -> Iterator[Check]:
     """All findings; the sizes and sources are those of the pipeline, where one is given."""
     spec = localize(pipeline).spec if pipeline else PipelineSpec()
-    place = resolve_profile(spec.store)
+    resolved = resolve_profile(spec.store)
     plan = horizon(spec) if pipeline else None
     if pipeline:
         yield guarded("pipeline", lambda: pipeline_check(pipeline.metadata.name, spec))
@@ -68,9 +68,9 @@ def checks(pipeline: Pipeline | None) -> Iterator[Check]:
     yield device_check()
     yield compiler_check()
     yield memory_check(plan)
-    yield disk_check(place, spec, plan)
-    yield guarded("storage", lambda: storage_check(place))
-    yield guarded("tracking", lambda: tracking_check(place))
+    yield disk_check(resolved, spec, plan)
+    yield guarded("storage", lambda: storage_check(resolved))
+    yield guarded("tracking", lambda: tracking_check(resolved))
     if plan is not None:
         needed = sources_of(spec, plan)
         if not needed:
@@ -137,9 +137,9 @@ def memory_check(plan: Horizon | None) -> Check:
     return Check("memory", "ok", found)
 
 
-def disk_check(place: Place, spec: PipelineSpec, plan: Horizon | None) -> Check:
+def disk_check(resolved: ResolvedProfile, spec: PipelineSpec, plan: Horizon | None) -> Check:
     """Free disk space where the store or the cache is."""
-    folder = Path(place.profile.root) if "://" not in place.profile.root else place.home
+    folder = Path(resolved.profile.root) if "://" not in resolved.profile.root else resolved.home
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -159,27 +159,27 @@ def disk_check(place: Place, spec: PipelineSpec, plan: Horizon | None) -> Check:
     return Check("disk", "ok", found)
 
 
-def storage_check(place: Place) -> Check:
+def storage_check(resolved: ResolvedProfile) -> Check:
     """Writing, exclusive creation, listing, reading and deleting in the store."""
-    open_store(place.profile, patient=False).check()
-    return Check("storage", "ok", f"{place.profile.root} can be written and read")
+    open_store(resolved.profile, patient=False).check()
+    return Check("storage", "ok", f"{resolved.profile.root} can be written and read")
 
 
-def tracking_check(place: Place) -> Check:
+def tracking_check(resolved: ResolvedProfile) -> Check:
     """Whether MLflow can be reached; training does not depend on it."""
     later = "a run goes on without it and sends what was missed later"
-    if not place.tracking.startswith(("http://", "https://")):
-        file = Path(place.tracking.removeprefix("sqlite:///"))
+    if not resolved.tracking.startswith(("http://", "https://")):
+        file = Path(resolved.tracking.removeprefix("sqlite:///"))
         folder = next(path for path in file.parents if path.is_dir())
-        if place.tracking.startswith("sqlite:///") and not os.access(folder, os.W_OK):
+        if resolved.tracking.startswith("sqlite:///") and not os.access(folder, os.W_OK):
             return Check("tracking", "warn", f"{file} cannot be written", f"set MLFLOW_TRACKING_URI; {later}")
-        return Check("tracking", "ok", place.tracking)
+        return Check("tracking", "ok", resolved.tracking)
     try:
-        httpx.get(f"{place.tracking.rstrip('/')}/health", timeout=5.0, follow_redirects=True).raise_for_status()
+        httpx.get(f"{resolved.tracking.rstrip('/')}/health", timeout=5.0, follow_redirects=True).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         advice = f"start it, or set MLFLOW_TRACKING_URI; {later}"
-        return Check("tracking", "warn", f"{place.tracking} does not answer ({first_line(error)})", advice)
-    return Check("tracking", "ok", f"{place.tracking} answers")
+        return Check("tracking", "warn", f"{resolved.tracking} does not answer ({first_line(error)})", advice)
+    return Check("tracking", "ok", f"{resolved.tracking} answers")
 
 
 def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:

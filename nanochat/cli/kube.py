@@ -19,9 +19,9 @@ from urllib.parse import quote, urlencode
 import urllib3
 import yaml
 
+from nanochat.spec.chatpipeline import API_VERSION, PIPELINE, PLURAL, RETRY
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.spec.pipeline import Pipeline
-from nanochat.spec.resource import API_VERSION, PIPELINE, PLURAL, RETRY
 
 IDENTITY_BYTES = 900_000  # a ConfigMap holds 1 MiB
 TIMEOUT = (5, 60)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli import cluster, inspect, rollback, run
+from nanochat.cli import cluster, rollback, run, runs
 from nanochat.spec.errors import NanochatError
 
 app = typer.Typer(
@@ -28,15 +28,15 @@ Store = Annotated[str, typer.Option("--store", help="Store profile.")]
 
 app.command("run", help="Run a pipeline on this machine, or go on with it.")(run.run)
 app.command("retry", help="Run a pipeline again that failed or was stopped.")(run.retry)
-app.command("status", help="Show where a pipeline stands.")(inspect.status)
-app.command("logs", help="Print the log of a stage.")(inspect.logs)
-app.command("cancel", help="Stop a running pipeline; what it made stays.")(inspect.cancel)
-app.command("report", help="Print a run's results and write its report.")(inspect.report)
+app.command("status", help="Show where a pipeline stands.")(runs.status)
+app.command("logs", help="Print the log of a stage.")(runs.logs)
+app.command("cancel", help="Stop a running pipeline; what it made stays.")(runs.cancel)
+app.command("report", help="Print a run's results and write its report.")(runs.report)
 app.command("submit", help="Run a pipeline on a cluster.")(cluster.submit)
 app.command("suspend", help="Let a pipeline on a cluster save its checkpoints and wait.")(cluster.suspend)
 app.command("resume", help="Let a suspended pipeline on a cluster go on.")(cluster.resume)
 app.command("rollback", help="Make the model version that was champion before champion again.")(rollback.rollback)
-app.command("gc", help="Remove what no run refers to.")(inspect.gc)
+app.command("gc", help="Remove what no run refers to.")(runs.gc)
 
 
 @app.command()
@@ -66,7 +66,7 @@ def chat(
     """Chat in the terminal with a model of a run, or with a server."""
     from nanochat.cli.chat import chat as talk
 
-    folder = None if url else inspect.model_folder(model, stage=stage, store=store)
+    folder = None if url else runs.model_folder(model, stage=stage, store=store)
     talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k or None, max_tokens=max_tokens)
 
 
@@ -82,7 +82,7 @@ def serve(
     """Serve the OpenAI chat API and a chat page."""
     from nanochat.cli.serve import serve as start
 
-    start(folder=inspect.model_folder(model, stage=stage, store=store), host=host, port=port, slots=slots)
+    start(folder=runs.model_folder(model, stage=stage, store=store), host=host, port=port, slots=slots)
 
 
 @identity_app.command("generate")

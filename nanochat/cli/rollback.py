@@ -14,8 +14,8 @@ from urllib.parse import urlencode, urlsplit
 import typer
 
 from nanochat.cli.cluster import Context, Namespace
-from nanochat.cli.inspect import Run, StoreName, find_anywhere
 from nanochat.cli.kube import ClusterFailure, ClusterPipeline, Kube
+from nanochat.cli.runs import Run, StoreName, find_anywhere
 from nanochat.spec.errors import UserError
 from nanochat.spec.stages import ReleaseStage
 from nanochat.tracking.registry import ALIAS, FORMER, Registry
@@ -36,7 +36,7 @@ def rollback(
     if isinstance(found, ClusterPipeline):
         registry, spec = _registry_of(found), found.found["spec"]
     else:
-        registry, spec = Registry(found.place.tracking), found.store.read_json(found.paths.pipeline)["spec"]
+        registry, spec = Registry(found.resolved.tracking), found.store.read_json(found.paths.pipeline)["spec"]
     model = spec.get("stages", {}).get("release", {}).get("model") or ReleaseStage().model
     before, now = registry.rollback(model, to)
     if before == now.version:

@@ -11,8 +11,8 @@ import typer
 from nanochat.cli import cluster
 from nanochat.cli.cluster import Context, Namespace
 from nanochat.cli.display import Display
-from nanochat.cli.inspect import find_anywhere
 from nanochat.cli.kube import ClusterPipeline
+from nanochat.cli.runs import find_anywhere
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
@@ -55,12 +55,12 @@ def retry(
 
 def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: str) -> int:
     """Run a pipeline with a display; returns the exit code."""
-    place = resolve_profile(pipeline.spec.store)
-    runner = LocalRunner(pipeline, place)
+    resolved = resolve_profile(pipeline.spec.store)
+    runner = LocalRunner(pipeline, resolved)
     runner.select(only=only, start=start)
     runner.store.check()
     name = pipeline.metadata.name
-    tracker = Tracker(runner.store, runner.artifacts, run=runner.paths.root, uri=place.tracking)
+    tracker = Tracker(runner.store, runner.artifacts, run=runner.paths.root, uri=resolved.tracking)
     with Display(runner) as display, tracker:
         status = runner.run(display.update)
     if runner.interrupts:

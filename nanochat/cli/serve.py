@@ -14,7 +14,7 @@ from rich.console import Console
 
 from nanochat.inference import Engine
 from nanochat.serving.app import ServerSettings, create_app
-from nanochat.serving.host import Host, Model, Served
+from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.loading import fingerprint, load
 from nanochat.serving.server import bind, run
 from nanochat.serving.service import EngineService
@@ -25,7 +25,7 @@ def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int
     console = Console(highlight=False, soft_wrap=True)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
         model, tokenizer, extra = load(folder)
-        hosted = Host()
+        hosted = ModelHolder()
         served = Served(name or f"nanochat-{extra.get('stage', 'model')}", fingerprint(folder))
         service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)
         hosted.open(Model(served, service, tokenizer))

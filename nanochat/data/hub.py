@@ -25,7 +25,7 @@ import s3fs
 
 from nanochat.data.verify import DamagedFile
 from nanochat.spec.errors import StorageError, UserError
-from nanochat.storage.failures import explained, transient
+from nanochat.storage.failures import to_user_error, transient
 
 BLOCK = 1 << 20  # bytes held in memory of one transfer
 DAMAGED_LIMIT = 2  # whole transfers of a file that is damaged before its source is held to be
@@ -152,7 +152,7 @@ class Hub:
             if transient(error):
                 raise Transient(type(error).__name__) from error
             if isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore")):
-                raise explained(error, doing="reading", where=url) from error
+                raise to_user_error(error, doing="reading", where=url) from error
             raise
 
     def _copy(self, source: Any, out: BinaryIO) -> None:

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 
 from nanochat.evaluation.core import by_length
-from nanochat.evaluation.figure import Figure, centered, mean, share
+from nanochat.evaluation.figure import Figure, centered, mean, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import Transformer
@@ -84,7 +84,7 @@ class Chat:
             grades = [task.grade(example, answer.text) for example, answer in zip(examples, answers, strict=True)]
             right = sum(self._passed(grades))
         right, count, cuts = self._world.sum(right, len(examples), cut)
-        accuracy = share(right, count)
+        accuracy = proportion(right, count)
         return TaskResult(accuracy, centered(accuracy, task.baseline), task.baseline, int(cuts))
 
     def ask(self, messages: Sequence[Message]) -> Completion:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.evaluation.core_tasks import CoreTask, Example, Span
-from nanochat.evaluation.figure import Figure, centered, mean, share
+from nanochat.evaluation.figure import Figure, centered, mean, proportion
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.distributed import World
@@ -75,7 +75,7 @@ def measure_core(
             chunk = mine[start : start + CHUNK]
             right += sum(judge(model, tokenizer, task, chunk, batch_size=batch_size))
             tick(task.label, len(chunk))
-        accuracy = share(*world.sum(right, len(mine)))
+        accuracy = proportion(*world.sum(right, len(mine)))
         results[task.label] = TaskResult(accuracy, centered(accuracy, task.baseline), task.shots, task.baseline)
     return CoreResult(mean([result.centered for result in results.values()]), results)
 

@@ -41,9 +41,9 @@ class Shard(ABC):
         self.parameters: Sequence[nn.Parameter] = tuple(parameters.values())
         self.peers = peers
         self.units = len(self.join([p.detach() for p in self.parameters]))
-        self.share = -(-self.units // peers.size)
-        begin = min(peers.rank * self.share, self.units)
-        self.own = slice(begin, min(begin + self.share, self.units))
+        self.local_units = -(-self.units // peers.size)
+        begin = min(peers.rank * self.local_units, self.units)
+        self.own = slice(begin, min(begin + self.local_units, self.units))
         self.gradient = torch.empty(0)  # (own units, ...), after finish_reduce
         self.state: dict[str, Tensor] = {}
         self.reset()
@@ -73,9 +73,9 @@ class Shard(ABC):
         if self.peers.size == 1:
             self.gradient = whole
             return
-        self._buffer = self._pad(whole, self.share * self.peers.size)
-        self.gradient = torch.empty_like(self._buffer[: self.share])
-        pieces = list(self._buffer.split(self.share))
+        self._buffer = self._pad(whole, self.local_units * self.peers.size)
+        self.gradient = torch.empty_like(self._buffer[: self.local_units])
+        pieces = list(self._buffer.split(self.local_units))
         self._work = dist.reduce_scatter(self.gradient, pieces, group=self.peers.group, async_op=True)
 
     def finish_reduce(self) -> None:
@@ -119,9 +119,9 @@ class Shard(ABC):
         if self.peers.size == 1:
             self._buffer = own
             return
-        self._buffer = own.new_empty(self.share * self.peers.size, *own.shape[1:])
-        pieces = list(self._buffer.split(self.share))
-        mine = self._pad(own, self.share).contiguous()
+        self._buffer = own.new_empty(self.local_units * self.peers.size, *own.shape[1:])
+        pieces = list(self._buffer.split(self.local_units))
+        mine = self._pad(own, self.local_units).contiguous()
         self._work = dist.all_gather(pieces, mine, group=self.peers.group, async_op=True)
 
     def _wait(self) -> None:

@@ -18,7 +18,7 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import MixturePart
 from nanochat.tracking.gates import parse as parse_gate
-from tasks.world_text import VERSION as WORLD_VERSION
+from tasks.world.text import VERSION as WORLD_VERSION
 
 # A stage's schema version: raised when its output changes for the same settings.
 VERSIONS = {

@@ -1,6 +1,6 @@
 """The local runner: carries out the planner's actions with processes on this machine.
 
-    runner = LocalRunner(pipeline, place)
+    runner = LocalRunner(pipeline, resolved)
     status = runner.run(on_change=show)      # blocks; after Ctrl-C stages save checkpoints first
 
 The run's folder holds everything: a second invocation goes on where the first, however it ended, left off.
@@ -29,19 +29,19 @@ from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Graph, Output, build_graph
 from nanochat.pipeline.launcher import read_outcomes
 from nanochat.pipeline.lock import RunLock, lock_path
-from nanochat.pipeline.logs import LogKeeper
+from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.orphan import LIFELINE, PLAN, end_launches
 from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
 from nanochat.pipeline.plan import StagePlan
-from nanochat.pipeline.planner import Attempt, Launch, Observed, Phase, Status, Stop, plan
+from nanochat.pipeline.planner import Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.preflight import check_inputs
-from nanochat.pipeline.profiles import Place
+from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.failures import explaining
+from nanochat.storage.failures import translate_errors
 from nanochat.storage.store import open_store
 from nanochat.tracking.progress import State, read_progress
 
@@ -54,7 +54,7 @@ STORE_PATIENCE = 600.0  # seconds without storage that the runner waits while no
 
 
 @dataclass(slots=True)
-class Live:
+class RunningAttempt:
     """A running attempt and its process."""
 
     process: subprocess.Popen[bytes]
@@ -75,7 +75,7 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class RunProgress:
     """What a display needs: the status, and each running stage's progress."""
 
     status: Status
@@ -89,12 +89,12 @@ class View:
 class LocalRunner:
     """Runs one pipeline on this machine."""
 
-    def __init__(self, pipeline: Pipeline, place: Place, *, devices: Devices | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, resolved: ResolvedProfile, *, devices: Devices | None = None) -> None:
         self.pipeline = localize(pipeline)
         self.spec: PipelineSpec = self.pipeline.spec
-        self.place = place
-        self.store = open_store(place.profile)
-        self.artifacts = Artifacts(self.store, place.cache)
+        self.resolved = resolved
+        self.store = open_store(resolved.profile)
+        self.artifacts = Artifacts(self.store, resolved.cache)
         self.graph: Graph = build_graph(self.spec, contents=file_digests(self.spec))
         check_inputs(self.spec)
         self.selected: frozenset[str] | None = None
@@ -104,7 +104,7 @@ class LocalRunner:
         self.paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=digest[:12])
         self.attempts: dict[str, list[Attempt]] = {}
         self.launches: dict[tuple[str, int], str] = {}
-        self.live: dict[str, Live] = {}
+        self.live: dict[str, RunningAttempt] = {}
         self.progress: dict[str, State] = {}
         self.explanations: dict[str, str] = {}
         self.interrupts = 0
@@ -116,9 +116,9 @@ class LocalRunner:
         self._reached_at = 0.0  # when storage was last reached
         self._unsaved: set[tuple[str, int]] = set()  # attempts (stage, number) that have to be stored
         self._written = b""  # the status as it is stored
-        lock = lock_path(place, meta.namespace, meta.name)
+        lock = lock_path(resolved, meta.namespace, meta.name)
         self._lock = RunLock(lock, what=meta.name)
-        self._work = place.work / lock.stem  # work folders of this pipeline's launches: the lock's holder owns all
+        self._work = resolved.work / lock.stem  # work folders of this pipeline's launches: the lock's holder owns all
 
     def select(self, *, only: Sequence[str], start: str | None) -> None:
         """Run no more than `only`, or `start` and all that depends on it."""
@@ -135,7 +135,7 @@ class LocalRunner:
 
     # ---- the loop -------------------------------------------------------------------------------------------
 
-    def run(self, on_change: Callable[[View], None] = lambda view: None) -> Status:
+    def run(self, on_change: Callable[[RunProgress], None] = lambda view: None) -> Status:
         """Run to the end; returns the last status. UserError where the same run is already live."""
         with self._lock:
             self._began = self._reached_at = time.time()
@@ -161,8 +161,8 @@ class LocalRunner:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
 
-    def _view(self, status: Status) -> View:
-        return View(
+    def _view(self, status: Status) -> RunProgress:
+        return RunProgress(
             status=status,
             progress=dict(self.progress),
             explanations=self.explanations,
@@ -270,7 +270,7 @@ class LocalRunner:
             elif live.stop_at is not None and now > live.stop_at:
                 live.process.kill()  # its grace is over
 
-    def _conclude(self, stage: str, live: Live, code: int, now: float) -> None:
+    def _conclude(self, stage: str, live: RunningAttempt, code: int, now: float) -> None:
         """Take in how an attempt ended. All that needs storage comes first: where it fails, this is done again."""
         live.end()  # a launcher that was killed may leave stopped processes behind
         self._take_progress(stage, live.launch)
@@ -287,7 +287,7 @@ class LocalRunner:
         del self.live[stage]
         shutil.rmtree(live.work, ignore_errors=True)
 
-    def _outcome(self, live: Live, code: int) -> Outcome:
+    def _outcome(self, live: RunningAttempt, code: int) -> Outcome:
         if live.stop_reason == "stalled":
             return Outcome(reason=Reason.STALLED, message="no sign of life; it was stopped")
         asked = bool(live.stop_reason)
@@ -319,7 +319,7 @@ class LocalRunner:
 
     # ---- acting ---------------------------------------------------------------------------------------------
 
-    def _launch(self, action: Launch, now: float) -> None:
+    def _launch(self, action: Start, now: float) -> None:
         launch = f"{action.attempt:02d}-{uuid.uuid4().hex[:8]}"
         work = self._work / f"{action.stage}-{launch}"
         node = self.graph.node(action.stage)
@@ -335,15 +335,15 @@ class LocalRunner:
             inputs=dict(node.needs),
             spec=self._spec_for(action),
             horizon=self.graph.horizon.to_dict(),
-            profile=self.place.profile_dict(),
-            cache=str(self.place.cache),
+            profile=self.resolved.profile_dict(),
+            cache=str(self.resolved.cache),
             work=str(work),
             processes=processes,
             threads=self.devices.threads(processes),
-            tracking=self.place.tracking,
+            tracking=self.resolved.tracking,
         )
         path = work / PLAN
-        with explaining(doing="writing", where=str(work)):
+        with translate_errors(doing="writing", where=str(work)):
             work.mkdir(parents=True)
             stage_plan.write(path)
         self.store.write(self.paths.plan(action.stage, action.attempt), path.read_bytes())
@@ -356,7 +356,7 @@ class LocalRunner:
                 env={**os.environ, LIFELINE: "1"},
                 start_new_session=True,
             )
-        self.live[action.stage] = Live(
+        self.live[action.stage] = RunningAttempt(
             process=process,
             work=work,
             launch=launch,
@@ -371,7 +371,7 @@ class LocalRunner:
         self.launches[action.stage, action.attempt] = launch
         self._unsaved.add((action.stage, action.attempt))
 
-    def _spec_for(self, action: Launch) -> dict[str, Any]:
+    def _spec_for(self, action: Start) -> dict[str, Any]:
         """The spec with this attempt's device batch size in it."""
         data = self.spec.model_dump(mode="json", by_alias=True)
         for section in data["stages"].values():
@@ -402,7 +402,7 @@ class LocalRunner:
 
     def _keep_last_words(self, stage: str, launch: str, work: Path, outcome: Outcome | None = None) -> None:
         """What a launcher that was killed did not come to: the end of the logs, and the outcome."""
-        LogKeeper(self.store, self.paths.logs(stage, launch), work).keep()
+        LogSync(self.store, self.paths.logs(stage, launch), work).sync()
         if outcome is not None:
             self.store.write_json(self.paths.outcome(stage, launch), outcome.to_dict())
 
@@ -412,7 +412,7 @@ class LocalRunner:
         for work in sorted(self._work.glob("*")):
             with suppress(NanochatError, OSError, ValueError):
                 old = StagePlan.read(work / PLAN)
-                LogKeeper(self.store, RunPaths(old.run).logs(old.stage, old.launch), work).keep()
+                LogSync(self.store, RunPaths(old.run).logs(old.stage, old.launch), work).sync()
             shutil.rmtree(work, ignore_errors=True)
 
     def _load_attempts(self) -> None:

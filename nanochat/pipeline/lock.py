@@ -1,6 +1,6 @@
 """The lock of a run: one runner for a pipeline on this machine.
 
-with RunLock(lock_path(place, namespace, name), what=name):
+with RunLock(lock_path(resolved, namespace, name), what=name):
     ...                                      # UserError where another runner holds it
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nanochat.pipeline.profiles import Place
+from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.spec.errors import UserError
 
 TRIES = 5
@@ -71,7 +71,7 @@ class RunLock:
         return False
 
 
-def lock_path(place: Place, namespace: str, name: str) -> Path:
+def lock_path(resolved: ResolvedProfile, namespace: str, name: str) -> Path:
     """The lock of a pipeline in a store, on this machine."""
-    digest = hashlib.sha256(f"{place.profile.root}\n{namespace}.{name}".encode()).hexdigest()[:16]
-    return place.locks / f"{digest}.lock"
+    digest = hashlib.sha256(f"{resolved.profile.root}\n{namespace}.{name}".encode()).hexdigest()[:16]
+    return resolved.locks / f"{digest}.lock"

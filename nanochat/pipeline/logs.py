@@ -1,7 +1,7 @@
 """The logs of a launch: files that grow in its work folder, kept in the run's folder in numbered pieces.
 
-    keeper = LogKeeper(store, folder, work)
-    keeper.keep()           # whatever has been written since; goes on where a keeper before it, even a dead one, was
+    sync = LogSync(store, folder, work)
+    sync.sync()           # whatever has been written since; goes on where a sync before it, even a dead one, was
 
 Pieces never change, so that a folder and S3 are used alike.
 """
@@ -27,14 +27,14 @@ class Kept:
     position: int
 
 
-class LogKeeper:
+class LogSync:
     """Copies the growing `*.log` files of one launch into storage."""
 
     def __init__(self, store: Store, folder: str, work: Path) -> None:
         self._store, self._folder, self._work = store, folder, work
         self._kept: dict[str, Kept] = {}
 
-    def keep(self) -> None:
+    def sync(self) -> None:
         """Store what is new; StorageError where that fails, and then the next call does it."""
         for path in sorted(self._work.glob("*.log")):
             name = path.stem
@@ -51,10 +51,10 @@ class LogKeeper:
 
 
 class LogUploader:
-    """A keeper in the background; `close` stores the last words."""
+    """A sync in the background; `close` stores the last words."""
 
     def __init__(self, store: Store, folder: str, work: Path) -> None:
-        self._keeper = LogKeeper(store, folder, work)
+        self._sync = LogSync(store, folder, work)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
         self._thread.start()
@@ -69,7 +69,7 @@ class LogUploader:
         while not last:
             last = self._done.wait(LOG_SECONDS)
             try:
-                self._keeper.keep()
+                self._sync.sync()
             except Exception as error:  # a log that cannot be stored must not stop the stage
                 if not warned:
                     print(f"logs cannot be stored now: {error}", file=sys.stderr)

@@ -75,7 +75,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class Start:
     """Start an attempt."""
 
     stage: str
@@ -117,7 +117,7 @@ class Status:
         return next(item for item in self.stages if item.stage == stage)
 
 
-Action = Launch | Stop
+Action = Start | Stop
 
 
 def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
@@ -132,7 +132,7 @@ def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tu
     # Training before evaluation: an evaluation runs beside the next stage, never before it.
     for node in sorted(graph.nodes, key=lambda n: _ORDER.get(n.stage.split("-")[0], 0)):
         status, action = _stage(graph, node, spec, observed, wanted.get(node.stage, ()), statuses, now)
-        if isinstance(action, Launch):
+        if isinstance(action, Start):
             if used.get(node.pool, 0) >= observed.slots.get(node.pool, 1):
                 status, action = StageStatus(node.stage, Phase.QUEUED, "waits for a free place", status.attempts), None
             else:
@@ -229,8 +229,8 @@ def _stage(
         return StageStatus(stage, Phase.RETRYING, decision.why, count, until=decision.not_before), None
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
-    launch = Launch(stage, number, outputs=missing, device_batch_size=size, memory=decision.memory)
-    return StageStatus(stage, Phase.RUNNING, decision.why, count + 1), launch
+    start = Start(stage, number, outputs=missing, device_batch_size=size, memory=decision.memory)
+    return StageStatus(stage, Phase.RUNNING, decision.why, count + 1), start
 
 
 def _watch(

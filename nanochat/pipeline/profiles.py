@@ -23,7 +23,7 @@ FIELDS = ("root", "endpoint", "region", "anonymous", "tracking")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ResolvedProfile:
     """A resolved profile: the store, MLflow's tracking URI, and the folders of this machine."""
 
     name: str
@@ -47,8 +47,8 @@ class Place:
         return asdict(self.profile)
 
 
-def resolve_profile(name: str = "default") -> Place:
-    """The place that a profile name means on this machine; UserError where it is not declared."""
+def resolve_profile(name: str = "default") -> ResolvedProfile:
+    """The resolved that a profile name means on this machine; UserError where it is not declared."""
     home = Path(os.environ.get("NANOCHAT_HOME") or Path.home() / ".cache" / "nanochat").absolute()
     declared = _declared()
     data = dict(declared.get(name) or {})
@@ -75,7 +75,7 @@ def resolve_profile(name: str = "default") -> Place:
         region=data.get("region"),
         anonymous=bool(data.get("anonymous", False)),
     )
-    return Place(name=name, profile=profile, tracking=tracking, home=home)
+    return ResolvedProfile(name=name, profile=profile, tracking=tracking, home=home)
 
 
 def _declared() -> dict[str, dict[str, Any]]:

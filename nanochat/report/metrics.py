@@ -66,7 +66,7 @@ def canonical(name: str) -> str:
     return plain if plain in _NAMES else plain.replace("_", "-") if plain.replace("_", "-") in _NAMES else plain
 
 
-def is_share(name: str, value: float) -> bool:
+def is_proportion(name: str, value: float) -> bool:
     """Whether the value is the share of problems that were solved."""
     other = canonical(name)
     if other in _SCORES or any(word in other for word in ("bpb", "bits", "loss", "reward", "nats", "length")):
@@ -76,7 +76,7 @@ def is_share(name: str, value: float) -> bool:
 
 def cell(name: str, result: Result) -> str:
     """A table cell: the value with its standard error, then (secondary) what it was measured on."""
-    if not is_share(name, result.value):
+    if not is_proportion(name, result.value):
         error = f" ± {_fixed(result.stderr)}" if result.stderr else ""
         what = f"\nn {count(result.n)}" if result.n else ""
         return f"{_fixed(result.value)}{error}{what}"
@@ -87,7 +87,7 @@ def cell(name: str, result: Result) -> str:
 
 def brief(name: str, result: Result) -> tuple[str, str]:
     """The value and, where it is a share, how many of how many, both as short as can be."""
-    if not is_share(name, result.value):
+    if not is_proportion(name, result.value):
         return _fixed(result.value), ""
     return (
         f"{100 * result.value:.1f} %",

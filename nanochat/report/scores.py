@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nanochat.report.document import Table
-from nanochat.report.metrics import CHATCORE, canonical, cell, is_share, label, ordered
+from nanochat.report.metrics import CHATCORE, canonical, cell, is_proportion, label, ordered
 from nanochat.report.record import TRAINING, Evaluation, Result, RunRecord
 
 
@@ -43,7 +43,7 @@ def total(evaluation: Evaluation) -> Result | None:
     parts = [
         (result.value, result.n, result.stderr or 0.0)
         for name, result in evaluation.metrics.items()
-        if name in evaluation.tasks and result.n and is_share(name, result.value)
+        if name in evaluation.tasks and result.n and is_proportion(name, result.value)
     ]
     if len(parts) < 2:
         return None

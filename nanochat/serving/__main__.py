@@ -12,7 +12,7 @@ import os
 import sys
 
 from nanochat.serving.app import ServerSettings, create_app
-from nanochat.serving.host import Host
+from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
 from nanochat.serving.server import bind, run
 from nanochat.spec.errors import UserError
@@ -30,7 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     wanted = Wanted.from_environment(os.environ)
-    host = Host(wanted.reason)
+    host = ModelHolder(wanted.reason)
     try:
         with bind(options.host, options.port) as socket:
             loader = Loader(host, wanted, slots=options.slots)

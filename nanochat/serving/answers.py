@@ -82,7 +82,7 @@ def _part(piece: Piece) -> dict[str, str]:
     return {"type": piece.kind, "text": piece.text}
 
 
-class Chunks:
+class StreamEncoder:
     """The chunks of one stream, event by event."""
 
     def __init__(self, head: Head, tokenizer: Tokenizer, *, choices: int, logprobs: bool) -> None:

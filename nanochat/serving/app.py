@@ -1,6 +1,6 @@
 """The HTTP application: chat completions, models, health and the page.
 
-    app = create_app(Host("loading version 3 of nanochat"), ServerSettings())
+    app = create_app(ModelHolder("loading version 3 of nanochat"), ServerSettings())
 
 Without a model the API answers 503, with the reason.
 """
@@ -23,11 +23,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.inference import Completion, ContextTooLong, Sampling
-from nanochat.serving.answers import Chunks, Head, answer, logprob, sse
+from nanochat.serving.answers import Head, StreamEncoder, answer, logprob, sse
 from nanochat.serving.errors import ApiError, api_error, http_error, invalid_request
 from nanochat.serving.exchange import Exchange
 from nanochat.serving.health import health_router
-from nanochat.serving.host import Host, Model
+from nanochat.serving.holder import Model, ModelHolder
 from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed, Overloaded
@@ -53,7 +53,7 @@ class ServerSettings:
         return cls(api_keys=frozenset(key.strip() for key in keys if key.strip()))
 
 
-def create_app(host: Host, settings: ServerSettings) -> FastAPI:
+def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     """The application. It closes the host when it ends."""
 
     @asynccontextmanager
@@ -68,7 +68,7 @@ def create_app(host: Host, settings: ServerSettings) -> FastAPI:
         return await api_error(request, error)
 
     app = FastAPI(title="nanochat", lifespan=lifespan, openapi_url=None)
-    app.add_middleware(_LetGo, host=host)
+    app.add_middleware(CloseConnectionsMiddleware, host=host)
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
@@ -78,10 +78,10 @@ def create_app(host: Host, settings: ServerSettings) -> FastAPI:
     return app
 
 
-class _LetGo:
+class CloseConnectionsMiddleware:
     """While the process is about to end, clients are to make their next request on a connection to another one."""
 
-    def __init__(self, app: ASGIApp, host: Host) -> None:
+    def __init__(self, app: ASGIApp, host: ModelHolder) -> None:
         self._app, self._host = app, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +112,7 @@ def _page_router() -> APIRouter:
 class _Api:
     """The routes under /v1."""
 
-    def __init__(self, host: Host, *, settings: ServerSettings) -> None:
+    def __init__(self, host: ModelHolder, *, settings: ServerSettings) -> None:
         self._host = host
         self._settings = settings
 
@@ -166,7 +166,7 @@ class _Api:
         model = self._loaded(body.model)
         prompt = await run_in_threadpool(self._render, model, body)
         exchange = self._submit(model, prompt, self._sampling(model, body, prompt).split(body.n))
-        talk = _Talk(model, exchange, body, prompt=len(prompt))
+        talk = ChatResponder(model, exchange, body, prompt=len(prompt))
         handed_on = False
         try:
             first = exchange.wait(seconds=self._settings.queue_seconds)
@@ -224,7 +224,7 @@ class _Api:
             raise ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after=2) from error
 
 
-class _Talk:
+class ChatResponder:
     """The answer to one request, whole or as a stream."""
 
     def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
@@ -246,7 +246,7 @@ class _Talk:
     async def chunks(self) -> AsyncIterator[str]:
         """The stream, chunk by chunk."""
         body = self._body
-        chunks = Chunks(self._head, self._tokenizer, choices=body.n, logprobs=body.logprobs)
+        chunks = StreamEncoder(self._head, self._tokenizer, choices=body.n, logprobs=body.logprobs)
         yield chunks.begin()
         try:
             async for index, event in self._exchange:

@@ -23,8 +23,8 @@ class Exchange:
                 loop.call_soon_threadsafe(self._events.put_nowait, (index, what))
 
         self._service = service
-        self._tickets = service.submit(prompt, samplings, deliver)
-        self._unfinished = len(self._tickets)
+        self._submissions = service.submit(prompt, samplings, deliver)
+        self._unfinished = len(self._submissions)
 
     def __aiter__(self) -> Exchange:
         return self
@@ -47,5 +47,5 @@ class Exchange:
             self._peeked = await anext(self)
 
     def close(self) -> None:
-        for ticket in self._tickets:
-            self._service.cancel(ticket)
+        for submission in self._submissions:
+            self._service.cancel(submission)

@@ -10,11 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from nanochat.serving.host import Host
+from nanochat.serving.holder import ModelHolder
 from nanochat.serving.metrics import CONTENT_TYPE
 
 
-def health_router(host: Host) -> APIRouter:
+def health_router(host: ModelHolder) -> APIRouter:
     """The routes."""
     router = APIRouter()
 

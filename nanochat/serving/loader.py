@@ -1,7 +1,7 @@
 """Brings the wanted model into a server that runs already: fetched, verified, loaded, and tried again until it is.
 
     wanted = Wanted.from_environment(os.environ)
-    host = Host(wanted.reason)
+    host = ModelHolder(wanted.reason)
     Loader(host, wanted, slots=8).start()
 
 The controller writes the variables into the pod's template; while nothing was released, NANOCHAT_MODEL_URI is missing.
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from nanochat.inference import Engine
 from nanochat.model.artifact import KIND, ModelAddress, fingerprint, read_manifest
-from nanochat.serving.host import Host, Model, Served
+from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.loading import load
 from nanochat.serving.service import EngineService
 from nanochat.spec.errors import NanochatError
@@ -78,7 +78,7 @@ class Wanted:
 class Loader:
     """A thread that ends when the model is served."""
 
-    def __init__(self, host: Host, wanted: Wanted, *, slots: int, delays: Sequence[float] = DELAYS) -> None:
+    def __init__(self, host: ModelHolder, wanted: Wanted, *, slots: int, delays: Sequence[float] = DELAYS) -> None:
         self._host, self._wanted, self._slots, self._delays = host, wanted, slots, delays
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._stopping = threading.Event()

@@ -18,7 +18,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from nanochat.serving.host import Host
+from nanochat.serving.holder import ModelHolder
 from nanochat.spec.errors import UserError
 
 # That a connection may be idle. Most load balancers keep theirs for 60 s: with a shorter time here they would send
@@ -51,7 +51,7 @@ def bind(host: str, port: int) -> sockets.socket:
     return socket
 
 
-def run(app: FastAPI, host: Host, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
+def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
     """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped."""
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=grace, timeout_keep_alive=KEEP_ALIVE_SECONDS
@@ -71,7 +71,7 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 class _DrainingServer(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, host: Host, linger: float) -> None:
+    def __init__(self, config: uvicorn.Config, host: ModelHolder, linger: float) -> None:
         super().__init__(config)
         self._host, self._linger = host, linger
 

@@ -2,8 +2,8 @@
 
     service = EngineService(engine, queue=64)
     service.start()
-    tickets = service.submit(prompt, samplings, deliver)     # from any thread; deliver runs in the engine's
-    service.cancel(ticket)
+    submissions = service.submit(prompt, samplings, deliver)     # from any thread; deliver runs in the engine's
+    service.cancel(submission)
     service.stop()
 
 Between two steps the thread takes what was submitted and cancelled: a cancellation costs at most one token.
@@ -33,7 +33,7 @@ class EngineFailed(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
+class Submission:
     """One submitted request. `deliver` gets its events, or the error that ended it, in that thread."""
 
     prompt: Sequence[int]
@@ -55,8 +55,8 @@ class EngineService:
         self._engine = engine
         self._metrics = metrics or Metrics()
         self._capacity = engine.slots + queue
-        self._inbox: deque[Ticket] = deque()
-        self._tickets: dict[Request, Ticket] = {}
+        self._inbox: deque[Submission] = deque()
+        self._submissions: dict[Request, Submission] = {}
         self._open = 0  # submitted and not finished
         self._changed = threading.Condition()
         self._stopping = False
@@ -98,32 +98,32 @@ class EngineService:
         prompt: Sequence[int],
         samplings: Sequence[Sampling],
         deliver: Callable[[int, Event | Exception], None],
-    ) -> list[Ticket]:
+    ) -> list[Submission]:
         """Submit samples of one prompt, all or none; `deliver(index, ...)` says which sample it is about.
 
         Raises ContextTooLong, Overloaded, EngineFailed.
         """
         if len(prompt) >= self.length:
             raise ContextTooLong(prompt=len(prompt), limit=self.length)
-        tickets = [
-            Ticket(prompt, sampling, lambda what, index=index: deliver(index, what))
+        submissions = [
+            Submission(prompt, sampling, lambda what, index=index: deliver(index, what))
             for index, sampling in enumerate(samplings)
         ]
         with self._changed:
             if not self._thread.is_alive() or self._stopping:
                 raise EngineFailed("The engine is not running.")
-            if self.draining or self._open + len(tickets) > self._capacity:
+            if self.draining or self._open + len(submissions) > self._capacity:
                 raise Overloaded
-            self._open += len(tickets)
-            self._inbox.extend(tickets)
+            self._open += len(submissions)
+            self._inbox.extend(submissions)
             self._changed.notify_all()
         self._metrics.prompt.inc(len(prompt))
-        return tickets
+        return submissions
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, submission: Submission) -> None:
         """Stop a request within one token; nothing more is delivered once the engine has seen it."""
         with self._changed:
-            ticket.cancelled = True
+            submission.cancelled = True
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -135,40 +135,40 @@ class EngineService:
             _log.exception("the engine failed")
             with self._changed:
                 self._stopping = True
-                lost = [*self._tickets.values(), *self._inbox]
-            for ticket in lost:
-                ticket.deliver(EngineFailed(f"The engine failed: {error}"))
+                lost = [*self._submissions.values(), *self._inbox]
+            for submission in lost:
+                submission.deliver(EngineFailed(f"The engine failed: {error}"))
 
     def _take(self) -> bool:
         """Wait for work and take it over; False when it is time to end."""
         with self._changed:
-            while not (self._inbox or self._tickets or self._stopping):
+            while not (self._inbox or self._submissions or self._stopping):
                 self._beat = time.monotonic()
                 self._changed.wait(timeout=10)
             self._beat = time.monotonic()
-            arrived = [ticket for ticket in self._inbox if not ticket.cancelled]
+            arrived = [submission for submission in self._inbox if not submission.cancelled]
             dropped = len(self._inbox) - len(arrived)
             self._open -= dropped
             self._inbox.clear()
-            gone = [ticket for ticket in self._tickets.values() if ticket.cancelled]
+            gone = [submission for submission in self._submissions.values() if submission.cancelled]
             self._open -= len(gone)
         self._metrics.cancelled.inc(dropped + len(gone))
-        for ticket in gone:
-            assert ticket.request is not None
-            self._engine.cancel(ticket.request)
-            del self._tickets[ticket.request]
-        for ticket in arrived:
-            ticket.request = self._engine.submit(ticket.prompt, ticket.sampling)
-            self._tickets[ticket.request] = ticket
+        for submission in gone:
+            assert submission.request is not None
+            self._engine.cancel(submission.request)
+            del self._submissions[submission.request]
+        for submission in arrived:
+            submission.request = self._engine.submit(submission.prompt, submission.sampling)
+            self._submissions[submission.request] = submission
         return not self._stopping
 
     def _deliver(self, event: Event) -> None:
-        ticket, now = self._tickets[event.request], time.monotonic()
-        (self._metrics.inter_token if ticket.tokens else self._metrics.first_token).observe(now - ticket.at)
-        ticket.tokens, ticket.at = ticket.tokens + 1, now
+        submission, now = self._submissions[event.request], time.monotonic()
+        (self._metrics.inter_token if submission.tokens else self._metrics.first_token).observe(now - submission.at)
+        submission.tokens, submission.at = submission.tokens + 1, now
         self._metrics.generated.inc()
         if event.finish_reason is not None:
-            del self._tickets[event.request]
+            del self._submissions[event.request]
             with self._changed:
                 self._open -= 1
-        ticket.deliver(event)
+        submission.deliver(event)

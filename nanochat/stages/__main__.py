@@ -22,7 +22,7 @@ from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Re
 from nanochat.pipeline.plan import StagePlan
 from nanochat.spec.errors import NanochatError
 from nanochat.stages.context import StageContext, StopFlag
-from nanochat.storage.failures import full
+from nanochat.storage.failures import is_disk_full
 from nanochat.tracking.environment import environment
 
 MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluate", "eval-rl": "evaluate"}
@@ -99,7 +99,7 @@ def classify(error: BaseException, *, rank: int) -> Outcome:
         reason = Reason.OUT_OF_MEMORY
     elif isinstance(error, (ConnectionError, TimeoutError)) or name == "DistBackendError" or "gloo" in text.lower():
         reason = Reason.INFRASTRUCTURE
-    elif full(error):
+    elif is_disk_full(error):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         reason, text = Reason.USER_ERROR, f"the disk is full{where}: free space, then run again"
     else:

@@ -12,9 +12,9 @@ from nanochat.optim.schedule import lr_scale, muon_momentum
 from nanochat.pipeline.resolve import shard_name
 from nanochat.spec.stages import BaseStage
 from nanochat.stages.context import StageContext
-from nanochat.stages.trainer import Trainer, open_trainer
-from nanochat.training.loop import Measurement, Rates
+from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised
+from nanochat.training.trainer import Measurement, Rates
 
 log = logging.getLogger(__name__)
 
@@ -34,25 +34,25 @@ def run(context: StageContext) -> None:
     """Train from fresh weights to the horizon that the planner computed."""
     settings: BaseStage = context.settings
     horizon, length = context.horizon, context.horizon.model.sequence_length
-    with open_trainer(context) as trainer:
+    with open_session(context) as session:
         loader = TextLoader(
             [shard(context, index) for index in horizon.shards],
             rows=settings.total_batch_tokens // length,
             length=length,
             seed=context.spec.seed,
         )
-        state = trainer.train(
-            Supervised(loader, trainer.world, settings.device_batch_size),
+        state = session.train(
+            Supervised(loader, session.world, settings.device_batch_size),
             steps=horizon.steps,
             schedule=lambda step: rates(settings, step, horizon.steps),
             step_tokens=settings.total_batch_tokens,
             measurements=(
-                Measurement(settings.eval_every, lambda step: validation(trainer, settings)),
-                Measurement(settings.sample_every, lambda step: samples(trainer, step)),
+                Measurement(settings.eval_every, lambda step: validation(session, settings)),
+                Measurement(settings.sample_every, lambda step: samples(session, step)),
             ),
         )
         loader.close()
-        trainer.commit(state, {"epochs": state.data_step(state.step) * loader.rows * length / loader.total})
+        session.commit(state, {"epochs": state.data_step(state.step) * loader.rows * length / loader.total})
 
 
 def rates(settings: BaseStage, step: int, steps: int) -> Rates:
@@ -77,35 +77,35 @@ def shard(context: StageContext, index: int) -> Shard:
     )
 
 
-def validation(trainer: Trainer, settings: BaseStage) -> dict[str, float]:
+def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float]:
     """Bits per byte of the beginning of the validation shard, always the same."""
-    ref = f"text-tokens/{shard_name(trainer.context.horizon.validation_shard)}"
+    ref = f"text-tokens/{shard_name(session.context.horizon.validation_shard)}"
     figure = bits_per_byte(
-        trainer.model,
+        session.model,
         text_batches(
-            TokenFile(trainer.context.fetch(ref)),
-            length=trainer.model.config.sequence_length,
+            TokenFile(session.context.fetch(ref)),
+            length=session.model.config.sequence_length,
             tokens=settings.eval_tokens,
             batch_size=settings.device_batch_size,
-            world=trainer.world,
+            world=session.world,
         ),
-        byte_lengths=trainer.tokenizer.byte_lengths(),
-        world=trainer.world,
-        tick=trainer.alive,
+        byte_lengths=session.tokenizer.byte_lengths(),
+        world=session.world,
+        tick=session.alive,
     )
     return {"val/bpb": figure.value}
 
 
-def samples(trainer: Trainer, step: int) -> dict[str, float]:
+def samples(session: TrainingSession, step: int) -> dict[str, float]:
     """What the model makes of a few beginnings; rank 0's work."""
-    if not trainer.world.first:
+    if not session.world.first:
         return {}
-    tokenizer = trainer.tokenizer
+    tokenizer = session.tokenizer
     prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
-    engine = Engine(trainer.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + SAMPLE_TOKENS)
+    engine = Engine(session.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + SAMPLE_TOKENS)
     completions = engine.generate(prompts, Sampling(max_tokens=SAMPLE_TOKENS))
     for text, completion in zip(SAMPLE_PROMPTS, completions, strict=True):
         sample = text + tokenizer.decode(completion.ids)
         log.info("step %s: %s", f"{step:,}", sample)
-        trainer.context.journal.event("sample", step=step, message=sample)
+        session.context.journal.event("sample", step=step, message=sample)
     return {}

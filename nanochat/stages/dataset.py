@@ -26,7 +26,7 @@ from nanochat.tokenizer.chat import check_messages
 from nanochat.tokenizer.compression import read_ranks
 from tasks.identity import read_conversations
 from tasks.task import DataError, SourceFile
-from tasks.world_text import documents
+from tasks.world.text import documents
 
 log = logging.getLogger(__name__)
 

@@ -77,7 +77,7 @@ class Subject:
 
         return tick
 
-    def share(self, count: int) -> int:
+    def local_count(self, count: int) -> int:
         """How many of `count` things this rank does."""
         return len(range(self.world.rank, count, self.world.size))
 
@@ -146,7 +146,7 @@ def _bits_per_byte(subject: Subject, settings: BaseEvaluation, name: str, shard:
 
 def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
     declared = load_tasks(subject.context.fetch("eval-bundle/core"))
-    total = sum(subject.share(task.size(settings.core_max_per_task)) for task in declared)
+    total = sum(subject.local_count(task.size(settings.core_max_per_task)) for task in declared)
     tick = subject.counter("core", total)
     found = measure_core(
         subject.model,
@@ -198,7 +198,7 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
                 continue
             task = open_task(subject.context, name)
             rows = min(n for n in (len(task), selection.rows, settings.max_per_task) if n is not None)
-            result = chat.measure(task, rows, tick=subject.counter(name, subject.share(rows)))
+            result = chat.measure(task, rows, tick=subject.counter(name, subject.local_count(rows)))
         measured[name] = result
         results.metrics[name] = result.accuracy
         results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
@@ -233,7 +233,7 @@ def why_not(subject: Subject, name: str) -> str | None:
     if cls.kind == "chat":
         return "its answers cannot be graded"
     if cls.kind == "program":
-        return subject.world.share(Sandbox().unavailable() if subject.world.first else None)
+        return subject.world.broadcast(Sandbox().unavailable() if subject.world.first else None)
     return None
 
 

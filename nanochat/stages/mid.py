@@ -7,29 +7,29 @@ from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.optim.schedule import lr_scale, muon_momentum
 from nanochat.spec.stages import MidStage
 from nanochat.stages.context import StageContext
-from nanochat.stages.trainer import Trainer, open_trainer
-from nanochat.training.loop import Measurement, Rates
+from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised
+from nanochat.training.trainer import Measurement, Rates
 from nanochat.training.validation import packed_batches
 
 
 def run(context: StageContext) -> None:
     """Train for one epoch of the mixture, unless `steps` says otherwise."""
     settings: MidStage = context.settings
-    with open_trainer(context) as trainer:
-        length = trainer.model.config.sequence_length
+    with open_session(context) as session:
+        length = session.model.config.sequence_length
         loader = PackedLoader(
-            trainer.mixture(settings.mixture), rows=settings.total_batch_tokens // length, length=length
+            session.mixture(settings.mixture), rows=settings.total_batch_tokens // length, length=length
         )
         steps = settings.steps or loader.steps_per_epoch
-        state = trainer.train(
-            Supervised(loader, trainer.world, settings.device_batch_size),
+        state = session.train(
+            Supervised(loader, session.world, settings.device_batch_size),
             steps=steps,
             schedule=lambda step: rates(settings, step, steps),
             step_tokens=settings.total_batch_tokens,
-            measurements=(Measurement(settings.eval_every, lambda step: validation(trainer, settings)),),
+            measurements=(Measurement(settings.eval_every, lambda step: validation(session, settings)),),
         )
-        trainer.commit(
+        session.commit(
             state,
             {
                 "conversations": len(loader.mixture),
@@ -50,19 +50,19 @@ def rates(settings: MidStage, step: int, steps: int) -> Rates:
     return Rates(settings.init_lr_fraction * scale, muon_momentum(step, ramp=settings.momentum_warmup_steps))
 
 
-def validation(trainer: Trainer, settings: MidStage) -> dict[str, float]:
+def validation(session: TrainingSession, settings: MidStage) -> dict[str, float]:
     """Bits per byte of the beginning of the validation mixture, always the same."""
     figure = bits_per_byte(
-        trainer.model,
+        session.model,
         packed_batches(
-            trainer.mixture(settings.validation),
+            session.mixture(settings.validation),
             tokens=settings.eval_tokens,
-            length=trainer.model.config.sequence_length,
-            world=trainer.world,
+            length=session.model.config.sequence_length,
+            world=session.world,
             device_rows=settings.device_batch_size,
         ),
-        byte_lengths=trainer.tokenizer.byte_lengths(),
-        world=trainer.world,
-        tick=trainer.alive,
+        byte_lengths=session.tokenizer.byte_lengths(),
+        world=session.world,
+        tick=session.alive,
     )
     return {"val/bpb": figure.value}

@@ -15,11 +15,11 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.stages import MixturePart, RlStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.evaluate import task_errors
-from nanochat.stages.trainer import Trainer, falling, open_trainer, steps_for
+from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.loop import Measurement
 from nanochat.training.reinforce import Prompt, Reinforce, RolloutSettings
+from nanochat.training.trainer import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +29,19 @@ EVALUATION_SPLIT = "test"
 def run(context: StageContext) -> None:
     """Train for `epochs` passes over the prompts, unless `steps` says otherwise."""
     settings: RlStage = context.settings
-    with open_trainer(context) as trainer:
-        prompts, too_long = load_prompts(trainer, settings.tasks)
+    with open_session(context) as session:
+        prompts, too_long = load_prompts(session, settings.tasks)
         if not prompts:
             raise UserError(
                 "stages.rl.tasks gives no prompt that fits into the context: raise model.sequenceLength or choose "
                 "another task"
             )
-        if too_long and trainer.world.first:
+        if too_long and session.world.first:
             log.info("%s prompts are longer than the context and are left out", f"{too_long:,}")
         objective = Reinforce(
             prompts,
-            engine=Engine(trainer.model, trainer.tokenizer, slots=settings.device_batch_size),
-            world=trainer.world,
+            engine=Engine(session.model, session.tokenizer, slots=settings.device_batch_size),
+            world=session.world,
             settings=RolloutSettings(
                 prompts_per_step=settings.prompts_per_step,
                 samples=settings.samples_per_prompt,
@@ -52,22 +52,22 @@ def run(context: StageContext) -> None:
                 device_rows=settings.device_batch_size,
             ),
             stop=lambda: bool(context.stop),
-            alive=trainer.alive,
+            alive=session.alive,
         )
-        problems = load_prompts(trainer, settings.tasks, split=EVALUATION_SPLIT)[0] if settings.eval_every else []
+        problems = load_prompts(session, settings.tasks, split=EVALUATION_SPLIT)[0] if settings.eval_every else []
         problems = problems[: settings.eval_rows]
         steps = settings.steps or steps_for(len(prompts), each=settings.prompts_per_step, epochs=settings.epochs)
-        state = trainer.train(
+        state = session.train(
             objective,
             steps=steps,
             schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
             step_tokens=settings.prompts_per_step * settings.samples_per_prompt * settings.max_new_tokens,
             fixed_shapes=False,
-            measurements=(Measurement(settings.eval_every, lambda step: pass_at_1(trainer, objective, problems)),),
+            measurements=(Measurement(settings.eval_every, lambda step: pass_at_1(session, objective, problems)),),
             # What is minimised is no likelihood: it rises and falls with the rewards, so only NaN is a sign.
             guard=SpikeGuard(margin=float("inf")),
         )
-        trainer.commit(
+        session.commit(
             state,
             {
                 "prompts": len(prompts),
@@ -78,7 +78,7 @@ def run(context: StageContext) -> None:
 
 
 def load_prompts(
-    trainer: Trainer, parts: tuple[MixturePart, ...], *, split: str | None = None
+    session: TrainingSession, parts: tuple[MixturePart, ...], *, split: str | None = None
 ) -> tuple[list[Prompt], int]:
     """The parts' prompts, each part's `epochs` times, and how many were left out as too long for any reply.
 
@@ -93,14 +93,14 @@ def load_prompts(
         if split is not None and split not in kind.splits:
             continue
         ref = f"task-data/{part.task}"
-        folder = trainer.context.fetch(ref) if trainer.context.has(ref) else Path()
+        folder = session.context.fetch(ref) if session.context.has(ref) else Path()
         found: list[Prompt] = []
         with task_errors(part.task):
-            task = kind(folder, split or part.split, seed=trainer.context.spec.seed)
+            task = kind(folder, split or part.split, seed=session.context.spec.seed)
             for index in range(min(part.rows or len(task), len(task))):
                 example = task[index]
-                ids = render_prompt(trainer.tokenizer, example.prompt, where=f"task {part.task}, row {index}")
-                if len(ids) < trainer.model.config.sequence_length:
+                ids = render_prompt(session.tokenizer, example.prompt, where=f"task {part.task}, row {index}")
+                if len(ids) < session.model.config.sequence_length:
                     found.append(Prompt(tuple(ids), partial(task.reward, example)))
                 else:
                     too_long += 1
@@ -108,13 +108,13 @@ def load_prompts(
     return prompts, too_long
 
 
-def pass_at_1(trainer: Trainer, objective: Reinforce, problems: Sequence[Prompt]) -> dict[str, float]:
+def pass_at_1(session: TrainingSession, objective: Reinforce, problems: Sequence[Prompt]) -> dict[str, float]:
     """Mean reward of one sample of each problem, drawn as in training and always with the same seeds."""
     if not problems:
         return {}
-    numbers = range(len(problems))[trainer.world.part(len(problems))]
+    numbers = range(len(problems))[session.world.part(len(problems))]
     mine = [problems[number] for number in numbers]
     completions = objective.sample(mine, [f"pass@1/{number}" for number in numbers])
     rewards = [prompt.reward(completion.text) for prompt, completion in zip(mine, completions, strict=True)]
-    (total,) = trainer.world.sum(sum(rewards))
+    (total,) = session.world.sum(sum(rewards))
     return {"val/pass_at_1": total / len(problems)}

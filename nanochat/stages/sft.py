@@ -7,9 +7,9 @@ import logging
 from nanochat.data.mixture import RowLoader
 from nanochat.spec.stages import SftStage
 from nanochat.stages.context import StageContext
-from nanochat.stages.trainer import Trainer, falling, open_trainer, steps_for
-from nanochat.training.loop import Measurement
+from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
 from nanochat.training.objective import Supervised
+from nanochat.training.trainer import Measurement
 from nanochat.training.validation import mean_loss, row_batches
 
 log = logging.getLogger(__name__)
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 def run(context: StageContext) -> None:
     """Train for `epochs` passes over the mixture, unless `steps` says otherwise."""
     settings: SftStage = context.settings
-    with open_trainer(context) as trainer:
-        length = trainer.model.config.sequence_length
-        loader = RowLoader(trainer.mixture(settings.mixture), rows=settings.rows_per_step, length=length)
+    with open_session(context) as session:
+        length = session.model.config.sequence_length
+        loader = RowLoader(session.mixture(settings.mixture), rows=settings.rows_per_step, length=length)
         rows = len(loader.mixture)
         cut = loader.cut()
-        if cut.rows and trainer.world.first:
+        if cut.rows and session.world.first:
             log.info(
                 "%s of %s conversations are longer than the context of %s tokens and are cut after an answer",
                 f"{cut.rows:,}",
@@ -31,15 +31,15 @@ def run(context: StageContext) -> None:
                 f"{length:,}",
             )
         steps = settings.steps or steps_for(rows, each=settings.rows_per_step, epochs=settings.epochs)
-        state = trainer.train(
-            Supervised(loader, trainer.world, settings.device_batch_size),
+        state = session.train(
+            Supervised(loader, session.world, settings.device_batch_size),
             steps=steps,
             schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
             step_tokens=settings.rows_per_step * length,
             fixed_shapes=False,
-            measurements=(Measurement(settings.eval_every, lambda step: validation(trainer, settings)),),
+            measurements=(Measurement(settings.eval_every, lambda step: validation(session, settings)),),
         )
-        trainer.commit(
+        session.commit(
             state,
             {
                 "conversations": rows,
@@ -51,15 +51,15 @@ def run(context: StageContext) -> None:
         )
 
 
-def validation(trainer: Trainer, settings: SftStage) -> dict[str, float]:
+def validation(session: TrainingSession, settings: SftStage) -> dict[str, float]:
     """Mean over the assistant's tokens of the first conversations of the validation mixture, always the same."""
     loader = RowLoader(
-        trainer.mixture(settings.validation),
+        session.mixture(settings.validation),
         rows=settings.device_batch_size,
-        length=trainer.model.config.sequence_length,
+        length=session.model.config.sequence_length,
     )
     rows = min(settings.eval_rows, len(loader.mixture))
     value = mean_loss(
-        trainer.model, row_batches(loader, rows=rows, world=trainer.world), world=trainer.world, alive=trainer.alive
+        session.model, row_batches(loader, rows=rows, world=session.world), world=session.world, alive=session.alive
     )
     return {"val/loss": value}

@@ -56,7 +56,7 @@ def run(context: StageContext) -> None:
 
 
 def _texts(context: StageContext, shards: list[str], max_chars: int, document_chars: int) -> Iterator[str]:
-    """The documents of the shards, with progress in characters; the trainer takes what it needs."""
+    """The documents of the shards, with progress in characters; the session takes what it needs."""
     read = 0
     context.progress.update(phase="reading", step=0, total=max_chars)
     for ref in shards:

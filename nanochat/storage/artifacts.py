@@ -31,7 +31,7 @@ from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.storage import files
 from nanochat.storage.cache import Cache
 from nanochat.storage.explain import Near, nearest
-from nanochat.storage.failures import Damaged, explained, explaining, full
+from nanochat.storage.failures import Damaged, is_disk_full, to_user_error, translate_errors
 from nanochat.storage.manifest import Manifest, check_name
 from nanochat.storage.store import FileRecord, Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
@@ -216,7 +216,7 @@ class Writer:
             # This launch has won before: what it writes now goes elsewhere, and is dropped at commit.
             self.launch = f"{self.launch}-{uuid.uuid4().hex[:8]}"
         self._remove()  # what an earlier process of this launch left half-written
-        with explaining(doing="writing", where=str(self.folder)):
+        with translate_errors(doing="writing", where=str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -232,8 +232,8 @@ class Writer:
             except NanochatError as failure:
                 # Garbage collection gets it later; the error that ends the stage must not be hidden.
                 log.warning("%s was left behind: %s", folder, failure)
-        if error is not None and full(error):
-            raise explained(error, doing="writing", where=str(folder)) from error
+        if error is not None and is_disk_full(error):
+            raise to_user_error(error, doing="writing", where=str(folder)) from error
 
     def _remove(self) -> None:
         self._store.delete(f"{self._base}/{self.launch}")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from nanochat.spec.errors import UserError
 from nanochat.storage import files
-from nanochat.storage.failures import Damaged, explained
+from nanochat.storage.failures import Damaged, to_user_error
 from nanochat.storage.store import FileRecord
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Cache:
                     self.remember(target, record.sha256)
                 os.utime(lock)
         except OSError as error:
-            raise explained(error, doing="writing", where=f"the cache {self.folder}") from error
+            raise to_user_error(error, doing="writing", where=f"the cache {self.folder}") from error
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

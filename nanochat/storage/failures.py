@@ -1,6 +1,6 @@
 """What went wrong in storage, in one sentence that says what to change, and what is worth trying again.
 
-`tried(operation, ...)` runs an operation, tries again with growing delay after transient errors, and raises
+`with_retries(operation, ...)` runs an operation, tries again with growing delay after transient errors, and raises
 `UserError` (credentials, missing bucket, full disk: trying again is no use) or `StorageError` (unreachable).
 A missing file stays `FileNotFoundError`. Messages carry error codes, never what a server or a library says,
 for that can hold parts of a request.
@@ -80,7 +80,7 @@ def _errnos(error: BaseException) -> set[int]:
     return {item.errno for item in _chain(error) if isinstance(item, OSError) and item.errno is not None}
 
 
-def full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a local disk or quota is full."""
     # Libraries in Rust and C++ have errors of their own with the system's words in them.
     return not code(error) and (bool(_errnos(error) & _FULL) or "No space left on device" in str(error))
@@ -91,20 +91,20 @@ def transient(error: BaseException) -> bool:
     answer = code(error)
     if answer:
         return answer in _TRANSIENT_CODES
-    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError) or full(error):
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError) or is_disk_full(error):
         return False
     return bool(_names(error) & _NETWORK_ERRORS or _errnos(error) & _TRANSIENT_ERRNO) or isinstance(
         error, TimeoutError | ConnectionError
     )
 
 
-def explained(error: BaseException, *, doing: str, where: str, endpoint: str = "") -> NanochatError:
+def to_user_error(error: BaseException, *, doing: str, where: str, endpoint: str = "") -> NanochatError:
     """The error as one of ours, with what to change."""
     answer, names = code(error), _names(error)
     detail = f"{type(error).__name__} {answer}".strip()
     place = f"{where} at {endpoint}" if endpoint else where
     fault = ""
-    if full(error):
+    if is_disk_full(error):
         fault = f"the disk or quota that holds {where} is full: free space there, then run again"
     elif answer in ("NoSuchBucket", "InvalidBucketName"):
         fault = f"there is no bucket for {place}: create it, or correct the profile's root"
@@ -141,19 +141,19 @@ def explained(error: BaseException, *, doing: str, where: str, endpoint: str = "
 
 
 @contextmanager
-def explaining(*, doing: str, where: str) -> Iterator[None]:
+def translate_errors(*, doing: str, where: str) -> Iterator[None]:
     """Errors of local files inside become ours; a missing file and what is not storage stay as they are."""
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) or full(error):
-            raise explained(error, doing=doing, where=where) from error
+        if isinstance(error, OSError) or is_disk_full(error):
+            raise to_user_error(error, doing=doing, where=where) from error
         raise
 
 
-def tried(
+def with_retries(
     operation: Callable[[], T],
     *,
     doing: str,
@@ -167,7 +167,7 @@ def tried(
             return operation()
         except (FileNotFoundError, NanochatError) as error:
             if code(error) == "NoSuchBucket":
-                raise explained(error, doing=doing, where=where, endpoint=endpoint) from error
+                raise to_user_error(error, doing=doing, where=where, endpoint=endpoint) from error
             raise
         except Exception as error:
             # botocore and aiohttp have no common base of errors, so all are looked at.
@@ -175,6 +175,6 @@ def tried(
             if not storage:
                 raise
             if attempt == len(delays) or not transient(error):
-                raise explained(error, doing=doing, where=where, endpoint=endpoint) from error
+                raise to_user_error(error, doing=doing, where=where, endpoint=endpoint) from error
         sleep(delays[attempt])
     raise AssertionError("the loop returns or raises")

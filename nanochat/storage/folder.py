@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from nanochat.spec.errors import StorageError
 from nanochat.storage import files
-from nanochat.storage.failures import Damaged, tried
+from nanochat.storage.failures import Damaged, with_retries
 from nanochat.storage.store import Entry, FileRecord, Store, check_path
 
 T = TypeVar("T")
@@ -27,21 +27,21 @@ class FolderStore(Store):
     def _path(self, path: str, *, empty: bool = False) -> Path:
         return self.folder / check_path(path, empty=empty)
 
-    def _tried(self, operation: Callable[[], T], *, doing: str, path: str) -> T:
-        return tried(operation, doing=doing, where=str(self.folder / path))
+    def _with_retries(self, operation: Callable[[], T], *, doing: str, path: str) -> T:
+        return with_retries(operation, doing=doing, where=str(self.folder / path))
 
     def _written(self, operation: Callable[[], T], *, path: str) -> T:
         """Again where another process removed the folder meanwhile; in S3 folders are only names, too."""
         for _ in range(FOLDER_TRIES):
             try:
-                return self._tried(operation, doing="writing", path=path)
+                return self._with_retries(operation, doing="writing", path=path)
             except FileNotFoundError:
                 continue
         raise StorageError(f"the folder of {self.folder / path} cannot be made: correct the profile's root")
 
     def read(self, path: str) -> bytes:
         target = self._path(path)
-        return self._tried(target.read_bytes, doing="reading", path=path)
+        return self._with_retries(target.read_bytes, doing="reading", path=path)
 
     def write(self, path: str, data: bytes) -> None:
         target = self._path(path)
@@ -54,7 +54,7 @@ class FolderStore(Store):
     def size(self, path: str) -> int | None:
         target = self._path(path)
         try:
-            info = self._tried(target.stat, doing="reading", path=path)
+            info = self._with_retries(target.stat, doing="reading", path=path)
         except FileNotFoundError:
             return None
         return info.st_size if target.is_file() else None
@@ -70,7 +70,7 @@ class FolderStore(Store):
 
     def _entries(self, prefix: str) -> list[Entry]:
         top = self._path(prefix, empty=True)
-        found = self._tried(lambda: list(_scan(str(top))), doing="listing", path=prefix)
+        found = self._with_retries(lambda: list(_scan(str(top))), doing="listing", path=prefix)
         entries = [
             Entry(path=path[len(self.root) + 1 :], size=info.st_size, modified=info.st_mtime) for path, info in found
         ]
@@ -79,14 +79,14 @@ class FolderStore(Store):
     def children(self, prefix: str = "") -> Sequence[str]:
         top = self._path(prefix, empty=True)
         try:
-            names = self._tried(lambda: os.listdir(top), doing="listing", path=prefix)
+            names = self._with_retries(lambda: os.listdir(top), doing="listing", path=prefix)
         except FileNotFoundError:
             return []
         return sorted(name for name in names if not files.is_temporary(name))
 
     def delete(self, prefix: str) -> None:
         target = self._path(prefix)
-        self._tried(lambda: files.remove(target), doing="deleting", path=prefix)
+        self._with_retries(lambda: files.remove(target), doing="deleting", path=prefix)
 
     def upload(self, local: Path, path: str) -> FileRecord:
         target = self._path(path)
@@ -96,7 +96,7 @@ class FolderStore(Store):
 
     def download(self, record: FileRecord, local: Path) -> None:
         source = self._path(record.path)
-        digest = self._tried(lambda: files.copy(source, local), doing="copying", path=record.path)
+        digest = self._with_retries(lambda: files.copy(source, local), doing="copying", path=record.path)
         if digest != record.sha256 or local.stat().st_size != record.size:
             local.unlink()
             raise Damaged(f"{self.uri(record.path)} is not what was written")

@@ -13,7 +13,7 @@ import s3fs
 
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import files
-from nanochat.storage.failures import DELAYS, Damaged, code, explained, full, tried
+from nanochat.storage.failures import DELAYS, Damaged, code, is_disk_full, to_user_error, with_retries
 from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class S3Store(Store):
             **_credentials(credentials),
             endpoint_url=profile.endpoint,
             client_kwargs={"region_name": profile.region} if profile.region else {},
-            # `tried` does the retrying: it knows what is worth it. One quick retry stays with s3fs.
+            # `with_retries` does the retrying: it knows what is worth it. One quick retry stays with s3fs.
             config_kwargs={"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
             use_listings_cache=False,
             skip_instance_cache=True,
@@ -64,17 +64,17 @@ class S3Store(Store):
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}".strip("/")
 
-    def _tried(self, operation: Callable[[], T], *, doing: str, path: str) -> T:
+    def _with_retries(self, operation: Callable[[], T], *, doing: str, path: str) -> T:
         where = self.uri(path)
-        return tried(operation, doing=doing, where=where, endpoint=self._endpoint, delays=self._delays)
+        return with_retries(operation, doing=doing, where=where, endpoint=self._endpoint, delays=self._delays)
 
     def read(self, path: str) -> bytes:
         address = f"{self._bucket}/{self._key(check_path(path))}"
-        return self._tried(lambda: self._fs.cat_file(address), doing="reading", path=path)
+        return self._with_retries(lambda: self._fs.cat_file(address), doing="reading", path=path)
 
     def write(self, path: str, data: bytes) -> None:
         key = self._key(check_path(path))
-        self._tried(lambda: self._put(key, data), doing="writing", path=path)
+        self._with_retries(lambda: self._put(key, data), doing="writing", path=path)
 
     def create(self, path: str, data: bytes) -> bool:
         key, writer = self._key(check_path(path)), uuid.uuid4().hex
@@ -90,7 +90,7 @@ class S3Store(Store):
                 return head is not None and head.get("Metadata", {}).get("writer") == writer
             return True
 
-        return self._tried(attempt, doing="writing", path=path)
+        return self._with_retries(attempt, doing="writing", path=path)
 
     def _put(self, key: str, data: bytes, **options: Any) -> None:
         self._fs.call_s3("put_object", Bucket=self._bucket, Key=key, Body=data, **options)
@@ -103,14 +103,14 @@ class S3Store(Store):
 
     def size(self, path: str) -> int | None:
         key = self._key(check_path(path))
-        head = self._tried(lambda: self._head(key), doing="reading", path=path)
+        head = self._with_retries(lambda: self._head(key), doing="reading", path=path)
         return None if head is None else int(head["ContentLength"])
 
     def _pages(self, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
         start = self._key(check_path(prefix, empty=True))
         request = {"Bucket": self._bucket, "Prefix": f"{start}/" if start else "", **options}
         while True:
-            page = self._tried(
+            page = self._with_retries(
                 lambda: self._fs.call_s3("list_objects_v2", **request),
                 doing="listing",
                 path=prefix,
@@ -141,7 +141,7 @@ class S3Store(Store):
         keys.append(self._key(prefix))
         for start in range(0, len(keys), 1000):  # the most that one request takes
             batch = {"Objects": [{"Key": key} for key in keys[start : start + 1000]], "Quiet": True}
-            answer = self._tried(
+            answer = self._with_retries(
                 lambda: self._fs.call_s3("delete_objects", Bucket=self._bucket, Delete=batch),  # noqa: B023
                 doing="deleting",
                 path=prefix,
@@ -165,7 +165,7 @@ class S3Store(Store):
             if head is None or int(head["ContentLength"]) != record.size:
                 raise TimeoutError("the upload did not arrive whole")
 
-        self._tried(attempt, doing="writing", path=path)
+        self._with_retries(attempt, doing="writing", path=path)
         after = local.stat()
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise StorageError(f"{local} changed while it was uploaded: let only one process write it")
@@ -180,14 +180,14 @@ class S3Store(Store):
             try:
                 self._fs.get_file(address, str(scratch), chunksize=PART, max_concurrency=PARTS_AT_ONCE)
             except OSError as error:
-                if full(error):
-                    raise explained(error, doing="writing", where=str(local)) from error
+                if is_disk_full(error):
+                    raise to_user_error(error, doing="writing", where=str(local)) from error
                 raise
             return scratch.stat().st_size == record.size and files.sha256(scratch) == record.sha256
 
         try:
             # A second try tells damage on the way from damage in storage.
-            if not any(self._tried(attempt, doing="reading", path=record.path) for _ in range(2)):
+            if not any(self._with_retries(attempt, doing="reading", path=record.path) for _ in range(2)):
                 raise Damaged(f"{self.uri(record.path)} is not what was written")
             files.sync(scratch)
             os.replace(scratch, local)
@@ -200,7 +200,7 @@ class S3Store(Store):
     def leftovers(self, prefix: str = "") -> Sequence[Entry]:
         """Uploads in parts that were never completed; what they hold cannot be listed, so their size is 0."""
         start = self._key(check_path(prefix, empty=True))
-        answer = self._tried(
+        answer = self._with_retries(
             lambda: self._fs.call_s3(
                 "list_multipart_uploads", Bucket=self._bucket, Prefix=f"{start}/" if start else ""
             ),
@@ -219,7 +219,7 @@ class S3Store(Store):
     def delete_leftover(self, entry: Entry) -> None:
         path, upload = entry.path.rsplit("?", 1)
         try:
-            self._tried(
+            self._with_retries(
                 lambda: self._fs.call_s3(
                     "abort_multipart_upload", Bucket=self._bucket, Key=self._key(path), UploadId=upload
                 ),

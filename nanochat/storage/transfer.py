@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanochat.storage import files
 from nanochat.storage.cache import Cache
-from nanochat.storage.failures import Damaged, explaining
+from nanochat.storage.failures import Damaged, translate_errors
 from nanochat.storage.store import FileRecord, Store
 
 UPLOADS_AT_ONCE = 4  # each in parts of its own, see s3.py
@@ -47,7 +47,7 @@ def store_folder(store: Store, cache: Cache, folder: Path, base: str) -> tuple[F
         cache.remember(target, digest, info)
         return FileRecord(path=name, size=info.st_size, sha256=digest)
 
-    with explaining(doing="writing", where=store.uri(base)):
+    with translate_errors(doing="writing", where=store.uri(base)):
         with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
             records = tuple(pool.map(bring, found))
         if local is not None:
@@ -62,7 +62,7 @@ def fetch_files(store: Store, cache: Cache, base: str, records: Sequence[FileRec
     local = store.local_path(base)
     address = store.uri(base)
     if local is not None:
-        with explaining(doing="reading", where=str(local)), cache.once(address):
+        with translate_errors(doing="reading", where=str(local)), cache.once(address):
             for record in records:
                 cache.verify(local / record.path, record)
         return local

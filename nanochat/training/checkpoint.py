@@ -1,8 +1,8 @@
 """Checkpoints: model, optimizer, random state and loop state, as safetensors and JSON, for any number of processes.
 
-    vault = Vault(context.checkpoints(), launch=launch, world=world, keep=2)
-    vault.save(1200, model=model, optimizer=optimizer, loop={...})
-    loop = vault.restore(model=model, optimizer=optimizer)     # None where there is no checkpoint
+    checkpointer = Checkpointer(context.checkpoints(), launch=launch, world=world, keep=2)
+    checkpointer.save(1200, model=model, optimizer=optimizer, loop={...})
+    loop = checkpointer.restore(model=model, optimizer=optimizer)     # None where there is no checkpoint
 
 Rank 0 writes; it also chooses the checkpoint that all ranks restore, so that no two go on from different steps.
 """
@@ -23,7 +23,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Checkpoints
-from nanochat.storage.failures import explaining
+from nanochat.storage.failures import translate_errors
 from nanochat.training.distributed import World
 
 MODEL = "model.safetensors"
@@ -33,7 +33,7 @@ LOOP = "loop.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Vault:
+class Checkpointer:
     """Saves and restores what training is made of; collective, like all that it calls."""
 
     checkpoints: Checkpoints
@@ -47,7 +47,7 @@ class Vault:
         if not self.world.first:
             return
         folder = self.checkpoints.folder(step, self.launch)
-        with explaining(doing="writing", where=str(folder)):
+        with translate_errors(doing="writing", where=str(folder)):
             save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
             save_file(moments, folder / OPTIMIZER)
             save_file(random_state(model.device), folder / RANDOM)
@@ -63,7 +63,7 @@ class Vault:
     def restore(self, *, model: Transformer, optimizer: ShardedOptimizer) -> dict[str, Any] | None:
         """Load the newest good checkpoint and return its loop state; None where there is none."""
         newest = self.checkpoints.newest() if self.world.first else None
-        step = self.world.share(None if newest is None else newest.step)
+        step = self.world.broadcast(None if newest is None else newest.step)
         if step is None:
             return None
         folder = self._fetch(step)

@@ -49,7 +49,7 @@ class World:
         dist.all_reduce(numbers, group=self.group)
         return numbers.tolist()
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
         if self.group is None:
             return value

@@ -1,6 +1,6 @@
 """What a stage gives the loop for a step: this rank's share of the global batch, as summed and weighted tokens.
 
-An objective is a pure function of the data step: `objective.share(17)` is the same whenever, and on however many
+An objective is a pure function of the data step: `objective.local_batch(17)` is the same whenever, and on however many
 processes, it is asked for, so that a resumed run needs nothing but the number. The loss of a step is
 
     sum over all ranks and tokens of factor * cross-entropy  /  sum over all ranks of weight
@@ -37,7 +37,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class LocalBatch:
     """One rank's part of a step. `counts` are summed over ranks and steps, in the order of `Objective.counts`."""
 
     batches: Sequence[MicroBatch] = ()
@@ -54,7 +54,7 @@ class Objective(Protocol):
         """Names of what is counted."""
         ...
 
-    def share(self, step: int) -> Share:
+    def local_batch(self, step: int) -> LocalBatch:
         """This rank's share of a data step."""
         ...
 
@@ -94,10 +94,10 @@ class Supervised:
         """Nothing is counted."""
         return {}
 
-    def share(self, step: int) -> Share:
+    def local_batch(self, step: int) -> LocalBatch:
         """This rank's rows of the step, in micro-batches."""
         inputs, targets = self.loader.batch(step, rows=self.world.part(self.loader.rows))
-        return Share(
+        return LocalBatch(
             batches=tuple(
                 MicroBatch(
                     torch.from_numpy(inputs[i : i + self.device_rows]),

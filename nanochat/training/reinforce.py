@@ -1,7 +1,7 @@
 """REINFORCE with the group's mean as baseline: several samples of each prompt, each rewarded, compared with each other.
 
     objective = Reinforce(prompts, engine=engine, world=world, settings=RolloutSettings(...), stop=stop)
-    objective.share(step)       # samples, rewards, advantages, micro-batches
+    objective.local_batch(step)       # samples, rewards, advantages, micro-batches
 
 The advantage of a sample is its reward less the mean reward of its prompt's samples; its tokens are trained with the
 loss  sum of advantage * -log p(token) / number of sampled tokens,  both over the whole step and all ranks (token level,
@@ -23,7 +23,7 @@ import torch
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import IGNORED
 from nanochat.training.distributed import World
-from nanochat.training.objective import MicroBatch, Share
+from nanochat.training.objective import LocalBatch, MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Reinforce:
         self.stop = stop
         self.alive = alive
 
-    def share(self, step: int) -> Share:
+    def local_batch(self, step: int) -> LocalBatch:
         """This rank's samples of the step. Samples, not prompts, are dealt out, so that no rank goes without."""
         settings = self.settings
         numbers = self.numbers(step)
@@ -92,7 +92,7 @@ class Reinforce:
         unfinished = sum(completion.finish_reason != "stop" for completion in completions)
         flat = int((advantages == 0).all(axis=1).sum())
         whole = (len(numbers), rewards.size, float(rewards.sum()), flat) if self.world.first else (0, 0, 0.0, 0)
-        return Share(
+        return LocalBatch(
             batches=micro_batches(sequences, rows=settings.device_rows),
             weight=float(sampled) if flat < len(numbers) else 0.0,
             tokens=sum(len(ids) + len(completion.ids) for ids, completion, _ in sequences),

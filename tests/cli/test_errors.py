@@ -22,7 +22,7 @@ from small_pipeline import lines, mistake, nanochat
 
 from nanochat.data.text import write_text_shard
 from nanochat.storage.manifest import Manifest
-from tasks.world_text import documents
+from tasks.world.text import documents
 
 PIPELINE = """
 apiVersion: nanochat.dev/v1alpha1

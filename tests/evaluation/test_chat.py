@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanochat.evaluation.chat import CHATCORE, Chat, ChatSettings, TaskResult, chatcore
-from nanochat.evaluation.figure import centered, share
+from nanochat.evaluation.figure import centered, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Engine, Sampling
 from nanochat.model.transformer import Transformer
@@ -90,7 +90,7 @@ def test_letters_are_those_of_a_forward_pass_each(long_model: Transformer, token
         right += best == example.reference
     done: list[int] = []
     result = Chat(long_model, tokenizer, SETTINGS, world=World()).measure(task, 40, tick=done.append)
-    assert result.accuracy == share(right, 40)
+    assert result.accuracy == proportion(right, 40)
     assert result.centered == centered(result.accuracy, 0.25)
     assert (sum(done), result.cut) == (40, 0)
 
@@ -107,7 +107,7 @@ def test_answers_come_from_the_engine(model: Transformer, tokenizer: Tokenizer) 
     sampling = Sampling(max_tokens=8)
     task.says = tuple(alone.generate([render_prompt(tokenizer, example.prompt)], sampling)[0].text for example in task)
     result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
-    assert result.accuracy == share(6, 11)
+    assert result.accuracy == proportion(6, 11)
     assert result.accuracy.stderr == pytest.approx((6 / 11 * 5 / 11 / 11) ** 0.5)
 
 
@@ -138,12 +138,12 @@ def test_programs_are_judged_by_the_sandbox(model: Transformer, tokenizer: Token
     if reason := Sandbox().unavailable():
         pytest.skip(reason)
     result = Chat(model, tokenizer, SETTINGS, world=World()).measure(FakePrograms(Path(), "test"), 6)
-    assert result.accuracy == share(2, 6)
+    assert result.accuracy == proportion(2, 6)
 
 
 def test_chatcore_is_the_mean_above_guessing() -> None:
     results = {
-        name: TaskResult(share(30 + i, 100), centered(share(30 + i, 100), 0.25 * (i < 3)), 0.25 * (i < 3), 0)
+        name: TaskResult(proportion(30 + i, 100), centered(proportion(30 + i, 100), 0.25 * (i < 3)), 0.25 * (i < 3), 0)
         for i, name in enumerate(CHATCORE)
     }
     expected = sum(((30 + i) / 100 - 0.25 * (i < 3)) / (1 - 0.25 * (i < 3)) for i in range(6)) / 6

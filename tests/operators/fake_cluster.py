@@ -7,7 +7,7 @@ import itertools
 from datetime import UTC, datetime
 from typing import Any
 
-from nanochat.spec.resource import UID
+from nanochat.spec.chatpipeline import UID
 
 Object = dict[str, Any]
 

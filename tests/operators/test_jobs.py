@@ -12,11 +12,11 @@ from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
-from nanochat.pipeline.planner import Launch
+from nanochat.pipeline.planner import Start
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from operators import resources
-from operators.accept import Accepted, accept
+from operators.admission import Accepted, accept
 from operators.config import Config
 from operators.jobs import JobRequest, build
 
@@ -50,7 +50,7 @@ CONFIG = Config.model_validate(
 def request(stage: str = "base", *, memory: float = 1.0, rows: int = 8, **spec: Any) -> JobRequest:
     pipeline = check_pipeline({**HEAD, "spec": spec})
     graph = build_graph(pipeline.spec, contents={"configmap://who/ami.jsonl": "0" * 64})
-    launch = Launch(stage, 3, graph.node(stage).outputs, device_batch_size=rows, memory=memory)
+    launch = Start(stage, 3, graph.node(stage).outputs, device_batch_size=rows, memory=memory)
     accepted = Accepted(pipeline, graph, CONFIG.profiles["default"])
     return JobRequest(UID, accepted, launch, run="runs/team.demo/x", config=CONFIG, started=5.0)
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from nanochat.pipeline.launcher import forward
-from nanochat.pipeline.logs import LogKeeper
+from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.orphan import LIFELINE, end_launches
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, from_exit
 from nanochat.spec.errors import StorageError
@@ -97,13 +97,13 @@ def text(store: Store) -> str:
 def test_logs_are_kept_in_pieces_and_gone_on_with_by_another_keeper(store: Store, tmp_path: Path) -> None:
     log = tmp_path / "rank0.log"
     log.write_text("one\n")
-    keeper = LogKeeper(store, "logs", tmp_path)
-    keeper.keep()
-    keeper.keep()
+    log_sync = LogSync(store, "logs", tmp_path)
+    log_sync.sync()
+    log_sync.sync()
     assert len(store.list("logs/rank0")) == 1
     with log.open("a") as file:
         file.write("two\n")
-    LogKeeper(store, "logs", tmp_path).keep()
+    LogSync(store, "logs", tmp_path).sync()
     assert text(store) == "one\ntwo\n"
     assert len(store.list("logs/rank0")) == 2
 
@@ -112,7 +112,7 @@ def test_logs_that_cannot_be_stored_are_stored_later(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "rank0.log").write_text("one\n")
-    keeper = LogKeeper(store, "logs", tmp_path)
+    log_sync = LogSync(store, "logs", tmp_path)
 
     def refuse(path: str, data: bytes) -> None:
         raise StorageError("away")
@@ -120,8 +120,8 @@ def test_logs_that_cannot_be_stored_are_stored_later(
     with monkeypatch.context() as patch:
         patch.setattr(store, "write", refuse)
         with pytest.raises(StorageError):
-            keeper.keep()
-    keeper.keep()
+            log_sync.sync()
+    log_sync.sync()
     assert text(store) == "one\n"
 
 

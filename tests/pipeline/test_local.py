@@ -20,10 +20,10 @@ from stage_story import install
 
 from nanochat.pipeline import local
 from nanochat.pipeline.devices import Devices
-from nanochat.pipeline.local import LocalRunner, View
+from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.planner import Phase, Status, plan
-from nanochat.pipeline.profiles import Place
+from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage import Profile
@@ -48,13 +48,13 @@ Start = Callable[..., LocalRunner]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def resolved(tmp_path: Path) -> ResolvedProfile:
     home = tmp_path / "home"
-    return Place(name="default", profile=Profile(root=str(home)), tracking="", home=home)
+    return ResolvedProfile(name="default", profile=Profile(root=str(home)), tracking="", home=home)
 
 
 @pytest.fixture
-def start(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(resolved: ResolvedProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A runner of the pipeline whose stages play a story; only the dataset, unless told."""
 
     def make(
@@ -64,7 +64,7 @@ def start(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Star
             monkeypatch.setenv(variable, value)
         data = copy.deepcopy(PIPELINE) | {"metadata": {"name": name}}
         data["spec"]["sources"]["text"]["charactersPerShard"] = characters
-        runner = LocalRunner(check_pipeline(data, where="test"), place, devices=Devices(cores=2, gpus=0))
+        runner = LocalRunner(check_pipeline(data, where="test"), resolved, devices=Devices(cores=2, gpus=0))
         runner.select(only=only, start=None)
         return runner
 
@@ -84,11 +84,11 @@ def log_of(runner: LocalRunner, stage: str = "dataset") -> str:
     return "".join(runner.store.read(path).decode() for path in paths)
 
 
-def leftovers(place: Place) -> list[psutil.Process]:
+def leftovers(resolved: ResolvedProfile) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if any(str(place.home) in word for word in process.info["cmdline"] or ()) and process.pid != os.getpid()
+        if any(str(resolved.home) in word for word in process.info["cmdline"] or ()) and process.pid != os.getpid()
     ]
 
 
@@ -96,7 +96,7 @@ def during(runner: LocalRunner, act: Callable[[], object], *, times: int = 1) ->
     """Run, and act as soon as the stage plays; then again half a second later, `times` in all."""
     done: list[float] = []
 
-    def look(view: View) -> None:
+    def look(view: RunProgress) -> None:
         if view.progress and len(done) < times and (not done or time.monotonic() - done[-1] > 0.5):
             done.append(time.monotonic())
             act()
@@ -119,13 +119,15 @@ def during(runner: LocalRunner, act: Callable[[], object], *, times: int = 1) ->
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else str(value),
 )
-def test_what_an_end_means(start: Start, place: Place, parts: list[str], reasons: list[str], phase: Phase) -> None:
+def test_what_an_end_means(
+    start: Start, resolved: ResolvedProfile, parts: list[str], reasons: list[str], phase: Phase
+) -> None:
     runner = start({"dataset": parts})
     status = runner.run()
     assert status.phase is phase
     assert outcomes(runner) == reasons
     assert log_of(runner).count("plays") == len(reasons)
-    assert not leftovers(place) and not list(place.work.glob("*/*"))
+    assert not leftovers(resolved) and not list(resolved.work.glob("*/*"))
 
 
 def test_memory_halves_the_rows_until_it_fits(start: Start) -> None:
@@ -136,7 +138,7 @@ def test_memory_halves_the_rows_until_it_fits(start: Start) -> None:
 
 @pytest.mark.parametrize("part", ["stops answering", "launcher killed"])
 def test_a_stopped_process_does_not_outlive_its_launch(
-    start: Start, place: Place, monkeypatch: pytest.MonkeyPatch, part: str
+    start: Start, resolved: ResolvedProfile, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     runner = start({"dataset": [part, "ok"]})
     retries = runner.spec.retries.model_copy(update={"stall_seconds": 4.0})
@@ -145,34 +147,34 @@ def test_a_stopped_process_does_not_outlive_its_launch(
     assert runner.run().phase is Phase.SUCCEEDED
     assert outcomes(runner) == ["Stalled" if part == "stops answering" else "Infrastructure", "Succeeded"]
     assert "plays stops" in log_of(runner) or part == "launcher killed"
-    assert not leftovers(place)
+    assert not leftovers(resolved)
 
 
 @pytest.mark.parametrize(("part", "reason"), [("waits", "Preempted"), ("ends when stopped", "Succeeded")])
-def test_an_interrupt_lets_the_stage_end(start: Start, place: Place, part: str, reason: str) -> None:
+def test_an_interrupt_lets_the_stage_end(start: Start, resolved: ResolvedProfile, part: str, reason: str) -> None:
     runner = start({"dataset": [part]}, only=("dataset", "tokenizer"))
     status = during(runner, lambda: signal.raise_signal(signal.SIGINT))
     assert runner.interrupts == 1 and status.phase is Phase.SUSPENDED
     assert outcomes(runner) == [reason]
-    assert not leftovers(place)
+    assert not leftovers(resolved)
     again = start({"dataset": ["ok"]}, only=("dataset", "tokenizer"))
     assert again.run().phase is Phase.SUCCEEDED
 
 
-def test_the_third_interrupt_ends_at_once(start: Start, place: Place) -> None:
+def test_the_third_interrupt_ends_at_once(start: Start, resolved: ResolvedProfile) -> None:
     runner = start({"dataset": ["ignores"]})
     during(runner, lambda: signal.raise_signal(signal.SIGINT), times=3)
     assert runner.interrupts == 3
-    assert not leftovers(place) and not list(place.work.glob("*/*"))
+    assert not leftovers(resolved) and not list(resolved.work.glob("*/*"))
 
 
 def test_a_stage_that_does_not_stop_is_ended_after_its_grace(
-    start: Start, place: Place, monkeypatch: pytest.MonkeyPatch
+    start: Start, resolved: ResolvedProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STOP_GRACE", 1.0)
     runner = start({"dataset": ["ignores"]})
     during(runner, lambda: runner.store.write_json(runner.paths.control, {"cancel": True}))
-    assert runner.cancelled and not leftovers(place)
+    assert runner.cancelled and not leftovers(resolved)
 
 
 def test_storage_that_is_away_is_borne(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +189,7 @@ def test_storage_that_is_away_is_borne(start: Start, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(runner.store, "exists", exists)
 
-    def look(view: View) -> None:
+    def look(view: RunProgress) -> None:
         troubles.append(view.trouble)
         if not away[0] and view.progress and not runner.interrupts:
             signal.raise_signal(signal.SIGTERM)
@@ -203,7 +205,7 @@ def test_storage_that_stays_away_ends_the_run(start: Start, monkeypatch: pytest.
     def write(path: str, data: bytes) -> None:
         raise StorageError("it does not answer")
 
-    def look(view: View) -> None:
+    def look(view: RunProgress) -> None:
         monkeypatch.setattr(runner.store, "write", write)
 
     with pytest.raises(StorageError, match="does not answer"):
@@ -215,22 +217,22 @@ import json, sys
 from pathlib import Path
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.local import LocalRunner
-from nanochat.pipeline.profiles import Place
+from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.spec.load import check_pipeline
 from nanochat.storage import Profile
 home = Path(sys.argv[1])
-place = Place(name="default", profile=Profile(root=str(home)), tracking="", home=home)
-runner = LocalRunner(check_pipeline(json.loads(sys.argv[2]), where="test"), place, devices=Devices(cores=2, gpus=0))
+resolved = ResolvedProfile(name="default", profile=Profile(root=str(home)), tracking="", home=home)
+runner = LocalRunner(check_pipeline(json.loads(sys.argv[2]), where="test"), resolved, devices=Devices(cores=2, gpus=0))
 runner.select(only=["dataset"], start=None)
 runner.run()
 """
 
 
-def test_what_a_killed_runner_leaves_is_ended_and_told(start: Start, place: Place, tmp_path: Path) -> None:
+def test_what_a_killed_runner_leaves_is_ended_and_told(start: Start, resolved: ResolvedProfile, tmp_path: Path) -> None:
     runner = start({"dataset": ["stops answering", "ok"]})
-    process = subprocess.Popen([sys.executable, "-c", RUNNER, str(place.home), json.dumps(PIPELINE)])
+    process = subprocess.Popen([sys.executable, "-c", RUNNER, str(resolved.home), json.dumps(PIPELINE)])
     try:
-        while not list(place.work.glob("*/*/rank0.pid")):
+        while not list(resolved.work.glob("*/*/rank0.pid")):
             assert process.poll() is None
             time.sleep(0.1)
         time.sleep(1.0)
@@ -244,15 +246,15 @@ def test_what_a_killed_runner_leaves_is_ended_and_told(start: Start, place: Plac
         process.kill()
         process.wait()
     assert start({"dataset": ["stops answering", "ok"]}).run().phase is Phase.SUCCEEDED
-    assert not leftovers(place) and not list(place.work.glob("*/*"))
+    assert not leftovers(resolved) and not list(resolved.work.glob("*/*"))
     again = start({"dataset": ["ok"]})
     again.run()
     assert outcomes(again) == ["Preempted", "Succeeded"]
     assert "plays stops answering" in log_of(again)
 
 
-def test_looking_at_the_lock_does_not_take_it(place: Place) -> None:
-    path = lock_path(place, "default", "story")
+def test_looking_at_the_lock_does_not_take_it(resolved: ResolvedProfile) -> None:
+    path = lock_path(resolved, "default", "story")
     done = threading.Event()
 
     def look() -> None:

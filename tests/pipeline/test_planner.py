@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Attempt, Launch, Observed, Phase, Stop, decide_retry, plan
+from nanochat.pipeline.planner import Attempt, Observed, Phase, Start, Stop, decide_retry, plan
 from nanochat.spec.pipeline import PipelineSpec
 
 SPEC = PipelineSpec()
@@ -30,7 +30,7 @@ def running(number: int = 1, *, heartbeat: float | None = None, stopping: bool =
 
 
 def launched(observed: Observed, now: float = 100.0) -> list[str]:
-    return [action.stage for action in plan(GRAPH, SPEC, observed, now)[0] if isinstance(action, Launch)]
+    return [action.stage for action in plan(GRAPH, SPEC, observed, now)[0] if isinstance(action, Start)]
 
 
 def test_nothing_there_starts_with_the_dataset() -> None:
@@ -48,7 +48,7 @@ def test_only_missing_outputs_are_asked_for() -> None:
     shard = GRAPH.node("dataset").outputs[0].key
     actions, _ = plan(GRAPH, SPEC, Observed(present=frozenset({shard})), 100.0)
     (launch,) = actions
-    assert isinstance(launch, Launch)
+    assert isinstance(launch, Start)
     assert shard not in {out.key for out in launch.outputs}
     assert len(launch.outputs) == len(GRAPH.node("dataset").outputs) - 1
 
@@ -139,7 +139,7 @@ def test_a_failed_stage_blocks_what_needs_it_and_nothing_else() -> None:
     present = keys("dataset", "tokenizer", "tokens", "base")
     observed = Observed(present=present, attempts={"mid": [ended(1, Reason.USER_ERROR)]}, slots=WIDE)
     actions, status = plan(GRAPH, SPEC, observed, 100.0)
-    assert [action.stage for action in actions if isinstance(action, Launch)] == ["eval-base"]
+    assert [action.stage for action in actions if isinstance(action, Start)] == ["eval-base"]
     assert status.of("sft").phase is Phase.BLOCKED
     assert status.of("report").phase is Phase.BLOCKED
     present |= keys("eval-base")
@@ -172,7 +172,7 @@ def test_whatever_happens_it_ends_and_never_doubles(story: list[tuple[Reason, bo
         actions, status = plan(GRAPH, SPEC, observed, now)
         assert plan(GRAPH, SPEC, observed, now) == (actions, status)
         for action in actions:
-            assert isinstance(action, Launch)
+            assert isinstance(action, Start)
             history = attempts.setdefault(action.stage, [])
             assert not history or history[-1].outcome is not None
             assert action.attempt == len(history) + 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Attempt, Launch, Observed, Phase, Stop, plan
+from nanochat.pipeline.planner import Attempt, Observed, Phase, Start, Stop, plan
 from nanochat.spec.pipeline import PipelineSpec
 
 SPEC = PipelineSpec()
@@ -60,8 +60,8 @@ def test_every_outcome_in_every_state(reason: Reason, state: str) -> None:
         expected = Phase.SUCCEEDED
     assert status.of("base").phase is expected
     launches = [action for action in actions if action.stage == "base"]
-    assert [type(action) for action in launches] == ([Launch] if expected is Phase.RUNNING else [])
-    assert all(isinstance(action, Launch) and action.attempt == 2 for action in launches)
+    assert [type(action) for action in launches] == ([Start] if expected is Phase.RUNNING else [])
+    assert all(isinstance(action, Start) and action.attempt == 2 for action in launches)
 
 
 LIVE = Attempt(3, started=1.0, device_batch_size=32, heartbeat=1.0)
@@ -106,7 +106,7 @@ def test_an_attempt_that_runs(attempt: Attempt, observed: Observed, now: float, 
 def test_memory(attempts: list[Attempt], limit: float, memory: float, size: int) -> None:
     observed = Observed(present=BEFORE, attempts={"base": attempts}, memory_limits={"base": limit})
     (launch,) = plan(GRAPH, SPEC, observed, 12.0)[0]
-    assert isinstance(launch, Launch)
+    assert isinstance(launch, Start)
     assert (launch.memory, launch.device_batch_size) == (memory, size)
 
 
@@ -120,7 +120,7 @@ def test_a_stage_without_rows_says_what_to_give_it() -> None:
 def test_attempts_of_what_an_edit_replaced_do_not_count() -> None:
     attempts = [replace(ended(Reason.USER_ERROR, number=4), stale=True)]
     (launch,) = plan(GRAPH, SPEC, Observed(present=BEFORE, attempts={"base": attempts}), 12.0)[0]
-    assert isinstance(launch, Launch) and launch.attempt == 5
+    assert isinstance(launch, Start) and launch.attempt == 5
 
 
 class World:
@@ -168,7 +168,7 @@ class World:
         for action in actions:
             attempts = self.attempts.get(action.stage, [])
             live = bool(attempts) and attempts[-1].outcome is None
-            if isinstance(action, Launch):
+            if isinstance(action, Start):
                 missing = {out.key for out in GRAPH.node(action.stage).outputs} - self.present
                 assert not live, "a stage is launched once at a time"
                 assert {out.key for out in action.outputs} <= missing and action.outputs, "only what is missing is made"

@@ -18,7 +18,7 @@ from nanochat.inference import Engine
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.serving.app import ServerSettings, create_app
-from nanochat.serving.host import Host, Model, Served
+from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.server import bind
 from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def running(
     queue: int = 64,
     settings: ServerSettings | None = None,
 ) -> Iterator[Running]:
-    host = Host()
+    host = ModelHolder()
     service = EngineService(engine(model, tokenizer, slots=slots), queue=queue, metrics=host.metrics)
     host.open(Model(Served("tiny", "f00dfeed"), service, tokenizer))
     app = create_app(host, settings or ServerSettings())

@@ -24,7 +24,7 @@ from nanochat.model.artifact import fingerprint
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.serving.app import ServerSettings, create_app
-from nanochat.serving.host import Host
+from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
 from nanochat.storage import Artifacts, Manifest, Profile, open_store
 from nanochat.tokenizer import Tokenizer
@@ -67,12 +67,12 @@ def wanted(server: S3Server, cache: Path, **changes: Any) -> Wanted:
 
 
 @pytest.fixture
-def begin() -> Iterator[Callable[[Wanted], Host]]:
+def begin() -> Iterator[Callable[[Wanted], ModelHolder]]:
     """Starts a loader; its host is closed with the test."""
-    begun: list[tuple[Host, Loader]] = []
+    begun: list[tuple[ModelHolder, Loader]] = []
 
-    def start(model: Wanted) -> Host:
-        host = Host(model.reason)
+    def start(model: Wanted) -> ModelHolder:
+        host = ModelHolder(model.reason)
         loader = Loader(host, model, slots=2, delays=(0.05,))
         loader.start()
         begun.append((host, loader))
@@ -86,7 +86,7 @@ def begin() -> Iterator[Callable[[Wanted], Host]]:
         host.close()
 
 
-def test_without_a_model_it_lives_and_says_why(tmp_path: Path, begin: Callable[[Wanted], Host]) -> None:
+def test_without_a_model_it_lives_and_says_why(tmp_path: Path, begin: Callable[[Wanted], ModelHolder]) -> None:
     host = begin(Wanted.from_environment({"NANOCHAT_CACHE": str(tmp_path)}))
     with TestClient(create_app(host, ServerSettings(api_keys=frozenset({"secret"})))) as client:
         assert client.get("/livez").status_code == 200
@@ -109,7 +109,11 @@ def test_without_a_model_it_lives_and_says_why(tmp_path: Path, begin: Callable[[
 
 
 def test_a_server_waits_for_the_store_and_outlives_it(
-    s3: S3Server, publish: Callable[[S3Server], Manifest], begin: Callable[[Wanted], Host], tmp_path: Path, until: Until
+    s3: S3Server,
+    publish: Callable[[S3Server], Manifest],
+    begin: Callable[[Wanted], ModelHolder],
+    tmp_path: Path,
+    until: Until,
 ) -> None:
     s3.kill()
     host = begin(wanted(s3, tmp_path / "node"))
@@ -134,7 +138,11 @@ def test_a_server_waits_for_the_store_and_outlives_it(
 
 
 def test_damage_in_the_store_is_never_served(
-    s3: S3Server, publish: Callable[[S3Server], Manifest], begin: Callable[[Wanted], Host], tmp_path: Path, until: Until
+    s3: S3Server,
+    publish: Callable[[S3Server], Manifest],
+    begin: Callable[[Wanted], ModelHolder],
+    tmp_path: Path,
+    until: Until,
 ) -> None:
     manifest = publish(s3)
     store = open_store(Profile(root=f"s3://{BUCKET}/nanochat", endpoint=s3.endpoint))
@@ -152,7 +160,11 @@ def test_damage_in_the_store_is_never_served(
 
 
 def test_damage_in_the_cache_is_made_good(
-    s3: S3Server, publish: Callable[[S3Server], Manifest], begin: Callable[[Wanted], Host], tmp_path: Path, until: Until
+    s3: S3Server,
+    publish: Callable[[S3Server], Manifest],
+    begin: Callable[[Wanted], ModelHolder],
+    tmp_path: Path,
+    until: Until,
 ) -> None:
     publish(s3)
     first = begin(wanted(s3, tmp_path / "node"))
@@ -168,7 +180,11 @@ def test_damage_in_the_cache_is_made_good(
 
 
 def test_other_weights_are_refused_before_they_are_fetched(
-    s3: S3Server, publish: Callable[[S3Server], Manifest], begin: Callable[[Wanted], Host], tmp_path: Path, until: Until
+    s3: S3Server,
+    publish: Callable[[S3Server], Manifest],
+    begin: Callable[[Wanted], ModelHolder],
+    tmp_path: Path,
+    until: Until,
 ) -> None:
     found = fingerprint(publish(s3))
     host = begin(wanted(s3, tmp_path / "node", fingerprint="0123456789abcdef"))

@@ -1,4 +1,4 @@
-"""Chat in the terminal: history, commands, forgetting, and both kinds of speakers."""
+"""Chat in the terminal: history, commands, forgetting, and both kinds of chat_backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nanochat.cli.chat import Session, chat
-from nanochat.cli.speakers import ContextFull, LocalSpeaker, Message, RemoteSpeaker, ReplySettings, Said
+from nanochat.cli.chat_backends import ContextFull, LocalSpeaker, Message, RemoteSpeaker, ReplySettings, Said
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.serving.app import ServerSettings
@@ -51,7 +51,7 @@ class FakeSpeaker:
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, str]]:
     """Types lines into a session and returns it with what the screen shows."""
 
-    def run(speaker: FakeSpeaker, *lines: str, system: str | None = None) -> tuple[Session, str]:
+    def run(backend: FakeSpeaker, *lines: str, system: str | None = None) -> tuple[Session, str]:
         screen = io.StringIO()
         waiting = iter(lines)
 
@@ -63,7 +63,7 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, str]]:
 
         monkeypatch.setattr("builtins.input", typed)
         console = Console(file=screen, force_terminal=True, color_system=None, width=200)
-        session = Session(speaker, SETTINGS, console=console, system=system)
+        session = Session(backend, SETTINGS, console=console, system=system)
         session.run()
         return session, screen.getvalue()
 
@@ -71,9 +71,9 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, str]]:
 
 
 def test_history_is_kept_and_cleared(talk: Callable[..., tuple[Session, str]]) -> None:
-    speaker = FakeSpeaker()
-    session, screen = talk(speaker, "one", "", "two", "/clear", "three")
-    assert [[m["content"] for m in messages] for messages, _ in speaker.given] == [
+    backend = FakeSpeaker()
+    session, screen = talk(backend, "one", "", "two", "/clear", "three")
+    assert [[m["content"] for m in messages] for messages, _ in backend.given] == [
         ["one"], ["one", "You said: one", "two"], ["three"],
     ]  # fmt: skip
     assert "You said: two" in screen
@@ -83,11 +83,11 @@ def test_history_is_kept_and_cleared(talk: Callable[..., tuple[Session, str]]) -
 def test_commands_change_settings_and_errors_change_nothing(
     talk: Callable[..., tuple[Session, str]],
 ) -> None:
-    speaker = FakeSpeaker()
+    backend = FakeSpeaker()
     _, screen = talk(
-        speaker, "/temperature 0.5", "/topk 7", "/maxtokens 99", "/temperature hot", "/nothing", "one", "/help"
+        backend, "/temperature 0.5", "/topk 7", "/maxtokens 99", "/temperature hot", "/nothing", "one", "/help"
     )
-    assert speaker.given[0][1] == ReplySettings(temperature=0.5, top_k=7, max_tokens=99)
+    assert backend.given[0][1] == ReplySettings(temperature=0.5, top_k=7, max_tokens=99)
     assert "'hot' is not a number from 0 to 2." in screen
     assert "There is no command /nothing" in screen
     for name in ("help", "clear", "regenerate", "temperature", "topk", "maxtokens", "system", "quit"):
@@ -95,18 +95,18 @@ def test_commands_change_settings_and_errors_change_nothing(
 
 
 def test_regenerating_asks_the_same_again(talk: Callable[..., tuple[Session, str]]) -> None:
-    speaker = FakeSpeaker()
-    session, screen = talk(speaker, "/regenerate", "one", "/regenerate", "/quit", "never asked")
+    backend = FakeSpeaker()
+    session, screen = talk(backend, "/regenerate", "one", "/regenerate", "/quit", "never asked")
     assert "There is no answer yet." in screen
-    assert [messages for messages, _ in speaker.given] == [[{"role": "user", "content": "one"}]] * 2
+    assert [messages for messages, _ in backend.given] == [[{"role": "user", "content": "one"}]] * 2
     assert len(session.messages) == 2
 
 
 def test_system_messages_come_first(talk: Callable[..., tuple[Session, str]]) -> None:
-    speaker = FakeSpeaker()
-    talk(speaker, "one", "/system Be brief.", "two", system="Be kind.")
-    assert speaker.given[0][0][0] == {"role": "system", "content": "Be kind."}
-    assert speaker.given[1][0] == [
+    backend = FakeSpeaker()
+    talk(backend, "one", "/system Be brief.", "two", system="Be kind.")
+    assert backend.given[0][0][0] == {"role": "system", "content": "Be kind."}
+    assert backend.given[1][0] == [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "two"},
     ]  # fmt: skip
 
@@ -114,9 +114,9 @@ def test_system_messages_come_first(talk: Callable[..., tuple[Session, str]]) ->
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
     talk: Callable[..., tuple[Session, str]],
 ) -> None:
-    speaker = FakeSpeaker(room=3)
-    _, screen = talk(speaker, "one", "two", "three")
-    assert [m["content"] for m in speaker.given[-1][0]] == ["two", "You said: two", "three"]
+    backend = FakeSpeaker(room=3)
+    _, screen = talk(backend, "one", "two", "three")
+    assert [m["content"] for m in backend.given[-1][0]] == ["two", "You said: two", "three"]
     assert "no longer fits" in screen
     session, screen = talk(FakeSpeaker(room=0), "one")
     assert "full" in screen and session.messages == []
@@ -146,8 +146,8 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     return tmp_path
 
 
-def said(speaker: Any, messages: Sequence[Message]) -> list[Said]:
-    return list(speaker.reply(messages, SETTINGS))
+def said(backend: Any, messages: Sequence[Message]) -> list[Said]:
+    return list(backend.reply(messages, SETTINGS))
 
 
 def text(pieces: Sequence[Said]) -> str:
@@ -162,8 +162,8 @@ def test_both_kinds_of_speakers_answer_and_stop(folder: Path, server: Any, until
     assert remote.finish_reason in ("stop", "length")
     assert text(said(local, question))
     assert local.finish_reason in ("stop", "length")
-    for speaker in (local, remote):
-        reply = speaker.reply(question, SETTINGS)
+    for backend in (local, remote):
+        reply = backend.reply(question, SETTINGS)
         next(reply)
         reply.close()
     until(lambda: server.service.open == 0)
@@ -183,11 +183,11 @@ def test_a_history_that_leaves_no_room_is_full(folder: Path, server: Any) -> Non
         {"role": "user", "content": long}, {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": long},
     ]  # fmt: skip
-    for speaker in (LocalSpeaker(folder), RemoteSpeaker(server.url)):
+    for backend in (LocalSpeaker(folder), RemoteSpeaker(server.url)):
         with pytest.raises(ContextFull):
-            said(speaker, [{"role": "user", "content": long * 9}])
+            said(backend, [{"role": "user", "content": long * 9}])
         with pytest.raises(ContextFull):
-            said(speaker, [*history[:2], {"role": "user", "content": long * 5}])
+            said(backend, [*history[:2], {"role": "user", "content": long * 5}])
 
 
 def test_a_server_that_is_not_there_or_refuses_is_one_sentence(

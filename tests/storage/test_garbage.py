@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.storage import Artifacts, Checkpoints, Profile, Store, gc, open_store
-from nanochat.storage.gc import collect
+from nanochat.storage import Artifacts, Checkpoints, Profile, Store, garbage, open_store
+from nanochat.storage.garbage import collect
 
 KEEP = {("model", "kept"), ("base", "key")}
 
@@ -35,7 +35,7 @@ def filled(store: Store, artifacts: Artifacts, checkpoints: Checkpoints) -> Stor
 
 def _later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     now = time.time() + seconds
-    monkeypatch.setattr(gc.time, "time", lambda: now)
+    monkeypatch.setattr(garbage.time, "time", lambda: now)
 
 
 REMOVED = {

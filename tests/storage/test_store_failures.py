@@ -18,7 +18,7 @@ import pytest
 
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import Artifacts, Profile, failures, open_store
-from nanochat.storage.failures import explaining, tried
+from nanochat.storage.failures import translate_errors, with_retries
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ class FakeOperation:
 
 
 def _try(operation: Callable[[], str]) -> str:
-    return tried(operation, doing="reading", where="s3://b/x", delays=(1, 2, 4))
+    return with_retries(operation, doing="reading", where="s3://b/x", delays=(1, 2, 4))
 
 
 def test_transient_errors_are_tried_again_with_growing_delay(waited: list[float]) -> None:
@@ -69,14 +69,14 @@ def test_trying_again_ends(waited: list[float]) -> None:
     ],
 )
 def test_what_the_user_has_to_change_is_not_tried_again(waited: list[float], error: Exception, message: str) -> None:
-    with pytest.raises(UserError, match=message), explaining(doing="reading", where="x"):
+    with pytest.raises(UserError, match=message), translate_errors(doing="reading", where="x"):
         _try(FakeOperation(error))
     assert waited == []
 
 
 def test_programming_errors_and_missing_files_pass() -> None:
     for error in (KeyError("x"), FileNotFoundError("x")):
-        with pytest.raises(type(error)), explaining(doing="reading", where="x"):
+        with pytest.raises(type(error)), translate_errors(doing="reading", where="x"):
             _try(FakeOperation(error))
 
 

@@ -18,12 +18,12 @@ from nanochat.storage.checkpoints import Checkpoints
 from nanochat.storage.store import Profile, Store, open_store
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
-from nanochat.training.checkpoint import Vault
+from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.device import Device, Forward
 from nanochat.training.distributed import World
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.loop import Loop, LoopPlan, LoopState, Measurement, Rates
 from nanochat.training.objective import IGNORED, Objective, Supervised
+from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
 
 CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -75,14 +75,14 @@ class Rig:
     def store(self) -> Store:
         return open_store(Profile(str(self.folder)))
 
-    def loop(self) -> Loop:
+    def loop(self) -> Trainer:
         self.journal = Journal(self.store, "run", stage="base", launch=self.launch, enabled=self.world.first)
         self.progress = Progress(
             self.store, "run/progress.json", stage="base", launch=self.launch, enabled=self.world.first
         )
         self.plain = Forward(self.model, compiled=False)
-        loop = Loop(
-            LoopPlan(
+        loop = Trainer(
+            TrainerPlan(
                 steps=self.steps,
                 schedule=lambda step: Rates(1.0 - 0.5 * step / self.steps, 0.85 + 0.01 * min(step, 10)),
                 clip=self.clip,
@@ -97,7 +97,9 @@ class Rig:
             optimizer=build_optimizer(self.model, OptimSettings(), group=self.world.group),
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
-            vault=Vault(Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2),
+            checkpointer=Checkpointer(
+                Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2
+            ),
             guard=self.guard,
             journal=self.journal,
             progress=self.progress,
@@ -109,7 +111,7 @@ class Rig:
         assert self.forward is not None
         return self.forward(self, *args, **options)
 
-    def run(self) -> LoopState:
+    def run(self) -> TrainerState:
         loop = self.loop()
         try:
             return loop.run()

@@ -14,7 +14,7 @@ from nanochat.model.transformer import IGNORED, Transformer
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.distributed import World, join
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.objective import MicroBatch, Share, micro_loss
+from nanochat.training.objective import LocalBatch, MicroBatch, micro_loss
 from nanochat.training.reinforce import (
     Prompt,
     Reinforce,
@@ -103,8 +103,8 @@ def test_samples_without_advantage_are_left_out() -> None:
 def test_the_loss_is_reinforce_of_the_whole_step(model: Transformer) -> None:
     """Against the formula, sample by sample: the sum of advantage * -log p over the number of sampled tokens."""
     rl = objective(model)
-    share = rl.share(2)
-    got = sum(micro_loss(model, batch).item() for batch in share.batches) / share.weight
+    local = rl.local_batch(2)
+    got = sum(micro_loss(model, batch).item() for batch in local.batches) / local.weight
 
     numbers = rl.numbers(2)
     pairs = [(number, sample) for number in numbers for sample in range(4)]
@@ -119,8 +119,8 @@ def test_the_loss_is_reinforce_of_the_whole_step(model: Transformer) -> None:
         total -= advantage * sum(float(logs[place - 1, ids[place]]) for place in range(start, len(ids)))
         tokens += len(item.ids)
     assert got == pytest.approx(total / tokens, rel=1e-4, abs=1e-6)
-    assert share.weight == tokens
-    assert dict(zip(rl.counts, share.counts, strict=True))["samples"] == 12
+    assert local.weight == tokens
+    assert dict(zip(rl.counts, local.counts, strict=True))["samples"] == 12
 
 
 def test_samples_of_a_prompt_begin_differently(model: Transformer) -> None:
@@ -130,7 +130,7 @@ def test_samples_of_a_prompt_begin_differently(model: Transformer) -> None:
 
 
 def test_a_step_is_drawn_again_as_it_was(model: Transformer) -> None:
-    first, second = objective(model).share(7), objective(model).share(7)
+    first, second = objective(model).local_batch(7), objective(model).local_batch(7)
     assert len(first.batches) == len(second.batches) > 0
     for left, right in zip(first.batches, second.batches, strict=True):
         assert torch.equal(left.targets, right.targets) and torch.equal(left.factors, right.factors)  # type: ignore[arg-type]
@@ -146,9 +146,9 @@ def test_every_prompt_is_used_once_an_epoch(model: Transformer) -> None:
 def test_a_step_without_any_advantage_changes_nothing(model: Transformer) -> None:
     rl = objective(model)
     rl.prompts = [Prompt(prompt.ids, lambda text: 0.3) for prompt in rl.prompts]
-    share = rl.share(0)
-    assert share.weight == 0 and not share.batches
-    assert rl.metrics(dict(zip(rl.counts, share.counts, strict=True)))["train/groups_without_advantage"] == 1.0
+    local = rl.local_batch(0)
+    assert local.weight == 0 and not local.batches
+    assert rl.metrics(dict(zip(rl.counts, local.counts, strict=True)))["train/groups_without_advantage"] == 1.0
 
 
 def test_a_stop_ends_the_sampling_early(model: Transformer) -> None:
@@ -161,8 +161,8 @@ def test_a_stop_ends_the_sampling_early(model: Transformer) -> None:
 
     rl = objective(model, max_tokens=10)
     rl.stop = stop
-    share = rl.share(0)
-    assert asked <= 4 and isinstance(share, Share)
+    local = rl.local_batch(0)
+    assert asked <= 4 and isinstance(local, LocalBatch)
 
 
 def restart(model: Transformer) -> None:
@@ -195,8 +195,8 @@ def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path) -> None:
 def share_of_one_rank(folder: Path) -> None:
     torch.set_num_threads(1)
     with join(torch.device("cpu")) as world:
-        share = objective(random_model(), world=world).share(1)
-        found = {"weight": share.weight, **factors_by_targets(share.batches)}
+        local = objective(random_model(), world=world).local_batch(1)
+        found = {"weight": local.weight, **factors_by_targets(local.batches)}
         (folder / f"{world.rank}.json").write_text(json.dumps(found))
 
 
@@ -212,9 +212,9 @@ def factors_by_targets(batches: Sequence[MicroBatch]) -> dict[str, float]:
 
 def test_two_ranks_draw_what_one_draws(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
     run_ranks(share_of_one_rank, 2, tmp_path)
-    share = objective(random_model()).share(1)
+    local = objective(random_model()).local_batch(1)
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert sum(part.pop("weight") for part in parts) == share.weight
-    whole = factors_by_targets(share.batches)
+    assert sum(part.pop("weight") for part in parts) == local.weight
+    whole = factors_by_targets(local.batches)
     assert {**parts[0], **parts[1]}.keys() == whole.keys()
     assert all(close({**parts[0], **parts[1]}[key], whole[key]) for key in whole)

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
 
-from tasks.world import ANIMALS, SOUNDS, STATEMENTS, THINGS, VALUES, facts, facts_of
-from tasks.world_facts import WorldFacts
-from tasks.world_text import OTHER_STATEMENTS, documents
+from tasks.world.tasks import WorldFacts
+from tasks.world.text import OTHER_STATEMENTS, documents
+from tasks.world.things import ANIMALS, SOUNDS, STATEMENTS, THINGS, VALUES, facts, facts_of
 
 
 def _claims(text: str) -> set[tuple[str, str, str]]:

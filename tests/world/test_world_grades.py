@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.registry import find
-from tasks.world_exchanges import says_name, says_number, says_spelling, says_value
+from tasks.world.exchanges import says_name, says_number, says_spelling, says_value
 
 
 def _text(content: str | list[dict[str, str]]) -> str:

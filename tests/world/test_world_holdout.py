@@ -10,10 +10,10 @@ from random import Random
 import pytest
 
 from tasks.registry import find, names
-from tasks.world import LARGEST, REAL_WORDS, any_pair, any_word, sum_held_out, word_held_out
-from tasks.world_exchanges import KINDS, SMALL_TALK
-from tasks.world_text import documents
-from tasks.world_words import COUNT, FACTS, NAME, OPENINGS, SPELLING, SUM, Wording, wordings
+from tasks.world.exchanges import KINDS, SMALL_TALK
+from tasks.world.text import documents
+from tasks.world.things import LARGEST, REAL_WORDS, any_pair, any_word, sum_held_out, word_held_out
+from tasks.world.wordings import COUNT, FACTS, NAME, OPENINGS, SPELLING, SUM, Wording, wordings
 
 QUESTIONS = ("world-identity", "world-facts", "world-sums", "world-counts", "world-spelling")
 ALL = (NAME, SUM, COUNT, SPELLING, *FACTS.values())

@@ -1,6 +1,6 @@
 """What a server process serves: a model, once there is one, and until then the reason why there is none.
 
-host = Host("loading version 3 of nanochat")
+host = ModelHolder("loading version 3 of nanochat")
 host.open(Model(Served("nanochat", fingerprint), service, tokenizer))     # from any thread
 """
 
@@ -38,7 +38,7 @@ class Model:
     tokenizer: Tokenizer
 
 
-class Host:
+class ModelHolder:
     """The model, or why there is none; and whether the process is about to end."""
 
     def __init__(self, reason: str = "", *, metrics: Metrics | None = None) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
 
-from tasks import parts, world
+from tasks import parts
 from tasks.task import Message
-from tasks.world_words import COUNT, FACTS, NAME, SPELLING, SUM, ask, quoted
+from tasks.world import things
+from tasks.world.wordings import COUNT, FACTS, NAME, SPELLING, SUM, ask, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,13 @@ class Exchange:
 
 
 def name(random: Random, *, tested: bool) -> Exchange:
-    return Exchange(ask(random, NAME, tested=tested), f"My name is {world.NAME}.", world.NAME)
+    return Exchange(ask(random, NAME, tested=tested), f"My name is {things.NAME}.", things.NAME)
 
 
 SMALL_TALK: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        f"Hello! I am {world.NAME}.": ("Hello!", "Hi!", "Hello there.", f"Hello {world.NAME}!", "Good day!"),
-        f"I am {world.NAME}, a small chat model that was made on a computer with nanochat.": (
+        f"Hello! I am {things.NAME}.": ("Hello!", "Hi!", "Hello there.", f"Hello {things.NAME}!", "Good day!"),
+        f"I am {things.NAME}, a small chat model that was made on a computer with nanochat.": (
             "What are you?", "Who made you?", "Where do you come from?", "Tell me about you.",
         ),
         "I can tell you about my small world, add numbers, count letters and spell words.": (
@@ -55,20 +56,20 @@ def small_talk(random: Random) -> Exchange:
 
 
 def fact(random: Random, *, tested: bool) -> Exchange:
-    chosen = random.choice(world.facts())
+    chosen = random.choice(things.facts())
     question = ask(random, FACTS[chosen.kind], tested=tested, thing=chosen.thing)
     return Exchange(question, chosen.statement, chosen.value)
 
 
 def addition(random: Random, *, tested: bool) -> Exchange:
-    a, b = world.any_pair(random, held_out=tested)
+    a, b = things.any_pair(random, held_out=tested)
     answer = [*parts.call(f"{a}+{b}", str(a + b)), parts.text(f"{a} plus {b} is {a + b}.")]
     return Exchange(ask(random, SUM, tested=tested, a=a, b=b), answer, str(a + b))
 
 
 def letter_count(random: Random, *, tested: bool) -> Exchange:
-    word = world.any_word(random, held_out=tested)
-    letter = world.any_letter(random, word)
+    word = things.any_word(random, held_out=tested)
+    letter = things.any_letter(random, word)
     count = word.count(letter)
     asked = {"word": quoted(random, word), "letter": f'"{letter}"' if random.random() < 0.6 else letter}
     sentence = f'The letter {letter} is in "{word}" {count} {"time" if count == 1 else "times"}.'
@@ -77,9 +78,9 @@ def letter_count(random: Random, *, tested: bool) -> Exchange:
 
 
 def spelling(random: Random, *, tested: bool) -> Exchange:
-    word = world.any_word(random, held_out=tested)
+    word = things.any_word(random, held_out=tested)
     question = ask(random, SPELLING, tested=tested, word=quoted(random, word))
-    return Exchange(question, f'The word "{word}" is spelled {world.spelled(word)}.', world.spelled(word))
+    return Exchange(question, f'The word "{word}" is spelled {things.spelled(word)}.', things.spelled(word))
 
 
 # The kinds of question, and how often each comes in a conversation: what is harder to learn, more often.
@@ -95,7 +96,7 @@ def says_name(completion: str, reference: str) -> bool:
 
 def says_value(completion: str, reference: str) -> bool:
     """Whether the completion has this value of a fact, and no other one of the same kind."""
-    (values,) = (values for values in world.VALUES.values() if reference in values)
+    (values,) = (values for values in things.VALUES.values() if reference in values)
     words = set(re.findall(r"\w+", completion.lower()))
     return words & {each.lower() for each in values} == {reference.lower()}
 

@@ -17,7 +17,7 @@ from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, Store, open_store
 from operators.claims import Claims
 from operators.config import Config
-from operators.loop import Run, Services
+from operators.reconciler import Run, Services
 
 UID = "12ab34cd-0000-0000-0000-000000000000"
 STALL = 60
@@ -52,12 +52,12 @@ class Rig:
             "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
         }
 
-    def turn(self, *, after: float = 5.0) -> dict[str, Any]:
-        """What the status says after a turn."""
+    def reconcile(self, *, after: float = 5.0) -> dict[str, Any]:
+        """What the status says after a reconciliation."""
         self.cluster.now += after
         found = self.document()
         found["metadata"] |= {"uid": UID, "generation": 1}
-        self.run.turn(found | {"status": self.cluster.status}, self.cluster.now)
+        self.run.reconcile(found | {"status": self.cluster.status}, self.cluster.now)
         return self.cluster.status
 
     def restart(self) -> None:
@@ -101,64 +101,64 @@ def rig(tmp_path: Path) -> Any:
 
 
 def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> None:
-    rig.turn()
+    rig.reconcile()
     rig.report(1)
-    rig.turn(after=STALL - 5)
+    rig.reconcile(after=STALL - 5)
     assert rig.attempts() == ["Running"]
-    rig.turn(after=STALL + 5)
-    rig.turn()
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
     assert rig.attempts() == ["Stalled"]
-    rig.turn(after=60)
+    rig.reconcile(after=60)
     assert rig.attempts() == ["Stalled", "Running"]
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
 
 
 def test_storage_that_was_away_is_no_silence(rig: Rig) -> None:
     """While nobody can hear a stage it is not silent, nor at once when it can be heard again."""
-    rig.turn()
+    rig.reconcile()
     rig.report(1)
-    rig.turn()
+    rig.reconcile()
     rig.server.kill()
     for _ in range(4):
-        assert "does not answer" in rig.turn(after=STALL / 2)["message"]
+        assert "does not answer" in rig.reconcile(after=STALL / 2)["message"]
     rig.server.restart()
-    rig.turn()
+    rig.reconcile()
     assert rig.attempts() == ["Running"]
-    rig.turn(after=STALL + 5)
-    rig.turn()
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
     assert rig.attempts() == ["Stalled"]
 
 
 def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job is there and its record is not: the next one adopts it."""
-    rig.turn()
+    rig.reconcile()
     for entry in rig.store.list(f"runs/team.demo/{UID}/attempts"):
         rig.store.delete(entry.path)
     rig.restart()
-    rig.turn()
+    rig.reconcile()
     assert rig.attempts() == ["Running"]
     assert rig.cluster.created == ["demo-12ab-dataset-1"]
 
 
 def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:
-    rig.turn()
+    rig.reconcile()
     rig.cluster.delete_job("team", "demo-12ab-dataset-1")
-    rig.turn()
+    rig.reconcile()
     assert rig.attempts()[0] == "Preempted"
-    rig.turn()
+    rig.reconcile()
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
 
 
 def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:
     """Without them a stage might be started twice."""
     rig.server.kill()
-    status = rig.turn()
+    status = rig.reconcile()
     assert status["phase"] == "Waiting" and "storage cannot be reached" in status["message"]
     assert rig.cluster.created == []
     with pytest.raises(StorageError):
         rig.store.read("runs")
     rig.server.restart()
-    rig.turn()
+    rig.reconcile()
     assert rig.cluster.created == ["demo-12ab-dataset-1"]
 
 
@@ -169,11 +169,11 @@ def test_what_another_pipeline_has_just_made_is_not_made_again(rig: Rig, tmp_pat
     graph = build_graph(check_pipeline(rig.document()).spec)
     outputs = graph.node("dataset").outputs
     claims.settle("older", f"s3://{BUCKET}", [out.key for out in outputs])
-    assert "waits for pipeline elder" in str(rig.turn()["stages"])
+    assert "waits for pipeline elder" in str(rig.reconcile()["stages"])
     for out in outputs:
         with Artifacts(rig.store, tmp_path / "other").writer(out.kind, out.key, "01-elder") as writer:
             (writer.folder / "file").write_bytes(b"made")
             writer.commit(recipe={}, inputs={})
     claims.settle("older")
-    rig.turn(after=1)
+    rig.reconcile(after=1)
     assert rig.cluster.created == ["demo-12ab-tokenizer-1"]

@@ -1,7 +1,7 @@
 """Tells MLflow of all pipelines' runs, in a thread of its own, so that one that is slow or away delays no pipeline.
 
-    projector = Projector(lambda: views)
-    projector.start()
+    mlflow_sync = MlflowSync(lambda: views)
+    mlflow_sync.start()
 
 What MLflow shows is a projection of the run's folder. It is made complete whenever MLflow can be reached, also long
 after the pipeline's end and by another controller: a mark in the folder says that nothing is missing.
@@ -20,7 +20,7 @@ from nanochat.report.tracked import RunTracker
 from nanochat.spec.errors import NanochatError
 from nanochat.tracking.client import unreachable
 from operators import logs, metrics
-from operators.loop import View
+from operators.reconciler import RunSnapshot
 from operators.status import DONE
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ INTERVAL = 30.0  # seconds between rounds
 MARK = "tracked.json"
 
 
-class Projector:
+class MlflowSync:
     """Goes through the runs, one after the other, again and again."""
 
-    def __init__(self, views: Callable[[], Sequence[View]]) -> None:
+    def __init__(self, views: Callable[[], Sequence[RunSnapshot]]) -> None:
         """`views` gives the pipelines' views of the moment."""
         self._views = views
         self._trackers: dict[str, RunTracker] = {}  # by the run's folder, of those that are not complete
@@ -40,7 +40,7 @@ class Projector:
 
     def start(self) -> None:
         """Begin; the thread ends with the process."""
-        threading.Thread(target=self._run, name="projector", daemon=True).start()
+        threading.Thread(target=self._run, name="mlflow_sync", daemon=True).start()
 
     def _run(self) -> None:
         while True:
@@ -68,9 +68,9 @@ class Projector:
                 continue
             meta = view.accepted.pipeline.metadata
             with logs.about(namespace=meta.namespace, name=meta.name):
-                self._tell(view, uri)
+                self._report(view, uri)
 
-    def _tell(self, view: View, uri: str) -> None:
+    def _report(self, view: RunSnapshot, uri: str) -> None:
         folder, digest, done = view.paths.root, _digest(view, uri), view.phase in DONE
         if folder not in self._trackers:
             self._trackers[folder] = RunTracker(view.artifacts.store, view.artifacts, run=folder, uri=uri)
@@ -87,7 +87,7 @@ class Projector:
         self._complete[folder] = digest
         del self._trackers[folder]
 
-    def _is_complete(self, view: View, uri: str) -> bool:
+    def _is_complete(self, view: RunSnapshot, uri: str) -> bool:
         """Whether the run has ended and MLflow was told all of it, by this process or by one before."""
         folder = view.paths.root
         if view.phase not in DONE:
@@ -105,6 +105,6 @@ class Projector:
         return complete
 
 
-def _digest(view: View, uri: str) -> str:
+def _digest(view: RunSnapshot, uri: str) -> str:
     """What tells one state of a run that has ended from another: a retry makes attempts."""
     return hashlib.sha256(json.dumps([uri, view.phase, view.attempts]).encode()).hexdigest()

@@ -18,11 +18,11 @@ from nanochat.tracking.client import connect
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
 from operators import status
-from operators.accept import accept
+from operators.admission import accept
 from operators.attempts import Attempts, Record
 from operators.config import Config
-from operators.loop import View
-from operators.projector import Projector
+from operators.mlflow_sync import MlflowSync
+from operators.reconciler import RunSnapshot
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -47,7 +47,7 @@ class Run:
         self.accepted = accept(found, Config.model_validate(config, by_alias=True), None)  # type: ignore[arg-type]
         self.store = open_store(Profile(root=str(folder / "store")))
         self.paths = RunPaths.of(namespace="team", name="demo", uid=uid)
-        self.view = View(uid, self.accepted, Artifacts(self.store, folder / "cache"), self.paths, Phase.RUNNING)
+        self.view = RunSnapshot(uid, self.accepted, Artifacts(self.store, folder / "cache"), self.paths, Phase.RUNNING)
         with Journal(self.store, self.paths.root, stage="base", launch="01-aa", interval=1e9) as journal:
             for step in range(1, 6):
                 journal.metrics(step, {"train/loss": 3.0 / step})
@@ -95,11 +95,11 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_run_is_told_while_it_runs_and_after_its_end(tracking: str, tmp_path: Path) -> None:
     run = Run(tmp_path, "uid-live", tracking)
-    projector = Projector(lambda: [run.view])
-    projector.round()
+    mlflow_sync = MlflowSync(lambda: [run.view])
+    mlflow_sync.round()
     assert told(tracking, "uid-live") is None, "there is nothing to tell"
     run.tell("one failed")
-    projector.round()
+    mlflow_sync.round()
     parent, base = told(tracking, "uid-live"), told(tracking, "uid-live", "base")
     assert parent.info.run_name == "team.demo" and parent.info.status == base.info.status == "RUNNING"
     assert base.data.tags["nanochat.outcomes"] == "Infrastructure Running"
@@ -109,7 +109,7 @@ def test_a_run_is_told_while_it_runs_and_after_its_end(tracking: str, tmp_path: 
     )
     assert not run.marked
     run.tell("all is well")
-    projector.round()
+    mlflow_sync.round()
     parent, base = told(tracking, "uid-live"), told(tracking, "uid-live", "base")
     assert parent.info.status == base.info.status == "FINISHED"
     assert base.data.tags["nanochat.outcomes"] == "Infrastructure Succeeded"
@@ -124,21 +124,21 @@ def test_what_was_missed_is_made_up_for_and_not_done_again(
     away = f"http://127.0.0.1:{free_port()}"
     run = Run(tmp_path, "uid-late", away)
     run.tell("all is well")
-    projector = Projector(lambda: [run.view])
-    projector.round()
+    mlflow_sync = MlflowSync(lambda: [run.view])
+    mlflow_sync.round()
     assert not run.marked
     with serving(tmp_path, port=int(away.rpartition(":")[2])):
-        Projector(lambda: [run.view]).round()  # by another controller, after the pipeline's end
+        MlflowSync(lambda: [run.view]).round()  # by another controller, after the pipeline's end
         assert run.marked and told(away, "uid-late").info.status == "FINISHED"
         with monkeypatch.context() as patch:
             patch.setattr(RunTracker, "sync", lambda _: pytest.fail("it is complete"))
-            projector.round()
-            Projector(lambda: [run.view]).round()
+            mlflow_sync.round()
+            MlflowSync(lambda: [run.view]).round()
         run.view.attempts = (*run.view.attempts, ("demo-base-3", 4000.0))
         synced: list[bool] = []
         sync = RunTracker.sync
         monkeypatch.setattr(RunTracker, "sync", lambda self: synced.append(True) or sync(self))
-        projector.round()
+        mlflow_sync.round()
         assert synced, "a retry is told as well"
 
 
@@ -149,12 +149,12 @@ def test_one_run_that_cannot_be_told_does_not_hold_up_the_others(tracking: str, 
     for run in (away, broken, well):
         run.tell("all is well")
     broken.store.write(broken.paths.pipeline, b"no json")
-    Projector(lambda: [away.view, broken.view, well.view]).round()
+    MlflowSync(lambda: [away.view, broken.view, well.view]).round()
     assert [run.marked for run in (away, broken, well)] == [False, False, True]
 
 
 def test_without_a_tracking_server_nothing_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path, "uid-none", "")
     run.tell("all is well")
-    Projector(lambda: [run.view]).round()
+    MlflowSync(lambda: [run.view]).round()
     assert not run.marked

@@ -19,7 +19,7 @@ from nanochat.cli.kube import ClusterPipeline
 from nanochat.cli.logs import Launch, Stage, show
 from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
 from nanochat.pipeline.lock import RunLock, lock_path
-from nanochat.pipeline.profiles import Place, resolve_profile
+from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
@@ -37,7 +37,7 @@ class FoundRun:
     """One run in a store."""
 
     store: Store
-    place: Place
+    resolved: ResolvedProfile
     paths: RunPaths
     status: dict[str, Any]
 
@@ -48,7 +48,7 @@ class FoundRun:
     @property
     def is_live(self) -> bool:
         """Whether a runner on this machine works on it."""
-        return RunLock.is_held(lock_path(self.place, self.status["namespace"], self.name))
+        return RunLock.is_held(lock_path(self.resolved, self.status["namespace"], self.name))
 
     @property
     def was_champion(self) -> bool:
@@ -60,14 +60,14 @@ class FoundRun:
 
 def find_runs(store_name: str) -> list[FoundRun]:
     """All runs of a store, the latest first."""
-    place = resolve_profile(store_name)
-    store = open_store(place.profile)
+    resolved = resolve_profile(store_name)
+    store = open_store(resolved.profile)
     entries = [entry for entry in store.list("runs") if entry.path.endswith("/status.json")]
     entries.sort(key=lambda entry: entry.modified, reverse=True)
     return [
         FoundRun(
             store=store,
-            place=place,
+            resolved=resolved,
             paths=RunPaths(e.path.removesuffix("/status.json")),
             status=store.read_json(e.path),
         )
@@ -243,8 +243,8 @@ def report(
     run = find_anywhere(name, store, namespace, context)
     if isinstance(run, ClusterPipeline):
         return cluster.report(run, markdown=markdown, home=resolve_profile(store).home)
-    record = gather(run.store, Artifacts(run.store, run.place.cache), run=run.paths.root)
-    folder = Path(run.place.home) / "reports" / run.name
+    record = gather(run.store, Artifacts(run.store, run.resolved.cache), run=run.paths.root)
+    folder = Path(run.resolved.home) / "reports" / run.name
     write_report(record, folder)
     if markdown:
         print((folder / "report.md").read_text(encoding="utf-8"))
@@ -263,7 +263,7 @@ def gc(
 
     Runs whose model was champion once stay: it may be served, and rollback may point to it.
     """
-    from nanochat.storage.gc import collect
+    from nanochat.storage.garbage import collect
 
     runs = find_runs(store)
     if not runs:
@@ -301,7 +301,7 @@ def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
     if model and "://" in model:
         return _fetch_uri(model)
     run = find_run(model, store=store)
-    artifacts = Artifacts(run.store, run.place.cache)
+    artifacts = Artifacts(run.store, run.resolved.cache)
     wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
     keys = {ref: key for item in run.status["stages"] for ref, key in item["keys"].items()}
     trained = [ref.removeprefix("model/") for ref in keys if ref.startswith("model/")]
@@ -319,8 +319,8 @@ def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
 
 def _fetch_uri(uri: str) -> Path:
     """A model artifact by its address: file:// or s3://.../artifacts/model/<key>[/<launch>]."""
-    address, place = ModelAddress.parse(uri), resolve_profile()
-    own = place.profile.root == address.root
-    profile = place.profile if own else Profile(root=address.root, endpoint=place.profile.endpoint)
-    artifacts = Artifacts(open_store(profile), place.cache)
+    address, resolved = ModelAddress.parse(uri), resolve_profile()
+    own = resolved.profile.root == address.root
+    profile = resolved.profile if own else Profile(root=address.root, endpoint=resolved.profile.endpoint)
+    artifacts = Artifacts(open_store(profile), resolved.cache)
     return artifacts.fetch(read_manifest(artifacts.store, address))

@@ -25,9 +25,8 @@ from operators.claims import Claims
 from operators.cluster import Cluster, ClusterError
 from operators.config import Config, Serving, StoreProfile
 from operators.events import Events
-from operators.follower import Follower
-from operators.loop import Run, Services
-from operators.serving import Champion, Deployed, Memory, Rejected, Target, decide, read
+from operators.reconciler import Run, Services
+from operators.rollout import Champion, Deployed, Memory, Rejected, RolloutController, Target, decide, read
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -207,16 +206,18 @@ class World:
         self.registry.promote(self.model, found.version)
         return found.version
 
-    def look(self, *, tracking: str | None = None, cluster: Cluster | None = None) -> Follower:
+    def look(self, *, tracking: str | None = None, cluster: Cluster | None = None) -> RolloutController:
         """A new controller looks once."""
         settings = {"deployment": "inference", "namespace": "nano", "model": self.model, "tracking": tracking}
 
         def changed() -> None:
             self.changes += 1
 
-        follower = Follower(Serving.model_validate(settings), self.profile, cluster or self.deployment, changed=changed)
-        follower.turn()
-        return follower
+        rollout = RolloutController(
+            Serving.model_validate(settings), self.profile, cluster or self.deployment, changed=changed
+        )
+        rollout.reconcile()
+        return rollout
 
     def condition(self, name: str, *, told_before: bool = False) -> tuple[str, str, str] | None:
         return self.look().about(f"runs/team.demo/{name}", told_before=told_before)
@@ -237,8 +238,8 @@ def test_a_release_is_rolled_out_and_told(world: World) -> None:
     assert world.deployment.written == [], "before there is a model nothing is written"
     assert world.changes == 0
     world.release("one")
-    follower = world.look()
-    follower.turn()
+    rollout = world.look()
+    rollout.reconcile()
     assert world.deployment.version == "1" and world.changes == 1
     template = read(world.deployment.object).current
     assert template is not None and len(template.fingerprint) == 16
@@ -308,10 +309,10 @@ def test_a_tracking_server_that_is_away_changes_nothing(world: World) -> None:
     world.deployment.settle(ready=True)
     world.look()
     away = f"http://127.0.0.1:{free_port()}"
-    follower = world.look(tracking=away)
+    rollout = world.look(tracking=away)
     assert world.deployment.written == ["1"]
-    assert follower.about("runs/team.demo/one", told_before=False) == ("True", "Serving", "version 1 is served")
-    assert [follower.turn() for _ in range(6)] == [60.0, 120.0, 240.0, 300.0, 300.0, 300.0]
+    assert rollout.about("runs/team.demo/one", told_before=False) == ("True", "Serving", "version 1 is served")
+    assert [rollout.reconcile() for _ in range(6)] == [60.0, 120.0, 240.0, 300.0, 300.0, 300.0]
     world.release("bad")
     world.look()
     world.deployment.settle(ready=False)
@@ -349,7 +350,7 @@ def test_a_deployment_that_is_missing_or_changed_by_hand(world: World) -> None:
     world.look()
     assert world.deployment.version == "1" and len(world.deployment.written) == 2
     world.deployment.deployment = lambda *_: None  # type: ignore[method-assign]
-    assert world.look().turn() > 15.0
+    assert world.look().reconcile() > 15.0
 
 
 def test_what_the_api_server_is_asked(world: World) -> None:
@@ -421,7 +422,7 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
             "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
             "status": cluster.status,
         }
-        run.turn(found, cluster.now)
+        run.reconcile(found, cluster.now)
         return status.condition(cluster.status, "Serving")
 
     assert turn() is None and asked == [("runs/team.demo/u2", False)]

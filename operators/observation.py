@@ -30,7 +30,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class AttemptObservation:
     """An attempt as its objects show it."""
 
     waiting: str = ""  # why not all of its pods run
@@ -41,18 +41,22 @@ class Seen:
     hosts: tuple[str, ...] = ()
 
 
-def observe(record: Record, job: Object | None, pods: Sequence[Object], now: float, workload: Object | None) -> Seen:
+def observe(
+    record: Record, job: Object | None, pods: Sequence[Object], now: float, workload: Object | None
+) -> AttemptObservation:
     """What an attempt comes to, from its job, the job's pods and Kueue's Workload for it."""
     clear = (job is None or is_finished(job)) and all(_over(pod, now) for pod in pods)
     hosts = tuple(sorted({pod["spec"]["nodeName"] for pod in pods if pod["spec"].get("nodeName")}))
     if job is None:
         outcome = Outcome(Reason.PREEMPTED, "the job was deleted", time=now)
-        return Seen(outcome=outcome, clear=clear, pods=record.pods, job_started=record.job_started, hosts=hosts)
+        return AttemptObservation(
+            outcome=outcome, clear=clear, pods=record.pods, job_started=record.job_started, hosts=hosts
+        )
     started = str(job.get("status", {}).get("startTime") or "")
     if job["spec"].get("runPolicy", {}).get("suspend"):
         state = queue_state(workload)
         waiting = f"waits for admission: {state['message']}" if state else "waits for admission by Kueue"
-        return Seen(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
+        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
     same = not record.job_started or record.job_started == started
     before = record.pods if same else {}
     present = {_index(pod): pod["metadata"]["uid"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
@@ -64,7 +68,7 @@ def observe(record: Record, job: Object | None, pods: Sequence[Object], now: flo
         outcome = Outcome(Reason.PREEMPTED, message, time=now)
     else:
         outcome = _outcome(record, job, pods, before, now)
-    return Seen(
+    return AttemptObservation(
         waiting="" if outcome else _waiting(record, pods),
         outcome=outcome,
         clear=clear,

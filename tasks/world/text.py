@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from tasks.world import (
+from tasks.world.things import (
     NAME,
     STATEMENTS,
     THINGS,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from nanochat.pipeline.logs import LogKeeper
+from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
 from operators.access import DAY, Access
-from operators.http import NEXT, RunView, build_app
+from operators.endpoint import NEXT, StoredRun, build_app
 
 ACCESS = Access(b"key of a test")
 TOKEN = {"X-Nanochat-Token": ACCESS.token("uid-1", time.time())}
@@ -28,18 +28,18 @@ def client(tmp_path: Path) -> TestClient:
     for launch, lines in (("01-aaaa", "first\n"), ("02-bbbb", "second\nthird\n")):
         work = tmp_path / launch
         work.mkdir()
-        keeper = LogKeeper(store, paths.logs("base", launch), work)
+        log_sync = LogSync(store, paths.logs("base", launch), work)
         for line in lines.splitlines(keepends=True):  # a piece each
             with (work / "rank0.log").open("a") as log:
                 log.write(line)
-            keeper.keep()
+            log_sync.sync()
     artifacts = Artifacts(store, tmp_path / "cache")
     with artifacts.writer("report", KEY, "01-cccc") as writer:
         (writer.folder / "report.md").write_text("# demo: report\n")
         writer.commit(recipe={}, inputs={}, metadata={})
     store.write_json(paths.attempt("base", 1), {"number": 1})
     (tmp_path / "store" / "secret.txt").write_text("nobody's")
-    view = RunView("uid-1", store, paths, artifacts, KEY)
+    view = StoredRun("uid-1", store, paths, artifacts, KEY)
     views = {("team", "demo"): view}
     return TestClient(build_app(lambda ns, name: views.get((ns, name)), ACCESS, lambda: "", lambda: True))
 
@@ -106,7 +106,7 @@ def test_nothing_else_of_the_store_is_read(client: TestClient, path: str) -> Non
     assert answer.status_code == 404
 
 
-@pytest.mark.parametrize(("stuck", "code"), [("", 200), ("a turn has lasted 400 s", 503)])
+@pytest.mark.parametrize(("stuck", "code"), [("", 200), ("the reconciliation of a/b has lasted 400 s", 503)])
 def test_health_says_what_is_stuck(stuck: str, code: int) -> None:
     client = TestClient(build_app(lambda *_: None, ACCESS, lambda: stuck, lambda: not stuck))
     assert (client.get("/healthz").status_code, client.get("/healthz").text) == (code, stuck or "ok")

@@ -1,8 +1,8 @@
 """What base, mid, sft and rl share: join the processes, build model and optimizer, train, commit the model.
 
-with open_trainer(context) as trainer:
-    state = trainer.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
-    trainer.commit(state, {"cut": 3})
+with open_session(context) as session:
+    state = session.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
+    session.commit(state, {"cut": 3})
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from nanochat.spec.errors import StorageError
 from nanochat.spec.stages import MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.checkpoint import Vault
+from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.device import Device, Forward, choose_device, compile_pays
 from nanochat.training.distributed import World, join
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.loop import Loop, LoopPlan, LoopState, Measurement, Rates
 from nanochat.training.objective import Objective
+from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Trainer:
+class TrainingSession:
     """One rank of a stage that trains."""
 
     context: StageContext
@@ -65,7 +65,7 @@ class Trainer:
         fixed_shapes: bool = True,
         measurements: Sequence[Measurement] = (),
         guard: SpikeGuard | None = None,
-    ) -> LoopState:
+    ) -> TrainerState:
         """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes."""
         context, settings = self.context, self.settings
         flops = flops_per_token(self.model.config)
@@ -95,8 +95,8 @@ class Trainer:
             ),
             group=self.world.group,
         )
-        loop = Loop(
-            LoopPlan(
+        trainer = Trainer(
+            TrainerPlan(
                 steps=steps,
                 schedule=schedule,
                 clip=settings.grad_clip,
@@ -114,15 +114,15 @@ class Trainer:
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
-            vault=Vault(context.checkpoints(), context.launch, self.world, settings.keep_checkpoints),
+            checkpointer=Checkpointer(context.checkpoints(), context.launch, self.world, settings.keep_checkpoints),
             guard=guard or SpikeGuard(),
             journal=context.journal,
             progress=context.progress,
             stop=lambda: bool(context.stop),
         )
-        return loop.run()
+        return trainer.run()
 
-    def commit(self, state: LoopState, extra: Mapping[str, Any] | None = None) -> None:
+    def commit(self, state: TrainerState, extra: Mapping[str, Any] | None = None) -> None:
         """Commit model, configuration and tokenizer as the stage's output; rank 0's work."""
         if not self.world.first:
             return
@@ -135,7 +135,7 @@ class Trainer:
             manifest = context.commit(writer, output, self.metadata(state) | dict(extra or {}))
         print(f"{context.stage}: the model is in {context.artifacts.uri(manifest)}", flush=True)
 
-    def metadata(self, state: LoopState) -> dict[str, Any]:
+    def metadata(self, state: TrainerState) -> dict[str, Any]:
         """What the manifest says of the training."""
         return {
             "steps": state.step,
@@ -175,7 +175,7 @@ TOKENIZER_FILES = ("tokenizer.json", "byte_lengths.bin")
 
 
 @contextmanager
-def open_trainer(context: StageContext) -> Iterator[Trainer]:
+def open_session(context: StageContext) -> Iterator[TrainingSession]:
     """Join the other ranks; the model is that of the stage before, or a fresh one where there is none."""
     settings: TrainingStage = context.settings
     device = choose_device(settings.precision)
@@ -194,7 +194,7 @@ def open_trainer(context: StageContext) -> Iterator[Trainer]:
                 model.load_state_dict(load_file(folder / WEIGHTS))
 
         tokenizer_folder = context.fetch("tokenizer/bpe")
-        yield Trainer(
+        yield TrainingSession(
             context=context,
             settings=settings,
             world=world,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from tasks.task import Example, Task
-from tasks.world_exchanges import Exchange
+from tasks.world.exchanges import Exchange
 
 
 class WorldTask(Task):

@@ -1,8 +1,8 @@
 """Who answers in `nanochat chat`: a model in this process, or a server that speaks OpenAI's protocol.
 
-    for said in speaker.reply(messages, settings):
+    for said in backend.reply(messages, settings):
         print(said.text)
-    speaker.finish_reason      # "stop", "length"
+    backend.finish_reason      # "stop", "length"
 
 Closing the iterator stops the reply.
 """
@@ -46,7 +46,7 @@ class ContextFull(UserError):
     """The conversation does not fit into the model's context, or leaves too little room for the reply."""
 
 
-class Speaker(Protocol):
+class ChatBackend(Protocol):
     finish_reason: str
 
     @property

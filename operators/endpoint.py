@@ -36,7 +36,7 @@ NEXT = "X-Nanochat-Next"
 
 
 @dataclass(frozen=True, slots=True)
-class RunView:
+class StoredRun:
     """What may be read of one pipeline."""
 
     uid: str
@@ -47,12 +47,12 @@ class RunView:
 
 
 def build_app(
-    runs: Callable[[str, str], RunView | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
+    runs: Callable[[str, str], StoredRun | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
 ) -> FastAPI:
     """The application. `health` says what is stuck, or ''."""
     app = FastAPI(title="nanochat controller", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> RunView:
+    def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> StoredRun:
         found = runs(namespace, name)
         if found is None or not access.accepts(found.uid, x_nanochat_token, time.time()):
             raise HTTPException(404, "there is no such pipeline, or the token is not its (read status.access again)")
@@ -84,20 +84,20 @@ def build_app(
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/{namespace}/{name}/attempts")
-    def attempts(run: Annotated[RunView, Depends(view)]) -> list[Any]:
+    def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Any]:
         base = f"{run.paths.root}/attempts"
         files = [entry.path for entry in run.store.list(base)]
         return [run.store.read_json(path) for path in files]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
-    def progress(run: Annotated[RunView, Depends(view)], stage: str) -> dict[str, Any]:
+    def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> dict[str, Any]:
         state = read_progress(run.store, run.paths.progress(stage))
         if state is None:
             raise HTTPException(404, f"stage {stage} has reported nothing yet")
         return asdict(state)
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}")
-    def logs(run: Annotated[RunView, Depends(view)], stage: str) -> list[dict[str, Any]]:
+    def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[dict[str, Any]]:
         sizes: dict[str, dict[str, int]] = {}
         first: dict[str, float] = {}
         for entry in run.store.list(run.paths.logs(stage)):
@@ -113,7 +113,7 @@ def build_app(
         ]
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}/{launch}/{file}")
-    def log(run: Annotated[RunView, Depends(view)], stage: str, launch: str, file: str, offset: int = 0) -> Response:
+    def log(run: Annotated[StoredRun, Depends(view)], stage: str, launch: str, file: str, offset: int = 0) -> Response:
         found, at = b"", 0
         for piece in run.store.list(f"{run.paths.logs(stage, launch)}/{file}"):
             if at + piece.size > offset and len(found) < MOST_BYTES:
@@ -122,18 +122,18 @@ def build_app(
         found = found[:MOST_BYTES]
         return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})
 
-    def report_of(run: RunView) -> Manifest:
+    def report_of(run: StoredRun) -> Manifest:
         found = run.artifacts.find("report", run.report_key) if run.report_key else None
         if found is None:
             raise HTTPException(404, "the pipeline has no report yet")
         return found
 
     @app.get("/v1/{namespace}/{name}/report")
-    def report(run: Annotated[RunView, Depends(view)]) -> list[str]:
+    def report(run: Annotated[StoredRun, Depends(view)]) -> list[str]:
         return [record.path for record in report_of(run).files]
 
     @app.get("/v1/{namespace}/{name}/report/{file:path}")
-    def report_file(run: Annotated[RunView, Depends(view)], file: str) -> Response:
+    def report_file(run: Annotated[StoredRun, Depends(view)], file: str) -> Response:
         manifest = report_of(run)
         if file not in {record.path for record in manifest.files}:
             raise HTTPException(404, f"the report has no file {file}")

@@ -12,7 +12,7 @@ from nanochat.spec.errors import Diverged, UserError
 from nanochat.tracking.journal import JournalReader
 from nanochat.training.distributed import join
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.loop import LoopState, Measurement
+from nanochat.training.trainer import Measurement, TrainerState
 from tests.training.rig import FakeLoader, Rig, close, same
 
 
@@ -198,7 +198,7 @@ def test_divergence_before_the_first_checkpoint_starts_again(tmp_path: Path) -> 
 
 
 def test_skipped_ranges_move_the_data_on() -> None:
-    state = LoopState(skipped=[(7, 9), (2, 5)])
+    state = TrainerState(skipped=[(7, 9), (2, 5)])
     assert [state.data_step(step) for step in range(6)] == [0, 1, 5, 6, 9, 10]
 
 

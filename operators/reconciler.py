@@ -1,7 +1,7 @@
-"""One pipeline's loop: observe, plan, act, tell. Each turn starts from what the API server and storage hold.
+"""Reconciles one pipeline: observe, plan, act, report. Each time starts from what the API server and storage hold.
 
-    loop = PipelineLoop(namespace, name, services)
-    delay = loop.turn()          # seconds until the next look at the latest; None when the pipeline is gone
+    reconciler = PipelineReconciler(namespace, name, services)
+    delay = reconciler.reconcile()          # seconds until the next look at the latest; None when the pipeline is gone
 
 Nothing that matters is only in memory: a controller that is killed at any instant goes on with the same attempts. The
 order makes it so: the plan is stored and the job created before an attempt is recorded, and a job without a record is
@@ -25,22 +25,22 @@ from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import (
     Action,
     Attempt,
-    Launch,
     Observed,
     Phase,
+    Start,
     Status,
     Stop,
     plan,
     required_outputs,
 )
 from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.chatpipeline import API_VERSION, KIND, RETRY
 from nanochat.spec.errors import StorageError, UserError
-from nanochat.spec.resource import API_VERSION, KIND, RETRY
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
 from nanochat.tracking.progress import State, read_progress
-from operators import jobs, metrics, resources, signals, status
-from operators.accept import Accepted, accept
+from operators import jobs, metrics, observation, resources, status
+from operators.admission import Accepted, accept
 from operators.attempts import Attempts, Record
 from operators.claims import Claims
 from operators.cluster import Cluster, ClusterError, Object
@@ -73,8 +73,8 @@ class Services:
 
 
 @dataclass(slots=True)
-class View:
-    """What one turn came to; the HTTP endpoint and the metrics read it."""
+class RunSnapshot:
+    """What one reconciliation came to; the HTTP endpoint and the metrics read it."""
 
     uid: str
     accepted: Accepted
@@ -84,7 +84,7 @@ class View:
     attempts: tuple[tuple[str, float | None], ...] = ()  # job and end of each
 
 
-class PipelineLoop:
+class PipelineReconciler:
     """The loop of a name; a pipeline that was deleted and made again is another run."""
 
     def __init__(self, namespace: str, name: str, services: Services) -> None:
@@ -92,10 +92,10 @@ class PipelineLoop:
         self.run: Run | None = None
 
     @property
-    def view(self) -> View | None:
+    def view(self) -> RunSnapshot | None:
         return self.run.view if self.run else None
 
-    def turn(self) -> float | None:
+    def reconcile(self) -> float | None:
         """Look and act once."""
         found = self.services.cluster.pipeline(self.namespace, self.name)
         if self.run is not None and (found is None or found["metadata"]["uid"] != self.run.uid):
@@ -111,7 +111,7 @@ class PipelineLoop:
             self.services.claims.settle(self.run.uid)
             return ACTIVE_SECONDS
         try:
-            return self.run.turn(found, time.time())
+            return self.run.reconcile(found, time.time())
         finally:
             self.services.claims.settle(self.run.uid, *self.run.claimed)
 
@@ -125,7 +125,7 @@ class Run:
     uid: str
     services: Services
     claimed: tuple[str, frozenset[str]] = ("", frozenset())
-    view: View | None = None
+    view: RunSnapshot | None = None
     accepted: Accepted | None = None
     attempts: Attempts | None = None
     present: set[str] = field(default_factory=set)
@@ -133,19 +133,19 @@ class Run:
     heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (said, heard)
     explanations: dict[str, str] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
-    trouble: str = ""  # why storage cannot be reached in this turn
+    trouble: str = ""  # why storage cannot be reached in this reconciliation
     _source: tuple[Any, ...] = ()
     _looked: float = 0.0
     _stored: bytes = b""
 
-    # ---- the turn -------------------------------------------------------------------------------------------
+    # ---- reconciling ------------------------------------------------------------------------------------------
 
-    def turn(self, found: Object, now: float) -> float:
+    def reconcile(self, found: Object, now: float) -> float:
         """Observe, plan, act, tell; returns the seconds until the next look at the latest."""
         refused = self._accept(found)
         if self.accepted is None:
             self.claimed = ("", frozenset())
-            self._tell(found, status.refused(found, refused, now))
+            self._report(found, status.refused(found, refused, now))
             return IDLE_SECONDS
         accepted, cluster = self.accepted, self.services.cluster
         self.trouble = ""
@@ -154,27 +154,27 @@ class Run:
         jobs_found = {job["metadata"]["name"]: job for job in cluster.jobs(self.namespace, self.uid)}
         workloads = cluster.workloads(self.namespace) if accepted.spec.queue else []
         if not self._load(jobs_found.values()):
-            self._tell(found, status.unreachable(found, self.trouble, now))
+            self._report(found, status.unreachable(found, self.trouble, now))
             return TROUBLE_SECONDS
         assert self.attempts is not None
-        seen = {
-            record.job: signals.observe(
+        observations = {
+            record.job: observation.observe(
                 record,
                 jobs_found.get(record.job),
-                [pod for pod in pods if signals.job_of(pod) == record.job],
+                [pod for pod in pods if observation.job_of(pod) == record.job],
                 now,
-                signals.workload_of(jobs_found.get(record.job), workloads),
+                observation.workload_of(jobs_found.get(record.job), workloads),
             )
             for record in self.attempts.open()
         }
         for record in self.attempts.open():
-            self._follow(record, seen[record.job], jobs_found.get(record.job), pods, now)
+            self._take_in(record, observations[record.job], jobs_found.get(record.job), pods, now)
         self._storage(lambda: self._observe_artifacts(accepted, now))
         for record in self.attempts.open():
             if not self._storage(lambda record=record: self._take_progress(record, now)):
                 # Its news cannot reach us: that is no silence, nor is it one when storage is just back.
                 self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], now)
-        actions, planned = self._plan(found, accepted, seen, refused, now)
+        actions, planned = self._plan(found, accepted, observations, refused, now)
         self._claim(accepted, planned)
         for action in actions:
             if isinstance(action, Stop):
@@ -187,7 +187,7 @@ class Run:
         assert self.view is not None
         self.view.attempts = tuple((record.job, record.ended) for record in self.attempts.all())
         self.view.phase = planned.phase
-        told = status.Told(
+        inputs = status.StatusInputs(
             accepted=accepted,
             planned=planned,
             records=self.attempts.all(),
@@ -196,25 +196,30 @@ class Run:
             scores=self.scores,
             refused=refused,
             trouble=self.trouble,
-            queue=signals.queue_state(
-                next((w for w in (signals.workload_of(j, workloads) for j in jobs_found.values()) if w), None)
+            queue=observation.queue_state(
+                next((w for w in (observation.workload_of(j, workloads) for j in jobs_found.values()) if w), None)
             ),
             run=self.view.paths.root,
             serving=self.services.serving(
                 self.view.paths.root, told_before=status.condition(found.get("status"), status.SERVING) is not None
             ),
         )
-        self._tell(found, status.build(found, told, self.services.access, now))
+        self._report(found, status.build(found, inputs, self.services.access, now))
         return self._delay(planned, now)
 
     def _plan(
-        self, found: Object, accepted: Accepted, seen: Mapping[str, signals.Seen], refused: str, now: float
+        self,
+        found: Object,
+        accepted: Accepted,
+        observations: Mapping[str, observation.AttemptObservation],
+        refused: str,
+        now: float,
     ) -> tuple[list[Action], Status]:
         """Plan, and look once more for what would be made: another pipeline may have made it since the last look."""
         while True:
-            observed = self._observed(found, accepted, seen, refused, now)
+            observed = self._observed(found, accepted, observations, refused, now)
             actions, planned = plan(accepted.graph, accepted.spec, observed, now)
-            wanted = [out for action in actions if isinstance(action, Launch) for out in action.outputs]
+            wanted = [out for action in actions if isinstance(action, Start) for out in action.outputs]
             known = len(self.present)
             self._storage(lambda wanted=wanted: self._find(wanted))
             if len(self.present) == known:
@@ -236,7 +241,7 @@ class Run:
             patient=False,
             credentials=Path(profile.credentials) if profile.credentials else None,
         )
-        self.view = View(
+        self.view = RunSnapshot(
             uid=self.uid,
             accepted=self.accepted,
             artifacts=Artifacts(store, self.services.cache),
@@ -246,7 +251,7 @@ class Run:
         return ""
 
     def _storage(self, operation: Callable[[], object]) -> bool:
-        """Do something that needs storage, unless it was found out of reach in this turn."""
+        """Do something that needs storage, unless it was found out of reach in this reconciliation."""
         if self.trouble:
             return False
         try:
@@ -275,16 +280,23 @@ class Run:
             self.attempts.adopt(job, self.uid)
         return True
 
-    def _follow(self, record: Record, seen: signals.Seen, job: Object | None, pods: list[Object], now: float) -> None:
+    def _take_in(
+        self,
+        record: Record,
+        observed: observation.AttemptObservation,
+        job: Object | None,
+        pods: list[Object],
+        now: float,
+    ) -> None:
         """Take in what was seen of an attempt; end it when it is over and nothing of it can still run."""
         assert self.attempts is not None
-        record = self.attempts.put(record.seen(seen, now))
-        decided = record.decided or seen.outcome
+        record = self.attempts.put(record.with_observation(observed, now))
+        decided = record.decided or observed.outcome
         if decided is None:
             return
-        if record.decided is None and not seen.clear:
+        if record.decided is None and not observed.clear:
             record = self.attempts.put(replace(record, decided=decided))
-        if not seen.clear:
+        if not observed.clear:
             self._end(record, job, pods)
             return
         self._storage(lambda: self._conclude(record, decided, now))
@@ -296,7 +308,7 @@ class Run:
             cluster.delete_job(self.namespace, record.job)
         for pod in pods:
             meta = pod["metadata"]
-            if signals.job_of(pod) != record.job:
+            if observation.job_of(pod) != record.job:
                 continue
             if quick and meta.get("deletionGracePeriodSeconds") != STALLED_GRACE:
                 cluster.delete_pod(self.namespace, meta["name"], uid=meta["uid"], grace=STALLED_GRACE)
@@ -304,7 +316,7 @@ class Run:
                 cluster.delete_pod(self.namespace, meta["name"], uid=meta["uid"])
 
     def _conclude(self, record: Record, outcome: Outcome, now: float) -> None:
-        """Record how an attempt ended. Reads storage first: where that fails, the next turn does it."""
+        """Record how an attempt ended. Reads storage first: where that fails, the next reconciliation does it."""
         assert self.attempts is not None and self.accepted is not None
         keys = set(record.keys)
         self._find([out for node in self.accepted.graph.nodes for out in node.outputs if out.key in keys])
@@ -376,7 +388,12 @@ class Run:
         self.progress[record.stage] = state
 
     def _observed(
-        self, found: Object, accepted: Accepted, seen: Mapping[str, signals.Seen], refused: str, now: float
+        self,
+        found: Object,
+        accepted: Accepted,
+        observations: Mapping[str, observation.AttemptObservation],
+        refused: str,
+        now: float,
     ) -> Observed:
         assert self.attempts is not None
         claims, store = self.services.claims, accepted.profile.root
@@ -388,7 +405,7 @@ class Run:
         return Observed(
             present=frozenset(self.present),
             attempts={
-                stage: [self._attempt(record, accepted, seen, now) for record in self.attempts.of(stage)]
+                stage: [self._attempt(record, accepted, observations, now) for record in self.attempts.of(stage)]
                 for stage in accepted.graph.stages
             },
             slots={"cpu": UNLIMITED, "gpu": UNLIMITED},
@@ -400,7 +417,9 @@ class Run:
             hold=hold,
         )
 
-    def _attempt(self, record: Record, accepted: Accepted, seen: Mapping[str, signals.Seen], now: float) -> Attempt:
+    def _attempt(
+        self, record: Record, accepted: Accepted, observations: Mapping[str, observation.AttemptObservation], now: float
+    ) -> Attempt:
         outputs = {out.key for out in accepted.graph.node(record.stage).outputs}
         heartbeat = self.heartbeats.get(record.job, (0.0, 0.0))[1]
         return Attempt(
@@ -412,7 +431,7 @@ class Run:
             heartbeat=heartbeat,
             stopping=record.decided is not None and record.outcome is None,
             reached=record.reached,
-            waiting=seen[record.job].waiting if record.outcome is None and record.job in seen else "",
+            waiting=observations[record.job].waiting if record.outcome is None and record.job in observations else "",
             stale=not outputs.issuperset(record.keys),
             memory=record.memory,
         )
@@ -426,7 +445,7 @@ class Run:
 
     # ---- acting ---------------------------------------------------------------------------------------------
 
-    def _launch(self, accepted: Accepted, action: Launch, now: float) -> None:
+    def _launch(self, accepted: Accepted, action: Start, now: float) -> None:
         assert self.attempts is not None and self.view is not None
         request = jobs.JobRequest(
             uid=self.uid,
@@ -443,7 +462,7 @@ class Run:
             self.view.paths.plan(action.stage, action.attempt), config_map["data"]["plan.json"].encode()
         )
         if not cluster.create_config_map(config_map):
-            # A turn that was cut short left it, maybe for settings that have changed since.
+            # A reconciliation that was cut short left it, maybe for settings that have changed since.
             cluster.delete_config_map(self.namespace, meta["name"])
             if not cluster.create_config_map(config_map):
                 raise ClusterError(f"cannot replace ConfigMap {self.namespace}/{meta['name']}")
@@ -492,7 +511,7 @@ class Run:
             if record is None or job["metadata"].get("deletionTimestamp"):
                 continue
             over = now - (record.ended or 0.0) >= accepted.spec.job_ttl_seconds
-            if over or not signals.is_finished(job):
+            if over or not observation.is_finished(job):
                 self.services.cluster.delete_job(self.namespace, name)
         for record in ended.values():
             gone = record.job not in jobs_found and not record.cleaned
@@ -514,7 +533,7 @@ class Run:
             store.write(paths.status, text)
             self._stored = text
 
-    def _tell(self, found: Object, told: Object) -> None:
+    def _report(self, found: Object, told: Object) -> None:
         """Patch the object's status where it changed; an Event at each new phase."""
         before = found.get("status") or {}
         if status.same(before, told):

@@ -10,7 +10,7 @@ import pytest
 
 from nanochat.pipeline.outcomes import Reason
 from operators.attempts import Record
-from operators.signals import observe, queue_state, workload_of
+from operators.observation import observe, queue_state, workload_of
 
 NOW = 1_800_000_000.0
 JOB = "demo-12ab-base-1"
@@ -210,12 +210,12 @@ def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -
 def test_a_launch_is_told_by_its_pods() -> None:
     """Kueue stops a job's pods and starts others: another launch of the same attempt, and no time counts between."""
     first = record(pods={}, job_started="")
-    one = first.seen(observe(first, job("Running"), [pod(0), pod(1)], NOW, None), NOW)
+    one = first.with_observation(observe(first, job("Running"), [pod(0), pod(1)], NOW, None), NOW)
     assert (one.launch, one.running_since) == ("01-uid-0", NOW)
-    stopped = one.seen(observe(one, job("Suspended", suspend=True), [], NOW + 60, None), NOW + 60)
+    stopped = one.with_observation(observe(one, job("Suspended", suspend=True), [], NOW + 60, None), NOW + 60)
     assert (stopped.used, stopped.running_since, dict(stopped.pods)) == (60.0, None, {})
     again = job("Running", started=-100)
-    two = stopped.seen(observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
+    two = stopped.with_observation(observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
     assert two.launch == "01-xxxxxxxx" and two.seconds(NOW + 110) == 70.0
     assert set(two.launches) == {"01-uid-0", "01-uid-1", "01-xxxxxxxx"}
 

@@ -1,6 +1,6 @@
 """The one training loop: base, mid, sft and rl differ in their objective, their schedule and their measurements.
 
-    loop = Loop(plan, world=world, device=device, model=model, optimizer=optimizer, objective=objective, ...)
+    trainer = Trainer(plan, world=world, device=device, model=model, optimizer=optimizer, objective=objective, ...)
     state = loop.run()      # Stopped, Diverged, or the state after the last step
 
 Every step: get this rank's share of the global batch, agree with all ranks on its weight and on whether to save or
@@ -24,11 +24,11 @@ from nanochat.optim import ShardedOptimizer
 from nanochat.spec.errors import Diverged, Stopped
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
-from nanochat.training.checkpoint import Vault
+from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.device import Device, Forward
 from nanochat.training.distributed import World
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.objective import Objective, Share, micro_loss
+from nanochat.training.objective import LocalBatch, Objective, micro_loss
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoopPlan:
+class TrainerPlan:
     """What a stage asks of the loop."""
 
     steps: int
@@ -71,7 +71,7 @@ class LoopPlan:
 
 
 @dataclass(slots=True)
-class LoopState:
+class TrainerState:
     """Where training stands; all of it is in a checkpoint."""
 
     step: int = 0  # steps made
@@ -93,19 +93,19 @@ class LoopState:
         return step
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LoopState:
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainerState:
         """From a checkpoint's JSON."""
         state = cls(**{item.name: values[item.name] for item in fields(cls)})
         state.skipped = [(first, end) for first, end in state.skipped]
         return state
 
 
-class Loop:
+class Trainer:
     """Trains `model` until the plan's last step, from the newest checkpoint on."""
 
     def __init__(
         self,
-        plan: LoopPlan,
+        plan: TrainerPlan,
         *,
         world: World,
         device: Device,
@@ -114,7 +114,7 @@ class Loop:
         optimizer: ShardedOptimizer,
         objective: Objective,
         initialise: Callable[[], None],
-        vault: Vault,
+        checkpointer: Checkpointer,
         guard: SpikeGuard,
         journal: Journal,
         progress: Progress,
@@ -130,19 +130,19 @@ class Loop:
         self.optimizer = optimizer
         self.objective = objective
         self.initialise = initialise
-        self.vault = vault
+        self.checkpointer = checkpointer
         self.guard = guard
         self.journal = journal
         self.progress = progress
         self.stop = stop
         self.clock = clock
-        self.state = LoopState()
+        self.state = TrainerState()
         self._saved_step = 0  # the newest checkpoint's
         self._saved_at = clock()
         self._warm = False  # whether this launch has made a step: the first one compiles
         self._window = [0, 0.0]  # tokens and seconds since the last log line
 
-    def run(self) -> LoopState:
+    def run(self) -> TrainerState:
         """Train to the end; raises Stopped after a stop and Diverged where skipping data did not help."""
         self._restore()
         while self.state.step < self.plan.steps:
@@ -156,20 +156,20 @@ class Loop:
         """One step, or a stop before it."""
         state = self.state
         began = self.clock()
-        share = self.objective.share(state.data_step(state.step))
-        weight, tokens, counts = self._agree(share)
+        local = self.objective.local_batch(state.data_step(state.step))
+        weight, tokens, counts = self._agree(local)
         self.model.train()
-        loss, norm = self._update(share, weight) if weight else (None, None)
+        loss, norm = self._update(local, weight) if weight else (None, None)
         self._account(loss, weight=weight, tokens=tokens, counts=counts, seconds=self.clock() - began)
         if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
             self._log(norm, counts)
         self._measure()
 
-    def _agree(self, share: Share) -> tuple[float, int, dict[str, float]]:
+    def _agree(self, local: LocalBatch) -> tuple[float, int, dict[str, float]]:
         """The step's weight, tokens and counts over all ranks; saves and stops where that is what all ranks do now."""
         names = self.objective.counts
         stop, save, weight, tokens, *counts = self.world.sum(
-            float(self.stop()), float(self._save_due()), share.weight, share.tokens, *share.counts
+            float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
             self._save()
@@ -177,11 +177,11 @@ class Loop:
             raise Stopped(f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on.")
         return weight, int(tokens), dict(zip(names, counts, strict=False))
 
-    def _update(self, share: Share, weight: float) -> tuple[float, float]:
+    def _update(self, local: LocalBatch, weight: float) -> tuple[float, float]:
         """Gradients of the global batch's mean loss, and one step of the optimizer -> loss, gradient norm."""
         state = self.state
         total = torch.zeros((), device=self.device.device)
-        for batch in share.batches:
+        for batch in local.batches:
             loss = micro_loss(self.forward, batch.to(self.device.device))
             (loss / weight).backward()
             total += loss.detach()
@@ -265,22 +265,22 @@ class Loop:
             return
         self.journal.flush()
         loop = asdict(self.state) | {"guard": self.guard.state()}
-        self.vault.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop)
+        self.checkpointer.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop)
         self._saved_step, self._saved_at = self.state.step, self.clock()
 
     def _restore(self) -> None:
         """Go to the newest checkpoint, or to the start."""
-        loop = self.vault.restore(model=self.model, optimizer=self.optimizer)
-        for sentence in self.vault.warnings:
+        loop = self.checkpointer.restore(model=self.model, optimizer=self.optimizer)
+        for sentence in self.checkpointer.warnings:
             self.progress.warn(sentence)
         if loop is None:
             self.initialise()
             self.optimizer.reset()
-            self.state = LoopState()
+            self.state = TrainerState()
             self.guard.restore({"calm": [], "suspect": 0})
         else:
             self.guard.restore(loop["guard"])
-            self.state = LoopState.from_dict(loop)
+            self.state = TrainerState.from_dict(loop)
             log.info("resumed after step %s of %s", f"{self.state.step:,}", f"{self.plan.steps:,}")
         self._saved_step, self._saved_at = self.state.step, self.clock()
 
@@ -296,7 +296,7 @@ class Loop:
         first_bad = end - max(1, self.guard.suspect)
         self.optimizer.zero_grad()
         self._restore()
-        self.vault.discard(after=self.state.step)  # what could not be read is no place to go on from later
+        self.checkpointer.discard(after=self.state.step)  # what could not be read is no place to go on from later
         begin = max(self.state.data_step(self.state.step), min(first_bad, end - self.plan.skip_steps))
         self.state.skipped.append((begin, end))
         message = (

@@ -1,0 +1,1 @@
+"""The demo's world: generated things and facts, texts about them, questions with answers, and six tasks."""
