@@ -12,7 +12,7 @@ from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
-from operators.access import DAY, Access
+from operators.access import DAY, INVALID_TOKEN, Access
 from operators.endpoint import NEXT, StoredRun, build_app
 
 ACCESS = Access(b"key of a test")
@@ -81,7 +81,7 @@ def test_without_the_token_a_pipeline_is_not_there(client: TestClient, headers: 
     wrong = client.get("/v1/team/demo/logs/base", headers=encoded)
     absent = client.get("/v1/team/nobody/logs/base", headers=TOKEN)
     assert (wrong.status_code, wrong.json()) == (absent.status_code, absent.json())
-    assert wrong.status_code == 404
+    assert (wrong.status_code, wrong.json()["reason"]) == (404, INVALID_TOKEN)
 
 
 def test_yesterdays_token_is_good() -> None:
