@@ -12,7 +12,7 @@ import hmac
 from dataclasses import dataclass
 
 DAY = 86_400
-UNKNOWN_TOKEN = "UnknownToken"  # the reason of the Status that refuses a token: another one is in the pipeline's status
+INVALID_TOKEN = "InvalidToken"  # the endpoint's reason where it refuses a token
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The controller's read-only HTTP endpoint: health, metrics, and stored logs and reports of pipelines.
 
 What is stored is reached through the API server's service proxy, with the token from the pipeline's status in the
-header X-Nanochat-Token (`operators.access`). An error is a Kubernetes Status, as everything else is that comes from the
-API server; its `reason` tells causes apart. An unknown pipeline and a wrong token look alike: 404, UnknownToken.
+header X-Nanochat-Token (`operators.access`). A pipeline that is unknown and a token that is wrong look alike: 404 with
+the reason InvalidToken beside the detail.
 
     GET /v1/NAMESPACE/NAME/attempts                     records of all attempts
     GET /v1/NAMESPACE/NAME/progress/STAGE               where a stage stands
@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
@@ -31,14 +30,10 @@ from nanochat.storage.manifest import Manifest
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from operators import metrics
-from operators.access import UNKNOWN_TOKEN, Access
+from operators.access import INVALID_TOKEN, Access
 
 MOST_BYTES = 4 << 20  # of one answer
 NEXT = "X-Nanochat-Next"
-
-
-class UnknownToken(Exception):
-    """The token of a request is not that of the pipeline that it names, which may not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +47,10 @@ class StoredRun:
     report_key: str | None
 
 
+class InvalidToken(Exception):
+    """A request for a pipeline that is unknown, or with a token that it does not have."""
+
+
 def build_app(
     runs: Callable[[str, str], StoredRun | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
 ) -> FastAPI:
@@ -61,26 +60,25 @@ def build_app(
     def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> StoredRun:
         found = runs(namespace, name)
         if found is None or not access.accepts(found.uid, x_nanochat_token, time.time()):
-            raise UnknownToken
+            raise InvalidToken
         return found
 
-    @app.exception_handler(UnknownToken)
-    async def unknown(request: Request, error: UnknownToken) -> JSONResponse:
-        message = "there is no such pipeline, or it has another token by now: read status.access again"
-        return _failure(404, UNKNOWN_TOKEN, message)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return _failure(error.status_code, "NotFound", error.detail)
+    @app.exception_handler(InvalidToken)
+    async def unknown(request: Request, error: InvalidToken) -> JSONResponse:
+        detail = "no pipeline of this name has this token: read its status.access again"
+        return JSONResponse({"reason": INVALID_TOKEN, "detail": detail}, status_code=404)
 
     @app.exception_handler(StorageError)
     async def unreachable(request: Request, error: StorageError) -> JSONResponse:
-        return _failure(503, "ServiceUnavailable", error.message)
+        return JSONResponse({"detail": error.message}, status_code=503)
 
     @app.exception_handler(FileNotFoundError)
+    async def missing(request: Request, error: FileNotFoundError) -> JSONResponse:
+        return JSONResponse({"detail": "there is no such file"}, status_code=404)
+
     @app.exception_handler(ValueError)
-    async def missing(request: Request, error: Exception) -> JSONResponse:
-        return _failure(404, "NotFound", "there is no such file")
+    async def no_path(request: Request, error: ValueError) -> JSONResponse:
+        return JSONResponse({"detail": "there is no such file"}, status_code=404)
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -153,11 +151,6 @@ def build_app(
         return Response(run.store.read(f"{folder}/{manifest.launch}/{file}"), media_type="application/octet-stream")
 
     return app
-
-
-def _failure(code: int, reason: str, message: str) -> JSONResponse:
-    status = {"apiVersion": "v1", "kind": "Status", "status": "Failure"}
-    return JSONResponse({**status, "code": code, "reason": reason, "message": message}, status_code=code)
 
 
 class Server:

@@ -73,8 +73,8 @@ class KubeError(NanochatError):
     """A request failed. `status`, `code`, `kind` and `causes` are for programs, `said` and `message` for people.
 
     `status` is the HTTP status, 0 where no answer came. `code`, `kind` and `causes` are `reason`, `details.kind` and
-    `details.causes` of the Kubernetes Status that was the answer; `code` is empty where the answer was none, as it is
-    from a server behind the API server's proxy. `said` is the message of the answer alone.
+    `details.causes` of the answer, a Kubernetes Status; a server behind the API server's proxy may answer with a `reason`
+    and `detail` of its own. `code` is empty where the answer has none. `said` is the message of the answer alone.
     """
 
     reason = "Infrastructure"
@@ -106,12 +106,13 @@ class KubeError(NanochatError):
     def of_answer(cls, doing: str, status: int, body: bytes) -> KubeError:
         """The error that an answer means; `doing` is what was asked."""
         try:
-            answer = json.loads(body)
-            found = answer if answer["kind"] == "Status" else {}
-        except (ValueError, KeyError, TypeError):
+            found = json.loads(body)
+        except ValueError:
             found = {}
+        found = found if isinstance(found, dict) else {}
         details = found.get("details") or {}
-        said = found.get("message") or body.decode(errors="replace").strip()[:300] or f"HTTP status {status}"
+        text = found.get("message") or found.get("detail") or body.decode(errors="replace").strip()[:300]
+        said = str(text or f"HTTP status {status}")
         return cls(
             f"cannot {doing}: {said}",
             said=said,

@@ -116,7 +116,7 @@ def test_absence_and_existence_are_no_errors(server: Server) -> None:
         (status(404, "NotFound", 'pods "a" not found', kind="pods"), "NotFound", "pods", 'pods "a"', False, False),
         (status(404, "NotFound", "the server could not find"), "NotFound", "", "the server", True, False),
         ((404, b"404 page not found\n"), "", "", "404 page not found", True, False),
-        (status(404, "UnknownToken", "another token"), "UnknownToken", "", "another token", False, False),
+        ((404, b'{"reason": "InvalidToken", "detail": "no"}'), "InvalidToken", "", "no", False, False),
         (status(403, "Forbidden", "no", kind="pods"), "Forbidden", "pods", "no", False, False),
         ((403, b"Invalid Host header"), "", "", "Invalid Host header", False, False),
         ((502, b'{"kind": "Pod"}'), "", "", '{"kind": "Pod"}', False, True),
