@@ -31,9 +31,9 @@ from nanochat.cli.main import app
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.profiles import FIELDS
 from nanochat.spec.errors import UserError
+from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.load import apply_override, check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.tracking.gates import parse as parse_gate
 from tasks.task import Task
 
 BLOCKS = [block for page in PAGES for block in doc_pages.read_blocks(page)]
