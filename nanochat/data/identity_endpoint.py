@@ -220,7 +220,7 @@ def _refusal(endpoint: Endpoint, response: httpx.Response) -> str:
 
 
 def _read_partial(path: Path, request: Request) -> dict[int, Conversation]:
-    """What an earlier call got; a line that was cut off, or that does not fit, is asked for again."""
+    """Conversations of an earlier call, by index; a line that is cut off or does not fit is asked for again."""
     done: dict[int, Conversation] = {}
     if not path.exists():
         return done

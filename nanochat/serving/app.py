@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What holds for requests that do not say otherwise, and the limits of the server."""
+    """Defaults for requests, and the limits of the server."""
 
     temperature: float = 0.8
     top_k: int = 50

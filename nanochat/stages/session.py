@@ -1,4 +1,4 @@
-"""What base, mid, sft and rl share: join the processes, build model and optimizer, train, commit the model.
+"""The session of a stage that trains: join the processes, build model and optimizer, train, commit the model.
 
 with open_session(context) as session:
     state = session.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
@@ -137,7 +137,7 @@ class TrainingSession:
         print(f"{context.stage}: the model is in {context.artifacts.uri(manifest)}", flush=True)
 
     def metadata(self, state: TrainerState) -> dict[str, Any]:
-        """What the manifest says of the training."""
+        """The training's part of the manifest."""
         return {
             "steps": state.step,
             "loss": state.smooth_loss,

@@ -42,7 +42,7 @@ def test_on_this_machine(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/state/mlflow.db")
     assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback"))
     release(registry, "robin", "one")
-    assert "no former champion: choose a version by --to, of 1" in mistake(nanochat(tmp_path, "rollback", "demo"))
+    assert "no former champion: choose a version with --to: 1" in mistake(nanochat(tmp_path, "rollback", "demo"))
     release(registry, "robin", "two")
     done = nanochat(tmp_path, "rollback", "demo")
     assert done.stdout.splitlines() == [
