@@ -15,9 +15,9 @@ from typing import Any
 import tasks
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_shards
 from nanochat.spec.errors import UserError
+from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import MixturePart
-from nanochat.tracking.gates import parse as parse_gate
 from tasks.world.text import VERSION as WORLD_VERSION
 
 # A stage's schema version: raised when its output changes for the same settings.

@@ -117,7 +117,7 @@ def cases() -> list[Any]:
 
 
 def test_the_file_is_fresh() -> None:
-    assert FILE.read_text() == text(), "run python -m operators.crd"
+    assert FILE.read_text() == text(), "run make generate"
 
 
 def test_every_field_is_described() -> None:

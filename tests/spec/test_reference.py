@@ -7,7 +7,7 @@ from nanochat.spec.reference import PAGE, page, sections
 
 
 def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == page(), "run: python -m nanochat.spec.reference"
+    assert PAGE.read_text() == page(), "run make generate"
 
 
 def test_every_setting_is_one_sentence() -> None:
