@@ -16,7 +16,7 @@ HELM_OPTIONS ?=
 PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
 
-CODE := nanochat operators tasks tests docs/examples
+CODE := nanochat operators tasks tests docs/examples docs/pictures
 IMAGES := trainer server operator mlflow
 KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
@@ -79,6 +79,7 @@ generate: $(VENV)/.dev ## write all generated files; tests say which is stale
 	$(BIN)/python -m operators.crd
 	$(BIN)/python -m operators.values_schema
 	$(BIN)/python -m operators.values_table
+	$(BIN)/python docs/pictures/architecture.py
 
 lock: $(VENV)/.dev ## pin what the images are made of: images/*.lock
 	sh images/lock.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
