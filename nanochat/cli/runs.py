@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nanochat.cli.display import duration
 from nanochat.cli.find import find_handle
 from nanochat.cli.local_run import find_run, find_runs
 from nanochat.cli.logs import show
@@ -24,6 +23,7 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
+from nanochat.tracking.quantities import duration
 
 
 def status(
