@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from nanochat.pipeline.planner import Phase, Status
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.tracking.progress import State
+from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
 from operators.attempts import Record
 from operators.cluster import Object
@@ -71,7 +72,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "message": (inputs.refused or inputs.trouble or planned.message or _why(planned))[:LONGEST] or None,
         "stage": current or None,
         "progress": f"{state.step}/{state.total}" if state and state.total else None,
-        "eta": _duration(state.eta) if state and state.eta is not None else None,
+        "eta": duration(state.eta) if state and state.eta is not None else None,
         "loss": f"{_loss(state):.3f}" if state and _loss(state) is not None else None,
         "core": _core(inputs.scores),
         "started": _time(started),
@@ -278,14 +279,6 @@ def _conditions(
 def _time(seconds: float | None) -> str | None:
     """RFC 3339 in UTC, whole seconds."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f}s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f}m"
-    return f"{seconds / 3600:.1f}h"
 
 
 def _plain(value: Any) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nanochat.cli import kube
-from nanochat.cli.display import duration, quantity
+from nanochat.cli.display import quantity
 from nanochat.cli.kube import ClusterFailure, ClusterPipeline, NoCluster
 from nanochat.cli.logs import Launch, Stage, Unanswered
 from nanochat.pipeline.preflight import check_inputs, local_file
@@ -25,6 +25,7 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 from nanochat.storage.store import check_path
+from nanochat.tracking.quantities import duration
 
 Name = Annotated[str, typer.Argument(help="Name of the pipeline.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]

@@ -13,21 +13,11 @@ from rich.text import Text
 from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.planner import Phase
-from nanochat.report.figures import count
 from nanochat.tracking.progress import State
+from nanochat.tracking.quantities import count, duration
 
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
 WIDE = 90  # columns; in a narrower terminal bars are shorter
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def quantity(value: float) -> str:

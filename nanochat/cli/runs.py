@@ -14,7 +14,7 @@ from rich.table import Table
 
 from nanochat.cli import cluster
 from nanochat.cli.cluster import Context, Namespace
-from nanochat.cli.display import details, duration, quantity
+from nanochat.cli.display import details, quantity
 from nanochat.cli.kube import ClusterPipeline
 from nanochat.cli.logs import Launch, Stage, show
 from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
@@ -26,6 +26,7 @@ from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, Store, open_store
 from nanochat.tracking.progress import read_progress
+from nanochat.tracking.quantities import duration
 
 Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by default the one run last.")]
 StoreName = Annotated[str, typer.Option("--store", help="Store profile.")]

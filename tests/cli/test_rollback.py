@@ -70,7 +70,7 @@ class ApiServer:
                 prefix = "/api/v1/namespaces/tools/services/http:mlflow:5000/proxy"
                 if self.path.startswith(prefix):
                     onward = http.client.HTTPConnection(address, timeout=30)
-                    headers = {"ModelHolder": self.headers["ModelHolder"], "Content-Type": "application/json"}
+                    headers = {"Host": self.headers["Host"], "Content-Type": "application/json"}
                     onward.request(self.command, self.path.removeprefix(prefix), body, headers)
                     reply = onward.getresponse()
                     code, data = reply.status, reply.read()
