@@ -17,7 +17,7 @@ from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_sh
 from nanochat.spec.errors import UserError
 from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.stages import MixturePart
+from nanochat.spec.training import MixturePart
 from tasks.world.text import VERSION as WORLD_VERSION
 
 # A stage's schema version: raised when its output changes for the same settings.
