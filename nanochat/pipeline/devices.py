@@ -9,7 +9,8 @@ from functools import cached_property
 
 from nanochat.runtime.threads import cores
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.stages import ComputeStage, TrainingStage
+from nanochat.spec.stages import ComputeStage
+from nanochat.spec.training import TrainingStage
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ def choose_device(precision: Literal["auto", "bf16", "fp32"] = "auto") -> Device
     else:
         device = torch.device("cpu")
         # Compiled kernels would add up the embedding's gradient atomically, in the order in which threads come: a
-        # resumed run has to end with the same bits.
-        torch.use_deterministic_algorithms(True)
+        # resumed run has to end with the same bits. (`use_deterministic_algorithms` would import the compiler.)
+        torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     dtype = compute_dtype_for(device) if precision == "auto" else PRECISIONS[precision]
     return Device(device, dtype, peak_flops(device) if dtype == torch.bfloat16 else None)

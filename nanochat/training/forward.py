@@ -39,6 +39,8 @@ class Forward:
 
     def __init__(self, model: nn.Module, *, compiled: bool) -> None:
         self.model = model
+        if compiled and torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(True)  # tells the compiler, too
         self.call: Callable[..., Any] = torch.compile(model, dynamic=False) if compiled else model
         self.proven = not compiled  # whether `call` has worked once
 
