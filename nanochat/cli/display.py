@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -28,13 +29,22 @@ def quantity(value: float) -> str:
     return f"{value:.4g}"
 
 
-def details(state: State) -> str:
-    """Losses, rates and the time left."""
-    parts = [f"{name} {value:.3f}" for name, value in state.losses.items()]
-    parts += [f"{quantity(value)} {unit}" for unit, value in state.rates.items()]
-    if state.eta is not None:
-        parts.append(f"{duration(state.eta)} left")
+def steps(step: int, total: int | None) -> str:
+    """Steps done of all: 40/100."""
+    return f"{quantity(step)}/{quantity(total)}" if total else quantity(step)
+
+
+def details(losses: Mapping[str, float], rates: Iterable[str], eta: float | None) -> str:
+    """Losses, rates and the time left (seconds)."""
+    parts = [*(f"{name} {value:.3f}" for name, value in losses.items()), *rates]
+    if eta is not None:
+        parts.append(f"{duration(eta)} left")
     return ", ".join(parts)
+
+
+def details_of(state: State) -> str:
+    """The `details` that a stage has reported."""
+    return details(state.losses, (f"{quantity(value)} {unit}" for unit, value in state.rates.items()), state.eta)
 
 
 class Display:
@@ -135,11 +145,11 @@ class Display:
         state = view.progress.get(stage)
         if state is None:
             return
-        steps = f"{quantity(state.step)}/{quantity(state.total)}" if state.total else ""
+        done = steps(state.step, state.total) if state.total else ""
         if self._bars.disable:
             if time.monotonic() - self._lines.get(stage, self._began) >= LINE_SECONDS:
                 self._lines[stage] = time.monotonic()
-                self.say(f"{stage:<10} {state.phase:<11} {steps:<11} {details(state)}")
+                self.say(f"{stage:<10} {state.phase:<11} {done:<11} {details_of(state)}")
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=None, count="", details="")
@@ -147,8 +157,8 @@ class Display:
             self._tasks[stage],
             completed=state.step,
             total=state.total,
-            count=f"{state.phase} {steps}",
-            details=details(state),
+            count=f"{state.phase} {done}",
+            details=details_of(state),
         )
 
     def closing(self, name: str) -> None:

@@ -16,7 +16,7 @@ import yaml
 from mlflow_server import serving
 from small_pipeline import mistake, nanochat
 
-from nanochat.cli.rollback import _service
+from nanochat.cli.mlflow_proxy import service_of
 from nanochat.tracking.registry import Candidate, Registry
 
 pytestmark = pytest.mark.filterwarnings(
@@ -151,5 +151,5 @@ def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
     ],
 )
 def test_which_addresses_are_services_of_the_cluster(uri: str, proxy: str | None) -> None:
-    found = _service(uri)
+    found = service_of(uri)
     assert (found and found[0]) == proxy
