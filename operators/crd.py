@@ -17,9 +17,10 @@ from pydantic.fields import FieldInfo
 import tasks
 from nanochat.spec.chatpipeline import GROUP, KIND, PLURAL, VERSION
 from nanochat.spec.fields import Section
-from nanochat.spec.pipeline import Pipeline, PipelineSpec
+from nanochat.spec.pipeline import Pipeline, PipelineSpec, Stages
 from nanochat.spec.pods import EnvFrom, EnvSource, EnvVar
-from nanochat.spec.stages import MixturePart, Stages, TaskSelection
+from nanochat.spec.stages import TaskSelection
+from nanochat.spec.training import MixturePart
 from operators.status_schema import PipelineStatus
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"

@@ -9,7 +9,17 @@ from pydantic import Field, StringConstraints, model_validator
 from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting
 from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.sources import Sources
-from nanochat.spec.stages import Stage, Stages
+from nanochat.spec.stages import (
+    BaseEvaluation,
+    ChatEvaluation,
+    DatasetStage,
+    ReleaseStage,
+    ReportStage,
+    Stage,
+    TokenizerStage,
+    TokensStage,
+)
+from nanochat.spec.training import BaseStage, MidStage, RlStage, SftStage
 
 
 class ModelSettings(Section):
@@ -44,6 +54,39 @@ class ModelSettings(Section):
         ge=16,
         le=1_048_576,
     )
+
+
+class Stages(Section):
+    """The stages in their order."""
+
+    dataset: DatasetStage = setting(DatasetStage, "dataset mirrors and verifies text, task data and evaluation bundle.")
+    tokenizer: TokenizerStage = setting(
+        TokenizerStage, "tokenizer trains the vocabulary of byte-level BPE on the text."
+    )
+    tokens: TokensStage = setting(TokensStage, "tokens turns text and conversations into token files.")
+    base: BaseStage = setting(BaseStage, "base pretrains the model on the text. It cannot be disabled.")
+    mid: MidStage = setting(MidStage, "mid trains the base model on packed conversations of all kinds.")
+    sft: SftStage = setting(SftStage, "sft fine-tunes the model on single conversations, under supervision.")
+    rl: RlStage = setting(RlStage, "rl trains the model by reinforcement learning on tasks that reward.")
+    eval_base: BaseEvaluation = setting(
+        BaseEvaluation, "evalBase measures the base model: CORE, bits per byte and samples."
+    )
+    eval_chat: ChatEvaluation = setting(
+        ChatEvaluation, "evalChat measures the chat models after mid, sft and rl, each in a stage of its own."
+    )
+    report: ReportStage = setting(ReportStage, "report writes report.md, report.html and the model card.")
+    release: ReleaseStage = setting(
+        ReleaseStage, "release registers the model in MLflow and makes it champion where the gates hold."
+    )
+
+    @model_validator(mode="after")
+    def _needed(self) -> Stages:
+        for name in ("dataset", "tokenizer", "tokens"):
+            if not getattr(self, name).enabled:
+                raise ValueError(f"stages.{name} makes what all later stages read and cannot be disabled")
+        if not self.base.enabled:
+            raise ValueError("stages.base cannot be disabled: mid, sft and rl start from its weights")
+        return self
 
 
 class Retries(Section):

@@ -30,7 +30,7 @@ from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.schedule import lr_scale
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import StorageError
-from nanochat.spec.stages import MixturePart, TrainingStage
+from nanochat.spec.training import MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer

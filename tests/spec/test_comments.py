@@ -9,7 +9,8 @@ import pytest
 from nanochat.spec.fields import Section, Text, setting
 from nanochat.spec.pipeline import ModelSettings, PipelineSpec
 from nanochat.spec.pods import PodSettings
-from nanochat.spec.stages import ReleaseStage, RlStage, TrainingStage
+from nanochat.spec.stages import ReleaseStage
+from nanochat.spec.training import RlStage, TrainingStage
 
 
 class Told(Section):
