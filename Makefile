@@ -1,12 +1,12 @@
-# `make demo` and `make test` do all set-up themselves.
+# `make` lists what there is to make; each target does the set-up that it needs by itself.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq
 # PyTorch's own index of CPU builds, used where it can be reached; empty takes the default index.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION ?= 2.13.0
-
 
 # A local cluster. Where the registries and GitHub cannot be reached, these say what to take instead.
 KIND_CLUSTER ?= nanochat
@@ -16,72 +16,95 @@ HELM_OPTIONS ?=
 PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
 
+CODE := nanochat operators tasks tests docs/examples docs/pictures
 IMAGES := trainer server operator mlflow
 KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
-.PHONY: setup demo test test-slow test-cluster test-cluster-smoke lint lock images kind-up kind-demo kind-down
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-cluster test-cluster-smoke lint format generate lock images \
+    kind-up kind-demo kind-down
 
-setup: $(VENV)/.done
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.done ## install what running needs into .venv
 
 $(VENV)/.done: pyproject.toml images/install-torch.sh
-	$(PYTHON) -m venv $(VENV)
-	sh images/install-torch.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	touch $@
+	@echo "Making the virtual environment $(VENV) with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv $(VENV)
+	@sh images/install-torch.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+	@echo "Installing nanochat and what it needs; the first time this takes some minutes."
+	@$(BIN)/python -m pip uninstall -qq --yes nanochat  # the wheel's former name
+	@$(PIP) -e '.[local]'
+	@touch $@
+	@echo "$(BIN)/nanochat is ready."
 
-demo: setup
+# Beside it what tests, linters and generated files need.
+$(VENV)/.dev: $(VENV)/.done
+	@echo "Installing the development tools."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: setup ## train a small chat model on this machine, and ask it five questions
 	$(BIN)/nanochat doctor k8s/pipelines/demo.yaml
 	$(BIN)/nanochat run k8s/pipelines/demo.yaml
 	$(BIN)/nanochat report demo
 
-test: setup
+test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest tests -m "not slow and not cluster"
 
-# Tests of a minute and more: a run that is killed twenty times.
-test-slow: setup
+test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow
 
-# On a cluster that it makes with kind and removes again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
-test-cluster: setup
+# It makes the cluster with kind and removes it again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
+test-cluster: $(VENV)/.dev ## run the tests on a cluster that it makes with kind
 	NANOCHAT_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/operators -m cluster -s
 
-# The heart of it, within ten minutes; skipped where kind or what it needs is missing.
-test-cluster-smoke: setup
+# Skipped where kind or what it needs is missing.
+test-cluster-smoke: $(VENV)/.dev ## run the heart of them, within ten minutes
 	$(BIN)/python -m pytest tests/cluster/test_smoke.py -m cluster -s -rs
 
-lint: setup
-	$(BIN)/ruff check nanochat operators tasks tests
-	$(BIN)/ruff format --check nanochat operators tasks tests
+lint: $(VENV)/.dev ## check style, types, and that imports point down the layers
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# The images for CPUs; see images/Dockerfile for GPUs.
-images:
+format: $(VENV)/.dev ## format the code, and mend what ruff can mend
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+generate: $(VENV)/.dev ## write all generated files; tests say which is stale
+	$(BIN)/python -m nanochat.spec.reference
+	$(BIN)/python -m operators.crd
+	$(BIN)/python -m operators.values_schema
+	$(BIN)/python -m operators.values_table
+	$(BIN)/python docs/pictures/architecture.py
+
+lock: $(VENV)/.dev ## pin what the images are made of: images/*.lock
+	sh images/lock.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+
+# See images/Dockerfile for those with CUDA.
+images: ## build the images for CPUs
 	for target in $(IMAGES); do \
 	    docker build --quiet --target $$target --build-arg ACCELERATOR=cpu --build-arg TORCH_VERSION=$(TORCH_VERSION) \
 	        --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) --build-arg COMMIT=$$(git rev-parse HEAD) \
 	        -t nanochat-$$target:dev -f images/Dockerfile . || exit 1; \
 	done
 
-# A cluster with everything in it.
-kind-up: images
+kind-up: images ## make a cluster with kind, with everything in it
 	kind get clusters | grep -qx $(KIND_CLUSTER) || kind create cluster --name $(KIND_CLUSTER) --config k8s/kind.yaml --wait 3m
 	$(LOAD) || $(LOAD)  # a node that collects garbage just then loses a layer
-	$(KUBECTL) apply --server-side -f - <k8s/namespace.yaml
+	$(KUBECTL) apply --server-side -f k8s/namespaces.yaml
 	$(KUBECTL) apply --server-side $(TRAINING_OPERATOR)
 	$(KUBECTL) -n kubeflow rollout status deployment/training-operator --timeout=5m
 	helm upgrade --install nanochat helm/nanochat --kube-context kind-$(KIND_CLUSTER) -n nanochat \
 	    -f helm/nanochat/values-kind.yaml $(HELM_OPTIONS)
 	$(KUBECTL) -n nanochat rollout status deployment/nanochat-controller --timeout=5m
 
-# Runs the pipeline there, follows it, and asks the model that it released a question.
-kind-demo: setup
+kind-demo: setup ## run a pipeline there, follow it, and ask the released model a question
 	PATH=$(CURDIR)/$(BIN):$$PATH sh k8s/kind-demo.sh kind-$(KIND_CLUSTER) $(PIPELINE) $(PIPELINE_OPTIONS)
 
-kind-down:
+kind-down: ## remove the cluster
 	kind delete cluster --name $(KIND_CLUSTER)
-
-# Pins what the images are made of: images/*.lock.
-lock: setup
-	sh images/lock.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"

@@ -12,6 +12,7 @@ import hmac
 from dataclasses import dataclass
 
 DAY = 86_400
+INVALID_TOKEN = "InvalidToken"  # the endpoint's reason where it refuses a token
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The controller's read-only HTTP endpoint: health, metrics, and stored logs and reports of pipelines.
 
 What is stored is reached through the API server's service proxy, with the token from the pipeline's status in the
-header X-Nanochat-Token (`operators.access`). A pipeline that is unknown and a token that is wrong look alike: 404.
+header X-Nanochat-Token (`operators.access`). A pipeline that is unknown and a token that is wrong look alike: 404 with
+the reason InvalidToken beside the detail.
 
     GET /v1/NAMESPACE/NAME/attempts                     records of all attempts
     GET /v1/NAMESPACE/NAME/progress/STAGE               where a stage stands
@@ -29,7 +30,7 @@ from nanochat.storage.manifest import Manifest
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from operators import metrics
-from operators.access import Access
+from operators.access import INVALID_TOKEN, Access
 
 MOST_BYTES = 4 << 20  # of one answer
 NEXT = "X-Nanochat-Next"
@@ -46,6 +47,10 @@ class StoredRun:
     report_key: str | None
 
 
+class InvalidToken(Exception):
+    """A request for a pipeline that is unknown, or with a token that it does not have."""
+
+
 def build_app(
     runs: Callable[[str, str], StoredRun | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
 ) -> FastAPI:
@@ -55,8 +60,13 @@ def build_app(
     def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> StoredRun:
         found = runs(namespace, name)
         if found is None or not access.accepts(found.uid, x_nanochat_token, time.time()):
-            raise HTTPException(404, "there is no such pipeline, or the token is not its (read status.access again)")
+            raise InvalidToken
         return found
+
+    @app.exception_handler(InvalidToken)
+    async def unknown(request: Request, error: InvalidToken) -> JSONResponse:
+        detail = "no pipeline of this name has this token: read its status.access again"
+        return JSONResponse({"reason": INVALID_TOKEN, "detail": detail}, status_code=404)
 
     @app.exception_handler(StorageError)
     async def unreachable(request: Request, error: StorageError) -> JSONResponse:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(.*)$")
 
 
@@ -62,6 +62,12 @@ def prose(page: Path) -> str:
 def inline_code(page: Path) -> list[str]:
     """What stands between backticks, with line ends as spaces."""
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def first_column(page: Path, heading: str) -> list[str]:
+    """What stands between backticks at the beginning of the rows of a section's tables."""
+    section = prose(page).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
 
 
 def commands(text: str) -> list[str]:

@@ -104,7 +104,8 @@ def torch_check() -> Check:
         found = f"torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
         return Check("torch", "ok", found)
     except importlib.metadata.PackageNotFoundError:
-        return Check("torch", "fail", "PyTorch is not installed", "run 'make setup', or pip install 'nanochat[train]'")
+        advice = "run 'make setup', or pip install '.[train]', in the project's folder"
+        return Check("torch", "fail", "PyTorch is not installed", advice)
 
 
 def device_check() -> Check:

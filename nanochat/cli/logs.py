@@ -12,10 +12,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
+from nanochat.cli.run_handle import Launch, LogSource, Stage, Unanswered
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 
@@ -24,53 +23,7 @@ OWN = "launch"  # the file of the launch's own output
 ENDED = ("Succeeded", "Cached", "Failed", "Cancelled", "Unneeded", "Unselected")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Where a stage stands; `started` is None while none of its attempts has begun."""
-
-    name: str
-    phase: str
-    message: str
-    attempts: int
-    started: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One start of an attempt on one node; `files` has the bytes of each."""
-
-    name: str
-    files: Mapping[str, int]
-
-    @property
-    def attempt(self) -> int:
-        return int(self.name.partition("-")[0])
-
-
-class Unanswered(Exception):
-    """A source that cannot be asked at the moment, and why."""
-
-
-class Source(Protocol):
-    """A pipeline whose logs are kept. All but `name` may raise Unanswered."""
-
-    @property
-    def name(self) -> str: ...
-
-    def look(self) -> tuple[bool, Sequence[Stage]]:
-        """Whether it goes on, and its stages, both as of now."""
-        ...
-
-    def launches(self, stage: str) -> Sequence[Launch]:
-        """All launches of a stage in the order in which they began."""
-        ...
-
-    def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
-        """What a log has from a byte on, or a part of that; empty at its end."""
-        ...
-
-
-def show(source: Source, *, stage: str | None, attempt: int | None, rank: int | None, follow: bool) -> None:
+def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int | None, follow: bool) -> None:
     """Print the log of a stage's last attempt, or of the one asked for; when followed, of all, until the end.
 
     Without a stage: the one that began last; when followed, all of them.
@@ -134,7 +87,7 @@ def _file(rank: int) -> str:
 class _Reader:
     """Prints what is new in logs, by whole lines."""
 
-    def __init__(self, source: Source, *, attempt: int | None, rank: int | None, all_attempts: bool) -> None:
+    def __init__(self, source: LogSource, *, attempt: int | None, rank: int | None, all_attempts: bool) -> None:
         self._source, self._attempt, self._rank, self._all = source, attempt, rank, all_attempts
         self._offsets: dict[tuple[str, str, str], int] = {}  # stage, launch, file -> bytes read
         self._rest: dict[tuple[str, str], bytes] = {}  # launch, prefix -> a line that has not ended

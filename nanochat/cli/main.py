@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nanochat.cli import cluster, rollback, run, runs
+from nanochat.cli.options import Set, Store
 from nanochat.spec.errors import NanochatError
 
 app = typer.Typer(
@@ -21,13 +22,8 @@ app = typer.Typer(
 identity_app = typer.Typer(help="Conversations that tell the model who it is.", no_args_is_help=True)
 app.add_typer(identity_app, name="identity")
 
-File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
-Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by default the one run last.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
-Store = Annotated[str, typer.Option("--store", help="Store profile.")]
-
 app.command("run", help="Run a pipeline on this machine, or go on with it.")(run.run)
-app.command("retry", help="Run a pipeline again that failed or was stopped.")(run.retry)
+app.command("retry", help="Run a pipeline again that failed or was stopped.")(runs.retry)
 app.command("status", help="Show where a pipeline stands.")(runs.status)
 app.command("logs", help="Print the log of a stage.")(runs.logs)
 app.command("cancel", help="Stop a running pipeline; what it made stays.")(runs.cancel)

@@ -21,11 +21,12 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx
-import s3fs
 
 from nanochat.data.verify import DamagedFile
 from nanochat.spec.errors import StorageError, UserError
+from nanochat.storage.backends import SCHEMES, find_backend
 from nanochat.storage.failures import to_user_error, transient
+from nanochat.storage.store import Profile
 
 BLOCK = 1 << 20  # bytes held in memory of one transfer
 DAMAGED_LIMIT = 2  # whole transfers of a file that is damaged before its source is held to be
@@ -59,20 +60,16 @@ class Hub:
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
         watch: Callable[[int], None] | None = None,
-        s3_endpoint: str | None = None,
-        s3_region: str | None = None,
+        store: Profile | None = None,
     ) -> None:
         """`watch` is told the bytes as they come (0 while waiting) and may raise to end a transfer.
 
-        s3:// addresses are read from the S3 server at `s3_endpoint`, by default AWS's.
+        Addresses of object storage are read from the server of `store` where it is of their kind.
         """
         self._retry = retry or Retry()
         self._sleep = sleep
         self._watch = watch or (lambda count: None)
-        self._s3_options = {
-            "endpoint_url": s3_endpoint,
-            "client_kwargs": {"region_name": s3_region} if s3_region else {},
-        }
+        self._store = store
         self._client = httpx.Client(
             follow_redirects=True,
             timeout=self._retry.timeout,
@@ -126,8 +123,8 @@ class Hub:
         if scheme in ("http", "https"):
             state = HttpTransfer(self._client, url, part, setting)
             return lambda: state.run(self._watch)
-        if scheme == "s3":
-            return lambda: self._s3(url, part, setting)
+        if scheme in SCHEMES:
+            return lambda: self._object(url, part, setting)
         if scheme in ("", "file"):
             return lambda: self._local(url, part, setting)
         raise UserError(f"{shown(url)} ({setting}) must begin with https://, http://, s3:// or file://, or be a path")
@@ -139,20 +136,20 @@ class Hub:
         with open(path, "rb") as source, open(part, "wb") as out:
             self._copy(source, out)
 
-    def _s3(self, url: str, part: Path, setting: str) -> None:
+    def _object(self, url: str, part: Path, setting: str) -> None:
+        scheme, store = urlsplit(url).scheme, self._store
+        backend = find_backend(scheme)
+        place = store if store and urlsplit(store.root).scheme == scheme else Profile(root=url)
         try:
-            config = {"connect_timeout": 5, "read_timeout": self._retry.timeout, "retries": {"total_max_attempts": 1}}
-            files = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs=config, **self._s3_options)
-            files.retries = 1  # trying again is `fetch`'s
-            with files.open(url, "rb", block_size=8 * BLOCK) as source, open(part, "wb") as out:
+            with backend.connect(place, None).open(url, "rb", block_size=8 * BLOCK) as source, open(part, "wb") as out:
                 self._copy(source, out)
         except FileNotFoundError:
             raise UserError(f"{url} does not exist: correct {setting}") from None
-        except Exception as error:  # botocore and aiohttp have no common base of errors
-            if transient(error):
+        except Exception as error:
+            if transient(error, backend.errors):
                 raise Transient(type(error).__name__) from error
-            if isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore")):
-                raise to_user_error(error, doing="reading", where=url) from error
+            if isinstance(error, backend.errors.base):
+                raise to_user_error(error, doing="reading", where=url, errors=backend.errors) from error
             raise
 
     def _copy(self, source: Any, out: BinaryIO) -> None:

@@ -17,7 +17,7 @@ import torch
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.figure import Figure
 from nanochat.model.transformer import Transformer
-from nanochat.training.distributed import World
+from nanochat.runtime.distributed import World
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets (R, T), int64
 

@@ -21,10 +21,10 @@ from nanochat.evaluation.figure import Figure, centered, mean, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.distributed import World
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.tracking.environment import cores
-from nanochat.training.distributed import World
 from tasks import Example, Message, Program, Task
 
 Tick = Callable[[int], None]  # called with the number of problems done since the last call

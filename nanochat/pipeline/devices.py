@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.stages import ComputeStage, TrainingStage
+from nanochat.spec.stages import ComputeStage
+from nanochat.spec.training import TrainingStage
 from nanochat.tracking.environment import cores
 
 

@@ -16,8 +16,8 @@ from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_shards
 from nanochat.pipeline.task_selection import find_task, mixture_parts, task_recipe, used_tasks
 from nanochat.spec.errors import UserError
+from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.tracking.gates import parse as parse_gate
 from tasks.world.text import VERSION as WORLD_VERSION
 
 # A stage's schema version: raised when its output changes for the same settings.
@@ -86,6 +86,7 @@ class Graph:
     nodes: tuple[Node, ...]
     horizon: Horizon
     by_ref: Mapping[ArtifactRef, Output] = field(default_factory=dict)
+    makers: Mapping[ArtifactRef, str] = field(default_factory=dict)  # reference -> the stage that makes it
 
     def node(self, stage: str) -> Node:
         for node in self.nodes:
@@ -99,12 +100,12 @@ class Graph:
 
     def maker(self, ref: ArtifactRef) -> str:
         """The stage that makes an artifact."""
-        return next(node.stage for node in self.nodes if any(out.ref == ref for out in node.outputs))
+        return self.makers[ref]
 
     def before(self, stage: str) -> tuple[str, ...]:
         """The stages whose outputs a stage reads, in order."""
-        needs = self.node(stage).needs
-        return tuple(n.stage for n in self.nodes if any(out.ref in needs for out in n.outputs))
+        makers = {self.makers.get(ref) for ref in self.node(stage).needs}
+        return tuple(node.stage for node in self.nodes if node.stage in makers)
 
     def digest(self) -> str:
         """One name for everything the pipeline makes."""
@@ -130,6 +131,7 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.by_ref: dict[ArtifactRef, Output] = {}
+        self.makers: dict[ArtifactRef, str] = {}
 
     def output(self, kind: str, name: str, recipe: Mapping[str, Any], inputs: Sequence[ArtifactRef] = ()) -> Output:
         keys = {ref: self.by_ref[ref].key for ref in inputs}
@@ -146,6 +148,7 @@ class _Builder:
         needs.update({ref: self.by_ref[ref].key for ref in also or [] if ref in self.by_ref})
         self.nodes.append(Node(stage=stage, pool=pool, outputs=tuple(outputs), needs=needs))
         self.by_ref.update({out.ref: out for out in outputs})
+        self.makers.update(dict.fromkeys((out.ref for out in outputs), stage))
 
 
 def build_graph(spec: PipelineSpec, *, contents: Mapping[str, str] | None = None) -> Graph:
@@ -160,7 +163,7 @@ def build_graph(spec: PipelineSpec, *, contents: Mapping[str, str] | None = None
     _tokens(builder, spec, plan)
     last = _training(builder, spec, plan)
     _closing(builder, spec, last)
-    return Graph(nodes=tuple(builder.nodes), horizon=plan, by_ref=builder.by_ref)
+    return Graph(nodes=tuple(builder.nodes), horizon=plan, by_ref=builder.by_ref, makers=builder.makers)
 
 
 def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Mapping[str, str]) -> None:

@@ -148,8 +148,7 @@ def memory_kills() -> int:
 
 def last_words(path: Path, outcome: Outcome, launch: str) -> None:
     """The outcome as the container's termination message."""
-    words = {"reason": outcome.reason, "rank": outcome.rank, "time": outcome.time, "host": outcome.host}
-    words |= {"launch": launch, "message": outcome.message[:1000]}
+    words = replace(outcome, message=outcome.message[:1000], detail="").to_dict() | {"launch": launch}
     text = json.dumps(words).encode()
     if len(text) > TERMINATION_BYTES:
         text = json.dumps(words | {"message": outcome.message[:300]}).encode()

@@ -7,7 +7,7 @@ from typing import Any
 import tasks
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.stages import MixturePart
+from nanochat.spec.training import MixturePart
 
 
 def find_task(name: str) -> type[tasks.Task]:

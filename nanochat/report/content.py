@@ -11,11 +11,11 @@ from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
-from nanochat.report.figures import count, date, duration, money, number, scientific, size
 from nanochat.report.metrics import label
 from nanochat.report.record import RunRecord, StageRecord
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
+from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
 _CLOSING = ("report", "release")
 _PEERS = {"ours": "Ours", "gpt2": "GPT-2", "gpt4": "GPT-4"}

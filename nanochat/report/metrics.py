@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nanochat.report.figures import count, number
 from nanochat.report.record import Result
+from nanochat.tracking.quantities import count, number
 
 CHATCORE = "chatcore"
 _NAMES = {

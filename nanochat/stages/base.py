@@ -10,7 +10,7 @@ from nanochat.evaluation.bpb import bits_per_byte, text_batches
 from nanochat.inference import Engine, Sampling
 from nanochat.optim.schedule import lr_scale, muon_momentum
 from nanochat.pipeline.resolve import shard_name
-from nanochat.spec.stages import BaseStage
+from nanochat.spec.training import BaseStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised

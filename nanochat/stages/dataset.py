@@ -23,6 +23,7 @@ from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import Stopped, StorageError, UserError
 from nanochat.spec.sources import Sources
 from nanochat.stages.context import StageContext
+from nanochat.storage import Profile
 from nanochat.tokenizer.chat import check_messages
 from nanochat.tokenizer.compression import read_ranks
 from tasks.identity import read_conversations
@@ -65,9 +66,8 @@ def run(context: StageContext) -> None:
     watch = Watch(context)
     total = len(context.outputs)
     context.progress.update(phase="fetching", step=0, total=total)
-    # What a user puts into S3 lies on the server that the store is on.
-    place = context.plan.profile
-    hub = Hub(watch=watch, s3_endpoint=place.get("endpoint"), s3_region=place.get("region"))
+    # What a user puts into object storage lies on the server that the store is on.
+    hub = Hub(watch=watch, store=Profile(**context.plan.profile))
     with hub, ThreadPoolExecutor(context.spec.sources.parallel_downloads) as pool:
         waiting: set[Future[None]] = {pool.submit(_make, context, hub, out) for out in context.outputs}
         failures: list[BaseException] = []

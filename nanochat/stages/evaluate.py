@@ -26,13 +26,13 @@ from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.resolve import shard_name
 from nanochat.pipeline.task_selection import find_task
+from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.stages import BaseEvaluation, ChatEvaluation
 from nanochat.stages.base import SAMPLE_PROMPTS
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.device import choose_device
-from nanochat.training.distributed import World, join
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.report.card import render_card
 from nanochat.report.record import Evaluation, evaluation_from, gather
 from nanochat.spec.errors import StorageError
+from nanochat.spec.gates import Gate, parse
 from nanochat.stages.context import StageContext
-from nanochat.tracking.gates import Gate, parse
 from nanochat.tracking.registry import ALIAS, FOLDER_TAG, PIPELINE_TAG, Candidate, Registry, Version
 
 

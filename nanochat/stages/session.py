@@ -28,13 +28,13 @@ from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.schedule import lr_scale
+from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import StorageError
-from nanochat.spec.stages import MixturePart, TrainingStage
+from nanochat.spec.training import MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.device import Device, Forward, choose_device, compile_pays
-from nanochat.training.distributed import World, join
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import Objective
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
@@ -93,7 +93,7 @@ class TrainingSession:
                 matrix_lr=settings.matrix_lr,
                 weight_decay=settings.weight_decay,
             ),
-            group=self.world.group,
+            world=self.world,
         )
         trainer = Trainer(
             TrainerPlan(

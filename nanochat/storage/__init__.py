@@ -1,4 +1,4 @@
-"""One store over a folder or S3: artifacts with manifests, checkpoints, the local cache, garbage collection."""
+"""One store over a folder or object storage: artifacts with manifests, checkpoints, local cache, garbage collection."""
 
 from nanochat.storage.artifacts import Artifacts, Writer
 from nanochat.storage.checkpoints import Checkpoint, Checkpoints

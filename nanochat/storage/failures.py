@@ -2,16 +2,18 @@
 
 `with_retries(operation, ...)` runs an operation, tries again with growing delay after transient errors, and raises
 `UserError` (credentials, missing bucket, full disk: trying again is no use) or `StorageError` (unreachable).
-A missing file stays `FileNotFoundError`. Messages carry error codes, never what a server or a library says,
-for that can hold parts of a request.
+A missing file stays `FileNotFoundError`. Errors are told apart by types and codes, of which each backend has a table.
+Messages carry error codes, never what a server or a library says, for that can hold parts of a request.
 """
 
 from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from time import sleep
 from typing import TypeVar
 
@@ -28,33 +30,48 @@ def delays(patience: float) -> tuple[float, ...]:
     return (*DELAYS, *[DELAYS[-1]] * math.ceil(more / DELAYS[-1]))
 
 
+class Fault(Enum):
+    """Kinds of failures that are told apart."""
+
+    TRANSIENT = auto()  # the server is busy or broke off: the same operation may succeed a moment later
+    UNREACHABLE = auto()  # it does not answer: may pass, too
+    FULL = auto()
+    NO_BUCKET = auto()
+    NO_CREDENTIALS = auto()
+    EXPIRED = auto()
+    REFUSED = auto()
+    CLOCK = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTable:
+    """How the errors of one backend's libraries are told apart, and the words of the advice."""
+
+    types: Mapping[type[BaseException], Fault] = field(default_factory=dict)  # subclasses count
+    codes: Mapping[str, Fault] = field(default_factory=dict)
+    codes_of: Callable[[BaseException], tuple[str, ...]] = lambda error: ()  # of one exception, most telling first
+    base: tuple[type[BaseException], ...] = (OSError,)  # every failure is one of these; all else is a mistake of ours
+    bucket: str = "bucket"  # the backend's word for it
+    give: str = ""  # how to give credentials
+    correct: str = ""  # what may be wrong with them
+
+
+LOCAL = ErrorTable()
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TRANSIENT_ERRNO = {errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EIO}
-_TRANSIENT_CODES = {
-    "500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout",
-    "OperationAborted", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
-    "ConditionalRequestConflict", "Throttling",
-}  # fmt: skip
-_REFUSED_CODES = {
-    "401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NotSignedUp",
-    "AccountProblem", "AllAccessDisabled", "InvalidSecurity", "AuthorizationHeaderMalformed",
-    "XAdminUserNotFound",  # versitygw
-}  # fmt: skip
-_EXPIRED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
-_NETWORK_ERRORS = {
-    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError",
-    "HTTPClientError", "ProxyConnectionError", "IncompleteReadError", "ResponseStreamingError",
-    "ClientPayloadError", "ConnectionError",
-    "ServerDisconnectedError", "ClientConnectorError", "ClientOSError", "ServerTimeoutError",
-}  # fmt: skip
+_TRANSIENT = {errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EIO}
 
 
 class Damaged(StorageError):
     """A manifest, or a file that it names, is not what was written. Readers pass it over."""
 
 
+class MissingBucket(FileNotFoundError):
+    """There is no bucket."""
+
+
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what it came from: s3fs wraps botocore's errors."""
+    """The error and what it came from: fsspec's file systems wrap the errors of their libraries."""
     chain: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in chain:
@@ -63,77 +80,67 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def code(error: BaseException) -> str:
-    """S3's error code, '' where there is none."""
-    for item in _chain(error):
-        response = getattr(item, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def _names(error: BaseException) -> set[str]:
-    return {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
+def codes(error: BaseException, errors: ErrorTable) -> tuple[str, ...]:
+    """The backend's codes for an error, most telling first; none where it never came from a server."""
+    return next((found for item in _chain(error) if (found := errors.codes_of(item))), ())
 
 
 def _errnos(error: BaseException) -> set[int]:
     return {item.errno for item in _chain(error) if isinstance(item, OSError) and item.errno is not None}
 
 
-def is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException, errors: ErrorTable = LOCAL) -> bool:
     """Whether a local disk or quota is full."""
     # Libraries in Rust and C++ have errors of their own with the system's words in them.
-    return not code(error) and (bool(_errnos(error) & _FULL) or "No space left on device" in str(error))
+    return not codes(error, errors) and (bool(_errnos(error) & _FULL) or "No space left on device" in str(error))
 
 
-def transient(error: BaseException) -> bool:
-    """Whether the same operation may succeed a moment later."""
-    answer = code(error)
+def fault(error: BaseException, errors: ErrorTable = LOCAL) -> Fault | None:
+    """The kind of a failure; None where it is none of those."""
+    answer = codes(error, errors)
     if answer:
-        return answer in _TRANSIENT_CODES
-    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError) or is_disk_full(error):
-        return False
-    return bool(_names(error) & _NETWORK_ERRORS or _errnos(error) & _TRANSIENT_ERRNO) or isinstance(
-        error, TimeoutError | ConnectionError
-    )
-
-
-def to_user_error(error: BaseException, *, doing: str, where: str, endpoint: str = "") -> NanochatError:
-    """The error as one of ours, with what to change."""
-    answer, names = code(error), _names(error)
-    detail = f"{type(error).__name__} {answer}".strip()
-    place = f"{where} at {endpoint}" if endpoint else where
-    fault = ""
+        return next((errors.codes[code] for code in answer if code in errors.codes), None)
     if is_disk_full(error):
-        fault = f"the disk or quota that holds {where} is full: free space there, then run again"
-    elif answer in ("NoSuchBucket", "InvalidBucketName"):
-        fault = f"there is no bucket for {place}: create it, or correct the profile's root"
-    elif answer in _EXPIRED_CODES:
-        fault = f"the credentials for {place} have expired: renew them, then run again"
-    elif names & {
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "CredentialRetrievalError",
-        "ProfileNotFound",
-    }:
-        fault = (
-            f"there are no credentials for {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or give this machine a role"
-        )
-    elif answer == "RequestTimeTooSkewed":
-        fault = f"{place} refuses this machine's clock: set the clock right, then run again"
-    elif answer in _REFUSED_CODES:
-        fault = (
-            f"{place} refuses these credentials for {doing}: correct AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, the region, or the rights of this user"
-        )
-    elif isinstance(error, PermissionError) or errno.EROFS in _errnos(error):
-        fault = f"no right for {doing} in {where}: change its owner or mode, or the profile's root"
-    elif isinstance(error, NotADirectoryError | IsADirectoryError):
-        fault = f"{where} is a file where a folder should be, or the reverse: move it away"
-    if fault:
-        return UserError(fault, detail=detail)
-    if names & _NETWORK_ERRORS or isinstance(error, TimeoutError | ConnectionError):
+        return Fault.FULL
+    for item in _chain(error):
+        for kind, found in ({MissingBucket: Fault.NO_BUCKET} | dict(errors.types)).items():
+            if isinstance(item, kind):
+                return found
+    if isinstance(error, TimeoutError | ConnectionError):
+        return Fault.UNREACHABLE
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
+        return None
+    return Fault.TRANSIENT if _errnos(error) & _TRANSIENT else None
+
+
+def transient(error: BaseException, errors: ErrorTable = LOCAL) -> bool:
+    """Whether the same operation may succeed a moment later."""
+    return fault(error, errors) in (Fault.TRANSIENT, Fault.UNREACHABLE)
+
+
+def to_user_error(
+    error: BaseException, *, doing: str, where: str, endpoint: str = "", errors: ErrorTable = LOCAL
+) -> NanochatError:
+    """The error as one of ours, with what to change."""
+    answer, found = codes(error, errors), fault(error, errors)
+    detail = " ".join((type(error).__name__, *answer[:1]))
+    place = f"{where} at {endpoint}" if endpoint else where
+    sentences = {
+        Fault.FULL: f"the disk or quota that holds {where} is full: free space there, then run again",
+        Fault.NO_BUCKET: f"there is no {errors.bucket} for {place}: create it, or correct the profile's root",
+        Fault.EXPIRED: f"the credentials for {place} have expired: renew them, then run again",
+        Fault.NO_CREDENTIALS: f"there are no credentials for {place}: {errors.give}",
+        Fault.CLOCK: f"{place} refuses this machine's clock: set the clock right, then run again",
+        Fault.REFUSED: f"{place} refuses these credentials for {doing}: correct {errors.correct}",
+    }
+    if found in sentences:
+        return UserError(sentences[found], detail=detail)
+    if isinstance(error, PermissionError) or errno.EROFS in _errnos(error):
+        fault_of_user = f"no right for {doing} in {where}: change its owner or mode, or the profile's root"
+        return UserError(fault_of_user, detail=detail)
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        return UserError(f"{where} is a file where a folder should be, or the reverse: move it away", detail=detail)
+    if found is Fault.UNREACHABLE:
         sentence = f"{place} does not answer: check the endpoint, the network and that the server runs"
     else:
         sentence = f"{doing} failed in {place} ({detail}): see the log, then run again"
@@ -160,21 +167,21 @@ def with_retries(
     where: str,
     endpoint: str = "",
     delays: Sequence[float] = DELAYS,
+    errors: ErrorTable = LOCAL,
 ) -> T:
     """The operation's result. It may be called `len(delays)` + 1 times, so it has to bear repetition."""
     for attempt in range(len(delays) + 1):
         try:
             return operation()
-        except (FileNotFoundError, NanochatError) as error:
-            if code(error) == "NoSuchBucket":
-                raise to_user_error(error, doing=doing, where=where, endpoint=endpoint) from error
+        except NanochatError:
             raise
         except Exception as error:
-            # botocore and aiohttp have no common base of errors, so all are looked at.
-            storage = isinstance(error, OSError) or bool(_names(error) & ({"BotoCoreError"} | _NETWORK_ERRORS))
-            if not storage:
+            found = fault(error, errors)
+            if isinstance(error, FileNotFoundError) and found is not Fault.NO_BUCKET:
                 raise
-            if attempt == len(delays) or not transient(error):
-                raise to_user_error(error, doing=doing, where=where, endpoint=endpoint) from error
+            if found is None and not isinstance(error, errors.base):
+                raise
+            if attempt == len(delays) or not transient(error, errors):
+                raise to_user_error(error, doing=doing, where=where, endpoint=endpoint, errors=errors) from error
         sleep(delays[attempt])
     raise AssertionError("the loop returns or raises")

@@ -1,10 +1,10 @@
-"""One store over a folder or S3 (by fsspec's s3fs), with the same meaning.
+"""One store over a folder or object storage (S3, GCS, Azure, by fsspec), with the same meaning.
 
     store = open_store(Profile(root="s3://bucket/prefix", endpoint="http://localhost:7070"))
     store.write("runs/a/progress.json", b"{}")          # atomic: readers see the old file or the new one
     store.create("artifacts/x/manifest.json", b"...")   # True for exactly one of those who try
 
-Paths are relative to the root, with '/'. Credentials come from the environment (AWS's usual chain) or a folder.
+Paths are relative to the root, with '/'. Credentials come from the environment, the machine's identity or a folder.
 What is missing raises FileNotFoundError; all else a UserError or StorageError that says what to change.
 """
 
@@ -25,7 +25,7 @@ from nanochat.spec.errors import StorageError, UserError
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Where a store is. `root` is a folder or s3://bucket/prefix; credentials are never part of it."""
+    """Where a store is. `root` is a folder or s3://bucket/prefix (or gs, abfs); credentials are never part of it."""
 
     root: str
     endpoint: str | None = None
@@ -159,20 +159,22 @@ PATIENCE = "NANOCHAT_STORE_PATIENCE"  # seconds that storage may be out of reach
 def open_store(profile: Profile, *, patient: bool = True, credentials: Path | None = None) -> Store:
     """The store of a profile; nothing is read or written yet. Not `patient`, a remote one is tried once and at once.
 
-    `credentials` is a folder with the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, instead of the environment.
+    `credentials` is a folder with a file for each variable with credentials, instead of the environment.
     """
+    from nanochat.storage.backends import SCHEMES
     from nanochat.storage.folder import FolderStore
 
     parts = urlsplit(profile.root)
-    if parts.scheme == "s3":
-        # s3fs and botocore take half a second to import: not spent where a folder is used.
+    if parts.scheme in SCHEMES:
+        # fsspec's file systems take half a second to import: not spent where a folder is used.
         from nanochat.storage.failures import delays
-        from nanochat.storage.s3 import S3Store
+        from nanochat.storage.remote import RemoteStore
 
         patience = float(os.environ.get(PATIENCE) or 0)
-        return S3Store(profile, delays=delays(patience) if patient else (), credentials=credentials)
+        return RemoteStore(profile, delays=delays(patience) if patient else (), credentials=credentials)
     if parts.scheme in ("", "file"):
         if not profile.root:
             raise UserError("the store's root is empty: give a folder or s3://bucket/prefix")
         return FolderStore(Path(parts.path if parts.scheme else profile.root))
-    raise UserError(f"the store's root begins with '{parts.scheme}://': only folders and s3:// are known")
+    known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    raise UserError(f"the store's root begins with '{parts.scheme}://': only folders and {known} are known")

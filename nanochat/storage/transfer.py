@@ -11,7 +11,7 @@ from nanochat.storage.cache import Cache
 from nanochat.storage.failures import Damaged, translate_errors
 from nanochat.storage.store import FileRecord, Store
 
-UPLOADS_AT_ONCE = 4  # each in parts of its own, see s3.py
+UPLOADS_AT_ONCE = 4  # each in parts of its own, see backends
 
 
 def check_sizes(store: Store, base: str, records: Sequence[FileRecord]) -> None:

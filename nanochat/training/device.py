@@ -66,8 +66,8 @@ def choose_device(precision: Literal["auto", "bf16", "fp32"] = "auto") -> Device
     else:
         device = torch.device("cpu")
         # Compiled kernels would add up the embedding's gradient atomically, in the order in which threads come: a
-        # resumed run has to end with the same bits.
-        torch.use_deterministic_algorithms(True)
+        # resumed run has to end with the same bits. (`use_deterministic_algorithms` would import the compiler.)
+        torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     dtype = compute_dtype_for(device) if precision == "auto" else PRECISIONS[precision]
     return Device(device, dtype, peak_flops(device) if dtype == torch.bfloat16 else None)
@@ -94,6 +94,8 @@ class Forward:
 
     def __init__(self, model: nn.Module, *, compiled: bool) -> None:
         self.model = model
+        if compiled and torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(True)  # tells the compiler, too
         self.call: Callable[..., Any] = torch.compile(model, dynamic=False) if compiled else model
         self.proven = not compiled  # whether `call` has worked once
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nanochat.model.transformer import IGNORED
-from nanochat.training.distributed import World
+from nanochat.runtime.distributed import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,12 @@ import torch
 
 from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
+from nanochat.runtime.distributed import World
 from nanochat.spec.errors import Diverged, Stopped
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.device import Device, Forward
-from nanochat.training.distributed import World
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, Objective, micro_loss
 

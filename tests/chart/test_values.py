@@ -20,11 +20,11 @@ DESCRIBED = [value.path for value in values_table.described((CHART / "values.yam
 
 
 def test_the_schema_is_fresh() -> None:
-    assert values_schema.FILE.read_text() == values_schema.text(), "run python -m operators.values_schema"
+    assert values_schema.FILE.read_text() == values_schema.text(), "run make generate"
 
 
 def test_the_table_is_fresh() -> None:
-    assert values_table.PAGE.read_text() == values_table.page(), "run python -m operators.values_table"
+    assert values_table.PAGE.read_text() == values_table.page(), "run make generate"
 
 
 def test_every_value_is_described() -> None:

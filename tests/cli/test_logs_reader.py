@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from nanochat.cli import logs
-from nanochat.cli.logs import Launch, Stage, Unanswered, show
+from nanochat.cli.logs import show
+from nanochat.cli.run_handle import Launch, Stage, Unanswered
 from nanochat.spec.errors import UserError
 
 Turn = Callable[["FakeSource"], None]

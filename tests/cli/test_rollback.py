@@ -16,7 +16,7 @@ import yaml
 from mlflow_server import serving
 from small_pipeline import mistake, nanochat
 
-from nanochat.cli.rollback import _service
+from nanochat.cli.mlflow_proxy import service_of
 from nanochat.tracking.registry import Candidate, Registry
 
 pytestmark = pytest.mark.filterwarnings(
@@ -70,7 +70,7 @@ class ApiServer:
                 prefix = "/api/v1/namespaces/tools/services/http:mlflow:5000/proxy"
                 if self.path.startswith(prefix):
                     onward = http.client.HTTPConnection(address, timeout=30)
-                    headers = {"ModelHolder": self.headers["ModelHolder"], "Content-Type": "application/json"}
+                    headers = {"Host": self.headers["Host"], "Content-Type": "application/json"}
                     onward.request(self.command, self.path.removeprefix(prefix), body, headers)
                     reply = onward.getresponse()
                     code, data = reply.status, reply.read()
@@ -151,5 +151,5 @@ def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
     ],
 )
 def test_which_addresses_are_services_of_the_cluster(uri: str, proxy: str | None) -> None:
-    found = _service(uri)
+    found = service_of(uri)
     assert (found and found[0]) == proxy

@@ -12,6 +12,7 @@ import pytest
 
 from nanochat.data.hub import Hub, Retry
 from nanochat.spec.errors import StorageError, UserError
+from nanochat.storage import Profile
 
 BODY = bytes(range(256)) * 50_000
 
@@ -92,5 +93,5 @@ def test_the_server_of_the_store(s3: None, tmp_path: Path, monkeypatch: pytest.M
     """What a user puts into S3 is where the store is, not at AWS."""
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    with Hub(s3_endpoint=endpoint, s3_region="us-west-2") as hub:
+    with Hub(store=Profile(root="s3://store", endpoint=endpoint, region="us-west-2")) as hub:
         assert hub.fetch("s3://shards/a/b", tmp_path / "b", setting="sources.hub") == len(BODY)

@@ -31,9 +31,9 @@ from nanochat.cli.main import app
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.profiles import FIELDS
 from nanochat.spec.errors import UserError
+from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.load import apply_override, check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.tracking.gates import parse as parse_gate
 from tasks.task import Task
 
 BLOCKS = [block for page in PAGES for block in doc_pages.read_blocks(page)]
@@ -157,6 +157,18 @@ def test_local_commands_work(block: Block, terminal: Terminal) -> None:
             server.wait(60)
 
 
+def test_the_files_of_a_run_are_those_of_the_page(terminal: Terminal) -> None:
+    """docs/architecture.md has a row for each file in the folder of the run."""
+    rows = doc_pages.first_column(ROOT / "docs" / "architecture.md", "The run's folder")
+    patterns = {row: re.compile(re.sub(r"<\w+>", "[^/]+", row.replace(".", r"\."))) for row in rows}
+    (run,) = (terminal.folder / ".cache" / "nanochat" / "runs").glob("*.demo/*")
+    files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    found = {file: [row for row, pattern in patterns.items() if pattern.fullmatch(file)] for file in files}
+    assert [file for file, of in found.items() if len(of) != 1] == []
+    cluster_or_release = {"control.json", "release.json", "tracked.json"}
+    assert {row for of in found.values() for row in of} == set(rows) - cluster_or_release
+
+
 CURL = "curl --fail --silent --show-error --retry 60 --retry-connrefused --retry-delay 1"
 
 
@@ -278,7 +290,7 @@ def test_names_in_sentences_exist(page: Path) -> None:
     for span in doc_pages.inline_code(page):
         name = span.partition(":")[0].removeprefix("spec.").replace("<stage>", "base").replace("NAME", "default")
         check_path(span, page.name)
-        if not re.fullmatch(r"[a-z]\w*(\.\w+)+", name):
+        if not re.fullmatch(r"[a-z]\w*(\.\w+)+", name) or name.endswith(".json"):
             continue
         if name.split(".")[0] in schema()["properties"]:
             check_value(name, page.name)

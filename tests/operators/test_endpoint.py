@@ -12,8 +12,9 @@ from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
-from operators.access import DAY, Access
+from operators.access import DAY, INVALID_TOKEN, Access
 from operators.endpoint import NEXT, StoredRun, build_app
+from operators.kube_client import KubeError
 
 ACCESS = Access(b"key of a test")
 TOKEN = {"X-Nanochat-Token": ACCESS.token("uid-1", time.time())}
@@ -82,6 +83,8 @@ def test_without_the_token_a_pipeline_is_not_there(client: TestClient, headers: 
     absent = client.get("/v1/team/nobody/logs/base", headers=TOKEN)
     assert (wrong.status_code, wrong.json()) == (absent.status_code, absent.json())
     assert wrong.status_code == 404
+    error = KubeError.of_answer("get logs", 404, wrong.content)
+    assert (error.code, "read its status.access again" in error.said) == (INVALID_TOKEN, True)
 
 
 def test_yesterdays_token_is_good() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nanochat.spec.errors import UserError
-from nanochat.tracking.gates import parse
+from nanochat.spec.gates import parse
 
 METRICS = {"core": 0.25, "arc-easy": 0.4, "base.val_bpb": 0.8, "val_bpb": 0.8, "gsm8k": 0.0, "sft.arc-easy": 0.41}
 CHAMPION = {"core": 0.24, "arc-easy": 0.5}
