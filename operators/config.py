@@ -22,7 +22,7 @@ from nanochat.spec.pods import ObjectName, PodSettings, Quantity
 
 
 class StoreProfile(Section):
-    """Where a pipeline's artifacts live, for its pods and for the controller."""
+    """The place of a pipeline's artifacts, for its pods and for the controller."""
 
     root: Uri = setting(
         help="root is the place of all artifacts: s3://bucket/prefix, or a folder that the pods and the controller "

@@ -144,7 +144,7 @@ def _value(source: Schema, defs: Schema) -> Schema:
 
 
 def _models(root: type[Section]) -> set[type[Section]]:
-    """All sections below one, and it."""
+    """A section and all sections below it."""
     found, left = {root}, [root]
     while left:
         for info in left.pop().model_fields.values():

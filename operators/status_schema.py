@@ -43,7 +43,7 @@ class StatusSection(Section):
 
 
 class StageStatus(StatusSection):
-    """Where one stage stands."""
+    """One stage: its phase, its progress and its artifacts."""
 
     name: Word = setting(help="name is the name of the stage, for example base or eval-sft.")
     phase: Phase = setting(
@@ -56,7 +56,8 @@ class StageStatus(StatusSection):
     )
     message: Text | None = setting(None, "message is a sentence that says why the stage is in its phase.")
     why: Text | None = setting(
-        None, "why is a sentence that says why its outputs had to be made, such as which setting or input differs."
+        None,
+        "why is a sentence that says why the stage's outputs had to be made, such as which setting or input differs.",
     )
     attempts: int = setting(help="attempts is the number of attempts that were made, the present one included.")
     step: int | None = setting(None, "step is the number of steps that the running attempt has done.", unit="steps")
@@ -114,7 +115,7 @@ class ProfileStatus(StatusSection):
 
 
 class AccessStatus(StatusSection):
-    """Where logs and report are read."""
+    """The address of logs and report, and the token for them."""
 
     service: Word = setting(
         help="service is the controller's Service, as namespace/name:port, for the API server's proxy."

@@ -24,12 +24,12 @@ def submit(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Run a pipeline on a cluster, or change the one of its name that is there."""
+    """Run a pipeline on a cluster, or change the pipeline of that name there."""
     pipeline = load_pipeline(file, set_)
     spec = pipeline.spec
     check_inputs(spec)
     for setting, uri in _local_sources(pipeline):
-        raise UserError(f"{setting} is {uri}, on this machine: a cluster needs an https:// or s3:// address")
+        raise UserError(f"{setting} is {uri}, on this machine: a cluster needs an address like https:// or s3://")
     named = pipeline.metadata.namespace if "namespace" in pipeline.metadata.model_fields_set else None
     kube = KubeClient.connect(context)
     namespace = namespace or named or kube.namespace
@@ -46,11 +46,11 @@ def submit(
         run = ClusterRun(kube, namespace, context, kube.apply(PIPELINES, body, manager=FIELD_MANAGER))
     print(f"{name} is submitted to namespace {namespace}.")
     if run.spec.get("cancel"):
-        print(f"It is cancelled; let it go on with: {run.command('retry')}")
+        print(f"It is cancelled; go on with it: {run.command('retry')}")
     elif run.spec.get("suspend"):
-        print(f"It is suspended; let it go on with: {run.command('resume')}")
-    print(f"Where it stands: {run.command('status')}")
-    print(f"Its logs:        {run.command('logs')} --follow")
+        print(f"It is suspended; go on with it: {run.command('resume')}")
+    print(f"Status: {run.command('status')}")
+    print(f"Logs:   {run.command('logs')} --follow")
 
 
 def _local_sources(pipeline: Pipeline) -> list[tuple[str, str]]:
@@ -86,16 +86,16 @@ def _upload_identity(kube: KubeClient, namespace: str, pipeline: Pipeline, path:
 
 
 def suspend(name: Name, namespace: Namespace = None, context: Context = None) -> None:
-    """Let a pipeline on a cluster save its checkpoints and wait."""
+    """Pause a pipeline on a cluster once it has saved its checkpoints."""
     run = ClusterRun.find(name, namespace=namespace, context=context)
     if not run.is_live:
         raise UserError(f"'{run.name}' is not running: it is {run.phase}")
     run.change(spec={"suspend": True})
-    print(f"{run.name} saves its checkpoints and waits; let it go on with: {run.command('resume')}")
+    print(f"{run.name} saves its checkpoints and waits; go on with it: {run.command('resume')}")
 
 
 def resume(name: Name, namespace: Namespace = None, context: Context = None) -> None:
-    """Let a suspended pipeline on a cluster go on."""
+    """Resume a suspended pipeline on a cluster."""
     run = ClusterRun.find(name, namespace=namespace, context=context)
     if not run.spec.get("suspend"):
         raise UserError(f"'{run.name}' is not suspended: it is {run.phase}")

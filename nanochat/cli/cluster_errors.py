@@ -1,4 +1,4 @@
-"""What a request to a cluster that failed means for the user, by the codes of its answer."""
+"""Failed requests to a cluster as sentences for the user, told apart by the codes of the answer."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class ClusterRun(RunHandle):
     def headline(self) -> str:
         place = f"{self.namespace}/{self.name}"
         if not self.status:
-            return f"{place}: the controller has not looked at it yet. Is it installed and running?"
+            return f"{place}: the controller has not looked at it yet. Is the controller installed and running?"
         message = self.status.get("message", "")
         return f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
 
@@ -136,11 +136,11 @@ class ClusterRun(RunHandle):
 
     def retry(self) -> int:
         if self.phase == Phase.SUCCEEDED:
-            raise UserError(f"'{self.name}' has succeeded: there is nothing to try again")
+            raise UserError(f"'{self.name}' has succeeded: there is nothing to retry")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.change(spec={"cancel": False}, annotations={RETRY: now})
         if self.spec.get("suspend"):
-            print(f"{self.name} is tried again once it is not suspended any more: {self.command('resume')}")
+            print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
         else:
             print(f"{self.name} is tried again; see: {self.command('status')}")
         return 0
@@ -213,10 +213,10 @@ class ClusterRun(RunHandle):
     def _request(self, path: str, query: Mapping[str, str]) -> bytes:
         access = self.status.get("access")
         if not access and not self.is_live:
-            raise UserError(f"nothing of {self.name} ran: {self.status.get('message', self.phase)}")
+            raise UserError(f"no stage of {self.name} has run: {self.status.get('message', self.phase)}")
         if not access:
             raise Unanswered(
-                f"the controller has not said yet where the logs of {self.name} are: is it running? "
+                f"the controller has not said yet where the logs of {self.name} are: is the controller running? "
                 f"See: {self.command('status')}"
             )
         namespace, _, service = access["service"].partition("/")
@@ -229,7 +229,7 @@ class ClusterRun(RunHandle):
         )
 
     def _endpoint_error(self, error: KubeError) -> NanochatError:
-        """What an error of the endpoint, or on the way to it, means."""
+        """One sentence on an error of the endpoint, or on the way to it."""
         if error.code == INVALID_TOKEN:
             return Unanswered(
                 f"the controller does not know {self.name} yet: it has just started; ask again in a moment"

@@ -1,4 +1,4 @@
-"""What `nanochat run` shows: a line for every change, and bars for the stages that run."""
+"""The display of `nanochat run`: a line for every change, and bars for the stages that run."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class Display:
                 self._bars.remove_task(self._tasks.pop(item.stage))
 
     def _notice(self, view: RunProgress) -> None:
-        """Say what concerns the whole run: storage that is away, an interrupt."""
+        """Say what concerns the whole run: storage that cannot be reached, an interrupt."""
         if view.trouble and not self._trouble:
-            self.say(f"{view.trouble} (stages go on; so does the run once it answers)")
+            self.say(f"{view.trouble} (running stages go on; the others wait until it answers)")
         if self._trouble and not view.trouble:
             self.say("storage answers again")
         if view.interrupts and not self._interrupted:
@@ -123,7 +123,7 @@ class Display:
             self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
 
     def _opening(self, view: RunProgress) -> str:
-        """What will run."""
+        """The first line: how large the model is and how much will run."""
         horizon, stages = self._runner.graph.horizon.summary(), view.status.stages
         cached = sum(item.phase is Phase.CACHED for item in stages)
         reused = f", {cached} of them cached" if cached else ""
@@ -182,7 +182,7 @@ class _Warnings(logging.Handler):
 
 
 class _Details(ProgressColumn):
-    """What does not fit the terminal is cut here, so that each stage keeps to its line."""
+    """Details cut to the terminal's width, so that each stage keeps to its line."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["details"], no_wrap=True, overflow="ellipsis")

@@ -132,7 +132,7 @@ def memory_check(plan: Horizon | None) -> Check:
     if plan is None:
         return Check("memory", "ok", f"{free / GIB:.1f} GiB free")
     need = parameters(plan.model) * BYTES_PER_PARAMETER
-    found = f"{free / GIB:.1f} GiB free, {need / GIB:.1f} GiB for the training state, activations besides"
+    found = f"{free / GIB:.1f} GiB free, {need / GIB:.1f} GiB for the training state, and activations on top"
     if need > free:
         return Check("memory", "fail", found, "use a smaller model.depth, or a machine with more memory")
     return Check("memory", "ok", found)
@@ -168,7 +168,7 @@ def storage_check(resolved: ResolvedProfile) -> Check:
 
 def tracking_check(resolved: ResolvedProfile) -> Check:
     """Whether MLflow can be reached; training does not depend on it."""
-    later = "a run goes on without it and sends what was missed later"
+    later = "a run goes on without it and sends later what it missed"
     if not resolved.tracking.startswith(("http://", "https://")):
         file = Path(resolved.tracking.removeprefix("sqlite:///"))
         folder = next(path for path in file.parents if path.is_dir())
@@ -223,7 +223,7 @@ def reach(uri: str, what: str) -> Check:
             return Check("sources", "ok", str(path))
         return Check("sources", "fail", f"{path} does not exist", advice)
     if not uri.startswith(("http://", "https://")):
-        return Check("sources", "ok", f"{uri} (tried when it is read)")
+        return Check("sources", "ok", f"{uri} (checked when it is read)")
     try:
         answer = httpx.head(uri, timeout=10.0, follow_redirects=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -61,7 +61,7 @@ class LocalRun(RunHandle):
     @property
     def headline(self) -> str:
         phase = self.phase
-        gone = f" (its runner is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
+        gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
         return f"{self.name}: {phase}{gone} {self.status['message']}".rstrip()
 
     @property
@@ -178,5 +178,6 @@ def find_run(name: str | None, *, store: str = "default") -> LocalRun:
         if wanted is None or run.name == wanted:
             return run
     known = sorted({run.name for run in runs})
-    there = f"there are {', '.join(known)}" if known else "none was run yet: begin with 'nanochat run FILE'"
-    raise NoRun(f"no run of '{wanted}' in this store; {there}" if wanted else f"no run in this store; {there}")
+    if not known:
+        raise NoRun("nothing has run in this store yet: begin with 'nanochat run FILE'")
+    raise NoRun(f"no run of '{wanted}' in this store: it has runs of {', '.join(known)}")

@@ -42,7 +42,7 @@ def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int
         except Unanswered as error:
             if not follow:
                 raise UserError(str(error)) from None
-            live, note = True, f"{error}; trying on"
+            live, note = True, f"{error}; trying again"
         if not (follow and live and not reader.has_all(stage)):
             break
         if note and note != said:  # once, however long it lasts
@@ -68,7 +68,13 @@ def _chosen(stage: str | None, stages: Sequence[Stage], name: str, *, every: boo
         return [each for each in stages if each.name == stage]
     begun = [(each.started, each) for each in stages if each.started is not None]
     if not begun and not (every and live):
-        why = " yet" if live else ": its outputs were all there" if any(s.phase == "Cached" for s in stages) else ""
+        why = (
+            " yet"
+            if live
+            else ": all its outputs were there already"
+            if any(s.phase == "Cached" for s in stages)
+            else ""
+        )
         raise UserError(f"no stage of {name} has run{why}")
     ordered = [each for _, each in sorted(begun, key=lambda item: item[0])]
     return ordered if every else ordered[-1:]

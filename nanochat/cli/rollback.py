@@ -1,4 +1,4 @@
-"""`nanochat rollback`: the model version that was champion before is champion again, and served."""
+"""`nanochat rollback`: the former champion of a model is champion again, and served."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def rollback(
     model = run.spec.get("stages", {}).get("release", {}).get("model") or ReleaseStage().model
     before, now = run.registry().rollback(model, to)
     if before == now.version:
-        print(f"Version {now.version} of {model} was {ALIAS} already; where it was given up, it is tried again.")
+        print(f"Version {now.version} of {model} was already {ALIAS}; a server that gave it up tries it again.")
     else:
-        instead = f" instead of version {before}, which is now {FORMER}" if before else ""
+        instead = f" instead of version {before}, which is now the {FORMER} one" if before else ""
         print(f"Version {now.version} of {model} is now {ALIAS}{instead}.")
     print(f"Servers that follow the registry serve it from now on: {now.source}")

@@ -27,7 +27,7 @@ def run(
     from_: From = None,
     set_: Set = None,
 ) -> None:
-    """Run a pipeline on this machine; run again, it goes on where it left off."""
+    """Run a pipeline on this machine, or go on where it left off."""
     options = {"--only": only or [], "--from": [from_] if from_ else [], "--set": set_ or []}
     words = [word for option, values in options.items() for value in values for word in (option, value)]
     again = shlex.join(["nanochat", "run", str(file), *words])

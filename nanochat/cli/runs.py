@@ -29,11 +29,11 @@ from nanochat.tracking.quantities import duration
 def status(
     name: Run = None,
     store: Store = "default",
-    json_: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")] = False,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Where a pipeline stands."""
+    """Show where a pipeline stands."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     if json_:
         print(json.dumps(run.document, indent=1))
@@ -64,39 +64,41 @@ def logs(
     name: Run = None,
     stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that ran last.")] = None,
     attempt: Annotated[int | None, typer.Option(help="Attempt; by default the last.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank; by default all; -1 is the launch's own output.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, across attempts, until the end.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank; by default all; -1 is the launcher's own output.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing, across attempts, until the end.")
+    ] = False,
     store: Store = "default",
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """The logs of a pipeline's stages, those of ended attempts included."""
+    """Print the logs of a pipeline's stages, those of ended attempts included."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     show(run, stage=stage, attempt=attempt, rank=rank, follow=follow)
 
 
 def cancel(name: Run = None, store: Store = "default", namespace: Namespace = None, context: Context = None) -> None:
-    """Stop a running pipeline; what it made stays."""
+    """Stop a running pipeline; everything it has made is kept."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     if not run.is_live:
         raise UserError(f"'{run.name}' is not running: it is {run.phase}")
     run.cancel()
-    print(f"{run.name} saves its checkpoints and stops; let it go on with: {run.command('retry')}")
+    print(f"{run.name} saves its checkpoints and stops; go on with it: {run.command('retry')}")
 
 
 def retry(name: Name, store: Store = "default", namespace: Namespace = None, context: Context = None) -> None:
-    """Run a pipeline again that failed or was stopped."""
+    """Go on with a pipeline that failed or was stopped."""
     raise typer.Exit(find_handle(name, store=store, namespace=namespace, context=context).retry())
 
 
 def report(
     name: Run = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print all of it, as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole report, as Markdown.")] = False,
     store: Store = "default",
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Write a run's report anew, print its summary and say where it is."""
+    """Write a run's report again, print its summary and say where the whole is."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     folder = resolve_profile(store).home / "reports" / run.name
     run.report(folder, markdown=markdown)
@@ -105,13 +107,13 @@ def report(
 
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    keep_runs: Annotated[int, typer.Option(help="Runs of each pipeline that are kept.")] = 3,
+    keep_runs: Annotated[int, typer.Option(help="Number of runs of each pipeline to keep.")] = 3,
     champions: Annotated[bool, typer.Option("--champions", help="Also remove runs whose model was champion.")] = False,
     store: Store = "default",
 ) -> None:
-    """Remove runs beyond the latest ones, and the artifacts, checkpoints and leftovers that no run refers to.
+    """Remove all but the latest runs, and the artifacts, checkpoints and leftovers that no run refers to.
 
-    Runs whose model was champion once stay: it may be served, and rollback may point to it.
+    A run whose model was ever champion is kept: the model may be served, and a rollback may return to it.
     """
     from nanochat.storage.garbage import collect
 
@@ -128,7 +130,7 @@ def gc(
     for run in runs:
         kept[run.name] = kept.get(run.name, 0) + 1
         if kept[run.name] > keep_runs and (champions or not run.was_champion):
-            print(f"{run.paths.root}: beyond the latest {keep_runs}")
+            print(f"{run.paths.root}: not among the latest {keep_runs}")
             gone = True
             if not dry_run:
                 run.store.delete(run.paths.root)
@@ -156,7 +158,7 @@ def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
     keys = {ref: key for item in run.status["stages"] for ref, key in item["keys"].items()}
     trained = [ref.removeprefix("model/") for ref in keys if ref.startswith("model/")]
     if stage and stage not in trained:
-        raise UserError(f"{run.name} trains no model in a stage '{stage}'.{nearest(stage, trained)}")
+        raise UserError(f"{run.name} has no stage '{stage}' that trains a model.{nearest(stage, trained)}")
     for name in wanted:
         key = keys.get(f"model/{name}")
         found = artifacts.find("model", key) if key else None

@@ -1,4 +1,4 @@
-"""What `nanochat report` shows of a run: its scores, its last model's answers, and how many of them are right."""
+"""The summary that `nanochat report` prints: scores, the last model's answers, and how many of them are right."""
 
 from __future__ import annotations
 

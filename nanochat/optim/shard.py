@@ -1,4 +1,4 @@
-"""One process's share of some parameters: gradients are reduced to their owners, updates gathered from them.
+"""One process's part of some parameters: gradients are reduced to their owners, updates gathered from them.
 
 The parameters of a shard are seen as one tensor of units, (units, ...): the rows of a table, or matrices of one
 shape. Each process owns an even run of units; the last processes own fewer, or none, where they don't divide.
@@ -17,7 +17,7 @@ from nanochat.runtime.distributed import Transfer, World
 
 
 class Shard(ABC):
-    """A share of parameters with their optimizer state, which only the owner holds."""
+    """Parameters whose optimizer state is divided among the processes, with the own part of it."""
 
     kinds: tuple[str, ...]  # names of the state tensors
 
@@ -93,7 +93,7 @@ class Shard(ABC):
         return out
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the own share of a whole state."""
+        """Take the own part of a whole state."""
         for kind in self.kinds:
             whole = self.join([state[f"{name}.{kind}"] for name in self.names])
             self.state[kind].copy_(whole[self.own])

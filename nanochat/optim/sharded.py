@@ -1,7 +1,7 @@
 """The optimizer: Muon for the blocks' matrices, AdamW for embedding and head, spread over the processes.
 
     optimizer = build_optimizer(model, OptimSettings(), world=world)
-    loss.backward()                                   # the local share of the global batch's loss
+    loss.backward()                                   # the local part of the global batch's loss
     norm = optimizer.step(lr_scale, momentum, clip)   # gradients are SUMmed over the processes
     optimizer.zero_grad()
 

@@ -1,4 +1,4 @@
-"""What a report says of a run: `describe(record)` makes the document that the writers write down."""
+"""The content of a run's report: `describe(record)` makes the document, which the writers write down."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _loss(value: float | None) -> str:
 
 
 def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
-    """What a reader should know of a training, each a sentence."""
+    """Remarks on a training, each a sentence."""
     out = []
     if data.get("cutConversations"):
         rest = data.get("untrainedConversations")
@@ -126,7 +126,7 @@ def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
 
 
 def _sampled(counts: Mapping[str, float]) -> str:
-    """What reinforcement learning drew."""
+    """The samples of reinforcement learning, in a sentence."""
     flat, unfinished = counts.get("groups_without_advantage", 0), counts.get("unfinished", 0)
     return (
         f"{count(counts['samples'])} samples of {count(counts.get('prompts'))} prompts, "

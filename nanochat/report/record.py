@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a model made of a text."""
+    """A text and a model's continuation of it."""
 
     prompt: str  # '' where the text is part of the completion
     completion: tuple[Part, ...]
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation stored in results.json."""
+    """Contents of an evaluation's results.json."""
 
     metrics: Mapping[str, Result]
     not_run: Mapping[str, str] = field(default_factory=dict)  # name -> why
@@ -138,7 +138,7 @@ def gather(
     """
     paths = RunPaths(run)
     if not store.exists(paths.pipeline):
-        raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists those that there are")
+        raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists the runs")
     pipeline = store.read_json(paths.pipeline)
     metadata = pipeline.get("metadata", {})
     status = read_status(store, paths) or RunStatus(metadata.get("name", ""), metadata.get("namespace", ""))
@@ -241,7 +241,7 @@ def _gpus(spec: Mapping[str, Any], stage: str) -> int:
 
 
 def _environment(stages: tuple[StageRecord, ...]) -> Mapping[str, Any]:
-    """That of the first training stage that told, for that is where the work is done; else this machine's."""
+    """The environment that the first training stage stored, for the work is done there; else this machine's."""
     for stage in sorted(stages, key=lambda stage: stage.name not in TRAINING):
         for event in reversed(stage.history.events if stage.history else ()):
             if event.kind == "environment":

@@ -76,7 +76,9 @@ def defaults(info: FieldInfo) -> list[str]:
         return [_item(item) for item in value] or ["empty"]
     if value == {}:
         return ["empty"]
-    return [str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)]
+    return [
+        str(value).lower() if isinstance(value, bool) else f"{value:.12g}" if isinstance(value, float) else str(value)
+    ]
 
 
 def _item(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What every section of the declaration is made of: strict models with camelCase names and described fields."""
+"""The parts that sections of the declaration are made of: strict models with camelCase names and described fields."""
 
 from __future__ import annotations
 

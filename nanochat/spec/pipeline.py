@@ -90,7 +90,7 @@ class Stages(Section):
 
 
 class Retries(Section):
-    """How often an attempt that failed is made again, and when."""
+    """Limit and delays of further attempts after one that failed."""
 
     limit: int = setting(
         3,

@@ -1,4 +1,4 @@
-"""How the pods of a stage look on a cluster; on a laptop these settings mean nothing.
+"""Settings of a stage's pods on a cluster; on a laptop they mean nothing.
 
 The fields are Kubernetes' own, by their own names where they have one.
 """
@@ -55,7 +55,7 @@ class Toleration(Section):
 
 
 class Resources(Section):
-    """What the container asks for, extended resources such as rdma/hca too; GPUs come from gpusPerNode."""
+    """Amounts that the container asks for, of extended resources such as rdma/hca too; GPUs come from gpusPerNode."""
 
     requests: Amounts = setting(
         dict,
@@ -81,7 +81,7 @@ class KeyRef(Section):
 
 
 class EnvSource(Section):
-    """Where a variable's value comes from: a Secret or a ConfigMap."""
+    """The source of a variable's value: a Secret or a ConfigMap."""
 
     secret_key_ref: KeyRef | None = setting(
         None, "secretKeyRef selects a key of a Secret. By default configMapKeyRef has the value.", key=False
@@ -143,7 +143,7 @@ class EnvFrom(Section):
 
 
 class PodSettings(Section):
-    """Settings of pods. Those of a stage go over those of the pipeline, and these over the node pool's."""
+    """Settings of pods: a stage's go over the pipeline's, and the pipeline's over the node pool's."""
 
     image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = setting(
         None, "image is the trainer's container image. Defaults to the controller's setting.", key=False
@@ -206,7 +206,7 @@ class PodSettings(Section):
     )
 
     def over(self, base: PodSettings) -> PodSettings:
-        """These settings over others: what is set here wins, maps are merged, lists joined (variables by name)."""
+        """The settings over others: what is set here wins, maps are merged, lists joined (variables by name)."""
         found = {}
         for name in type(self).model_fields:
             ours, theirs = getattr(self, name), getattr(base, name)

@@ -1,4 +1,4 @@
-"""Where text, task files and the evaluation bundle come from. Names and revisions are in keys, addresses not."""
+"""Sources of text, task files and the evaluation bundle. Names and revisions are in keys, addresses are not."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Identity(FileSource):
 
 
 class Sources(Section):
-    """All places data comes from. A mirror replaces every public address at once."""
+    """All places that data comes from. A mirror replaces every public address at once."""
 
     mirror: Uri | None = setting(
         None,

@@ -56,12 +56,12 @@ class TokensStage(Stage):
 
 
 class ComputeStage(Stage):
-    """What the stages that run a model have in common."""
+    """Settings of the stages that run a model."""
 
     gpus_per_node: int = setting(
         0,
-        "gpusPerNode is the number of GPUs that each node of the stage needs. With 0 a cluster gives it none, and a "
-        "machine what is there.",
+        "gpusPerNode is the number of GPUs of each node. With 0 the stage gets none on a cluster, and uses what is "
+        "there on a machine of your own.",
         ge=0,
         le=64,
         key=False,

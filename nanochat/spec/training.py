@@ -11,7 +11,7 @@ from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
 
 # Comments of fields that several stages have.
 TOTAL_BATCH_TOKENS = (
-    "totalBatchTokens is the number of tokens of one optimizer step over all processes. It must be a multiple of "
+    "totalBatchTokens is the number of tokens of one optimizer step over all processes, a multiple of "
     "model.sequenceLength."
 )
 INIT_LR_FRACTION = "initLrFraction is the learning rate that training begins with, as a fraction of the full one."
@@ -41,7 +41,7 @@ Mixture = Annotated[tuple[MixturePart, ...], Field(max_length=64)]
 
 
 class TrainingStage(ComputeStage):
-    """What base, mid, sft and rl have in common."""
+    """Settings of the stages that train: base, mid, sft and rl."""
 
     nodes: int = setting(
         1, "nodes is the number of nodes, and so of pods, that an attempt runs on.", ge=1, le=1024, key=False

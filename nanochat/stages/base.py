@@ -97,7 +97,7 @@ def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float
 
 
 def samples(session: TrainingSession, step: int) -> dict[str, float]:
-    """What the model makes of a few beginnings; rank 0's work."""
+    """Log the model's continuations of a few beginnings; rank 0's work."""
     if not session.world.first:
         return {}
     tokenizer = session.tokenizer

@@ -1,4 +1,4 @@
-"""What a stage is handed: its plan, its settings, its inputs, where to put its outputs, and how to report.
+"""A stage's surroundings: its plan, its settings, its inputs, where to put its outputs, and how to report.
 
 def run(context: StageContext) -> None:
     folder = context.fetch("tokenizer/bpe")
@@ -61,7 +61,7 @@ class StageContext:
 
     @property
     def settings(self) -> Any:
-        """This stage's settings: the section of `spec.stages` that it is about."""
+        """This stage's section of `spec.stages`."""
         return self.spec.of_stage(self.stage)
 
     @cached_property

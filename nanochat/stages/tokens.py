@@ -22,12 +22,12 @@ from nanochat.data.tokenfile import write_conversations, write_text
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.orphan import die_with_parent
 from nanochat.pipeline.task_selection import find_task
+from nanochat.runtime.threads import cores
 from nanochat.spec.errors import OutOfMemory, Stopped, UserError
 from nanochat.stages.context import StageContext
 from nanochat.storage.artifacts import Writer
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_conversation
-from nanochat.tracking.environment import cores
 from tasks.task import DataError
 
 log = logging.getLogger(__name__)

@@ -191,7 +191,7 @@ ENDED = told(phase="Succeeded")
         ("retry", ENDED, "'small' has succeeded"),
         ("logs", told(access=None), "the controller has not said yet where the logs of small are"),
         ("logs", told(phase="Failed", message="bad", access=None, stages=[]), "no stage of small has run"),
-        ("report", told(phase="Failed", message="bad store", access=None), "nothing of small ran: bad store"),
+        ("report", told(phase="Failed", message="bad store", access=None), "no stage of small has run: bad store"),
         ("report", told(), "small: the pipeline has no report yet"),
     ],
 )
@@ -204,7 +204,7 @@ def test_what_cannot_be_asked_of_it(server: Server, run: Run, command: str, stat
 
 def test_submit_tells_of_a_suspended_pipeline_and_resume_needs_one(server: Server, run: Run) -> None:
     code, said = run("submit", "small.yaml", "--set", "suspend=true")
-    assert code == 0 and "It is suspended; let it go on with: nanochat resume small -n team" in said
+    assert code == 0 and "It is suspended; go on with it: nanochat resume small -n team" in said
     server.objects[f"{BASE}/small"]["spec"] = {}
     code, said = run("resume", "small")
     assert code == 2 and "'small' is not suspended: it is Running" in said
@@ -335,7 +335,7 @@ def test_no_cluster_at_all(run: Run, server: Server, tmp_path: Path) -> None:
     code, said = run("status", "small", "-n", "team", KUBECONFIG=absent)
     assert code == 2 and "no cluster is configured" in said and said.count("\n") == 1
     code, said = run("status", "small", KUBECONFIG=absent)
-    assert code == 2 and said.startswith("error: no run of 'small' in this store") and "cluster" not in said
+    assert code == 2 and said.startswith("error: nothing has run in this store yet") and "cluster" not in said
     code, said = run("status", "small", "--context", "there")
     assert code == 2 and "the kubeconfig has no context 'there': it has here" in said
     server.http.shutdown()

@@ -1,4 +1,4 @@
-"""What `nanochat run` shows: an opening, a line for each change, warnings among them, bars that fit the terminal."""
+"""The display of `nanochat run`: an opening, a line for each change, warnings among them, and bars that fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HORIZON = {"parameters": 2_000_000, "tokens": 614_400, "steps": 150}
 
 
 class FakeRunner:
-    """What a display asks of a runner."""
+    """A runner, as far as a display asks it."""
 
     pipeline = SimpleNamespace(metadata=SimpleNamespace(name="demo"))
     graph = SimpleNamespace(
@@ -39,7 +39,7 @@ def view(phases: dict[str, Phase], *, progress: dict[str, State] | None = None, 
 
 
 def shown(*views: Any, terminal: bool = False, width: int = 100) -> str:
-    """What is printed of views in turn."""
+    """The output for views in turn."""
     out = StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, highlight=False, color_system=None)
     runner: Any = FakeRunner()

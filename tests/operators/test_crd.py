@@ -137,7 +137,7 @@ STUBS = re.compile(r"(what|that|it|its|they|these|those|this|whether|which|the|a
 
 
 def flaws(name: str, comment: str) -> list[str]:
-    """What is wrong with a field's comment: its subject is the field, and its sentences are whole."""
+    """Flaws of a field's comment, whose subject is to be the field, and whose sentences are to be whole."""
     found = ["begins with a stub"] if STUBS.match(comment) else []
     found += [] if re.match(rf"{name} [a-z-]+ ", comment) else ["is not about the field"]
     found += [] if len(comment) >= 40 else ["is too short"]
