@@ -25,11 +25,8 @@ from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.resolve import shard_name
-<<<<<<< HEAD
 from nanochat.pipeline.task_selection import find_task
-=======
 from nanochat.runtime.device import choose_device
->>>>>>> main
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.stages import BaseEvaluation, ChatEvaluation
