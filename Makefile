@@ -35,6 +35,7 @@ $(VENV)/.done: pyproject.toml images/install-torch.sh
 	@$(PYTHON) -m venv $(VENV)
 	@sh images/install-torch.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
 	@echo "Installing nanochat and what it needs; the first time this takes some minutes."
+	@$(BIN)/python -m pip uninstall -qq --yes nanochat  # the wheel's former name
 	@$(PIP) -e '.[local]'
 	@touch $@
 	@echo "$(BIN)/nanochat is ready."

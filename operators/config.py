@@ -22,58 +22,90 @@ from nanochat.spec.pods import ObjectName, PodSettings, Quantity
 
 
 class StoreProfile(Section):
-    """Where a pipeline's artifacts live, for its pods and for the controller."""
+    """The place of a pipeline's artifacts, for its pods and for the controller."""
 
-    root: Uri = setting(help="s3://bucket/prefix, or a folder that every pod and the controller mount.")
-    endpoint: Uri | None = setting(None, "Address of the S3 server; by default AWS.")
-    region: Text | None = setting(None, "Region.")
-    anonymous: bool = setting(False, "Whether requests are not signed.")
-    tracking: Text | None = setting(None, "MLflow's tracking URI.")
-    secret: ObjectName | None = setting(
-        None, "Secret in the pipeline's namespace whose keys the pods get as variables (AWS_ACCESS_KEY_ID, ...)."
+    root: Uri = setting(
+        help="root is the place of all artifacts: s3://bucket/prefix, or a folder that the pods and the controller "
+        "mount."
     )
-    service_account: ObjectName | None = setting(None, "Service account of the pods, for cloud identities.")
+    endpoint: Uri | None = setting(None, "endpoint is the address of the S3 server. Defaults to that of AWS.")
+    region: Text | None = setting(None, "region is the region of the bucket. Defaults to that of the environment.")
+    anonymous: bool = setting(False, "anonymous says whether requests are sent without a signature.")
+    tracking: Text | None = setting(
+        None, "tracking is the tracking URI of the MLflow server. By default runs are not sent to any."
+    )
+    secret: ObjectName | None = setting(
+        None,
+        "secret is the name of a Secret in the pipeline's namespace whose keys the pods get as variables "
+        "(AWS_ACCESS_KEY_ID, ...). By default there is none.",
+    )
+    service_account: ObjectName | None = setting(
+        None,
+        "serviceAccount is the name of the pods' service account, for cloud identities. Defaults to that of the "
+        "namespace.",
+    )
     credentials: Text | None = setting(
         None,
-        "Folder in the controller with the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; by default its "
-        "environment and service account.",
+        "credentials is the folder in the controller with the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. By "
+        "default its environment and service account are used.",
     )
 
 
 class Pool(Section):
     """A node pool."""
 
-    pods: PodSettings = setting(PodSettings, "Settings of all pods there.")
-    memory_limit: Quantity | None = setting(None, "Largest memory request of a pod, when one ran out of memory.")
+    pods: PodSettings = setting(PodSettings, "pods holds the settings of all pods in the pool, as in spec.pods.")
+    memory_limit: Quantity | None = setting(
+        None,
+        "memoryLimit is the largest memory request, in bytes, that a pod gets after it ran out of memory. By default "
+        "the request does not grow.",
+        unit="bytes",
+    )
 
 
 class Pools(Section):
     """The pools by kind of stage."""
 
-    cpu: Pool = setting(Pool, "Stages without GPUs.")
-    gpu: Pool = setting(Pool, "Stages with GPUs.")
+    cpu: Pool = setting(Pool, "cpu is the node pool of the stages without GPUs.")
+    gpu: Pool = setting(Pool, "gpu is the node pool of the stages with GPUs.")
 
 
 class Serving(Section):
     """The inference server that follows the alias `champion`."""
 
-    deployment: ObjectName = setting(help="Deployment whose container `server` gets the model.")
-    namespace: Name = setting(help="Its namespace.")
-    model: Name = setting("nanochat", "Name of the registered model.")
-    tracking: Text | None = setting(None, "MLflow's tracking URI; by default the profile's.")
-    profile: Name = setting("default", "Store profile by which the model's manifest is read.")
-    poll_seconds: float = setting(15.0, "Seconds between looks at the alias.", ge=1)
+    deployment: ObjectName = setting(
+        help="deployment is the name of the Deployment whose container `server` is updated."
+    )
+    namespace: Name = setting(help="namespace is the namespace that the Deployment is in.")
+    model: Name = setting("nanochat", "model is the name of the registered model that is served.")
+    tracking: Text | None = setting(None, "tracking is the tracking URI of the registry. Defaults to the profile's.")
+    profile: Name = setting("default", "profile is the store profile by which the model's manifest is read.")
+    poll_seconds: float = setting(
+        15.0, "pollSeconds is the time in seconds between looks at the alias.", unit="seconds", ge=1
+    )
 
 
 class Config(Section):
-    """All of it."""
+    """The whole configuration."""
 
-    image: Text = setting(help="Image of the trainer, where a pipeline names none.")
-    profiles: Annotated[dict[Name, StoreProfile], Field(max_length=100)] = setting(help="Store profiles by name.")
-    pools: Pools = setting(Pools, "Node pools.")
-    namespaces: tuple[Name, ...] = setting((), "Namespaces whose pipelines are run; by default all.")
-    store_patience_seconds: int = setting(120, "Seconds that stages wait for storage that is out of reach.", ge=0)
-    serving: Serving | None = setting(None, "The inference server; by default there is none.")
+    image: Text = setting(help="image is the trainer's container image, where a pipeline names none.")
+    profiles: Annotated[dict[Name, StoreProfile], Field(max_length=100)] = setting(
+        help="profiles are the store profiles, by the name that spec.store has."
+    )
+    pools: Pools = setting(Pools, "pools holds the settings of the node pools.")
+    namespaces: tuple[Name, ...] = setting(
+        (), "namespaces are the namespaces whose pipelines are run; all, where none is named."
+    )
+    store_patience_seconds: int = setting(
+        120,
+        "storePatienceSeconds is the time in seconds that stages wait for storage that is out of reach before they "
+        "fail and are tried again.",
+        unit="seconds",
+        ge=0,
+    )
+    serving: Serving | None = setting(
+        None, "serving is the inference server that follows the registry. By default there is none."
+    )
 
     @model_validator(mode="after")
     def _serving_has_what_it_needs(self) -> Config:

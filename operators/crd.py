@@ -1,4 +1,5 @@
-"""The CustomResourceDefinition of ChatPipelines, generated from `nanochat/spec`: `python -m operators.crd` writes it.
+"""The CustomResourceDefinition of ChatPipelines, generated from `nanochat/spec` and `status_schema.py`: `python -m
+operators.crd` writes it.
 
 The API server refuses what `nanochat run` refuses: types and bounds by the structural schema, what concerns several
 fields by CEL rules. A test fails when the file is stale.
@@ -15,9 +16,12 @@ from pydantic.fields import FieldInfo
 
 import tasks
 from nanochat.spec.chatpipeline import GROUP, KIND, PLURAL, VERSION
-from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.fields import Section
+from nanochat.spec.pipeline import Pipeline, PipelineSpec, Stages
 from nanochat.spec.pods import EnvFrom, EnvSource, EnvVar
-from nanochat.spec.stages import MixturePart, Stages, TaskSelection
+from nanochat.spec.stages import TaskSelection
+from nanochat.spec.training import MixturePart
+from operators.status_schema import PipelineStatus
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"
 Schema = dict[str, Any]
@@ -27,7 +31,7 @@ def rule(expression: str, message: str) -> Schema:
     return {"rule": expression, "message": message}
 
 
-RULES: dict[type[BaseModel], list[Schema]] = {
+RULES: dict[type[Section], list[Schema]] = {
     PipelineSpec: [
         *(
             rule(
@@ -69,7 +73,7 @@ KEPT = (
 )  # fmt: skip
 
 
-def section(model: type[BaseModel]) -> Schema:
+def section(model: type[Section]) -> Schema:
     """The structural schema of one section, with defaults in place."""
     known = model.model_json_schema(by_alias=True)
     properties = {}
@@ -86,11 +90,12 @@ def section(model: type[BaseModel]) -> Schema:
     return schema
 
 
-def _field(model: type[BaseModel], info: FieldInfo, source: Schema, defs: Schema) -> Schema:
-    schema = _value(info.annotation, source, defs)
-    schema["description"] = info.description
+def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema) -> Schema:
+    schema = _value(source, defs) | {"description": source["description"]}
     if model in (MixturePart, TaskSelection) and info.alias == "task":
         schema["enum"] = sorted(tasks.names())
+    if model.is_input and source.get("x-key") and not _is_section(info.annotation):
+        schema["description"] += " A change runs the affected stages again."
     if info.is_required():
         return schema
     if _is_section(info.annotation):
@@ -103,20 +108,19 @@ def _field(model: type[BaseModel], info: FieldInfo, source: Schema, defs: Schema
     return schema
 
 
-def _value(kind: Any, source: Schema, defs: Schema) -> Schema:
+def _value(source: Schema, defs: Schema) -> Schema:
     """A value's schema without references and unions."""
     if "$ref" in source:
-        model = next(m for m in _models(PipelineSpec) if m.__name__ == source["$ref"].rsplit("/", 1)[1])
-        return section(model)
+        name = source["$ref"].rsplit("/", 1)[1]
+        models = {model.__name__: model for model in _models(Pipeline) | _models(PipelineStatus)}
+        return section(models[name]) if name in models else _value(defs[name], defs)  # else an enum
     if "anyOf" in source:
         options = [item for item in source["anyOf"] if item.get("type") != "null"]
         if len(options) == 1:
-            return _value(kind, options[0], defs)
+            return _value(options[0], defs)
         schema = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
         for item in options:
-            schema |= {
-                name: value for name, value in _value(kind, item, defs).items() if name not in ("type", "format")
-            }
+            schema |= {name: value for name, value in _value(item, defs).items() if name not in ("type", "format")}
         return schema
     schema = {name: source[name] for name in KEPT if name in source}
     for bound, strict in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
@@ -127,9 +131,11 @@ def _value(kind: Any, source: Schema, defs: Schema) -> Schema:
     if source.get("type") == "integer":
         schema["format"] = "int64"
     if "items" in source:
-        schema["items"] = _value(kind, source["items"], defs)
+        schema["items"] = _value(source["items"], defs)
+    if isinstance(source.get("additionalProperties"), dict):
+        schema["additionalProperties"] = _value(source["additionalProperties"], defs)
     for pattern, values in source.get("patternProperties", {}).items():  # a map, by the pattern of its keys
-        schema["additionalProperties"] = _value(kind, values, defs)
+        schema["additionalProperties"] = _value(values, defs)
         message = "a key must be a qualified name"
         schema["x-kubernetes-validations"] = [rule(f"self.all(key, key.matches('{pattern}'))", message)]
     if "const" in source:
@@ -137,8 +143,8 @@ def _value(kind: Any, source: Schema, defs: Schema) -> Schema:
     return schema
 
 
-def _models(root: type[BaseModel]) -> set[type[BaseModel]]:
-    """All sections below one, and it."""
+def _models(root: type[Section]) -> set[type[Section]]:
+    """A section and all sections below it."""
     found, left = {root}, [root]
     while left:
         for info in left.pop().model_fields.values():
@@ -148,14 +154,14 @@ def _models(root: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-def _sections_in(kind: Any) -> set[type[BaseModel]]:
+def _sections_in(kind: Any) -> set[type[Section]]:
     if _is_section(kind):
         return {kind}
     return {model for argument in getattr(kind, "__args__", ()) for model in _sections_in(argument)}
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def _plain(value: Any) -> Any:
@@ -167,82 +173,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# ---- status -----------------------------------------------------------------------------------------------------
-
-TEXT: Schema = {"type": "string"}
-COUNT: Schema = {"type": "integer", "format": "int64"}
-NUMBER: Schema = {"type": "number"}
-TIME: Schema = {"type": "string", "format": "date-time"}
-MAP: Schema = {"type": "object", "additionalProperties": TEXT}
-
-
-def _object(description: str, **properties: Schema) -> Schema:
-    return {"type": "object", "description": description, "properties": properties}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _said(schema: Schema, description: str) -> Schema:
-    return schema | {"description": description}
-
-
-def status() -> Schema:
-    """The schema of what the controller says."""
-    stage = _object(
-        "Where a stage stands.",
-        name=TEXT, phase=TEXT, message=TEXT, why=_said(TEXT, "Why its output had to be made."), attempts=COUNT,
-        step=COUNT, total=COUNT, rate=TEXT, loss=NUMBER, eta=_said(NUMBER, "Seconds to its end."), started=TIME,
-        ended=TIME, keys=_said(MAP, "Keys of its artifacts."),
-    )  # fmt: skip
-    attempt = _object(
-        "One attempt of a stage.",
-        stage=TEXT, number=COUNT, job=_said(TEXT, "Its PyTorchJob."), reason=_said(TEXT, "Its outcome."), message=TEXT,
-        started=TIME, ended=TIME, nodes=_said(_list(TEXT), "Nodes that its pods ran on."),
-        batch=_said(COUNT, "Device batch size."),
-    )  # fmt: skip
-    profile = _object(
-        "The store, as it was when the pipeline began.",
-        root=TEXT, endpoint=TEXT, region=TEXT, anonymous={"type": "boolean"}, tracking=TEXT, secret=TEXT,
-        serviceAccount=TEXT,
-    )  # fmt: skip
-    condition = _object(
-        "A condition.", type=TEXT, status=TEXT, reason=TEXT, message=TEXT, lastTransitionTime=TIME,
-        observedGeneration=COUNT,
-    )  # fmt: skip
-    return _object(
-        "Where the pipeline stands.",
-        observedGeneration=_said(COUNT, "Generation of the spec that is carried out."),
-        phase=_said(TEXT, "One word for all."),
-        message=_said(TEXT, "Why."),
-        stage=_said(TEXT, "The stage to look at."),
-        progress=_said(TEXT, "Its step of all its steps."),
-        eta=_said(TEXT, "Time to its end."),
-        loss=_said(TEXT, "Its loss."),
-        core=_said(TEXT, "CORE of the base model."),
-        started=TIME,
-        finished=TIME,
-        run=_said(TEXT, "The run's folder below the store's root."),
-        retriedAt=_said(TEXT, "The retry that was carried out last."),
-        gpuHours=NUMBER,
-        cost=_said(NUMBER, "Price of the GPU hours."),
-        horizon=_said(MAP, "What the pipeline trains, and for how long."),
-        stages=_list(stage),
-        attempts=_said(_list(attempt), "The last attempts; all are in the run's folder."),
-        profile=profile,
-        access=_said(MAP, "Where the logs and the report are read, with the token for it."),
-        queue=_said(MAP, "What Kueue says of the job that waits."),
-        conditions=_list(condition) | {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-    )
-
-
 def crd() -> Schema:
     """The whole definition."""
-    condition = status()["properties"]["conditions"]
-    condition["items"]["required"] = ["type", "status"]
-    told = status()
-    told["properties"]["conditions"] = condition
+    top, status = section(Pipeline)["properties"], section(PipelineStatus)
+    by_type = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    status["properties"]["conditions"] |= by_type
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -275,13 +210,14 @@ def crd() -> Schema:
                     "schema": {
                         "openAPIV3Schema": {
                             "type": "object",
-                            "description": "A whole ChatGPT, from text to a released model.",
+                            "description": "ChatPipeline makes a whole ChatGPT, from text to a released model: it runs "
+                            "the stages that are missing in the store, and says in its status where they stand.",
                             "properties": {
-                                "apiVersion": TEXT,
-                                "kind": TEXT,
-                                "metadata": {"type": "object"},
-                                "spec": section(PipelineSpec) | {"default": {}},
-                                "status": told,
+                                "apiVersion": {"type": "string", "description": top["apiVersion"]["description"]},
+                                "kind": {"type": "string", "description": top["kind"]["description"]},
+                                "metadata": {"type": "object"},  # the API server refuses more, and describes it itself
+                                "spec": top["spec"],
+                                "status": status,
                             },
                             "x-kubernetes-validations": [
                                 rule(

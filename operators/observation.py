@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, is_peer_loss
+from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
 from operators.attempts import Record
 
 Object = Mapping[str, Any]
@@ -120,7 +120,7 @@ def _outcome(
     if _condition(job, "Succeeded"):
         return Outcome(Reason.SUCCEEDED, time=now)
     ended = [outcome for pod in pods if (outcome := _pod_outcome(pod)) is not None]
-    own = [o for o in ended if o.reason not in (Reason.SUCCEEDED, Reason.PREEMPTED) and not is_peer_loss(o)]
+    own = [o for o in ended if o.reason not in (Reason.SUCCEEDED, Reason.PREEMPTED) and not o.peer_lost]
     if own:
         return min(own, key=lambda o: o.time)
     first = min((o.time for o in ended if o.reason is not Reason.SUCCEEDED), default=now + 1)

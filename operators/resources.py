@@ -20,7 +20,8 @@ from nanochat.model.sizes import parameters
 from nanochat.pipeline.graph import TRAINING, Graph
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings, Quantity
-from nanochat.spec.stages import ComputeStage, TrainingStage
+from nanochat.spec.stages import ComputeStage
+from nanochat.spec.training import TrainingStage
 from operators.config import Config, Pool
 
 GIB = 1 << 30

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 from nanochat.pipeline.planner import Phase, Status
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.tracking.progress import State
+from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
 from operators.attempts import Record
 from operators.cluster import Object
 
 ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
+NODES = 64  # of an attempt
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 AccessOf = Callable[[str], Mapping[str, str] | None]  # uid -> {service, token}
 SERVING = "Serving"  # the condition
@@ -70,13 +72,13 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "message": (inputs.refused or inputs.trouble or planned.message or _why(planned))[:LONGEST] or None,
         "stage": current or None,
         "progress": f"{state.step}/{state.total}" if state and state.total else None,
-        "eta": _duration(state.eta) if state and state.eta is not None else None,
+        "eta": duration(state.eta) if state and state.eta is not None else None,
         "loss": f"{_loss(state):.3f}" if state and _loss(state) is not None else None,
         "core": _core(inputs.scores),
         "started": _time(started),
         "finished": (before.get("finished") or _time(now)) if finished else None,
         "run": inputs.run,
-        "retriedAt": (meta.get("annotations") or {}).get(RETRY),
+        "retriedAt": (meta.get("annotations") or {}).get(RETRY, "")[:LONGEST] or None,
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
@@ -92,7 +94,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             "serviceAccount": accepted.profile.service_account,
         },
         "access": access(meta["uid"]),
-        "queue": dict(inputs.queue) if inputs.queue else None,
+        "queue": {name: text[:LONGEST] for name, text in inputs.queue.items()} if inputs.queue else None,
         "conditions": _conditions(
             before.get("conditions") or [],
             meta["generation"],
@@ -200,7 +202,7 @@ def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
         "attempts": item.attempts,
         "step": live.step if live else None,
         "total": live.total if live else None,
-        "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in live.rates.items()) if live else None,
+        "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in live.rates.items())[:LONGEST] if live else None,
         "loss": round(loss, 4) if (loss := _loss(live)) is not None else None,
         "eta": round(live.eta) if live and live.eta is not None else None,
         "started": _time(own[0].started if own else None),
@@ -218,7 +220,7 @@ def _attempt(record: Record) -> Object:
         "message": (record.outcome.message if record.outcome else record.stopping)[:LONGEST] or None,
         "started": _time(record.started),
         "ended": _time(record.ended),
-        "nodes": list(record.hosts),
+        "nodes": list(record.hosts)[:NODES],
         "batch": record.device_batch_size,
     }
 
@@ -277,14 +279,6 @@ def _conditions(
 def _time(seconds: float | None) -> str | None:
     """RFC 3339 in UTC, whole seconds."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f}s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f}m"
-    return f"{seconds / 3600:.1f}h"
 
 
 def _plain(value: Any) -> str:

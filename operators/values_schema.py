@@ -24,7 +24,10 @@ def definitions() -> dict[str, Schema]:
         found |= schema.pop("$defs", {}) | {model.__name__: schema}
     properties = found["StoreProfile"]["properties"]
     # In the values a Secret's name; the chart mounts it and tells the controller the folder.
-    what = "Secret in the release's namespace with the same keys, for the controller, MLflow and the server."
+    what = (
+        "controllerSecret is the name of a Secret in the release's namespace with the same keys, for the controller, "
+        "MLflow and the server. By default there is none."
+    )
     properties["controllerSecret"] = properties["secret"] | {"description": what}
     del properties["credentials"]
     return {name: _plain(schema) for name, schema in sorted(found.items())}
@@ -41,7 +44,7 @@ def _plain(schema: Any) -> Any:
         schema = {name: value for name, value in schema.items() if name != "anyOf"} | options[0]
     elif options:
         schema = schema | {"anyOf": options}
-    kept = {name: value for name, value in schema.items() if name not in ("x-key", "x-unit", "title", "default")}
+    kept = {name: value for name, value in schema.items() if name[:2] != "x-" and name not in ("title", "default")}
     if "properties" in kept:
         kept["properties"] = {name: _plain(value) for name, value in kept["properties"].items()}
     if "patternProperties" in kept:

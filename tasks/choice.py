@@ -1,4 +1,4 @@
-"""What multiple-choice tasks share: the wording of the question and the grade of a letter."""
+"""Multiple-choice tasks' common part: the wording of the question and the grade of a letter."""
 
 from __future__ import annotations
 

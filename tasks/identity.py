@@ -9,6 +9,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
+from tasks.conversation import conversation_problem
 from tasks.task import DataError, Example, Message, SourceFile, Task
 
 
@@ -34,8 +35,7 @@ class Identity(Task):
 def read_conversations(path: Path) -> list[list[Message]]:
     """The conversations of a JSONL file, each an array of messages or an object with `messages`.
 
-    Raises DataError, with the line, for what is not UTF-8, not JSON, or no conversation in which user and
-    assistant take turns (after an optional system message) up to an answer.
+    Raises DataError, with the line, for what is not UTF-8, not JSON, or no conversation of texts up to an answer.
     """
     rows: list[list[Message]] = []
     for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -51,34 +51,10 @@ def read_conversations(path: Path) -> list[list[Message]]:
             problem = f"not JSON ({error}): write one conversation a line"
             raise DataError(path, problem, line=number) from None
         messages: Any = row.get("messages") if isinstance(row, dict) else row
-        problem = conversation_problem(messages)
+        problem = conversation_problem(messages, last="assistant", parts=False)
         if problem:
             raise DataError(path, problem, line=number)
         rows.append(list(messages))
     if not rows:
         raise DataError(path, "no conversation in this file: write one JSON array of messages a line")
     return rows
-
-
-def conversation_problem(messages: Any) -> str | None:
-    """What is wrong with a conversation, in a sentence; None where nothing is."""
-    if not isinstance(messages, list) or not messages:
-        return "a conversation is an array of messages with `role` and `content`"
-    turns = messages
-    for position, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return f"message {position + 1} is no object with `role` and `content`"
-        if not isinstance(message.get("content"), str):
-            return f"message {position + 1} needs a `content` that is text"
-        if any("\ud800" <= letter <= "\udfff" for letter in message["content"]):
-            return f"message {position + 1} has half a surrogate pair, which is no text"
-    if messages[0]["role"] == "system":
-        turns = messages[1:]
-    for position, message in enumerate(turns):
-        expected = "user" if position % 2 == 0 else "assistant"
-        if message["role"] != expected:
-            number = len(messages) - len(turns) + position + 1
-            return f"message {number} is from '{message['role']}', not '{expected}': the two must alternate"
-    if not turns or len(turns) % 2:
-        return "the last message must be the assistant's"
-    return None

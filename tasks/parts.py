@@ -10,7 +10,7 @@ _FINAL = re.compile(r"####\s*(-?)\s*\$?\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?|-?\.[0-9]
 
 
 def text(content: str) -> Part:
-    """What the assistant writes."""
+    """Text of the assistant."""
     return {"type": "text", "text": content}
 
 

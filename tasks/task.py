@@ -87,7 +87,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
-    baseline: ClassVar[float] = 0.0  # the share that guessing gets right
+    baseline: ClassVar[float] = 0.0  # the proportion that guessing gets right
     version: ClassVar[int] = 1  # raised when rows, prompts or grades change
     splits: ClassVar[tuple[str, ...]]
     files: ClassVar[Mapping[str, tuple[SourceFile, ...]]] = MappingProxyType({})  # by split; none: generated

@@ -64,6 +64,12 @@ def inline_code(page: Path) -> list[str]:
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
 
 
+def first_column(page: Path, heading: str) -> list[str]:
+    """What stands between backticks at the beginning of the rows of a section's tables."""
+    section = prose(page).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+
+
 def commands(text: str) -> list[str]:
     """The commands of a block: continued lines are joined, a loop is one."""
     found: list[str] = []

@@ -20,9 +20,9 @@ from rich.console import Console
 from nanochat.cli.chat_backends import (
     ChatBackend,
     ContextFull,
-    LocalSpeaker,
+    LocalBackend,
     Message,
-    RemoteSpeaker,
+    RemoteBackend,
     ReplySettings,
     Said,
 )
@@ -46,10 +46,10 @@ def chat(
     settings = ReplySettings(temperature=temperature, top_k=top_k, max_tokens=max_tokens)
     console = Console(highlight=False, soft_wrap=True)
     if url is not None:
-        backend: ChatBackend = RemoteSpeaker(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
+        backend: ChatBackend = RemoteBackend(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
     elif folder is not None:
         with console.status("Loading the model"):
-            backend = LocalSpeaker(folder)
+            backend = LocalBackend(folder)
     else:
         raise UserError("There is nobody to talk to; name a model or give --url.")
     session = Session(backend, settings, console=console, system=system)
@@ -75,9 +75,12 @@ class Session:
             "clear": ("begin a new conversation", self._clear),
             "regenerate": ("answer the last question again", self._regenerate),
             "temperature": ("NUMBER: 0 takes the likeliest token, 1 follows the model", self._temperature),
-            "topk": ("NUMBER: choose among so many tokens, 0 among all", self._top_k),
-            "maxtokens": ("NUMBER: the longest answer", self._max_tokens),
-            "system": ("TEXT: begin anew with instructions; without a text, with none", self._system),
+            "topk": ("NUMBER: sample from so many of the likeliest tokens, 0 from all", self._top_k),
+            "maxtokens": ("NUMBER: the longest answer, in tokens", self._max_tokens),
+            "system": (
+                "TEXT: begin a new conversation with this system message; without TEXT, with none",
+                self._system,
+            ),
             "quit": ("end", self._quit),
         }
 

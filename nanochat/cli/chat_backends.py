@@ -1,4 +1,4 @@
-"""Who answers in `nanochat chat`: a model in this process, or a server that speaks OpenAI's protocol.
+"""The backends of `nanochat chat`, which answer: a model in this process, or a server that speaks OpenAI's protocol.
 
     for said in backend.reply(messages, settings):
         print(said.text)
@@ -27,7 +27,7 @@ _TIMEOUT = httpx.Timeout(10.0, read=300.0)  # seconds; a busy server may take it
 
 @dataclass(frozen=True, slots=True)
 class ReplySettings:
-    """What the slash commands change."""
+    """Settings that the slash commands change."""
 
     temperature: float
     top_k: int | None
@@ -55,7 +55,7 @@ class ChatBackend(Protocol):
     def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]: ...
 
 
-class LocalSpeaker:
+class LocalBackend:
     """A model artifact, loaded into this process."""
 
     def __init__(self, folder: Path) -> None:
@@ -97,11 +97,11 @@ class LocalSpeaker:
         if prompt + room > limit:
             raise ContextFull(
                 f"The conversation has {prompt:,} tokens and the model's context holds {limit:,}; "
-                "ask something shorter, or begin anew with /clear."
+                "ask something shorter, or begin a new conversation with /clear."
             )
 
 
-class RemoteSpeaker:
+class RemoteBackend:
     """A server at `url`, with or without /v1 at its end; the key goes into the Authorization header."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:

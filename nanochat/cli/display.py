@@ -1,9 +1,10 @@
-"""What `nanochat run` shows: a line for every change, and bars for the stages that run."""
+"""The display of `nanochat run`: a line for every change, and bars for the stages that run."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -13,21 +14,11 @@ from rich.text import Text
 from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.planner import Phase
-from nanochat.report.figures import count
 from nanochat.tracking.progress import State
+from nanochat.tracking.quantities import count, duration
 
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
 WIDE = 90  # columns; in a narrower terminal bars are shorter
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 42 s, 3 min 05 s, 2 h 10 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def quantity(value: float) -> str:
@@ -38,13 +29,22 @@ def quantity(value: float) -> str:
     return f"{value:.4g}"
 
 
-def details(state: State) -> str:
-    """Losses, rates and the time left."""
-    parts = [f"{name} {value:.3f}" for name, value in state.losses.items()]
-    parts += [f"{quantity(value)} {unit}" for unit, value in state.rates.items()]
-    if state.eta is not None:
-        parts.append(f"{duration(state.eta)} left")
+def steps(step: int, total: int | None) -> str:
+    """Steps done of all: 40/100."""
+    return f"{quantity(step)}/{quantity(total)}" if total else quantity(step)
+
+
+def details(losses: Mapping[str, float], rates: Iterable[str], eta: float | None) -> str:
+    """Losses, rates and the time left (seconds)."""
+    parts = [*(f"{name} {value:.3f}" for name, value in losses.items()), *rates]
+    if eta is not None:
+        parts.append(f"{duration(eta)} left")
     return ", ".join(parts)
+
+
+def details_of(state: State) -> str:
+    """The `details` that a stage has reported."""
+    return details(state.losses, (f"{quantity(value)} {unit}" for unit, value in state.rates.items()), state.eta)
 
 
 class Display:
@@ -99,9 +99,9 @@ class Display:
                 self._bars.remove_task(self._tasks.pop(item.stage))
 
     def _notice(self, view: RunProgress) -> None:
-        """Say what concerns the whole run: storage that is away, an interrupt."""
+        """Say what concerns the whole run: storage that cannot be reached, an interrupt."""
         if view.trouble and not self._trouble:
-            self.say(f"{view.trouble} (stages go on; so does the run once it answers)")
+            self.say(f"{view.trouble} (running stages go on; the others wait until it answers)")
         if self._trouble and not view.trouble:
             self.say("storage answers again")
         if view.interrupts and not self._interrupted:
@@ -123,7 +123,7 @@ class Display:
             self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
 
     def _opening(self, view: RunProgress) -> str:
-        """What will run."""
+        """The first line: how large the model is and how much will run."""
         horizon, stages = self._runner.graph.horizon.summary(), view.status.stages
         cached = sum(item.phase is Phase.CACHED for item in stages)
         reused = f", {cached} of them cached" if cached else ""
@@ -145,11 +145,11 @@ class Display:
         state = view.progress.get(stage)
         if state is None:
             return
-        steps = f"{quantity(state.step)}/{quantity(state.total)}" if state.total else ""
+        done = steps(state.step, state.total) if state.total else ""
         if self._bars.disable:
             if time.monotonic() - self._lines.get(stage, self._began) >= LINE_SECONDS:
                 self._lines[stage] = time.monotonic()
-                self.say(f"{stage:<10} {state.phase:<11} {steps:<11} {details(state)}")
+                self.say(f"{stage:<10} {state.phase:<11} {done:<11} {details_of(state)}")
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=None, count="", details="")
@@ -157,8 +157,8 @@ class Display:
             self._tasks[stage],
             completed=state.step,
             total=state.total,
-            count=f"{state.phase} {steps}",
-            details=details(state),
+            count=f"{state.phase} {done}",
+            details=details_of(state),
         )
 
     def closing(self, name: str) -> None:
@@ -182,7 +182,7 @@ class _Warnings(logging.Handler):
 
 
 class _Details(ProgressColumn):
-    """What does not fit the terminal is cut here, so that each stage keeps to its line."""
+    """Details cut to the terminal's width, so that each stage keeps to its line."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["details"], no_wrap=True, overflow="ellipsis")

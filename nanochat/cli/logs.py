@@ -12,10 +12,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
+from nanochat.cli.run_handle import LaunchLogs, LogSource, Stage, Unanswered
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 
@@ -24,53 +23,7 @@ OWN = "launch"  # the file of the launch's own output
 ENDED = ("Succeeded", "Cached", "Failed", "Cancelled", "Unneeded", "Unselected")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Where a stage stands; `started` is None while none of its attempts has begun."""
-
-    name: str
-    phase: str
-    message: str
-    attempts: int
-    started: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One start of an attempt on one node; `files` has the bytes of each."""
-
-    name: str
-    files: Mapping[str, int]
-
-    @property
-    def attempt(self) -> int:
-        return int(self.name.partition("-")[0])
-
-
-class Unanswered(Exception):
-    """A source that cannot be asked at the moment, and why."""
-
-
-class Source(Protocol):
-    """A pipeline whose logs are kept. All but `name` may raise Unanswered."""
-
-    @property
-    def name(self) -> str: ...
-
-    def look(self) -> tuple[bool, Sequence[Stage]]:
-        """Whether it goes on, and its stages, both as of now."""
-        ...
-
-    def launches(self, stage: str) -> Sequence[Launch]:
-        """All launches of a stage in the order in which they began."""
-        ...
-
-    def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
-        """What a log has from a byte on, or a part of that; empty at its end."""
-        ...
-
-
-def show(source: Source, *, stage: str | None, attempt: int | None, rank: int | None, follow: bool) -> None:
+def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int | None, follow: bool) -> None:
     """Print the log of a stage's last attempt, or of the one asked for; when followed, of all, until the end.
 
     Without a stage: the one that began last; when followed, all of them.
@@ -89,7 +42,7 @@ def show(source: Source, *, stage: str | None, attempt: int | None, rank: int | 
         except Unanswered as error:
             if not follow:
                 raise UserError(str(error)) from None
-            live, note = True, f"{error}; trying on"
+            live, note = True, f"{error}; trying again"
         if not (follow and live and not reader.has_all(stage)):
             break
         if note and note != said:  # once, however long it lasts
@@ -115,7 +68,13 @@ def _chosen(stage: str | None, stages: Sequence[Stage], name: str, *, every: boo
         return [each for each in stages if each.name == stage]
     begun = [(each.started, each) for each in stages if each.started is not None]
     if not begun and not (every and live):
-        why = " yet" if live else ": its outputs were all there" if any(s.phase == "Cached" for s in stages) else ""
+        why = (
+            " yet"
+            if live
+            else ": all its outputs were there already"
+            if any(s.phase == "Cached" for s in stages)
+            else ""
+        )
         raise UserError(f"no stage of {name} has run{why}")
     ordered = [each for _, each in sorted(begun, key=lambda item: item[0])]
     return ordered if every else ordered[-1:]
@@ -134,7 +93,7 @@ def _file(rank: int) -> str:
 class _Reader:
     """Prints what is new in logs, by whole lines."""
 
-    def __init__(self, source: Source, *, attempt: int | None, rank: int | None, all_attempts: bool) -> None:
+    def __init__(self, source: LogSource, *, attempt: int | None, rank: int | None, all_attempts: bool) -> None:
         self._source, self._attempt, self._rank, self._all = source, attempt, rank, all_attempts
         self._offsets: dict[tuple[str, str, str], int] = {}  # stage, launch, file -> bytes read
         self._rest: dict[tuple[str, str], bytes] = {}  # launch, prefix -> a line that has not ended
@@ -159,9 +118,9 @@ class _Reader:
         """Whether no more can come of the stage."""
         return stage in self._done
 
-    def _runs(self, stage: str) -> list[tuple[str, list[tuple[Launch, str]]]]:
+    def _runs(self, stage: str) -> list[tuple[str, list[tuple[LaunchLogs, str]]]]:
         """The chosen attempts' files under headings. A queue may start the pods of one attempt again."""
-        found: dict[str, list[tuple[Launch, str]]] = {}
+        found: dict[str, list[tuple[LaunchLogs, str]]] = {}
         launches = self._source.launches(stage)
         wanted = self._attempt
         if wanted is None and not self._all:
@@ -175,14 +134,14 @@ class _Reader:
                     found.setdefault(f"{stage}, attempt {launch.attempt}{again}", []).append((launch, file))
         return [(heading, sorted(files, key=lambda item: _order(item[1]))) for heading, files in found.items()]
 
-    def _files(self, launch: Launch) -> list[str]:
+    def _files(self, launch: LaunchLogs) -> list[str]:
         """The files of a launch that were asked for: those of its ranks, or what it said itself if it has none."""
         if self._rank is not None:
             return [file for file in launch.files if file == _file(self._rank)]
         ranks = [file for file in launch.files if file != OWN]
         return ranks or [file for file, size in launch.files.items() if size]
 
-    def _print(self, stage: str, launch: Launch, file: str, heading: str, prefixed: bool) -> None:
+    def _print(self, stage: str, launch: LaunchLogs, file: str, heading: str, prefixed: bool) -> None:
         self.found = True
         prefix = f"{launch.name if file == OWN else file}: " if prefixed else ""
         for data in self._new(stage, launch, file):
@@ -197,7 +156,7 @@ class _Reader:
                 self._line(prefix, line)
         sys.stdout.flush()
 
-    def _new(self, stage: str, launch: Launch, file: str) -> Iterator[bytes]:
+    def _new(self, stage: str, launch: LaunchLogs, file: str) -> Iterator[bytes]:
         key = (stage, launch.name, file)
         while self._offsets.get(key, 0) < launch.files[file]:
             data = self._source.read(stage, launch.name, file, self._offsets.get(key, 0))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nanochat.cli import cluster, rollback, run, runs
+from nanochat.cli.options import Set, Store
 from nanochat.spec.errors import NanochatError
 
 app = typer.Typer(
@@ -21,22 +22,17 @@ app = typer.Typer(
 identity_app = typer.Typer(help="Conversations that tell the model who it is.", no_args_is_help=True)
 app.add_typer(identity_app, name="identity")
 
-File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
-Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by default the one run last.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
-Store = Annotated[str, typer.Option("--store", help="Store profile.")]
-
-app.command("run", help="Run a pipeline on this machine, or go on with it.")(run.run)
-app.command("retry", help="Run a pipeline again that failed or was stopped.")(run.retry)
-app.command("status", help="Show where a pipeline stands.")(runs.status)
-app.command("logs", help="Print the log of a stage.")(runs.logs)
-app.command("cancel", help="Stop a running pipeline; what it made stays.")(runs.cancel)
-app.command("report", help="Print a run's results and write its report.")(runs.report)
-app.command("submit", help="Run a pipeline on a cluster.")(cluster.submit)
-app.command("suspend", help="Let a pipeline on a cluster save its checkpoints and wait.")(cluster.suspend)
-app.command("resume", help="Let a suspended pipeline on a cluster go on.")(cluster.resume)
-app.command("rollback", help="Make the model version that was champion before champion again.")(rollback.rollback)
-app.command("gc", help="Remove what no run refers to.")(runs.gc)
+app.command("run")(run.run)
+app.command("retry")(runs.retry)
+app.command("status")(runs.status)
+app.command("logs")(runs.logs)
+app.command("cancel")(runs.cancel)
+app.command("report")(runs.report)
+app.command("submit")(cluster.submit)
+app.command("suspend")(cluster.suspend)
+app.command("resume")(cluster.resume)
+app.command("rollback")(rollback.rollback)
+app.command("gc")(runs.gc)
 
 
 @app.command()
@@ -44,7 +40,7 @@ def doctor(
     file: Annotated[Path | None, typer.Argument(help="Pipeline file to check for.")] = None,
     set_: Set = None,
 ) -> None:
-    """Check what a run needs and say what to do."""
+    """Check that this machine has what a run needs, or say what to do."""
     from nanochat.cli.doctor import doctor as check
 
     raise typer.Exit(check(file, overrides=set_ or []))
@@ -54,13 +50,15 @@ def doctor(
 def chat(
     model: Annotated[str | None, typer.Argument(help="Pipeline's name, or folder or URI of a model artifact.")] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="One question; print the answer and end.")
+        str | None, typer.Option("--prompt", "-p", help="Ask one question, print the answer and end.")
     ] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Address of a server instead of a local model.")] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Chat with the server at this address instead of a local model.")
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose model is used; by default the last.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.6,
-    top_k: Annotated[int, typer.Option(help="Tokens that are chosen among; 0 is all.")] = 50,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")] = 0.6,
+    top_k: Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0 means all.")] = 50,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     store: Store = "default",
 ) -> None:
     """Chat in the terminal with a model of a run, or with a server."""
@@ -76,7 +74,7 @@ def serve(
     stage: Annotated[str | None, typer.Option(help="Stage whose model is used; by default the last.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    slots: Annotated[int, typer.Option(help="Requests that are answered at a time.")] = 8,
+    slots: Annotated[int, typer.Option(help="Requests that are answered at the same time.")] = 8,
     store: Store = "default",
 ) -> None:
     """Serve the OpenAI chat API and a chat page."""
@@ -90,13 +88,15 @@ def identity_generate(
     path: Annotated[Path, typer.Argument(help="JSONL file to write.")],
     name: Annotated[str, typer.Option(help="The assistant's name.")] = "nanochat",
     maker: Annotated[str, typer.Option(help="Who made it.")] = "its makers",
-    fact: Annotated[list[str] | None, typer.Option("--fact", help="A sentence it should know of itself.")] = None,
-    count: Annotated[int, typer.Option(help="Conversations.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 42,
-    url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint that writes them; by default templates do.")
+    fact: Annotated[
+        list[str] | None, typer.Option("--fact", help="A sentence that the model should know about itself.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The endpoint's model.")] = None,
+    count: Annotated[int, typer.Option(help="Number of conversations.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 42,
+    url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint that writes them; without it, templates do.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model at --url.")] = None,
 ) -> None:
     """Write identity conversations for stages.mid.identity."""
     from nanochat.cli.identity import generate
@@ -105,7 +105,7 @@ def identity_generate(
 
 
 def main() -> None:
-    """Entry point: errors that people can mend are one sentence and exit code 2."""
+    """Entry point: an error that the user can mend is one sentence and exit code 2."""
     try:
         app()
     except NanochatError as error:

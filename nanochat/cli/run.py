@@ -1,56 +1,37 @@
-"""`nanochat run` and `nanochat retry`."""
+"""`nanochat run`: a pipeline on this machine."""
 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nanochat.cli import cluster
-from nanochat.cli.cluster import Context, Namespace
 from nanochat.cli.display import Display
-from nanochat.cli.kube import ClusterPipeline
-from nanochat.cli.runs import find_anywhere
+from nanochat.cli.options import File, Set
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.report.tracked import Tracker
 from nanochat.spec.errors import UserError
-from nanochat.spec.load import check_pipeline, load_pipeline
+from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Run just this stage (may be given again).")]
 From = Annotated[str | None, typer.Option("--from", help="Run this stage and what depends on it.")]
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="Pipeline file (YAML).")],
+    file: File,
     only: Only = None,
     from_: From = None,
     set_: Set = None,
 ) -> None:
-    """Run a pipeline on this machine; run again, it goes on where it left off."""
+    """Run a pipeline on this machine, or go on where it left off."""
     options = {"--only": only or [], "--from": [from_] if from_ else [], "--set": set_ or []}
     words = [word for option, values in options.items() for value in values for word in (option, value)]
     again = shlex.join(["nanochat", "run", str(file), *words])
     raise typer.Exit(execute(load_pipeline(file, set_), only=only or [], start=from_, again=again))
-
-
-def retry(
-    name: Annotated[str, typer.Argument(help="Name of the pipeline.")],
-    store: Annotated[str, typer.Option("--store", help="Store profile.")] = "default",
-    namespace: Namespace = None,
-    context: Context = None,
-) -> None:
-    """Run a pipeline again that failed or was stopped."""
-    found = find_anywhere(name, store, namespace, context)
-    if isinstance(found, ClusterPipeline):
-        return cluster.retry(found)
-    pipeline = check_pipeline(found.store.read_json(found.paths.pipeline), where=name)
-    raise typer.Exit(execute(pipeline, only=[], start=None, again=f"nanochat retry {name}"))
 
 
 def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: str) -> int:
@@ -60,7 +41,7 @@ def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: st
     runner.select(only=only, start=start)
     runner.store.check()
     name = pipeline.metadata.name
-    tracker = Tracker(runner.store, runner.artifacts, run=runner.paths.root, uri=resolved.tracking)
+    tracker = Tracker(runner.store, runner.outputs.artifacts, run=runner.paths.root, uri=resolved.tracking)
     with Display(runner) as display, tracker:
         status = runner.run(display.update)
     if runner.interrupts:

@@ -1,4 +1,4 @@
-"""What `nanochat report` shows of a run: its scores, its last model's answers, and how many of them are right."""
+"""The summary that `nanochat report` prints: scores, the last model's answers, and how many of them are right."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nanochat.report.document import Exchange
-from nanochat.report.figures import count, duration
 from nanochat.report.metrics import brief
 from nanochat.report.record import RunRecord
 from nanochat.report.samples import answers_of
 from nanochat.report.scores import Row, rows, stages, total
+from nanochat.tracking.quantities import count, duration
 
 
 def summarize(record: RunRecord, console: Console) -> None:

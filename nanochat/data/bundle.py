@@ -51,7 +51,7 @@ def data_files(folder: Path, url: str) -> list[str]:
         names = sorted({f"{DATA}/{task['dataset_uri']}" for task in tasks})
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
-            f"{TASKS} of {shown(url)} names no tasks ({type(error).__name__}): it is no CORE bundle"
+            f"{TASKS} of {shown(url)} names no tasks ({type(error).__name__}): it is not a CORE bundle"
         ) from None
     for name in names:
         _check_inside(name, url)
@@ -64,7 +64,7 @@ def _unpack(packed: Path, folder: Path, url: str) -> None:
         names = [name for name in archive.namelist() if not name.endswith("/")]
         tops = [name.removesuffix(TASKS) for name in names if PurePosixPath(name).name == TASKS]
         if not tops:
-            raise UserError(f"{shown(url)} has no {TASKS}: it is no CORE bundle")
+            raise UserError(f"{shown(url)} has no {TASKS}: it is not a CORE bundle")
         top = min(tops, key=len)
         for name in names:
             inner = name.removeprefix(top)

@@ -221,7 +221,7 @@ class HttpTransfer:
 
 
 def _validator(response: httpx.Response) -> str:
-    """What identifies the file for If-Range; '' where nothing does (weak ETags do not)."""
+    """The file's identity for If-Range; '' where nothing gives one (weak ETags do not)."""
     if response.headers.get("Content-Encoding"):
         return ""
     tag = response.headers.get("ETag", "")

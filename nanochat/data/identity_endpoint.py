@@ -22,6 +22,7 @@ import httpx
 
 from nanochat.data.identity import Conversation, check_request, write_conversations
 from nanochat.spec.errors import NanochatError, StorageError, UserError
+from tasks.conversation import conversation_problem
 
 _OPENERS = (
     "a short greeting",
@@ -131,18 +132,16 @@ def generate(
 
 
 def check_conversation(messages: Any) -> Conversation:
-    """The messages of an answer; ValueError with what is wrong: they begin with the user and alternate."""
-    if not isinstance(messages, list) or len(messages) < 2 or len(messages) % 2:
-        raise ValueError("it is not a list of pairs of messages")
-    out: Conversation = []
-    for number, message in enumerate(messages):
-        role = ("user", "assistant")[number % 2]
-        if not isinstance(message, dict) or message.get("role") != role:
-            raise ValueError(f"message {number} is not the {role}'s")
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip() or len(content) > _MAX_CONTENT:
+    """The messages of an answer, texts of moderate length from the user on; ValueError with what is wrong."""
+    problem = conversation_problem(messages, last="assistant", parts=False)
+    if problem:
+        raise ValueError(problem)
+    out = [{"role": message["role"], "content": message["content"].strip()} for message in messages]
+    if out[0]["role"] == "system":
+        raise ValueError("message 1 is from 'system' and must be from 'user'")
+    for number, message in enumerate(out, start=1):
+        if not 0 < len(message["content"]) <= _MAX_CONTENT:
             raise ValueError(f"message {number} has no text or too much of it")
-        out.append({"role": role, "content": content.strip()})
     return out
 
 
@@ -221,7 +220,7 @@ def _refusal(endpoint: Endpoint, response: httpx.Response) -> str:
 
 
 def _read_partial(path: Path, request: Request) -> dict[int, Conversation]:
-    """What an earlier call got; a line that was cut off, or that does not fit, is asked for again."""
+    """Conversations of an earlier call, by index; a line that is cut off or does not fit is asked for again."""
     done: dict[int, Conversation] = {}
     if not path.exists():
         return done

@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What does not fit into the context, in one epoch of a mixture."""
+    """Losses of one epoch of a mixture to the length of the context."""
 
     rows: int  # conversations that were cut
     messages: int  # messages that are not whole
@@ -153,7 +153,7 @@ class RowLoader:
         return inputs, targets
 
     def cut(self) -> Cut:
-        """What is cut in one epoch."""
+        """Count the losses of one epoch."""
         rows = messages = untrained = 0
         for ids, mask in self._epoch():
             _, kept, cut = self._row(ids, mask)

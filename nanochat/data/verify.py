@@ -21,7 +21,7 @@ class DamagedFile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TextStatistics:
-    """What is in a text shard."""
+    """Contents of a text shard."""
 
     documents: int
     characters: int

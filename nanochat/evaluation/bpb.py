@@ -17,7 +17,7 @@ import torch
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.figure import Figure
 from nanochat.model.transformer import Transformer
-from nanochat.training.distributed import World
+from nanochat.runtime.distributed import World
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets (R, T), int64
 
@@ -61,7 +61,7 @@ def bits_per_byte(
 
 
 def text_batches(file: TokenFile, *, length: int, tokens: int, batch_size: int, world: World) -> Iterator[Batch]:
-    """This rank's share of the first `tokens` tokens of a file (or all of it) in rows of `length`."""
+    """Rows of `length` for this rank, its part of the first `tokens` tokens of a file (or all of it)."""
     rows = min(tokens, len(file) - 1) // length
     mine = range(rows)[world.part(rows)]
     for start in range(mine.start, mine.stop, batch_size):

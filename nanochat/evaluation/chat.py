@@ -21,10 +21,10 @@ from nanochat.evaluation.figure import Figure, centered, mean, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.distributed import World
+from nanochat.runtime.threads import cores
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
-from nanochat.tracking.environment import cores
-from nanochat.training.distributed import World
 from tasks import Example, Message, Program, Task
 
 Tick = Callable[[int], None]  # called with the number of problems done since the last call
@@ -71,7 +71,7 @@ class Chat:
         return Engine(self._model, self._tokenizer, slots=self._settings.batch_size)
 
     def measure(self, task: Task, rows: int, *, tick: Tick = no_tick) -> TaskResult:
-        """The share of the task's first `rows` problems that the model gets right."""
+        """The proportion of the task's first `rows` problems that the model gets right."""
         mine = range(self._world.rank, rows, self._world.size)
         examples = [task[i] for i in mine]
         if task.kind == "choice":
@@ -142,7 +142,7 @@ class Chat:
         return answers
 
     def _passed(self, grades: Sequence[bool | Program]) -> list[bool]:
-        """The grades, with programs run in the sandbox: on this rank's share of the cores."""
+        """The grades, with programs run in the sandbox: on this rank's part of the cores."""
         programs = [grade for grade in grades if isinstance(grade, Program)]
         workers = max(1, cores() // self._world.size)
         verdicts = iter(Sandbox().run_all(programs, workers=workers))

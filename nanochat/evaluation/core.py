@@ -20,8 +20,8 @@ from torch import Tensor
 from nanochat.evaluation.core_tasks import CoreTask, Example, Span
 from nanochat.evaluation.figure import Figure, centered, mean, proportion
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.distributed import World
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.distributed import World
 
 CHUNK = 64  # examples that are rendered and sorted by length together, and between two signs of life
 SCORED = 1024  # positions whose logits are held at once

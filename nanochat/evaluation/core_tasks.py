@@ -56,7 +56,7 @@ class CoreTask:
     kind: str
     shots: int
     delimiter: str
-    baseline: float  # the share that guessing gets right
+    baseline: float  # the proportion that guessing gets right
     data: Path
 
     def examples(self, most: int | None = None) -> list[Example]:
@@ -79,7 +79,7 @@ class CoreTask:
         return len(read_items(self.data)[:most])
 
     def sequences(self, tokenizer: Tokenizer, example: Example) -> list[Span]:
-        """What is scored of an example: one sequence an option."""
+        """The sequences of an example that are scored, one for each option."""
         prefix = "".join(f"{self._solved(shot)}\n\n" for shot in example.shots)
         item, delimiter = example.item, self.delimiter
         if self.kind == "multiple_choice":

@@ -20,7 +20,7 @@ class Figure:
 
 
 def proportion(right: float, n: float) -> Figure:
-    """The share of `n` that was right; its error is that of a binomial, sqrt(p (1 - p) / n)."""
+    """The proportion of `n` that was right; its error is that of a binomial, sqrt(p (1 - p) / n)."""
     p = right / n if n else 0.0
     return Figure(p, int(n), math.sqrt(p * (1 - p) / n) if n else 0.0)
 

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.tracking.environment import cores
+from nanochat.runtime.threads import cores
 from tasks import Program
 
 CHILD = Path(__file__).with_name("sandbox_child.py")

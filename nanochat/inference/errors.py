@@ -1,4 +1,4 @@
-"""What a request can be refused for."""
+"""Reasons to refuse a request."""
 
 from __future__ import annotations
 

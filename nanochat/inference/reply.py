@@ -33,7 +33,7 @@ class Piece:
 
 
 class Vocabulary:
-    """What a reply needs of the tokenizer: the bytes of ordinary tokens and the meaning of special ones."""
+    """The tokenizer's part in a reply: the bytes of ordinary tokens and the meaning of special ones."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         special = tokenizer.special

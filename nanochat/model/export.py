@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nanochat.model.artifact import WEIGHTS
-from nanochat.model.precision import compute_dtype_for
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.device import compute_dtype_for
+from nanochat.runtime.memory import is_out_of_memory
 from nanochat.spec.errors import UserError
 
 CONFIG = "config.json"
@@ -47,6 +48,8 @@ def load_model(
             model = Transformer(config)
         model.load_state_dict(weights)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         message = f"{folder} holds no readable model ({error}); name a folder that a stage wrote."
         raise UserError(message) from error
     model.compute_dtype = compute_dtype or compute_dtype_for(device)

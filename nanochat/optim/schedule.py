@@ -14,7 +14,7 @@ LAST_MOMENTUM = 0.95
 
 
 def lr_scale(step: int, *, steps: int, warmup_ratio: float, warmdown_ratio: float, final_fraction: float) -> float:
-    """The share of the full rate at step 0 .. steps - 1: linear up, constant, linear down to final_fraction.
+    """The part of the full rate at step 0 .. steps - 1: linear up, constant, linear down to final_fraction.
 
     The way up ends at the full rate and the way down begins with it; final_fraction would be reached at `steps`
     itself, so that the last step still moves.

@@ -1,4 +1,4 @@
-"""One process's share of some parameters: gradients are reduced to their owners, updates gathered from them.
+"""One process's part of some parameters: gradients are reduced to their owners, updates gathered from them.
 
 The parameters of a shard are seen as one tensor of units, (units, ...): the rows of a table, or matrices of one
 shape. Each process owns an even run of units; the last processes own fewer, or none, where they don't divide.
@@ -11,43 +11,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-
-class Peers:
-    """The processes that train together; a group of None is the default group, or this process alone."""
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.group = group
-        self.size, self.rank = 1, 0
-        if dist.is_available() and dist.is_initialized():
-            self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum of a small tensor over all processes."""
-        if self.size > 1:
-            dist.all_reduce(value, group=self.group)
-        return value
+from nanochat.runtime.distributed import Transfer, World
 
 
 class Shard(ABC):
-    """A share of parameters with their optimizer state, which only the owner holds."""
+    """Parameters whose optimizer state is divided among the processes, with the own part of it."""
 
     kinds: tuple[str, ...]  # names of the state tensors
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], peers: Peers) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], world: World) -> None:
         self.names = tuple(parameters)
         self.parameters: Sequence[nn.Parameter] = tuple(parameters.values())
-        self.peers = peers
+        self.world = world
         self.units = len(self.join([p.detach() for p in self.parameters]))
-        self.local_units = -(-self.units // peers.size)
-        begin = min(peers.rank * self.local_units, self.units)
+        self.local_units = -(-self.units // world.size)
+        begin = min(world.rank * self.local_units, self.units)
         self.own = slice(begin, min(begin + self.local_units, self.units))
         self.gradient = torch.empty(0)  # (own units, ...), after finish_reduce
         self.state: dict[str, Tensor] = {}
         self.reset()
-        self._work: dist.Work | None = None
+        self._transfer = Transfer()
         self._buffer = torch.empty(0)
 
     @abstractmethod
@@ -70,13 +55,12 @@ class Shard(ABC):
     def start_reduce(self) -> None:
         """Begin to add up all processes' gradients at their owners; a missing one counts as zero."""
         whole = self.join([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
-        if self.peers.size == 1:
+        if self.world.size == 1:
             self.gradient = whole
             return
-        self._buffer = self._pad(whole, self.local_units * self.peers.size)
+        self._buffer = self._pad(whole, self.local_units * self.world.size)
         self.gradient = torch.empty_like(self._buffer[: self.local_units])
-        pieces = list(self._buffer.split(self.local_units))
-        self._work = dist.reduce_scatter(self.gradient, pieces, group=self.peers.group, async_op=True)
+        self._transfer = self.world.reduce_scatter(self.gradient, self._buffer.split(self.local_units))
 
     def finish_reduce(self) -> None:
         self._wait()
@@ -100,7 +84,7 @@ class Shard(ABC):
         for kind in self.kinds:
             self._start_gather(self.state[kind])
             self._wait()
-            if self.peers.rank == 0:
+            if self.world.rank == 0:
                 pieces = self.split(self._buffer[: self.units])
                 for name, piece in zip(self.names, pieces, strict=True):
                     # A copy, for the pieces are views of the buffer, or of the state itself.
@@ -109,25 +93,23 @@ class Shard(ABC):
         return out
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the own share of a whole state."""
+        """Take the own part of a whole state."""
         for kind in self.kinds:
             whole = self.join([state[f"{name}.{kind}"] for name in self.names])
             self.state[kind].copy_(whole[self.own])
 
     def _start_gather(self, own: Tensor) -> None:
         """Begin to put all processes' own units together in self._buffer, (units, ...) and padding."""
-        if self.peers.size == 1:
+        if self.world.size == 1:
             self._buffer = own
             return
-        self._buffer = own.new_empty(self.local_units * self.peers.size, *own.shape[1:])
-        pieces = list(self._buffer.split(self.local_units))
+        self._buffer = own.new_empty(self.local_units * self.world.size, *own.shape[1:])
         mine = self._pad(own, self.local_units).contiguous()
-        self._work = dist.all_gather(pieces, mine, group=self.peers.group, async_op=True)
+        self._transfer = self.world.all_gather(self._buffer.split(self.local_units), mine)
 
     def _wait(self) -> None:
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
+        self._transfer.wait()
+        self._transfer = Transfer()
 
     @staticmethod
     def _pad(x: Tensor, units: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The optimizer: Muon for the blocks' matrices, AdamW for embedding and head, spread over the processes.
 
-    optimizer = build_optimizer(model, OptimSettings(), group=group)
-    loss.backward()                                   # the local share of the global batch's loss
+    optimizer = build_optimizer(model, OptimSettings(), world=world)
+    loss.backward()                                   # the local part of the global batch's loss
     norm = optimizer.step(lr_scale, momentum, clip)   # gradients are SUMmed over the processes
     optimizer.zero_grad()
 
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from nanochat.optim.adamw import adamw_update
 from nanochat.optim.muon import muon_update
-from nanochat.optim.shard import Peers, Shard
+from nanochat.optim.shard import Shard
+from nanochat.runtime.distributed import ALONE, World
 
 TUNED_WIDTH = 768  # AdamW's rates are given for this width, and fall with the root of a larger one
 STEP = "step"
@@ -47,9 +47,9 @@ class TableShard(Shard):
     kinds = ("mean", "square")
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], peers: Peers, *, lr: float, settings: OptimSettings
+        self, parameters: Mapping[str, nn.Parameter], world: World, *, lr: float, settings: OptimSettings
     ) -> None:
-        super().__init__(parameters, peers)
+        super().__init__(parameters, world)
         self.lr, self.settings = lr, settings
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -77,8 +77,8 @@ class MatrixShard(Shard):
 
     kinds = ("momentum",)
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], peers: Peers, *, lr: float, dtype: torch.dtype) -> None:
-        super().__init__(parameters, peers)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], world: World, *, lr: float, dtype: torch.dtype) -> None:
+        super().__init__(parameters, world)
         self.lr, self.dtype = lr, dtype
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -101,9 +101,9 @@ class MatrixShard(Shard):
 class ShardedOptimizer:
     """One step for all parameters. Its calls are collective: every process makes them, in the same order."""
 
-    def __init__(self, shards: Iterable[Shard], peers: Peers) -> None:
+    def __init__(self, shards: Iterable[Shard], world: World) -> None:
         self.shards = tuple(shards)
-        self.peers = peers
+        self.world = world
         self.steps = 0
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class ShardedOptimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state on the first process, whatever the number of processes; empty on the others."""
-        state = {STEP: torch.tensor(self.steps)} if self.peers.rank == 0 else {}
+        state = {STEP: torch.tensor(self.steps)} if self.world.rank == 0 else {}
         for shard in self.shards:
             state |= shard.state_dict()
         return state
@@ -157,18 +157,15 @@ class ShardedOptimizer:
 
     def _norm(self) -> float:
         squares = [torch.linalg.vector_norm(shard.gradient).double().square() for shard in self.shards]
-        return math.sqrt(self.peers.sum(torch.stack(squares).sum()).item())
+        return math.sqrt(self.world.all_reduce(torch.stack(squares).sum()).item())
 
 
-def build_optimizer(
-    model: nn.Module, settings: OptimSettings, *, group: dist.ProcessGroup | None = None
-) -> ShardedOptimizer:
+def build_optimizer(model: nn.Module, settings: OptimSettings, *, world: World = ALONE) -> ShardedOptimizer:
     """Group a Transformer's parameters: its `embedding` and `head.weight` for AdamW, all others for Muon.
 
     Orthogonalisation runs in the model's compute_dtype (in bf16 it takes a third of the time, on CPUs too).
     """
     dtype: Any = model.compute_dtype
-    peers = Peers(group)
     parameters = dict(model.named_parameters())
     embedding, head = parameters.pop("embedding"), parameters.pop("head.weight")
     scale = (embedding.size(1) / TUNED_WIDTH) ** -0.5
@@ -176,10 +173,10 @@ def build_optimizer(
     for name, parameter in parameters.items():
         by_shape.setdefault(parameter.shape, {})[name] = parameter
     shards: list[Shard] = [
-        MatrixShard(matrices, peers, lr=settings.matrix_lr, dtype=dtype) for matrices in by_shape.values()
+        MatrixShard(matrices, world, lr=settings.matrix_lr, dtype=dtype) for matrices in by_shape.values()
     ]
     shards += [
-        TableShard({"head.weight": head}, peers, lr=settings.unembedding_lr * scale, settings=settings),
-        TableShard({"embedding": embedding}, peers, lr=settings.embedding_lr * scale, settings=settings),
+        TableShard({"head.weight": head}, world, lr=settings.unembedding_lr * scale, settings=settings),
+        TableShard({"embedding": embedding}, world, lr=settings.embedding_lr * scale, settings=settings),
     ]
-    return ShardedOptimizer(shards, peers)
+    return ShardedOptimizer(shards, world)

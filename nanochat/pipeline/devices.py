@@ -7,9 +7,10 @@ import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 
+from nanochat.runtime.threads import cores
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.stages import ComputeStage, TrainingStage
-from nanochat.tracking.environment import cores
+from nanochat.spec.stages import ComputeStage
+from nanochat.spec.training import TrainingStage
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,16 @@ class Outcome:
     rank: int | None = None
     time: float = 0.0
     host: bool = False  # out of the host's memory, not of the device's
+    peer_lost: bool = False  # a collective operation failed: most often because another rank was gone
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        known = {name: data[name] for name in ("message", "detail", "rank", "time", "host") if name in data}
-        return cls(reason=Reason(data["reason"]), **known)
+        known: dict[str, Any] = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        known["reason"] = Reason(data["reason"])
+        return cls(**known)
 
 
 def write_outcome(path: Path, outcome: Outcome) -> bool:
@@ -77,14 +79,8 @@ def earliest_cause(outcomes: Iterable[Outcome], *, asked_to_stop: bool = False) 
     """
     lost, stopped = (2, 1) if asked_to_stop else (1, 2)
     order = {Reason.SUCCEEDED: 3, Reason.PREEMPTED: stopped}
-    ranked = sorted(outcomes, key=lambda o: (order.get(o.reason, lost if is_peer_loss(o) else 0), o.time))
+    ranked = sorted(outcomes, key=lambda o: (order.get(o.reason, lost if o.peer_lost else 0), o.time))
     return ranked[0] if ranked else None
-
-
-def is_peer_loss(outcome: Outcome) -> bool:
-    """Whether a rank failed because another one was gone."""
-    text = f"{outcome.message} {outcome.detail}".lower()
-    return any(word in text for word in ("connection closed by peer", "connection reset by peer", "gloo", "nccl"))
 
 
 def from_exit(
@@ -107,7 +103,7 @@ def from_exit(
         return Outcome(reason=Reason.SUCCEEDED)
     if code == EXIT_DISK_FULL:
         return Outcome(reason=Reason.USER_ERROR, message="the disk is full: free space, then run again")
-    consequence = cause is None or cause.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) or is_peer_loss(cause)
+    consequence = cause is None or cause.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) or cause.peer_lost
     if consequence and len(told) < processes and (told or begun):
         silent = sorted(set(range(first, first + processes)) - {outcome.rank for outcome in told})
         return Outcome(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nanochat.report.document import Block, Document, Facts, Paragraph, Section
-from nanochat.report.figures import count
 from nanochat.report.markdown import render_markdown
 from nanochat.report.record import RunRecord
 from nanochat.report.scores import stage_table
+from nanochat.tracking.quantities import count
 
 
 def render_card(record: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""What a report says of a run: `describe(record)` makes the document that the writers write down."""
+"""The content of a run's report: `describe(record)` makes the document, which the writers write down."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.graph import TRAINING
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
-from nanochat.report.figures import count, date, duration, money, number, scientific, size
 from nanochat.report.metrics import label
 from nanochat.report.record import RunRecord, StageRecord
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
+from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
 _CLOSING = ("report", "release")
 _PEERS = {"ours": "Ours", "gpt2": "GPT-2", "gpt4": "GPT-4"}
@@ -71,7 +72,7 @@ def _training(record: RunRecord) -> tuple[Block, ...]:
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for name in TRAINING:
-        stage, manifest = record.stage(name), record.manifests.get(f"model/{name}")
+        stage, manifest = record.stage(name), record.manifests.get(ArtifactRef.of("model", name))
         if manifest is not None:
             rows.append(_trained(name, manifest.metadata))
             notes += _remarks(name, manifest.metadata)
@@ -107,7 +108,7 @@ def _loss(value: float | None) -> str:
 
 
 def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
-    """What a reader should know of a training, each a sentence."""
+    """Remarks on a training, each a sentence."""
     out = []
     if data.get("cutConversations"):
         rest = data.get("untrainedConversations")
@@ -125,7 +126,7 @@ def _remarks(name: str, data: Mapping[str, Any]) -> list[str]:
 
 
 def _sampled(counts: Mapping[str, float]) -> str:
-    """What reinforcement learning drew."""
+    """The samples of reinforcement learning, in a sentence."""
     flat, unfinished = counts.get("groups_without_advantage", 0), counts.get("unfinished", 0)
     return (
         f"{count(counts['samples'])} samples of {count(counts.get('prompts'))} prompts, "
@@ -193,7 +194,7 @@ def _time(record: RunRecord) -> tuple[Block, ...]:
         troubles += [
             f"{stage.name}, attempt {attempt.number}: {attempt.reason}"
             + (f" ({attempt.message})" if attempt.message else "")
-            + f" after {duration(attempt.seconds)}"
+            + f" after {duration(attempt.duration)}"
             for attempt in stage.attempts
             if attempt.reason not in ("", "Succeeded")
         ]
@@ -226,10 +227,8 @@ def _made(stage: StageRecord) -> str:
 def _total_cost(record: RunRecord) -> str:
     if not any(stage.gpus for stage in record.stages):
         return "$0 (no GPUs)"
-    paid = [
-        stage.gpus * sum(attempt.seconds for attempt in stage.attempts) / 3600 * record.price for stage in record.stages
-    ]
-    return f"{money(sum(paid))} at {money(record.price)} per GPU hour"
+    hours = sum(stage.gpus * attempt.duration for stage in record.stages for attempt in stage.attempts) / 3600
+    return f"{money(hours * record.price)} at {money(record.price)} per GPU hour"
 
 
 def _not_run(record: RunRecord) -> tuple[Block, ...]:
@@ -273,7 +272,7 @@ def _environment(record: RunRecord) -> tuple[Block, ...]:
 
 
 def _lineage(record: RunRecord) -> tuple[Block, ...]:
-    shown = [ref for ref in record.manifests if ref.startswith(("tokenizer/", "model/", "evaluation/"))]
+    shown = [ref for ref in record.manifests if ref.kind in ("tokenizer", "model", "evaluation")]
     rows = tuple(
         (ref, record.manifests[ref].key, record.manifests[ref].launch, date(record.manifests[ref].created))
         for ref in shown
@@ -283,8 +282,7 @@ def _lineage(record: RunRecord) -> tuple[Block, ...]:
     others: dict[str, int] = {}
     for ref in record.manifests:
         if ref not in shown:
-            kind = ref.split("/", 1)[0]
-            others[kind] = others.get(kind, 0) + 1
+            others[ref.kind] = others.get(ref.kind, 0) + 1
     blocks: list[Block] = [Table(("Artifact", "Key", "Launch", "Made"), rows)]
     if others:
         blocks.append(

@@ -1,4 +1,4 @@
-"""What a report consists of: sections of blocks, free of any format. All text in it is plain text."""
+"""A report's document: sections of blocks, free of any format. All text in it is plain text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one model, or several with the same words, answered."""
+    """The answer of one model, or of several in the same words."""
 
     who: str
     lines: tuple[Line, ...]
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What somebody wrote ('' where that is in the answer) and what models answered: text that is never interpreted."""
+    """A prompt ('' where the answer holds it) and the models' answers: text that is never interpreted."""
 
     prompt: str
     answers: tuple[Answer, ...]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nanochat.report.figures import count, number
 from nanochat.report.record import Result
+from nanochat.tracking.quantities import count, number
 
 CHATCORE = "chatcore"
 _NAMES = {
@@ -51,7 +51,7 @@ def ordered(names: Iterable[str]) -> list[Metric]:
 
 
 def label(name: str) -> str:
-    """What a metric is called in a report."""
+    """A metric's name in a report."""
     known = _NAMES.get(canonical(name))
     if known is not None:
         return known
@@ -67,7 +67,7 @@ def canonical(name: str) -> str:
 
 
 def is_proportion(name: str, value: float) -> bool:
-    """Whether the value is the share of problems that were solved."""
+    """Whether the value is the proportion of problems that were solved."""
     other = canonical(name)
     if other in _SCORES or any(word in other for word in ("bpb", "bits", "loss", "reward", "nats", "length")):
         return False
@@ -86,7 +86,7 @@ def cell(name: str, result: Result) -> str:
 
 
 def brief(name: str, result: Result) -> tuple[str, str]:
-    """The value and, where it is a share, how many of how many, both as short as can be."""
+    """The value and, where it is a proportion, how many of how many, both as short as can be."""
     if not is_proportion(name, result.value):
         return _fixed(result.value), ""
     return (

@@ -1,4 +1,4 @@
-"""What the models made of the same texts, side by side: for the report, and for `nanochat report`."""
+"""The models' continuations of the same texts, side by side: for the report, and for `nanochat report`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def _merged(answers: dict[str, tuple[Line, ...]]) -> tuple[Answer, ...]:
 
 
 def _in_training(stage: StageRecord | None) -> tuple[Sample, ...]:
-    """Those of the last time that training took some."""
+    """The samples that training took last."""
     events = [event for event in (stage.history.events if stage and stage.history else ()) if event.kind == "sample"]
     return tuple(Sample("", (Part("text", event.message),)) for event in events if event.step == events[-1].step)

@@ -1,4 +1,4 @@
-"""What each stage's model scored: the rows of the stage table, and how many questions it got right in all."""
+"""Scores of each stage's model: the rows of the stage table, and how many questions it got right in all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(record: RunRecord) -> list[Row]:
 
 
 def total(evaluation: Evaluation) -> Result | None:
-    """The share of right answers to the questions of all chat tasks; None where there are fewer than two tasks.
+    """The proportion of right answers to the questions of all chat tasks; None where there are fewer than two tasks.
 
     Each question counts the same: p = sum(n_i p_i) / N, and its error is sqrt(sum((n_i e_i)^2)) / N.
     """

@@ -28,7 +28,7 @@ _STATUS = {
 
 
 def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun:
-    """What MLflow is told; `files` are the report's paths under the store's root."""
+    """The run as MLflow gets it; `files` are the report's paths under the store's root."""
     stages = tuple(_stage(record, stage) for stage in record.stages if stage.attempts)
     results = {
         f"{stage}.{name}": result.value
@@ -108,7 +108,7 @@ class Tracker:
     def close(self) -> None:
         """Send the rest and stop."""
         if not self._ticker.close(_LAST_WORDS):
-            log.warning("MLflow takes long; what it was not told yet it is told when the pipeline is run again")
+            log.warning("MLflow is slow; the rest will be sent when the pipeline is run again")
 
     def __enter__(self) -> Tracker:
         return self

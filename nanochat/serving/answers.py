@@ -17,7 +17,7 @@ from nanochat.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What an answer and all chunks of a stream share."""
+    """The fields common to an answer and all chunks of a stream."""
 
     model: str
     fingerprint: str

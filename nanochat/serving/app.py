@@ -32,14 +32,14 @@ from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed, Overloaded
 from nanochat.spec.errors import UserError
-from nanochat.tokenizer.chat import check_messages, render_prompt
+from nanochat.tokenizer.chat import render_prompt
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What holds for requests that do not say otherwise, and the limits of the server."""
+    """Defaults for requests, and the limits of the server."""
 
     temperature: float = 0.8
     top_k: int = 50
@@ -187,7 +187,6 @@ class _Api:
     def _render(self, model: Model, body: ChatRequest) -> list[int]:
         messages = [message.message() for message in body.messages]
         try:
-            check_messages(messages)
             return render_prompt(model.tokenizer, messages)
         except UserError as error:
             raise ApiError(400, error.message, param="messages") from error

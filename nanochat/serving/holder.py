@@ -1,4 +1,4 @@
-"""What a server process serves: a model, once there is one, and until then the reason why there is none.
+"""The model of a server process, once there is one, and until then the reason why there is none.
 
 host = ModelHolder("loading version 3 of nanochat")
 host.open(Model(Served("nanochat", fingerprint), service, tokenizer))     # from any thread

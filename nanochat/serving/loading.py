@@ -9,8 +9,8 @@ from typing import Any
 from nanochat.model.artifact import WEIGHTS
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.device import choose_device
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.device import choose_device
 
 
 def load(folder: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:

@@ -17,7 +17,7 @@ INTER_TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.
 
 
 class Queue(Protocol):
-    """What is asked of the engine's service."""
+    """The engine's service, as the metrics read it."""
 
     @property
     def running(self) -> int: ...

@@ -26,6 +26,12 @@ class StorageError(NanochatError):
     reason = "Infrastructure"
 
 
+class PeerLost(NanochatError):
+    """A collective operation failed, most often because another process of the launch is gone."""
+
+    reason = "Infrastructure"
+
+
 class Diverged(NanochatError):
     """Training diverged: the loss is not finite or stayed far above its usual range."""
 

@@ -1,16 +1,22 @@
-"""What every section of the declaration is made of: strict models with camelCase names and described fields."""
+"""The parts that sections of the declaration are made of: strict models with camelCase names and described fields."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticUndefined
 
+from nanochat.spec.comments import Form, comment
+
 # Every string, list and map is bounded: the cost limits of CEL rules in the API server need it.
-Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"),
+    Form("consist of lower-case letters, digits and inner '-'"),
+]
 LabelKey = Annotated[
     str,
     StringConstraints(
@@ -18,6 +24,7 @@ LabelKey = Annotated[
         max_length=317,
         pattern=r"^([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$",
     ),
+    Form("be a qualified name such as example.com/zone"),
 ]
 LabelValue = Annotated[
     str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")
@@ -31,8 +38,9 @@ def setting(
 ) -> Any:
     """Declare one setting.
 
-    `help` is one sentence; `unit` what a number counts; `key` says whether the value changes a stage's output and
-    so belongs to its artifact key; `bounds` are pydantic's (ge, le, max_length, ...).
+    `help` is a sentence or two with the field as subject, to which its limits and default are added (`comments.py`);
+    `unit` is what a number counts; `key` says whether the value changes a stage's output and so belongs to its artifact
+    key; `bounds` are pydantic's (ge, le, max_length, ...).
     """
     extra: dict[str, Any] = {"x-key": key}
     if unit:
@@ -45,7 +53,19 @@ def setting(
 class Section(BaseModel):
     """A group of settings: unknown fields are errors, values are frozen, YAML names are lowerCamelCase."""
 
+    is_input: ClassVar[bool] = True  # people write it, so that comments ask for the limits
+
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """The JSON schema, with whole comments as descriptions."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for name, info in cls.model_fields.items():
+            field = properties[info.alias or name]
+            field["description"] = comment(info, field, must=cls.is_input)
+        return schema
 
     def to_yaml_dict(self) -> dict[str, Any]:
         """The section as plain data with YAML's names."""

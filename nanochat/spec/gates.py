@@ -37,7 +37,7 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a gate holds, with the values that it looked at (None: there is none) and why, in words."""
+    """The verdict on a gate: whether it holds, the values that it looked at (None: there is none), and why."""
 
     expression: str
     holds: bool
@@ -76,7 +76,7 @@ class Gate:
         *,
         not_run: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Whether the gate holds.
+        """Decide whether the gate holds.
 
         `metrics` are by name, with `<stage>.<metric>` beside `<metric>`; `champion` is None where no version has the
         alias; `not_run` says why a metric that is known has no value: comparisons with it fail. UserError for an
@@ -192,7 +192,7 @@ class _Evaluation:
         return self.metric(ast.unparse(node))
 
     def numbers(self, *nodes: ast.expr) -> list[float]:
-        """All values, looked at before any absence is told: an absent champion must not hide an unknown metric."""
+        """The values of all nodes. No absence is told before: an absent champion must not hide an unknown metric."""
         values, absences = [], []
         for node in nodes:
             try:

@@ -9,57 +9,174 @@ from pydantic import Field, StringConstraints, model_validator
 from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting
 from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.sources import Sources
-from nanochat.spec.stages import Stage, Stages
+from nanochat.spec.stages import (
+    BaseEvaluation,
+    ChatEvaluation,
+    DatasetStage,
+    ReleaseStage,
+    ReportStage,
+    Stage,
+    TokenizerStage,
+    TokensStage,
+)
+from nanochat.spec.training import BaseStage, MidStage, RlStage, SftStage
 
 
 class ModelSettings(Section):
-    """The model's shape; `depth` is the one dial that sets all else."""
+    """The model's shape, which `depth` alone decides where nothing else is set."""
 
-    depth: int = setting(20, "Number of transformer blocks.", ge=1, le=256)
-    aspect_ratio: int = setting(64, "Width for each block of depth.", ge=8, le=1024)
-    head_dim: int = setting(128, "Width that one head aims at.", ge=8, le=512)
-    width: int | None = setting(None, "Width, instead of depth x aspectRatio.", ge=16, le=65_536)
-    kv_heads: int | None = setting(None, "Key and value heads; by default as many as query heads.", ge=1)
-    sequence_length: int = setting(2048, "Context.", unit="tokens", ge=16, le=1_048_576)
+    depth: int = setting(
+        20,
+        "depth is the number of transformer blocks. The width, the heads and, through them, the training steps follow "
+        "from it.",
+        ge=1,
+        le=256,
+    )
+    aspect_ratio: int = setting(
+        64, "aspectRatio is the width of the model for each of its blocks: width = depth x aspectRatio.", ge=8, le=1024
+    )
+    head_dim: int = setting(
+        128,
+        "headDim is the width that one attention head aims at; the heads then divide the width evenly.",
+        ge=8,
+        le=512,
+    )
+    width: int | None = setting(
+        None, "width is the number of channels of the model. Defaults to depth x aspectRatio.", ge=16, le=65_536
+    )
+    kv_heads: int | None = setting(
+        None, "kvHeads is the number of key and value heads. Defaults to the number of query heads.", ge=1
+    )
+    sequence_length: int = setting(
+        2048,
+        "sequenceLength is the context that the model is trained on, in tokens.",
+        unit="tokens",
+        ge=16,
+        le=1_048_576,
+    )
+
+
+class Stages(Section):
+    """The stages in their order."""
+
+    dataset: DatasetStage = setting(DatasetStage, "dataset mirrors and verifies text, task data and evaluation bundle.")
+    tokenizer: TokenizerStage = setting(
+        TokenizerStage, "tokenizer trains the vocabulary of byte-level BPE on the text."
+    )
+    tokens: TokensStage = setting(TokensStage, "tokens turns text and conversations into token files.")
+    base: BaseStage = setting(BaseStage, "base pretrains the model on the text. It cannot be disabled.")
+    mid: MidStage = setting(MidStage, "mid trains the base model on packed conversations of all kinds.")
+    sft: SftStage = setting(SftStage, "sft fine-tunes the model on single conversations, under supervision.")
+    rl: RlStage = setting(RlStage, "rl trains the model by reinforcement learning on tasks that reward.")
+    eval_base: BaseEvaluation = setting(
+        BaseEvaluation, "evalBase measures the base model: CORE, bits per byte and samples."
+    )
+    eval_chat: ChatEvaluation = setting(
+        ChatEvaluation, "evalChat measures the chat models after mid, sft and rl, each in a stage of its own."
+    )
+    report: ReportStage = setting(ReportStage, "report writes report.md, report.html and the model card.")
+    release: ReleaseStage = setting(
+        ReleaseStage, "release registers the model in MLflow and makes it champion where the gates hold."
+    )
+
+    @model_validator(mode="after")
+    def _needed(self) -> Stages:
+        for name in ("dataset", "tokenizer", "tokens"):
+            if not getattr(self, name).enabled:
+                raise ValueError(f"stages.{name} makes what all later stages read and cannot be disabled")
+        if not self.base.enabled:
+            raise ValueError("stages.base cannot be disabled: mid, sft and rl start from its weights")
+        return self
 
 
 class Retries(Section):
-    """How often an attempt that failed is made again."""
+    """Limit and delays of further attempts after one that failed."""
 
-    limit: int = setting(3, "Attempts beyond the first that count against a stage.", ge=0, le=100, key=False)
-    delay_seconds: float = setting(5.0, "First delay; it doubles each time.", unit="seconds", ge=0, key=False)
-    max_delay_seconds: float = setting(300.0, "Longest delay.", unit="seconds", ge=0, key=False)
+    limit: int = setting(
+        3,
+        "limit is the number of further attempts that a stage gets without progress. An attempt that got further than "
+        "those before it sets the count back to 0.",
+        ge=0,
+        le=100,
+        key=False,
+    )
+    delay_seconds: float = setting(
+        5.0,
+        "delaySeconds is the time in seconds before the first retry; each further one doubles it.",
+        unit="seconds",
+        ge=0,
+        key=False,
+    )
+    max_delay_seconds: float = setting(
+        300.0, "maxDelaySeconds is the longest time in seconds before a retry.", unit="seconds", ge=0, key=False
+    )
     stall_seconds: float = setting(
-        900.0, "Seconds without a heartbeat before a stage counts as stalled.", unit="seconds", ge=10, key=False
+        900.0,
+        "stallSeconds is the time in seconds without a heartbeat after which an attempt counts as stalled and is "
+        "stopped.",
+        unit="seconds",
+        ge=10,
+        key=False,
     )
 
 
 class Cost(Section):
-    """Prices, for the report."""
+    """Prices, for the report and the status."""
 
-    gpu_hour: float = setting(3.0, "Price of one GPU hour.", unit="USD", ge=0, key=False)
+    gpu_hour: float = setting(3.0, "gpuHour is the price of one GPU for one hour, in USD.", unit="USD", ge=0, key=False)
 
 
 class PipelineSpec(Section):
-    """What a pipeline makes and how."""
+    """The desired pipeline: the model, its data, its stages, and how their attempts run."""
 
-    store: Name = setting("default", "Name of the store profile.", key=False)
-    seed: int = setting(42, "Seed of everything random.", ge=0, le=2**31 - 1)
-    model: ModelSettings = setting(ModelSettings, "The model's shape.")
-    sources: Sources = setting(Sources, "Where data comes from.")
-    stages: Stages = setting(Stages, "The stages.")
-    retries: Retries = setting(Retries, "What happens when an attempt fails.")
-    cost: Cost = setting(Cost, "Prices.")
-    suspend: bool = setting(False, "Whether stages save a checkpoint, stop, and wait until this is false.", key=False)
-    cancel: bool = setting(False, "Whether the pipeline ends now; what it made stays.", key=False)
-    pods: PodSettings = setting(PodSettings, "Pods of all stages on a cluster.", key=False)
-    queue: ObjectName | None = setting(None, "Kueue's LocalQueue that the jobs wait in.", key=False)
-    priority: ObjectName | None = setting(None, "Kueue's WorkloadPriorityClass of the jobs.", key=False)
+    store: Name = setting(
+        "default",
+        "store is the name of the store profile that the artifacts are kept in. It cannot be changed.",
+        key=False,
+    )
+    seed: int = setting(42, "seed is the seed of everything random, in all stages.", ge=0, le=2**31 - 1)
+    model: ModelSettings = setting(ModelSettings, "model is the shape of the model that is trained.")
+    sources: Sources = setting(Sources, "sources says where text, task data and the evaluation bundle come from.")
+    stages: Stages = setting(Stages, "stages holds the settings of each stage, from the dataset to the release.")
+    retries: Retries = setting(Retries, "retries says how often, and after what delay, a failed attempt is repeated.")
+    cost: Cost = setting(Cost, "cost holds the prices from which status and report reckon what the pipeline cost.")
+    suspend: bool = setting(
+        False,
+        "suspend makes the running stages save a checkpoint and stop; they go on from it once this is false again.",
+        key=False,
+    )
+    cancel: bool = setting(
+        False, "cancel ends the pipeline, for as long as it is true. What was made stays in the store.", key=False
+    )
+    pods: PodSettings = setting(
+        PodSettings, "pods holds the settings of the pods of all stages; a stage's own pod goes over them.", key=False
+    )
+    queue: ObjectName | None = setting(
+        None,
+        "queue is the name of Kueue's LocalQueue that admits the jobs. By default there is none, and jobs start at "
+        "once.",
+        key=False,
+    )
+    priority: ObjectName | None = setting(
+        None,
+        "priority is the name of Kueue's WorkloadPriorityClass of the jobs, where there is a queue. Defaults to "
+        "Kueue's own.",
+        key=False,
+    )
     job_ttl_seconds: int = setting(
-        3600, "Seconds until the job of an attempt that ended is deleted.", unit="seconds", ge=0, key=False
+        3600,
+        "jobTtlSeconds is the time in seconds after which the PyTorchJob of an ended attempt is deleted; its log and "
+        "record stay in the store.",
+        unit="seconds",
+        ge=0,
+        key=False,
     )
     stop_grace_seconds: int = setting(
-        120, "Seconds that pods have to save a checkpoint when they are stopped.", unit="seconds", ge=5, key=False
+        120,
+        "stopGraceSeconds is the time in seconds that a pod has to save a checkpoint when it is stopped.",
+        unit="seconds",
+        ge=5,
+        key=False,
     )
 
     def of_stage(self, stage: str) -> Stage:
@@ -89,16 +206,22 @@ PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pat
 class Metadata(Section):
     """Name and namespace, as Kubernetes has them."""
 
-    name: PipelineName = setting(help="Name of the pipeline: lower-case letters, digits and '-', up to 32.")
-    namespace: Name = setting("default", "Namespace.")
-    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = setting(dict, "Labels.", key=False)
-    annotations: Annotated[dict[LabelKey, str], Field(max_length=64)] = setting(dict, "Annotations.", key=False)
+    name: PipelineName = setting(help="name is the name of the pipeline, unique in its namespace.")
+    namespace: Name = setting("default", "namespace is the namespace that the pipeline is in.")
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = setting(
+        dict, "labels are names and values by which the pipeline is selected.", key=False
+    )
+    annotations: Annotated[dict[LabelKey, str], Field(max_length=64)] = setting(
+        dict, "annotations are further names and values that programs keep with the pipeline.", key=False
+    )
 
 
 class Pipeline(Section):
-    """One YAML file."""
+    """One pipeline, as a YAML file or the API server holds it."""
 
-    api_version: Literal["nanochat.dev/v1alpha1"] = setting(help="Version of the declaration.")
-    kind: Literal["ChatPipeline"] = setting(help="Always ChatPipeline.")
-    metadata: Metadata = setting(help="Name and namespace.")
-    spec: PipelineSpec = setting(PipelineSpec, "The pipeline.")
+    api_version: Literal["nanochat.dev/v1alpha1"] = setting(
+        help="apiVersion is the group and version of this schema: nanochat.dev/v1alpha1.", key=False
+    )
+    kind: Literal["ChatPipeline"] = setting(help="kind is the name of this schema, which is ChatPipeline.", key=False)
+    metadata: Metadata = setting(help="metadata holds the pipeline's name, namespace, labels and annotations.")
+    spec: PipelineSpec = setting(PipelineSpec, "spec is the desired pipeline, in which every field has a default.")

@@ -1,4 +1,4 @@
-"""How the pods of a stage look on a cluster; on a laptop these settings mean nothing.
+"""Settings of a stage's pods on a cluster; on a laptop they mean nothing.
 
 The fields are Kubernetes' own, by their own names where they have one.
 """
@@ -9,12 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from nanochat.spec.comments import Form
 from nanochat.spec.fields import LabelKey, LabelValue, Section, Text, setting
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
-Quantity = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY)]
+Quantity = (
+    Annotated[int, Field(ge=0)]
+    | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY), Form("be a number or a quantity such as 16Gi")]
+)
 ObjectName = Annotated[
-    str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
+    str,
+    StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"),
+    Form("consist of lower-case letters, digits, inner '-' and inner '.'"),
 ]
 Amounts = Annotated[dict[LabelKey, Quantity], Field(max_length=32)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
@@ -24,36 +30,65 @@ Annotations = Annotated[dict[LabelKey, Text], Field(max_length=64)]
 class Toleration(Section):
     """A taint of nodes that the pods may run on all the same."""
 
-    key: LabelKey | None = setting(None, "The taint's key; by default all.", key=False)
-    operator: Literal["Equal", "Exists"] = setting("Equal", "Whether the value has to match.", key=False)
-    value: Text | None = setting(None, "The taint's value.", key=False)
+    key: LabelKey | None = setting(
+        None, "key is the key of the tolerated taint. By default taints of all keys are tolerated.", key=False
+    )
+    operator: Literal["Equal", "Exists"] = setting(
+        "Equal",
+        "operator says how the taint is matched: Equal compares the value too, Exists takes any value.",
+        key=False,
+    )
+    value: Text | None = setting(
+        None, "value is the value of the tolerated taint, for the operator Equal. Defaults to the empty one.", key=False
+    )
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = setting(
-        None, "The taint's effect; by default all.", key=False
+        None, "effect is the effect of the tolerated taint. By default all effects are tolerated.", key=False
     )
     toleration_seconds: int | None = setting(
-        None, "How long NoExecute is tolerated; by default for ever.", unit="seconds", ge=0, key=False
+        None,
+        "tolerationSeconds is the time in seconds that a taint with the effect NoExecute is tolerated. By default it "
+        "is tolerated for ever.",
+        unit="seconds",
+        ge=0,
+        key=False,
     )
 
 
 class Resources(Section):
-    """What the container asks for, extended resources such as rdma/hca too; GPUs come from gpusPerNode."""
+    """Amounts that the container asks for, of extended resources such as rdma/hca too; GPUs come from gpusPerNode."""
 
-    requests: Amounts = setting(dict, "Amounts that are reserved (cpu, memory, ephemeral-storage, ...).", key=False)
-    limits: Amounts = setting(dict, "Amounts that are not exceeded.", key=False)
+    requests: Amounts = setting(
+        dict,
+        "requests are the amounts by resource (cpu, memory, ephemeral-storage, ...) that are reserved for a pod. Those "
+        "of cpu and memory follow from the model's size where they are not named.",
+        key=False,
+    )
+    limits: Amounts = setting(
+        dict,
+        "limits are the amounts by resource that a pod must not exceed. Memory is limited to its request where it is "
+        "not named.",
+        key=False,
+    )
 
 
 class KeyRef(Section):
     """One key of a Secret or ConfigMap."""
 
-    name: ObjectName = setting(help="Name of the object.", key=False)
-    key: Text = setting(help="Key in it.", key=False)
+    name: ObjectName = setting(
+        help="name is the name of the Secret or ConfigMap in the pipeline's namespace.", key=False
+    )
+    key: Text = setting(help="key is the key in the object whose value is taken.", key=False)
 
 
 class EnvSource(Section):
-    """Where a variable's value comes from: a Secret or a ConfigMap."""
+    """The source of a variable's value: a Secret or a ConfigMap."""
 
-    secret_key_ref: KeyRef | None = setting(None, "A key of a Secret.", key=False)
-    config_map_key_ref: KeyRef | None = setting(None, "A key of a ConfigMap.", key=False)
+    secret_key_ref: KeyRef | None = setting(
+        None, "secretKeyRef selects a key of a Secret. By default configMapKeyRef has the value.", key=False
+    )
+    config_map_key_ref: KeyRef | None = setting(
+        None, "configMapKeyRef selects a key of a ConfigMap. By default secretKeyRef has the value.", key=False
+    )
 
     @model_validator(mode="after")
     def _one(self) -> EnvSource:
@@ -65,11 +100,15 @@ class EnvSource(Section):
 class EnvVar(Section):
     """An environment variable."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = (
-        setting(help="Name of the variable.", key=False)
+    name: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"),
+        Form("consist of letters, digits and '_', without a digit in front"),
+    ] = setting(help="name is the name of the environment variable.", key=False)
+    value: Text | None = setting(None, "value is the variable's value. By default valueFrom has it.", key=False)
+    value_from: EnvSource | None = setting(
+        None, "valueFrom is the Secret or ConfigMap that has the variable's value. By default value has it.", key=False
     )
-    value: Text | None = setting(None, "Its value.", key=False)
-    value_from: EnvSource | None = setting(None, "Where its value comes from, instead of value.", key=False)
 
     @model_validator(mode="after")
     def _one(self) -> EnvVar:
@@ -81,14 +120,20 @@ class EnvVar(Section):
 class ObjectRef(Section):
     """A Secret or ConfigMap."""
 
-    name: ObjectName = setting(help="Name of the object.", key=False)
+    name: ObjectName = setting(
+        help="name is the name of the Secret or ConfigMap in the pipeline's namespace.", key=False
+    )
 
 
 class EnvFrom(Section):
     """All keys of a Secret or ConfigMap as variables."""
 
-    secret_ref: ObjectRef | None = setting(None, "A Secret.", key=False)
-    config_map_ref: ObjectRef | None = setting(None, "A ConfigMap.", key=False)
+    secret_ref: ObjectRef | None = setting(
+        None, "secretRef selects a Secret, whose keys become variables. By default configMapRef is meant.", key=False
+    )
+    config_map_ref: ObjectRef | None = setting(
+        None, "configMapRef selects a ConfigMap, whose keys become variables. By default secretRef is meant.", key=False
+    )
 
     @model_validator(mode="after")
     def _one(self) -> EnvFrom:
@@ -98,41 +143,70 @@ class EnvFrom(Section):
 
 
 class PodSettings(Section):
-    """Settings of pods. Those of a stage go over those of the pipeline, and these over the controller's."""
+    """Settings of pods: a stage's go over the pipeline's, and the pipeline's over the node pool's."""
 
     image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = setting(
-        None, "Image of the trainer.", key=False
+        None, "image is the trainer's container image. Defaults to the controller's setting.", key=False
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = setting(
-        None, "When the image is pulled.", key=False
+        None, "imagePullPolicy says when the image is pulled. Defaults to IfNotPresent.", key=False
     )
     image_pull_secrets: Annotated[tuple[ObjectName, ...], Field(max_length=8)] = setting(
-        (), "Secrets with the registry's credentials.", key=False
+        (), "imagePullSecrets are the names of the Secrets with the registry's credentials.", key=False
     )
-    service_account: ObjectName | None = setting(None, "Service account, for cloud identities.", key=False)
-    node_selector: Labels = setting(dict, "Labels that nodes must have.", key=False)
-    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = setting((), "Tolerated taints.", key=False)
+    service_account: ObjectName | None = setting(
+        None,
+        "serviceAccount is the name of the pods' service account, which cloud identities are bound to. Defaults to "
+        "that of the store profile.",
+        key=False,
+    )
+    node_selector: Labels = setting(
+        dict, "nodeSelector holds the labels that a node must have for the pods to run there.", key=False
+    )
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = setting(
+        (), "tolerations are the taints of nodes that the pods may run on all the same.", key=False
+    )
     resources: Resources = setting(
-        Resources, "Requests and limits; by default they follow from the model's size.", key=False
+        Resources, "resources holds the requests and limits of a pod, GPUs excepted: these are gpusPerNode.", key=False
     )
-    priority_class: ObjectName | None = setting(None, "PriorityClass of the pods.", key=False)
-    shared_memory: Quantity | None = setting(None, "Size of /dev/shm, part of the memory.", unit="bytes", key=False)
-    annotations: Annotations = setting(dict, "Annotations of the pods.", key=False)
-    labels: Labels = setting(dict, "Labels of the pods.", key=False)
+    priority_class: ObjectName | None = setting(
+        None,
+        "priorityClass is the name of the pods' PriorityClass. Defaults to the cluster's default one.",
+        key=False,
+    )
+    shared_memory: Quantity | None = setting(
+        None,
+        "sharedMemory is the size of /dev/shm in bytes, which counts as memory of the pod. Defaults to 1Gi for each "
+        "process with a GPU, and 64Mi for each without.",
+        unit="bytes",
+        key=False,
+    )
+    annotations: Annotations = setting(dict, "annotations are added to the annotations of the pods.", key=False)
+    labels: Labels = setting(dict, "labels are added to the labels of the pods.", key=False)
     network: Literal["tcp", "rdma", "rdma-host", "efa"] | None = setting(
-        None, "How nodes talk: tcp, rdma (an rdma/hca device), rdma-host (host network), efa (AWS).", key=False
+        None,
+        "network is how the nodes of one attempt talk: tcp (sockets), rdma (the device rdma/hca), rdma-host (the "
+        "node's own network) or efa (AWS). By default NCCL chooses.",
+        key=False,
     )
     topology_key: LabelKey | None = setting(
-        None, "Node label that the pods of one attempt are spread over; by default the host name.", key=False
+        None,
+        "topologyKey is the node label over whose values the pods of one attempt are spread. Defaults to "
+        "kubernetes.io/hostname.",
+        key=False,
     )
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = setting((), "Environment variables.", key=False)
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = setting(
+        (), "env is the list of environment variables that the container gets.", key=False
+    )
     env_from: Annotated[tuple[EnvFrom, ...], Field(max_length=16)] = setting(
-        (), "Secrets and ConfigMaps as environment variables.", key=False
+        (), "envFrom is the list of Secrets and ConfigMaps whose keys become environment variables.", key=False
     )
-    run_as_user: int | None = setting(None, "User id; by default 1000.", ge=1, key=False)
+    run_as_user: int | None = setting(
+        None, "runAsUser is the id of the user and group that the container runs as. Defaults to 1000.", ge=1, key=False
+    )
 
     def over(self, base: PodSettings) -> PodSettings:
-        """These settings over others: what is set here wins, maps are merged, lists joined (variables by name)."""
+        """The settings over others: what is set here wins, maps are merged, lists joined (variables by name)."""
         found = {}
         for name in type(self).model_fields:
             ours, theirs = getattr(self, name), getattr(base, name)

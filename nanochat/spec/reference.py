@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from nanochat.spec.comments import defaults, limits
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings
 
@@ -32,10 +33,12 @@ def page() -> str:
     lines = [HEAD]
     for path, section in sections(PipelineSpec, ""):
         lines.append(f"## {path or 'spec'}\n\n{(section.__doc__ or '').strip()}\n")
-        lines.append("| setting | type | default | bounds | |\n|---|---|---|---|---|")
+        lines.append("| setting | type | default | |\n|---|---|---|---|")
+        known = section.model_json_schema(by_alias=True)["properties"]
         for name, info in section.model_fields.items():
             if _section(info) is None:
-                lines.append(_row(info.alias or name, info))
+                alias = info.alias or name
+                lines.append(_row(alias, info, known[alias]))
         lines.append("")
     return "\n".join(lines)
 
@@ -55,39 +58,13 @@ def _section(info: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _row(name: str, info: FieldInfo) -> str:
+def _row(name: str, info: FieldInfo, schema: dict[str, Any]) -> str:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    default = "required" if info.is_required() else _default(info)
-    bounds = ", ".join(_bounds(info))
+    default = "required" if info.is_required() else "; ".join(f"`{item}`" for item in defaults(info))
     unit = f" ({extra['x-unit']})" if extra.get("x-unit") else ""
     key = " *key*" if extra.get("x-key", True) else ""
-    return f"| `{name}` | {_type(info.annotation)}{unit} | {default} | {bounds} | {info.description}{key} |"
-
-
-def _default(info: FieldInfo) -> str:
-    value: Any = info.get_default(call_default_factory=True, validated_data={})
-    if value == {}:
-        return "none"
-    if isinstance(value, tuple):
-        shown = [_item(item) for item in value]
-        return "; ".join(shown) or "none"
-    if value is None:
-        return "none"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _item(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        data = value.model_dump(by_alias=True, exclude_defaults=True)
-        return "`" + " ".join(str(v) if k == "task" else f"{k}={v}" for k, v in data.items()) + "`"
-    return f"`{value}`"
-
-
-def _bounds(info: FieldInfo) -> Iterator[str]:
-    for item in info.metadata:
-        for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
-            if getattr(item, attribute, None) is not None:
-                yield f"{sign} {getattr(item, attribute)}"
+    about = " ".join(filter(None, [info.description, limits(schema)]))
+    return f"| `{name}` | {_type(info.annotation)}{unit} | {default} | {about}{key} |"
 
 
 def _type(kind: Any) -> str:

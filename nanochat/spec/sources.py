@@ -1,4 +1,4 @@
-"""Where text, task files and the evaluation bundle come from. Names and revisions are in keys, addresses not."""
+"""Sources of text, task files and the evaluation bundle. Names and revisions are in keys, addresses are not."""
 
 from __future__ import annotations
 
@@ -11,41 +11,68 @@ from nanochat.spec.fields import Section, Text, Uri, setting
 class TextSource(Section):
     """The pretraining text: parquet shards with one string column `text`, or the generated demo world."""
 
-    kind: Literal["hub", "world"] = setting("hub", "Shards from a hub, or text that the demo world generates.")
-    base: Uri | None = setting(None, "Base address of the shards, where it is not the hub's.", key=False)
+    kind: Literal["hub", "world"] = setting(
+        "hub",
+        "kind is where the text comes from: hub for shards that are fetched, world for text that the demo's world "
+        "generates.",
+    )
+    base: Uri | None = setting(
+        None, "base is the address that the shards' path is appended to. Defaults to sources.hub.", key=False
+    )
     path: Text = setting(
         "datasets/karpathy/fineweb-edu-100b-shuffle/resolve/{revision}/shard_{index:05d}.parquet",
-        "Path of a shard under the base; {revision} and {index} are filled in.",
+        "path is the path of a shard under the base, in which {revision} and {index} are filled in.",
     )
-    revision: Text = setting("main", "Revision of the data set.")
-    characters_per_shard: int = setting(250_000_000, "Characters in one shard.", unit="characters", ge=1000, key=False)
+    revision: Text = setting(
+        "main", "revision is the revision of the text, as {revision} in the path and in the keys of artifacts."
+    )
+    characters_per_shard: int = setting(
+        250_000_000,
+        "charactersPerShard is the number of characters in one shard, from which the number of shards follows.",
+        unit="characters",
+        ge=1000,
+        key=False,
+    )
     shards: int | None = setting(
         None,
-        "Number of training shards; by default as many as the base stage's tokens need.",
+        "shards is the number of training shards. Defaults to as many as the tokens of the base stage need, with a "
+        "tenth to spare.",
         ge=1,
         le=100_000,
         key=False,
     )
     validation_shard: int = setting(
-        1822, "Index of the shard that is kept for validation and never trained on.", ge=0, key=False
+        1822,
+        "validationShard is the index of the shard that is kept for validation and never trained on.",
+        ge=0,
+        key=False,
     )
 
 
 class FileSource(Section):
     """One file (or, for the bundle, a zip or a folder) by its address."""
 
-    url: Uri = setting(help="Address: https://, s3://, file:// or a local path.", key=False)
-    revision: Text = setting("1", "Name of the content's version; change it when the content changes.")
+    url: Uri = setting(
+        help="url is the address of the file: https://, s3://, file:// or a local path.",
+        key=False,
+    )
+    revision: Text = setting(
+        "1", "revision is a name for the content's version, to be changed whenever the content changes."
+    )
 
 
 class Encodings(Section):
     """The vocabularies of GPT-2 and GPT-4, for the compression table."""
 
     gpt2: Uri = setting(
-        "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken", "GPT-2's ranks.", key=False
+        "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken",
+        "gpt2 is the address of GPT-2's vocabulary, in tiktoken's format.",
+        key=False,
     )
     gpt4: Uri = setting(
-        "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken", "GPT-4's ranks.", key=False
+        "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
+        "gpt4 is the address of GPT-4's vocabulary, in tiktoken's format.",
+        key=False,
     )
 
 
@@ -53,7 +80,9 @@ class EvalBundle(FileSource):
     """CORE's evaluation bundle: a zip or a folder."""
 
     url: Uri = setting(
-        "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip", "Address of the zip or folder.", key=False
+        "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip",
+        "url is the address of the bundle, a zip or a folder: https://, s3://, file:// or a local path.",
+        key=False,
     )
 
 
@@ -61,7 +90,9 @@ class Words(FileSource):
     """The word list of the spelling tasks, one word a line."""
 
     url: Uri = setting(
-        "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt", "Address.", key=False
+        "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt",
+        "url is the address of the word list: https://, s3://, file:// or a local path.",
+        key=False,
     )
 
 
@@ -69,27 +100,38 @@ class Identity(FileSource):
     """Identity conversations, where stages.mid.identity names none: one JSON list of messages a line."""
 
     url: Uri = setting(
-        "https://karpathy-public.s3.us-west-2.amazonaws.com/identity_conversations.jsonl", "Address.", key=False
+        "https://karpathy-public.s3.us-west-2.amazonaws.com/identity_conversations.jsonl",
+        "url is the address of the conversations: https://, s3://, file:// or a local path.",
+        key=False,
     )
 
 
 class Sources(Section):
-    """All places data comes from. A mirror replaces every public address at once."""
+    """All places that data comes from. A mirror replaces every public address at once."""
 
     mirror: Uri | None = setting(
         None,
-        "A folder or address with the hub's layout that also holds eval_bundle/, words_alpha.txt, "
-        "identity_conversations.jsonl and encodings/; it replaces the public addresses.",
+        "mirror is a folder or address that replaces all public addresses: it has the hub's layout, eval_bundle/, "
+        "words_alpha.txt, identity_conversations.jsonl and encodings/. By default there is none.",
         key=False,
     )
-    hub: Uri = setting("https://huggingface.co", "Base address of the hub.", key=False)
-    hub_revision: Text = setting("main", "Revision of the task data sets.")
-    text: TextSource = setting(TextSource, "The pretraining text.")
-    eval_bundle: EvalBundle = setting(EvalBundle, "CORE's evaluation bundle: a zip or a folder.")
-    words: Words = setting(Words, "Word list of the spelling tasks, one word a line.")
-    identity: Identity = setting(Identity, "Identity conversations, where stages.mid.identity names none.")
-    encodings: Encodings = setting(Encodings, "GPT-2's and GPT-4's vocabularies.")
-    parallel_downloads: int = setting(4, "Downloads under way at once.", ge=1, le=64, key=False)
+    hub: Uri = setting(
+        "https://huggingface.co", "hub is the base address of the hub that text and task data come from.", key=False
+    )
+    hub_revision: Text = setting("main", "hubRevision is the revision of the task data sets on the hub.")
+    text: TextSource = setting(TextSource, "text is the text that the tokenizer and the base model are trained on.")
+    eval_bundle: EvalBundle = setting(EvalBundle, "evalBundle is the bundle of the tasks that CORE is made of.")
+    words: Words = setting(Words, "words is the word list of the spelling tasks, with one word a line.")
+    identity: Identity = setting(
+        Identity,
+        "identity is the file of conversations that say who the model is, used where stages.mid.identity names none.",
+    )
+    encodings: Encodings = setting(
+        Encodings, "encodings holds the vocabularies that the tokenizer's compression is compared with."
+    )
+    parallel_downloads: int = setting(
+        4, "parallelDownloads is the number of files that are downloaded at once.", ge=1, le=64, key=False
+    )
 
     def located(self) -> Sources:
         """The same sources with the mirror's addresses in place of the public ones."""

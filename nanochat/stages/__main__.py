@@ -20,7 +20,8 @@ from typing import NoReturn
 from nanochat.pipeline.orphan import die_with_starter
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, write_outcome
 from nanochat.pipeline.plan import StagePlan
-from nanochat.spec.errors import NanochatError
+from nanochat.runtime.memory import is_out_of_memory
+from nanochat.spec.errors import NanochatError, PeerLost
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.storage.failures import is_disk_full
 from nanochat.tracking.environment import environment
@@ -92,19 +93,20 @@ def redirect(log: Path) -> None:
 def classify(error: BaseException, *, rank: int) -> Outcome:
     """The outcome that an exception stands for."""
     detail = "".join(traceback.format_exception(error))[-4000:]
-    name, text = type(error).__name__, str(error)
+    text = str(error)
     if isinstance(error, NanochatError):
         reason, text = Reason(error.reason), error.message
-    elif name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+    elif is_out_of_memory(error):
         reason = Reason.OUT_OF_MEMORY
-    elif isinstance(error, (ConnectionError, TimeoutError)) or name == "DistBackendError" or "gloo" in text.lower():
+    elif isinstance(error, (ConnectionError, TimeoutError)):
         reason = Reason.INFRASTRUCTURE
     elif is_disk_full(error):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         reason, text = Reason.USER_ERROR, f"the disk is full{where}: free space, then run again"
     else:
-        reason, text = Reason.ERROR, f"{name}: {text}"
-    return Outcome(reason=reason, message=text[:1000], detail=detail, rank=rank, time=time.time())
+        reason, text = Reason.ERROR, f"{type(error).__name__}: {text}"
+    lost = isinstance(error, PeerLost)
+    return Outcome(reason, text[:1000], detail=detail, rank=rank, time=time.time(), peer_lost=lost)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from nanochat.evaluation.bpb import bits_per_byte, text_batches
 from nanochat.inference import Engine, Sampling
 from nanochat.optim.schedule import lr_scale, muon_momentum
 from nanochat.pipeline.resolve import shard_name
-from nanochat.spec.stages import BaseStage
+from nanochat.spec.training import BaseStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised
@@ -97,7 +97,7 @@ def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float
 
 
 def samples(session: TrainingSession, step: int) -> dict[str, float]:
-    """What the model makes of a few beginnings; rank 0's work."""
+    """Log the model's continuations of a few beginnings; rank 0's work."""
     if not session.world.first:
         return {}
     tokenizer = session.tokenizer

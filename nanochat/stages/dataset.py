@@ -18,12 +18,12 @@ from nanochat.data.bundle import fetch_bundle
 from nanochat.data.hub import Hub, shown
 from nanochat.data.text import until, write_text_shard
 from nanochat.data.verify import DamagedFile, TextStatistics, check_parquet, check_text_shard
-from nanochat.pipeline.graph import Output, find_task
+from nanochat.pipeline.graph import Output
+from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import Stopped, StorageError, UserError
 from nanochat.spec.sources import Sources
 from nanochat.stages.context import StageContext
 from nanochat.storage import Profile
-from nanochat.tokenizer.chat import check_messages
 from nanochat.tokenizer.compression import read_ranks
 from tasks.identity import read_conversations
 from tasks.task import DataError, SourceFile
@@ -153,13 +153,10 @@ def _address(context: StageContext, sources: Sources, file: SourceFile) -> tuple
 def _identity_rows(path: Path, url: str) -> int:
     """The conversations of an identity file, all of them checked; UserError with file and line."""
     try:
-        conversations = read_conversations(path)
+        return len(read_conversations(path))
     except DataError as error:
         line = f", line {error.line}" if error.line is not None else ""
         raise UserError(f"{shown(url)}{line}: {error.problem}") from None
-    for number, messages in enumerate(conversations, start=1):
-        check_messages(messages, where=f"{shown(url)}, conversation {number}")
-    return len(conversations)
 
 
 def _lines(path: Path, url: str, setting: str) -> int:

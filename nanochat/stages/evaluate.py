@@ -24,15 +24,15 @@ from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
-from nanochat.pipeline.graph import find_task
 from nanochat.pipeline.resolve import shard_name
+from nanochat.pipeline.task_selection import find_task
+from nanochat.runtime.device import choose_device
+from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.stages import BaseEvaluation, ChatEvaluation
 from nanochat.stages.base import SAMPLE_PROMPTS
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.device import choose_device
-from nanochat.training.distributed import World, join
 
 
 @dataclass(slots=True)
@@ -163,7 +163,7 @@ def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
 
 
 def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
-    """What the model makes of a few beginnings, always taking the likeliest token."""
+    """The model's continuations of a few beginnings, always by the likeliest token."""
     tokenizer = subject.tokenizer
     prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
     engine = Engine(subject.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
@@ -207,7 +207,7 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
             results.not_run.setdefault(name, "it is not among this pipeline's tasks (stages.evalChat.tasks)")
     missing = [name for name in CHATCORE if name not in measured]
     if missing:
-        results.not_run["chatcore"] = f"it is the mean over six tasks and these were not run: {', '.join(missing)}"
+        results.not_run["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
     else:
         results.metrics["chatcore"] = chatcore(measured)
     if subject.world.first:

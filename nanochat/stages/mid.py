@@ -5,7 +5,7 @@ from __future__ import annotations
 from nanochat.data.mixture import PackedLoader
 from nanochat.evaluation.bpb import bits_per_byte
 from nanochat.optim.schedule import lr_scale, muon_momentum
-from nanochat.spec.stages import MidStage
+from nanochat.spec.training import MidStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from nanochat.inference import Engine
-from nanochat.pipeline.graph import find_task
+from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import UserError
-from nanochat.spec.stages import MixturePart, RlStage
+from nanochat.spec.training import MixturePart, RlStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.evaluate import task_errors
 from nanochat.stages.session import TrainingSession, falling, open_session, steps_for

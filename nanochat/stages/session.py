@@ -1,4 +1,4 @@
-"""What base, mid, sft and rl share: join the processes, build model and optimizer, train, commit the model.
+"""The session of a stage that trains: join the processes, build model and optimizer, train, commit the model.
 
 with open_session(context) as session:
     state = session.train(objective, steps=400, schedule=schedule, step_tokens=65_536)
@@ -28,13 +28,14 @@ from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.schedule import lr_scale
+from nanochat.runtime.device import Device, choose_device
+from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import StorageError
-from nanochat.spec.stages import MixturePart, TrainingStage
+from nanochat.spec.training import MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.device import Device, Forward, choose_device, compile_pays
-from nanochat.training.distributed import World, join
+from nanochat.training.forward import Forward, compile_pays
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import Objective
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
@@ -93,7 +94,7 @@ class TrainingSession:
                 matrix_lr=settings.matrix_lr,
                 weight_decay=settings.weight_decay,
             ),
-            group=self.world.group,
+            world=self.world,
         )
         trainer = Trainer(
             TrainerPlan(
@@ -136,7 +137,7 @@ class TrainingSession:
         print(f"{context.stage}: the model is in {context.artifacts.uri(manifest)}", flush=True)
 
     def metadata(self, state: TrainerState) -> dict[str, Any]:
-        """What the manifest says of the training."""
+        """The training's part of the manifest."""
         return {
             "steps": state.step,
             "loss": state.smooth_loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from nanochat.data.mixture import RowLoader
-from nanochat.spec.stages import SftStage
+from nanochat.spec.training import SftStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
 from nanochat.training.objective import Supervised

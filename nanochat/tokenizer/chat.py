@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from nanochat.data.packing import cut_conversation
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tasks.conversation import conversation_problem
 
 Message = Mapping[str, Any]  # {"role", "content"}; content is text or a list of {"type", "text"}
-ROLES = ("system", "user", "assistant")
-PARTS = ("text", "python", "python_output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,49 +33,6 @@ class Rendered:
     cut: int  # messages that are not in it, or not whole
 
 
-def check_messages(messages: Any, *, where: str = "the conversation") -> None:
-    """Raise UserError, beginning with `where`, unless these are messages that alternate from the user on."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise UserError(f"{where} must be a list of messages, each with 'role' and 'content'")
-    for i, message in enumerate(messages):
-        place = f"{where}, message {i + 1}"
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise UserError(f"{place}: must have 'role' and 'content'")
-        if message["role"] not in ROLES:
-            raise UserError(f"{place}: the role is {message['role']!r} and must be one of {', '.join(ROLES)}")
-        _check_content(message, place)
-    first = 1 if messages[0]["role"] == "system" else 0
-    if len(messages) == first:
-        raise UserError(f"{where}: there is no user message after the system message")
-    for i, message in enumerate(messages[first:], start=first):
-        expected = ("user", "assistant")[(i - first) % 2]
-        if message["role"] != expected:
-            raise UserError(
-                f"{where}, message {i + 1}: the role is '{message['role']}' and must be '{expected}': "
-                "messages alternate between user and assistant, and the user begins"
-            )
-
-
-def _check_content(message: Message, place: str) -> None:
-    content = message["content"]
-    if isinstance(content, str):
-        texts = [content]
-    elif isinstance(content, (list, tuple)) and message["role"] == "assistant":
-        texts = []
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") not in PARTS or not isinstance(part.get("text"), str):
-                raise UserError(f"{place}: each part must have 'text' and a 'type' of {', '.join(PARTS)}")
-            texts.append(part["text"])
-    else:
-        allowed = "text or a list of parts" if message["role"] == "assistant" else "text"
-        raise UserError(f"{place}: the content of the role '{message['role']}' must be {allowed}")
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError(f"{place}: the content has half a surrogate pair, which is no text") from None
-
-
 def render_conversation(
     tokenizer: Tokenizer, messages: Sequence[Message], max_tokens: int | None = None, *, where: str = "the conversation"
 ) -> Rendered:
@@ -85,7 +41,31 @@ def render_conversation(
     Longer than `max_tokens`, it ends after the last answer that fits; where not even the first exchange fits, the
     end of that exchange is cut off, with the end of its turn, so that stopping in mid-sentence is not learned.
     """
-    check_messages(messages, where=where)
+    _check(messages, where)
+    ids, mask = _render(tokenizer, messages)
+    if max_tokens is None:
+        return Rendered(ids, mask, cut=0)
+    special = tokenizer.special
+    kept, cut = cut_conversation(
+        np.asarray(ids), max_tokens, assistant_end=special["assistant_end"], user_end=special["user_end"]
+    )
+    return Rendered(ids[:kept], mask[:kept], cut=cut)
+
+
+def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "the conversation") -> list[int]:
+    """All messages, then assistant_start. Raises UserError where the last message is not the user's."""
+    _check(messages, where, last="user")
+    return [*_render(tokenizer, messages)[0], tokenizer.special["assistant_start"]]
+
+
+def _check(messages: Any, where: str, last: Literal["user"] | None = None) -> None:
+    problem = conversation_problem(messages, last=last)
+    if problem:
+        raise UserError(f"{where}: {problem}")
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Ids and mask of all messages."""
     special = tokenizer.special
     ids: list[int] = [special["bos"]]
     mask: list[int] = [0]
@@ -110,20 +90,7 @@ def render_conversation(
             else:
                 add([special["output_start"], *tokens, special["output_end"]], 0)
         add([special["assistant_end"]], 1)
-    if max_tokens is None:
-        return Rendered(ids, mask, cut=0)
-    kept, cut = cut_conversation(
-        np.asarray(ids), max_tokens, assistant_end=special["assistant_end"], user_end=special["user_end"]
-    )
-    return Rendered(ids[:kept], mask[:kept], cut=cut)
-
-
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "the conversation") -> list[int]:
-    """All messages, then assistant_start. Raises UserError where the last message is not the user's."""
-    rendered = render_conversation(tokenizer, messages, where=where)
-    if messages[-1]["role"] != "user":
-        raise UserError(f"{where}: the last message must be the user's, so that there is something to answer")
-    return [*rendered.ids, tokenizer.special["assistant_start"]]
+    return ids, mask
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

@@ -25,5 +25,5 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.decode_bytes(ids))
 
     def finish(self) -> str:
-        """What was held back, as U+FFFD; empty where all characters were whole."""
+        """The bytes held back, as U+FFFD; empty where all characters were whole."""
         return self._decoder.decode(b"", final=True)

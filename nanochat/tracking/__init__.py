@@ -1,1 +1,1 @@
-"""What a run tells while it works: the journal (the truth), progress.json, and their projection into MLflow."""
+"""Reports of a run while it works: the journal (the truth), progress.json, and their projection into MLflow."""

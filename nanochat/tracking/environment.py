@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from nanochat.runtime.threads import cores
+
 
 def environment() -> dict[str, Any]:
     """Platform, CPUs, memory, GPUs, versions and the commit, as JSON. GPUs are told only where torch is loaded."""
@@ -26,11 +28,6 @@ def environment() -> dict[str, Any]:
         "nanochat": _version("nanochat"),
         "commit": commit(),
     }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str | None:

@@ -89,7 +89,7 @@ class Projection:
             self._client = None
             self._sent.clear()
             if not self._warned:
-                log.warning("MLflow was not told of %s; it will be tried again: %s", run.name, error)
+                log.warning("%s could not be sent to MLflow; it will be tried again: %s", run.name, error)
                 self._warned = True
             return False
 
@@ -218,7 +218,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _identity(value: float) -> float | str:
-    """What tells two values apart in MLflow, which stores infinities as the largest numbers; NaN equals itself."""
+    """A value by which MLflow's are told apart: it stores infinities as the largest numbers, and NaN equals itself."""
     if math.isnan(value):
         return "nan"
     return max(-sys.float_info.max, min(sys.float_info.max, value))

@@ -31,7 +31,7 @@ _ETA_WINDOW = 120.0  # seconds of progress that the estimate is made from
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What progress.json holds."""
+    """Contents of progress.json."""
 
     stage: str
     launch: str
@@ -88,7 +88,7 @@ class Progress:
 
     @property
     def state(self) -> State:
-        """What was reported last."""
+        """The state as it was reported last."""
         return self._state
 
     def update(

@@ -34,7 +34,7 @@ _TAG_LENGTH = 5000
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is to be released."""
+    """A model to be released."""
 
     source: str  # address of the model artifact's launch folder
     key: str  # the release's key: a second registration with it gives the same version
@@ -113,7 +113,7 @@ class Registry:
             if to and to not in known:
                 raise UserError(f"{model} has no version {to}: there are {', '.join(known)}")
             if not to and former in ("", before):
-                raise UserError(f"{model} has no former champion: choose a version by --to, of {', '.join(known)}")
+                raise UserError(f"{model} has no former champion: choose a version with --to: {', '.join(known)}")
             self._promote(client, model, to or former, before)
             return before, _version(client.get_model_version(model, to or former))
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
+from nanochat.runtime.distributed import World
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Checkpoints
 from nanochat.storage.failures import translate_errors
-from nanochat.training.distributed import World
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"

@@ -54,7 +54,7 @@ class SpikeGuard:
         return middle + max(self.margin, 6 * deviation)
 
     def state(self) -> dict[str, list[float] | int]:
-        """What a checkpoint keeps."""
+        """The guard's part of a checkpoint."""
         return {"calm": list(self.calm), "suspect": self.suspect}
 
     def restore(self, state: dict[str, list[float] | int]) -> None:

@@ -1,4 +1,4 @@
-"""What a stage gives the loop for a step: this rank's share of the global batch, as summed and weighted tokens.
+"""A stage's objective: for each step this rank's part of the global batch, as summed and weighted tokens.
 
 An objective is a pure function of the data step: `objective.local_batch(17)` is the same whenever, and on however many
 processes, it is asked for, so that a resumed run needs nothing but the number. The loss of a step is
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from nanochat.model.transformer import IGNORED
-from nanochat.training.distributed import World
+from nanochat.runtime.distributed import World
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass takes."""
+    """The input of one forward pass."""
 
     inputs: Tensor  # (R, T) int64
     targets: Tensor  # (R, T) int64, IGNORED where there is no loss
@@ -47,7 +47,7 @@ class LocalBatch:
 
 
 class Objective(Protocol):
-    """What a stage trains on."""
+    """A stage's data and loss."""
 
     @property
     def counts(self) -> tuple[str, ...]:
@@ -55,11 +55,11 @@ class Objective(Protocol):
         ...
 
     def local_batch(self, step: int) -> LocalBatch:
-        """This rank's share of a data step."""
+        """This rank's part of a data step."""
         ...
 
     def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """What one step's counts, summed over ranks, say: names and values for the journal."""
+        """Metrics for the journal from one step's counts, which are summed over ranks."""
         ...
 
 

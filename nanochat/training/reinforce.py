@@ -22,7 +22,7 @@ import torch
 
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import IGNORED
-from nanochat.training.distributed import World
+from nanochat.runtime.distributed import World
 from nanochat.training.objective import LocalBatch, MicroBatch
 
 

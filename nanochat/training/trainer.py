@@ -1,9 +1,9 @@
 """The one training loop: base, mid, sft and rl differ in their objective, their schedule and their measurements.
 
     trainer = Trainer(plan, world=world, device=device, model=model, optimizer=optimizer, objective=objective, ...)
-    state = loop.run()      # Stopped, Diverged, or the state after the last step
+    state = trainer.run()   # Stopped, Diverged, or the state after the last step
 
-Every step: get this rank's share of the global batch, agree with all ranks on its weight and on whether to save or
+Every step: get this rank's part of the global batch, agree with all ranks on its weight and on whether to save or
 to stop, run the micro-batches, update. A stop lets the step that has not begun go: what is saved is the state
 before it. A step without supervised tokens changes no weight.
 """
@@ -21,12 +21,13 @@ import torch
 
 from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
+from nanochat.runtime.device import Device
+from nanochat.runtime.distributed import World
 from nanochat.spec.errors import Diverged, Stopped
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.device import Device, Forward
-from nanochat.training.distributed import World
+from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, Objective, micro_loss
 
@@ -37,7 +38,7 @@ SMOOTHING = 0.9  # of the loss that people read
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the schedule says of one step."""
+    """The schedule's values for one step."""
 
     lr_scale: float  # what every group's learning rate is multiplied by
     momentum: float = 0.95  # Muon's
@@ -57,7 +58,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerPlan:
-    """What a stage asks of the loop."""
+    """The training that a stage asks for."""
 
     steps: int
     schedule: Callable[[int], Rates]  # of the step that is about to be made, from 0

@@ -15,7 +15,7 @@ import torch
 
 from nanochat.data.mixture import Mixture, PackedLoader, RowLoader
 from nanochat.model.transformer import IGNORED, Transformer
-from nanochat.training.distributed import World
+from nanochat.runtime.distributed import World
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, (R, T) int64 each
 

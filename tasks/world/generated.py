@@ -1,4 +1,4 @@
-"""What the demo's tasks have in common: generated rows, each from a random stream of its own."""
+"""Base of the demo's tasks: generated rows, each from a random stream of its own."""
 
 from __future__ import annotations
 

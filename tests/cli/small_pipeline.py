@@ -89,7 +89,7 @@ def mistake(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def output(home: Path) -> str:
-    """What the command that was `started` has said so far."""
+    """The output so far of the command that was `started`."""
     return (home / "output.log").read_text()
 
 
@@ -103,7 +103,7 @@ def lines(text: str) -> dict[str, str]:
 
 
 def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen[str], home: Path) -> Any:
-    """What the condition says once it says anything; fails where the command ends before."""
+    """The condition's first true value; fails where the command ends before."""
     deadline = time.monotonic() + 120
     while not (found := condition()):
         assert process.poll() is None and time.monotonic() < deadline, output(home)

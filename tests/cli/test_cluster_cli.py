@@ -13,7 +13,8 @@ import pytest
 import yaml
 from small_pipeline import PIPELINE, nanochat
 
-from nanochat.cli.kube import ClusterPipeline, Kube
+from nanochat.cli.cluster_run import ClusterRun
+from operators.access import INVALID_TOKEN
 
 BASE = "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines"
 PROXY = "/api/v1/namespaces/system/services/http:controller:8080/proxy/v1/team/small"
@@ -27,6 +28,18 @@ def told(**changes: Any) -> dict[str, Any]:
     ]  # fmt: skip
     access = {"service": "system/controller:8080", "token": "fresh"}
     return {"phase": "Running", "stages": stages, "access": access} | changes
+
+
+def failure(code: int, reason: str, message: str, **details: Any) -> tuple[int, dict[str, Any]]:
+    """A refusal of the API server: a Status."""
+    return code, {"kind": "Status", "status": "Failure", "reason": reason, "message": message, "details": details}
+
+
+def merged(old: Any, patch: Any) -> Any:
+    """A merge patch, applied."""
+    if not isinstance(patch, dict):
+        return patch
+    return {**old, **{name: merged(old.get(name) or {}, value) for name, value in patch.items()}}
 
 
 class Server:
@@ -68,13 +81,14 @@ class Server:
             return self.refusals[path]
         if path.startswith(PROXY):
             if token != self.token:
-                return 404, {"detail": "there is no such pipeline, or the token is not its (read status.access again)"}
+                return 404, {"reason": INVALID_TOKEN, "detail": "another one is in the status"}
             found = self.objects.get(path)
             return (200, found) if found is not None else (404, {"detail": "the pipeline has no report yet"})
         if verb == "PATCH":
-            self.objects[path] = {**self.objects.get(path, {}), **body}
+            self.objects[path] = merged(self.objects.get(path, {}), body)
         if path not in self.objects:
-            return 404, {"message": f'chatpipelines "{path.rsplit("/")[-1]}" not found'}
+            *_, kind, name = path.split("/")
+            return failure(404, "NotFound", f'{kind} "{name}" not found', kind=kind, name=name)
         return 200, self.objects[path]
 
     def changes(self) -> list[tuple[str, Any]]:
@@ -177,7 +191,7 @@ ENDED = told(phase="Succeeded")
         ("retry", ENDED, "'small' has succeeded"),
         ("logs", told(access=None), "the controller has not said yet where the logs of small are"),
         ("logs", told(phase="Failed", message="bad", access=None, stages=[]), "no stage of small has run"),
-        ("report", told(phase="Failed", message="bad store", access=None), "nothing of small ran: bad store"),
+        ("report", told(phase="Failed", message="bad store", access=None), "no stage of small has run: bad store"),
         ("report", told(), "small: the pipeline has no report yet"),
     ],
 )
@@ -190,8 +204,8 @@ def test_what_cannot_be_asked_of_it(server: Server, run: Run, command: str, stat
 
 def test_submit_tells_of_a_suspended_pipeline_and_resume_needs_one(server: Server, run: Run) -> None:
     code, said = run("submit", "small.yaml", "--set", "suspend=true")
-    assert code == 0 and "It is suspended; let it go on with: nanochat resume small -n team" in said
-    server.objects[f"{BASE}/small"] = {"spec": {}, "status": told()}
+    assert code == 0 and "It is suspended; go on with it: nanochat resume small -n team" in said
+    server.objects[f"{BASE}/small"]["spec"] = {}
     code, said = run("resume", "small")
     assert code == 2 and "'small' is not suspended: it is Running" in said
 
@@ -275,42 +289,40 @@ def test_a_token_that_has_changed_is_read_again(server: Server, run: Run, stale:
 
 
 @pytest.mark.parametrize(
-    ("code", "answer", "says"),
+    ("answer", "says"),
     [
-        (503, {"message": "no endpoints available for service"}, "the controller does not answer (no endpoints"),
-        (403, {"message": "services is forbidden"}, "logs and reports come through a service of the controller"),
-        (401, {"message": "Unauthorized"}, "the cluster does not know you"),
+        (failure(503, "ServiceUnavailable", "no endpoints"), "the controller does not answer (no endpoints"),
+        (failure(403, "Forbidden", "you are bob"), "logs and reports come through a service of the controller"),
+        (failure(401, "Unauthorized", "Unauthorized"), "the cluster does not know you"),
     ],
 )
-def test_an_endpoint_out_of_reach(server: Server, run: Run, code: int, answer: dict[str, Any], says: str) -> None:
-    server.refusals[f"{PROXY}/logs/base"] = (code, answer)
+def test_an_endpoint_out_of_reach(server: Server, run: Run, answer: tuple[int, Any], says: str) -> None:
+    server.refusals[f"{PROXY}/logs/base"] = answer
     done, said = run("logs", "small", "base")
     assert done == 2 and says in said and said.count("\n") == 1, said
 
 
-INVALID = {
-    "reason": "Invalid",
-    "message": 'ChatPipeline "small" is invalid: ...',
-    "details": {
-        "causes": [
-            {"field": "spec", "message": 'Invalid value: "object": store cannot change'},
-            {"field": "spec.seed", "message": "Invalid value: -1"},
-        ]
-    },
-}
+FAULTS = [
+    {"field": "spec", "message": 'Invalid value: "object": store cannot change'},
+    {"field": "spec.seed", "message": "Invalid value: -1"},
+]
 
 
 def test_what_a_cluster_may_answer(server: Server, run: Run) -> None:
     path = f"{BASE}/small"
     cases = [
-        ((401, {"message": "Unauthorized"}), "the cluster does not know you"),
-        ((403, {"message": "chatpipelines is forbidden: User bob"}), "you may not do this: chatpipelines is forbidden"),
-        ((404, {"message": "the server could not find the requested resource"}), "install nanochat's chart first"),
-        ((404, {"message": 'chatpipelines "small" not found'}), "there is no pipeline team/small on the cluster"),
-        ((404, {"message": 'namespaces "team" not found'}), "the cluster has no such namespace"),
-        ((500, {"message": "etcd is gone"}), "etcd is gone"),
+        (failure(401, "Unauthorized", "Unauthorized"), "the cluster does not know you"),
+        (failure(403, "Forbidden", "chatpipelines is forbidden"), "you may not do this: chatpipelines is forbidden"),
+        (failure(404, "NotFound", "the server could not find it"), "install nanochat's chart first"),
+        ((404, b"404 page not found\n"), "install nanochat's chart first"),
+        (failure(404, "NotFound", "gone", kind="chatpipelines"), "there is no pipeline team/small on the cluster"),
+        (failure(404, "NotFound", "gone", kind="namespaces", name="team"), "the cluster has no such namespace: gone"),
+        (failure(500, "InternalError", "etcd is gone"), "etcd is gone"),
         ((502, b"<html>bad gateway"), "<html>bad gateway"),
-        ((422, INVALID), "pipeline team/small: store cannot change; spec.seed: Invalid value: -1"),
+        (
+            failure(422, "Invalid", 'ChatPipeline "small" is invalid: ...', causes=FAULTS),
+            "pipeline team/small: store cannot change; spec.seed: Invalid value: -1",
+        ),
     ]
     for refusal, says in cases:
         server.refusals[path] = refusal
@@ -323,13 +335,13 @@ def test_no_cluster_at_all(run: Run, server: Server, tmp_path: Path) -> None:
     code, said = run("status", "small", "-n", "team", KUBECONFIG=absent)
     assert code == 2 and "no cluster is configured" in said and said.count("\n") == 1
     code, said = run("status", "small", KUBECONFIG=absent)
-    assert code == 2 and said.startswith("error: no run of 'small' in this store") and "cluster" not in said
+    assert code == 2 and said.startswith("error: nothing has run in this store yet") and "cluster" not in said
     code, said = run("status", "small", "--context", "there")
     assert code == 2 and "the kubeconfig has no context 'there': it has here" in said
     server.http.shutdown()
     server.http.server_close()
     code, said = run("status", "small", "-n", "team")
-    assert code == 2 and "the cluster cannot be reached" in said
+    assert code == 2 and "the API server cannot be reached" in said
 
 
 @pytest.mark.parametrize(
@@ -353,5 +365,6 @@ def test_no_cluster_at_all(run: Run, server: Server, tmp_path: Path) -> None:
 def test_a_pipeline_that_was_changed_lives_until_the_controller_has_looked(
     metadata: dict[str, Any], status: dict[str, Any], live: bool
 ) -> None:
-    found = {"metadata": metadata, "status": status}
-    assert ClusterPipeline(Kube(None, "team", None), "small", found).is_live is live
+    kube: Any = None
+    run = ClusterRun(kube, "team", None, {"metadata": metadata, "status": status})
+    assert run.is_live is live

@@ -1,4 +1,4 @@
-"""What `nanochat run` shows: an opening, a line for each change, warnings among them, bars that fit the terminal."""
+"""The display of `nanochat run`: an opening, a line for each change, warnings among them, and bars that fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nanochat.cli.display import Display, details, quantity
+from nanochat.cli.display import Display, details_of, quantity
 from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.planner import Phase
 from nanochat.tracking.progress import State
@@ -19,7 +19,7 @@ HORIZON = {"parameters": 2_000_000, "tokens": 614_400, "steps": 150}
 
 
 class FakeRunner:
-    """What a display asks of a runner."""
+    """A runner, as far as a display asks it."""
 
     pipeline = SimpleNamespace(metadata=SimpleNamespace(name="demo"))
     graph = SimpleNamespace(
@@ -39,7 +39,7 @@ def view(phases: dict[str, Phase], *, progress: dict[str, State] | None = None, 
 
 
 def shown(*views: Any, terminal: bool = False, width: int = 100) -> str:
-    """What is printed of views in turn."""
+    """The output for views in turn."""
     out = StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, highlight=False, color_system=None)
     runner: Any = FakeRunner()
@@ -77,7 +77,7 @@ def test_bars_keep_to_one_line(width: int) -> None:
         stage="base", launch="a", phase="training", step=75, total=150, losses={"loss": 1.5}, eta=3700.0,
         rates={"tokens/s": 12345.0},
     )  # fmt: skip
-    assert details(state) == "loss 1.500, 12.3k tokens/s, 1 h 01 min left"
+    assert details_of(state) == "loss 1.500, 12.3k tokens/s, 1 h 2 min left"
     text = shown(view({"base": Phase.RUNNING}, progress={"base": state}), terminal=True, width=width)
     assert "training 75/150" in text
     frame = text.replace("\x1b[2K", "").replace("\r", "\n").splitlines()

@@ -1,4 +1,4 @@
-"""What a user can get wrong, and what a machine can do to a run: one clear sentence, and nothing is lost by it.
+"""Mistakes of a user and accidents of a machine: each is one clear sentence, and nothing is lost by it.
 
 Every case ends in one `error:` or `Failed:` line without a traceback; put right, the run goes on with what was made.
 """
@@ -85,7 +85,7 @@ def run(home: Path, *settings: str, **environment: str) -> subprocess.CompletedP
 
 
 def launches(state: Path) -> dict[str, str]:
-    """What is made: 'kind/name' -> the launch that made it."""
+    """The artifacts that were made: 'kind/name' -> the launch that made it."""
     manifests = [Manifest.from_bytes(path.read_bytes()) for path in state.glob("artifacts/*/*/manifest.json")]
     return {f"{manifest.kind}/{manifest.recipe['name']}": manifest.launch for manifest in manifests}
 

@@ -1,4 +1,4 @@
-"""What `nanochat logs` prints of a pipeline whose logs grow while it reads."""
+"""The lines that `nanochat logs` prints of a pipeline whose logs grow while it reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from nanochat.cli import logs
-from nanochat.cli.logs import Launch, Stage, Unanswered, show
+from nanochat.cli.logs import show
+from nanochat.cli.run_handle import LaunchLogs, Stage, Unanswered
 from nanochat.spec.errors import UserError
 
 Turn = Callable[["FakeSource"], None]
@@ -29,9 +30,9 @@ class FakeSource:
         self.turns.pop(0)(self)
         return self.live, list(self.stages.values())
 
-    def launches(self, stage: str) -> Sequence[Launch]:
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
         found = self.files.get(stage, {})
-        return [Launch(name, {file: len(data) for file, data in files.items()}) for name, files in found.items()]
+        return [LaunchLogs(name, {file: len(data) for file, data in files.items()}) for name, files in found.items()]
 
     def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
         self.reads += 1
@@ -179,7 +180,7 @@ def test_followed_logs_outlast_a_source_that_is_away(capsys: Capture) -> None:
     show(source, stage="base", attempt=None, rank=None, follow=True)
     captured = capsys.readouterr()
     assert captured.out.splitlines()[1:] == ["a", "b"]
-    assert captured.err == "the controller does not answer; trying on\n"
+    assert captured.err == "the controller does not answer; trying again\n"
 
 
 def test_a_stage_that_has_not_begun_is_said(capsys: Capture) -> None:
@@ -204,7 +205,7 @@ def cached(source: FakeSource) -> None:
         (runs(("01-a", "rank0", b"a")), "base", 3, None, "there is no log of base, attempt 3"),
         (runs(("01-a", "rank0", b"a")), "base", None, 4, "there is no log of base, rank4"),
         (cached, "base", None, None, "there is no log of base: an earlier run made its output, which is reused"),
-        (cached, None, None, None, "no stage of small has run: its outputs were all there"),
+        (cached, None, None, None, "no stage of small has run: all its outputs were there already"),
         (lambda source: None, None, None, None, "no stage of small has run yet"),
         (away, "base", None, None, "the controller does not answer"),
     ],

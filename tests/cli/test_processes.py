@@ -86,7 +86,7 @@ def long_run(home: Path, processes: int) -> None:
 
 
 def module(process: psutil.Process) -> str:
-    """What `python -m` was told to run."""
+    """The module that `python -m` was told to run."""
     words = process.cmdline()
     return words[words.index("-m") + 1]
 

@@ -16,8 +16,10 @@ import yaml
 from mlflow_server import serving
 from small_pipeline import mistake, nanochat
 
-from nanochat.cli.rollback import _service
+from nanochat.cli.mlflow_proxy import registry_of, service_of
+from nanochat.spec.errors import UserError
 from nanochat.tracking.registry import Candidate, Registry
+from operators.kube_client import KubeError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -42,11 +44,11 @@ def test_on_this_machine(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/state/mlflow.db")
     assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback"))
     release(registry, "robin", "one")
-    assert "no former champion: choose a version by --to, of 1" in mistake(nanochat(tmp_path, "rollback", "demo"))
+    assert "no former champion: choose a version with --to: 1" in mistake(nanochat(tmp_path, "rollback", "demo"))
     release(registry, "robin", "two")
     done = nanochat(tmp_path, "rollback", "demo")
     assert done.stdout.splitlines() == [
-        "Version 1 of robin is now champion instead of version 2, which is now former.",
+        "Version 1 of robin is now champion instead of version 2, which is now the former one.",
         "Servers that follow the registry serve it from now on: s3://bucket/artifacts/model/one/01-a",
     ], done.stderr
     champion = registry.champion("robin")
@@ -129,13 +131,28 @@ def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
         champion = registry.champion("robin")
         assert champion is not None and champion.version == now
     done = nanochat(tmp_path, "rollback", "demo", "-n", "team", "--to", "1", **kubeconfig)
-    assert "Version 1 of robin was champion already; where it was given up, it is tried again." in done.stdout
+    assert "Version 1 of robin was already champion; a server that gave it up tries it again." in done.stdout
     server.pipeline["status"] = {"profile": {"tracking": "http://absent.tools.svc:5000"}}
     said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert "MLflow (service tools/absent): " in said and "not found" in said
     server.pipeline["status"] = {}
     said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert "demo has no tracking server" in said
+
+
+def test_the_api_servers_own_refusal_is_final() -> None:
+    """Only MLflow's, which has no code, is answered with the name that MLflow knows."""
+    asked: list[str] = []
+
+    class FakeKube:
+        def json(self, verb: str, path: str, **options: Any) -> Any:
+            asked.append(path)
+            raise KubeError("", said="services is forbidden", status=403, code="Forbidden")
+
+    kube: Any = FakeKube()
+    with pytest.raises(UserError, match="you may not do this: services is forbidden"):
+        registry_of("http://mlflow.tools:5000", kube).champion("robin")
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -151,5 +168,5 @@ def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
     ],
 )
 def test_which_addresses_are_services_of_the_cluster(uri: str, proxy: str | None) -> None:
-    found = _service(uri)
+    found = service_of(uri)
     assert (found and found[0]) == proxy

@@ -35,7 +35,7 @@ def test_status_and_logs(home: Path) -> None:
     assert "Succeeded" in done.stdout and "eval-rl" in done.stdout
     assert "base" in nanochat(home, "logs", "small", "base").stdout
     missing = nanochat(home, "status", "nothing")
-    assert missing.returncode == 2 and "there are small" in missing.stderr
+    assert missing.returncode == 2 and "it has runs of small" in missing.stderr
 
 
 def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
@@ -78,7 +78,7 @@ def test_gc_keeps_the_runs_of_champions(home: Path) -> None:
 
     def gone(*options: str) -> set[str]:
         out = nanochat(home, "gc", "--dry-run", "--keep-runs", "0", *options).stdout
-        return {run for run in every if f"{run.partition('runs/')[2]}: beyond" in out}
+        return {run for run in every if f"{run.partition('runs/')[2]}: not among the latest 0" in out}
 
     assert gone() == every - released
     assert gone("--champions") == every

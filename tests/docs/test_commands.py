@@ -116,6 +116,7 @@ class Terminal:
         kept = {n: v for n, v in os.environ.items() if not n.startswith(("NANOCHAT_", "MLFLOW_", "KUBECONFIG"))}
         path = os.pathsep.join([str(self.programs), kept["PATH"]])
         self.environment = {**kept, "HOME": str(folder), "PATH": path, "COLUMNS": "200"}
+        self.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven idle processes
 
     def run(self, command: str) -> str:
         return doc_pages.run(command, self.folder, self.environment, timeout=300)
@@ -155,6 +156,18 @@ def test_local_commands_work(block: Block, terminal: Terminal) -> None:
         for server in servers:
             server.send_signal(signal.SIGINT)
             server.wait(60)
+
+
+def test_the_files_of_a_run_are_those_of_the_page(terminal: Terminal) -> None:
+    """docs/architecture.md has a row for each file in the folder of the run."""
+    rows = doc_pages.first_column(ROOT / "docs" / "architecture.md", "The run's folder")
+    patterns = {row: re.compile(re.sub(r"<\w+>", "[^/]+", row.replace(".", r"\."))) for row in rows}
+    runs = list((terminal.folder / ".cache" / "nanochat" / "runs").glob("*.demo/*"))
+    files = {path.relative_to(run).as_posix() for run in runs for path in run.rglob("*") if path.is_file()}
+    found = {file: [row for row, pattern in patterns.items() if pattern.fullmatch(file)] for file in files}
+    assert [file for file, of in found.items() if len(of) != 1] == []
+    of_others = {"control.json", "release.json", "tracked.json"}  # a cancelled run's, a release's, the controller's
+    assert {row for of in found.values() for row in of} >= set(rows) - of_others
 
 
 CURL = "curl --fail --silent --show-error --retry 60 --retry-connrefused --retry-delay 1"
@@ -278,7 +291,7 @@ def test_names_in_sentences_exist(page: Path) -> None:
     for span in doc_pages.inline_code(page):
         name = span.partition(":")[0].removeprefix("spec.").replace("<stage>", "base").replace("NAME", "default")
         check_path(span, page.name)
-        if not re.fullmatch(r"[a-z]\w*(\.\w+)+", name):
+        if not re.fullmatch(r"[a-z]\w*(\.\w+)+", name) or name.endswith(".json"):
             continue
         if name.split(".")[0] in schema()["properties"]:
             check_value(name, page.name)
@@ -370,8 +383,8 @@ def test_the_example_task_is_a_task(tmp_path: Path) -> None:
     assert "COPY --from=code /code/tasks /opt/nanochat/tasks" in (ROOT / "images/Dockerfile").read_text()
 
 
-# What others say: the scheduler, CUDA, MLflow, the chart's own values.
-OTHERS = ("nodes are available", "Insufficient nvidia.com/gpu", "Host header", "suspend: true")
+# What others say: the scheduler, CUDA, MLflow, Kubernetes, the chart's own values.
+OTHERS = ("nodes are available", "Insufficient nvidia.com/gpu", "Host header", "secret not found", "suspend: true")
 
 
 def test_messages_are_the_programs_own() -> None:
@@ -384,9 +397,18 @@ def test_messages_are_the_programs_own() -> None:
                 piece = piece.strip(" :,;.")
                 if len(piece) < 8 or any(other in piece or piece in other for other in OTHERS):
                     continue
-                if not any(piece in text for text in said):
+                if piece.startswith("nanochat "):
+                    check_nanochat([*piece.split()[1:], "NAME"], "troubleshooting.md")
+                elif not any(spelling in text for spelling in spellings(piece) for text in said):
                     missing.append(f"{message}: {piece}")
     assert not missing, "\n".join(missing)
+
+
+def spellings(piece: str) -> list[str]:
+    """A piece as it may stand in the code: in a longer one any word may be filled in there, as `bucket` is."""
+    parts = piece.split(" ")
+    filled = [" ".join([*parts[:at], "\0", *parts[at + 1 :]]) for at in range(len(parts))]
+    return [piece, *(filled if len(parts) > 3 else ())]
 
 
 def texts() -> Iterator[str]:

@@ -12,8 +12,8 @@ import torch
 from nanochat.data.tokenfile import TokenFile, write_text
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.distributed import World
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.distributed import World
 
 
 def test_bits_over_bytes_without_special_tokens(model: Transformer, tokenizer: Tokenizer) -> None:

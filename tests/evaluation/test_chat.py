@@ -12,9 +12,9 @@ from nanochat.evaluation.figure import centered, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Engine, Sampling
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.distributed import World
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
-from nanochat.training.distributed import World
 from tasks import Example, Program, Task
 from tasks.choice import choice_example, is_letter
 

@@ -15,9 +15,9 @@ import yaml
 from nanochat.evaluation.core import cut_left, judge, measure_core, score
 from nanochat.evaluation.core_tasks import CoreTask, Example, Span, load_tasks
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.distributed import World
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.distributed import World
 
 WORDS = ["the", "cat", "sat", "on", "a", "thin", "mat", "in", "winter", "then", "another", "dinner", "other"]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from datetime import UTC, datetime
 from typing import Any
 
 from nanochat.spec.chatpipeline import UID
+from operators.status_schema import PipelineStatus
 
 Object = dict[str, Any]
 
@@ -77,3 +79,4 @@ class FakeCluster:
 
     def patch_status(self, _namespace: str, _name: str, status: Object, *, uid: str) -> None:
         self.status = {k: v for k, v in (self.status | copy.deepcopy(status)).items() if v is not None}
+        PipelineStatus.model_validate_json(json.dumps(self.status), strict=True, by_alias=True, by_name=False)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.planner import Phase
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from operators.crd import FILE, text
@@ -120,17 +123,108 @@ def test_the_file_is_fresh() -> None:
     assert FILE.read_text() == text(), "run make generate"
 
 
+def fields(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All fields of a schema with their paths."""
+    for name, value in node.get("properties", {}).items():
+        yield f"{path}.{name}", value
+        yield from fields(value, f"{path}.{name}")
+        yield from fields(value.get("items", {}), f"{path}.{name}[]")
+
+
+SCHEMA = yaml.safe_load(FILE.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+FIELDS = [(path, field) for path, field in fields(SCHEMA, "") if path != ".metadata"]  # which the API server describes
+STUBS = re.compile(r"(what|that|it|its|they|these|those|this|whether|which|the|an?)\b", re.IGNORECASE)
+
+
+def flaws(name: str, comment: str) -> list[str]:
+    """Flaws of a field's comment, whose subject is to be the field, and whose sentences are to be whole."""
+    found = ["begins with a stub"] if STUBS.match(comment) else []
+    found += [] if re.match(rf"{name} [a-z-]+ ", comment) else ["is not about the field"]
+    found += [] if len(comment) >= 40 else ["is too short"]
+    return found if comment.endswith(".") else [*found, "is no sentence"]
+
+
 def test_every_field_is_described() -> None:
-    schema = yaml.safe_load(FILE.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    comments = {path: flaws(path.rpartition(".")[2], field.get("description", "")) for path, field in FIELDS}
+    assert len(comments) > 500
+    assert {path: found for path, found in comments.items() if found} == {}
 
-    def bare(node: Any, path: str) -> list[str]:
-        found = []
-        for name, value in node.get("properties", {}).items():
-            found += [f"{path}.{name}"] if not value.get("description") else []
-            found += bare(value, f"{path}.{name}") + bare(value.get("items", {}), f"{path}.{name}[]")
-        return found
 
-    assert bare(schema["properties"]["spec"], "spec") == []
+@pytest.mark.parametrize(
+    ("comment", "flaw"),
+    [
+        ("Whether the stage is part of the pipeline, or is left out.", "begins with a stub"),
+        ("Number of the blocks that the transformer has.", "is not about the field"),
+        ("depth is a number.", "is too short"),
+        ("depth is the number of blocks that the transformer has", "is no sentence"),
+    ],
+)
+def test_a_poor_comment_is_found(comment: str, flaw: str) -> None:
+    assert flaw in flaws("depth", comment)
+
+
+def test_a_field_without_a_value_says_what_then_holds() -> None:
+    silent = [
+        path
+        for path, field in FIELDS
+        if path.startswith(".spec.")
+        and not field.get("properties")
+        and path.rpartition(".")[2] not in required(path)
+        and "efault" not in field["description"]
+    ]
+    assert silent == []
+
+
+def required(path: str) -> list[str]:
+    """The required fields of the object that has the field at a path."""
+    node = SCHEMA
+    for part in path.split(".")[1:-1]:
+        node = node["properties"][part.removesuffix("[]")]
+        node = node["items"] if part.endswith("[]") else node
+    return node.get("required", [])
+
+
+def test_everything_in_the_status_is_bounded() -> None:
+    bounds = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",)}
+    bounds["object"] = ("maxProperties", "properties")
+    told = [(path, field) for path, field in FIELDS if path.startswith(".status.")]
+    told += [(f"{path}[]", field["items"]) for path, field in told if "items" in field]
+    told += [(f"{path}[*]", field["additionalProperties"]) for path, field in told if "additionalProperties" in field]
+    for path, field in told:
+        assert any(bound in field for bound in bounds.get(field["type"], ("type",))), path
+
+
+def test_phases_are_the_planners() -> None:
+    status = SCHEMA["properties"]["status"]["properties"]
+    for phase in (status["phase"], status["stages"]["items"]["properties"]["phase"]):
+        assert phase["enum"] == [str(item) for item in Phase]
+
+
+def test_conditions_are_those_of_kubernetes() -> None:
+    """The bounds of metav1.Condition."""
+    condition = SCHEMA["properties"]["status"]["properties"]["conditions"]["items"]
+    bounds = {
+        name: {key: value for key, value in field.items() if key not in ("description", "type")}
+        for name, field in condition["properties"].items()
+    }
+    assert bounds == {
+        "type": {
+            "maxLength": 316,
+            "pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+            r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$",
+        },
+        "status": {"enum": ["True", "False", "Unknown"]},
+        "reason": {"minLength": 1, "maxLength": 1024, "pattern": r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+        "message": {"maxLength": 32_768},
+        "lastTransitionTime": {"format": "date-time"},
+        "observedGeneration": {"minimum": 0, "format": "int64"},
+    }
+    assert sorted(condition["required"]) == ["lastTransitionTime", "message", "reason", "status", "type"]
+
+
+def test_kubectl_can_apply_the_file() -> None:
+    """kubectl keeps the whole object in an annotation, and annotations have at most 256 KiB."""
+    assert len(json.dumps(yaml.safe_load(FILE.read_text()), separators=(",", ":"))) < 250_000
 
 
 @pytest.mark.parametrize(("document", "accepted"), cases())

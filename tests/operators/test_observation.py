@@ -80,7 +80,7 @@ def condition(kind: str, message: str = "", status: str = "True", ago: float = 3
     return {"type": kind, "status": status, "message": message, "lastTransitionTime": at(ago)}
 
 
-LOST = "Connection closed by peer [10.0.0.1]"
+LOST = word("Infrastructure", "Connection closed by peer [10.0.0.1]", peer_lost=True)
 TAINTED = condition("DisruptionTarget", "Taint manager: deleting due to NoExecute taint")
 
 CASES = {
@@ -90,27 +90,30 @@ CASES = {
     "stopped after a checkpoint": (job("Failed"), [ended(0, 143), ended(1, 143)], Reason.PREEMPTED, True),
     "its own word": (job("Failed"), [ended(0, 1, message=word("Diverged")), pod(1)], Reason.DIVERGED, False),
     "a user's mistake": (job("Failed"), [ended(0, 1, message=word("UserError")), pod(1)], Reason.USER_ERROR, False),
+    "a task called nccl": (
+        job("Failed"), [ended(0, 1, message=word("UserError", "no task nccl")), pod(1)], Reason.USER_ERROR, False,
+    ),
     "no word": (job("Failed"), [ended(0, 1), ended(1, 1)], Reason.ERROR, True),
     "no sensible word": (job("Failed"), [ended(0, 1, message="Traceback"), ended(1, 143)], Reason.ERROR, True),
     "memory of the pod": (job("Failed"), [ended(0, 137, why="OOMKilled"), pod(1)], Reason.OUT_OF_MEMORY, False),
     "memory, its peer spoke first": (
         job("Failed"),
-        [ended(0, 1, ago=20, message=word("Infrastructure", LOST)), ended(1, 137, ago=10, why="OOMKilled")],
+        [ended(0, 1, ago=20, message=LOST), ended(1, 137, ago=10, why="OOMKilled")],
         Reason.OUT_OF_MEMORY,
         True,
     ),
     "a lost peer alone waits for the other": (
-        job("Failed"), [ended(0, 1, message=word("Infrastructure", LOST)), pod(1)], None, False,
+        job("Failed"), [ended(0, 1, message=LOST), pod(1)], None, False,
     ),
     "a lost peer alone": (
-        job("Failed"), [ended(0, 1, message=word("Infrastructure", LOST)), ended(1, 143)], Reason.INFRASTRUCTURE, True,
+        job("Failed"), [ended(0, 1, message=LOST), ended(1, 143)], Reason.INFRASTRUCTURE, True,
     ),
     "a lost peer on a lost node": (
-        job("Failed"), [pod(0, deleted=20), ended(1, 1, ago=60, message=word("Infrastructure", LOST))],
+        job("Failed"), [pod(0, deleted=20), ended(1, 1, ago=60, message=LOST)],
         Reason.PREEMPTED, True,
     ),
     "a lost peer whose node may answer yet": (
-        job("Failed"), [pod(0, deleted=5), ended(1, 1, ago=60, message=word("Infrastructure", LOST))], None, False,
+        job("Failed"), [pod(0, deleted=5), ended(1, 1, ago=60, message=LOST)], None, False,
     ),
     "killed": (job("Failed"), [ended(0, 137), ended(1, 143)], Reason.INFRASTRUCTURE, True),
     "a disk that is full": (job("Failed"), [ended(0, 28), ended(1, 143)], Reason.USER_ERROR, True),
@@ -118,7 +121,7 @@ CASES = {
     "a pod that was deleted and made again": (job("Running"), [pod(0), pod(1, uid="new")], Reason.PREEMPTED, False),
     "its peer lost it": (
         job("Failed"),
-        [ended(0, 1, ago=5, message=word("Infrastructure", LOST)), pod(1, deleted=-10)],
+        [ended(0, 1, ago=5, message=LOST), pod(1, deleted=-10)],
         Reason.PREEMPTED,
         False,
     ),

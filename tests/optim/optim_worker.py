@@ -12,6 +12,7 @@ from optim_problem import ROWS, Tables, batch
 from safetensors.torch import load_file, save_file
 
 from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.runtime.distributed import World
 
 
 def train(
@@ -29,10 +30,12 @@ def train(
 
     Rank 0 saves weights and state, from which another run goes on.
     """
+    peers = World()
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{save}.store", rank=rank, world_size=world)
+        peers = World(rank=rank, size=world, group=dist.group.WORLD)
     model = Tables()
-    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1))
+    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1), world=peers)
     if load is not None:
         state = load_file(load)
         model.load_state_dict({name: state.pop(f"model.{name}") for name, _ in model.named_parameters()})

@@ -20,11 +20,14 @@ from nanochat.spec.errors import StorageError
 from nanochat.storage import Profile, Store, open_store
 
 DONE, STOPPED = Reason.SUCCEEDED, Reason.PREEMPTED
-LOST = "Connection closed by peer"
 
 
 def told(rank: int, reason: Reason, message: str = "", *, at: float = 1.0) -> Outcome:
     return Outcome(reason=reason, message=message, rank=rank, time=at)
+
+
+def lost(rank: int, *, at: float = 1.0) -> Outcome:
+    return Outcome(Reason.INFRASTRUCTURE, "Connection closed by peer", rank=rank, time=at, peer_lost=True)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +41,10 @@ def told(rank: int, reason: Reason, message: str = "", *, at: float = 1.0) -> Ou
         pytest.param(1, [], 1, False, Reason.ERROR, id="never came to run"),
         pytest.param(EXIT_DISK_FULL, [], 1, False, Reason.USER_ERROR, id="no room for its outcome"),
         pytest.param(1, [told(0, STOPPED), told(1, STOPPED)], 2, True, STOPPED, id="both stopped"),
-        pytest.param(
-            1, [told(0, STOPPED), told(1, Reason.INFRASTRUCTURE, LOST, at=2)], 2, True, STOPPED, id="one stopped first"
-        ),
+        pytest.param(1, [told(0, STOPPED), lost(1, at=2)], 2, True, STOPPED, id="one stopped first"),
         pytest.param(
             1,
-            [told(0, Reason.INFRASTRUCTURE, LOST), told(1, Reason.USER_ERROR, "bad", at=2)],
+            [lost(0), told(1, Reason.USER_ERROR, "bad", at=2)],
             2,
             False,
             Reason.USER_ERROR,
@@ -55,6 +56,9 @@ def told(rank: int, reason: Reason, message: str = "", *, at: float = 1.0) -> Ou
         pytest.param(1, [told(0, DONE)], 2, False, Reason.INFRASTRUCTURE, id="killed when its peer was done"),
         pytest.param(1, [told(1, Reason.ERROR, "a bug")], 2, False, Reason.ERROR, id="a bug, its peer killed after it"),
         pytest.param(-9, [], 2, False, Reason.INFRASTRUCTURE, id="torchrun killed"),
+        pytest.param(
+            1, [told(0, Reason.USER_ERROR, "no task nccl")], 2, False, Reason.USER_ERROR, id="a task called nccl"
+        ),
     ],
 )
 def test_what_an_exit_means(code: int, outcomes: list[Outcome], processes: int, asked: bool, reason: Reason) -> None:
@@ -62,7 +66,7 @@ def test_what_an_exit_means(code: int, outcomes: list[Outcome], processes: int, 
 
 
 def test_a_rank_that_said_nothing_is_named() -> None:
-    outcome = from_exit(1, [told(0, Reason.INFRASTRUCTURE, LOST)], processes=2)
+    outcome = from_exit(1, [lost(0)], processes=2)
     assert outcome.message.startswith("rank 1 ended without a word")
 
 

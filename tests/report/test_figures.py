@@ -7,11 +7,11 @@ import math
 import pytest
 
 from nanochat.report.document import Answer, Document, Exchange, Line, Section
-from nanochat.report.figures import count, date, duration, money, number, scientific, size
 from nanochat.report.markdown import render_markdown
 from nanochat.report.metrics import brief, cell, label, ordered
 from nanochat.report.plots import Curve, draw, smoothed
 from nanochat.report.record import Result
+from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
 
 @pytest.mark.parametrize(

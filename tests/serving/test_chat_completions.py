@@ -119,7 +119,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"stop": ["a"] * 5}, "at most 4", "stop"),
     ({"top_logprobs": 2}, "needs logprobs", "top_logprobs"),
     ({"messages": []}, "at least 1", "messages"),
-    ({"messages": [{"role": "assistant", "content": "Hi"}]}, "must be 'user'", "messages"),
+    ({"messages": [{"role": "assistant", "content": "Hi"}]}, "must be from 'user'", "messages"),
     ({"messages": [{"role": "robot", "content": "Hi"}]}, "'system', 'user' or 'assistant'", "messages.0.role"),
     ({"messages": [{"role": "user", "content": "Hi", "color": 1}]}, "not known", "messages.0.color"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "context holds 512", "messages"),

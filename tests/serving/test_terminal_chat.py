@@ -1,4 +1,4 @@
-"""Chat in the terminal: history, commands, forgetting, and both kinds of chat_backends."""
+"""Chat in the terminal: history, commands, forgetting, and both kinds of backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nanochat.cli.chat import Session, chat
-from nanochat.cli.chat_backends import ContextFull, LocalSpeaker, Message, RemoteSpeaker, ReplySettings, Said
+from nanochat.cli.chat_backends import ContextFull, LocalBackend, Message, RemoteBackend, ReplySettings, Said
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.serving.app import ServerSettings
@@ -21,7 +21,7 @@ from nanochat.tokenizer import Tokenizer
 SETTINGS = ReplySettings(temperature=0.0, top_k=None, max_tokens=12)
 
 
-class FakeSpeaker:
+class FakeBackend:
     """Answers with what it was asked, and notes all it was given; holds `room` messages."""
 
     name = "an echo"
@@ -51,7 +51,7 @@ class FakeSpeaker:
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, str]]:
     """Types lines into a session and returns it with what the screen shows."""
 
-    def run(backend: FakeSpeaker, *lines: str, system: str | None = None) -> tuple[Session, str]:
+    def run(backend: FakeBackend, *lines: str, system: str | None = None) -> tuple[Session, str]:
         screen = io.StringIO()
         waiting = iter(lines)
 
@@ -71,7 +71,7 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, str]]:
 
 
 def test_history_is_kept_and_cleared(talk: Callable[..., tuple[Session, str]]) -> None:
-    backend = FakeSpeaker()
+    backend = FakeBackend()
     session, screen = talk(backend, "one", "", "two", "/clear", "three")
     assert [[m["content"] for m in messages] for messages, _ in backend.given] == [
         ["one"], ["one", "You said: one", "two"], ["three"],
@@ -83,7 +83,7 @@ def test_history_is_kept_and_cleared(talk: Callable[..., tuple[Session, str]]) -
 def test_commands_change_settings_and_errors_change_nothing(
     talk: Callable[..., tuple[Session, str]],
 ) -> None:
-    backend = FakeSpeaker()
+    backend = FakeBackend()
     _, screen = talk(
         backend, "/temperature 0.5", "/topk 7", "/maxtokens 99", "/temperature hot", "/nothing", "one", "/help"
     )
@@ -95,7 +95,7 @@ def test_commands_change_settings_and_errors_change_nothing(
 
 
 def test_regenerating_asks_the_same_again(talk: Callable[..., tuple[Session, str]]) -> None:
-    backend = FakeSpeaker()
+    backend = FakeBackend()
     session, screen = talk(backend, "/regenerate", "one", "/regenerate", "/quit", "never asked")
     assert "There is no answer yet." in screen
     assert [messages for messages, _ in backend.given] == [[{"role": "user", "content": "one"}]] * 2
@@ -103,7 +103,7 @@ def test_regenerating_asks_the_same_again(talk: Callable[..., tuple[Session, str
 
 
 def test_system_messages_come_first(talk: Callable[..., tuple[Session, str]]) -> None:
-    backend = FakeSpeaker()
+    backend = FakeBackend()
     talk(backend, "one", "/system Be brief.", "two", system="Be kind.")
     assert backend.given[0][0][0] == {"role": "system", "content": "Be kind."}
     assert backend.given[1][0] == [
@@ -114,28 +114,28 @@ def test_system_messages_come_first(talk: Callable[..., tuple[Session, str]]) ->
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
     talk: Callable[..., tuple[Session, str]],
 ) -> None:
-    backend = FakeSpeaker(room=3)
+    backend = FakeBackend(room=3)
     _, screen = talk(backend, "one", "two", "three")
     assert [m["content"] for m in backend.given[-1][0]] == ["two", "You said: two", "three"]
     assert "no longer fits" in screen
-    session, screen = talk(FakeSpeaker(room=0), "one")
+    session, screen = talk(FakeBackend(room=0), "one")
     assert "full" in screen and session.messages == []
 
 
 def test_tool_calls_are_shown_and_kept_in_the_history(talk: Callable[..., tuple[Session, str]]) -> None:
-    session, screen = talk(FakeSpeaker(), "1 + 11?")
+    session, screen = talk(FakeBackend(), "1 + 11?")
     assert screen.endswith("tool: 1+11 = 12\nYou said: 1 + 11?\n")
     assert [part["type"] for part in session.messages[-1]["content"]] == ["python", "python_output", "text"]
 
 
 def test_a_reply_cannot_control_the_terminal(talk: Callable[..., tuple[Session, str]]) -> None:
-    _, screen = talk(FakeSpeaker(), "[bold]\x1b]0;title\x07\u009b2J")
+    _, screen = talk(FakeBackend(), "[bold]\x1b]0;title\x07\u009b2J")
     assert "[bold]]0;title2J" in screen
     assert "\x1b]0" not in screen and "\u009b" not in screen
 
 
 def test_what_fails_leaves_the_conversation_as_it_was(talk: Callable[..., tuple[Session, str]]) -> None:
-    session, screen = talk(FakeSpeaker(fails=True), "one")
+    session, screen = talk(FakeBackend(fails=True), "one")
     assert "no luck" in screen and session.messages == []
 
 
@@ -154,9 +154,9 @@ def text(pieces: Sequence[Said]) -> str:
     return "".join(piece.text for piece in pieces if piece.kind == "text")
 
 
-def test_both_kinds_of_speakers_answer_and_stop(folder: Path, server: Any, until: Callable[..., None]) -> None:
+def test_both_kinds_of_backends_answer_and_stop(folder: Path, server: Any, until: Callable[..., None]) -> None:
     question = [{"role": "user", "content": "What is 12 + 30?"}]
-    local, remote = LocalSpeaker(folder), RemoteSpeaker(f"{server.url}/v1/")
+    local, remote = LocalBackend(folder), RemoteBackend(f"{server.url}/v1/")
     assert (local.name, remote.name) == ("the sft model", "tiny")
     assert text(said(remote, question))
     assert remote.finish_reason in ("stop", "length")
@@ -183,7 +183,7 @@ def test_a_history_that_leaves_no_room_is_full(folder: Path, server: Any) -> Non
         {"role": "user", "content": long}, {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": long},
     ]  # fmt: skip
-    for backend in (LocalSpeaker(folder), RemoteSpeaker(server.url)):
+    for backend in (LocalBackend(folder), RemoteBackend(server.url)):
         with pytest.raises(ContextFull):
             said(backend, [{"role": "user", "content": long * 9}])
         with pytest.raises(ContextFull):
@@ -194,7 +194,7 @@ def test_a_server_that_is_not_there_or_refuses_is_one_sentence(
     start: Callable[..., Any], server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="No server answers"):
-        RemoteSpeaker("http://127.0.0.1:9")
+        RemoteBackend("http://127.0.0.1:9")
     guarded = start(settings=ServerSettings(api_keys=frozenset({"key"})))
     monkeypatch.delenv("NANOCHAT_API_KEY", raising=False)
     with pytest.raises(UserError, match="NANOCHAT_API_KEY"):
@@ -204,4 +204,4 @@ def test_a_server_that_is_not_there_or_refuses_is_one_sentence(
     with pytest.raises(UserError, match="nobody to talk to"):
         chat(prompt="Hello")
     with pytest.raises(UserError, match="does not speak"):
-        RemoteSpeaker(f"{server.url}/?")
+        RemoteBackend(f"{server.url}/?")

@@ -130,10 +130,14 @@ def test_identity_files_are_checked_by_line(tmp_path: Path) -> None:
     for line, problem in (
         (b"\xff\xfe", "line 2: not UTF-8"),
         (b"{", "line 2: not JSON"),
-        (b'"text"', "line 2: a conversation is an array"),
+        (b'"text"', "line 2: a conversation is a list"),
         (json.dumps(good[:1]).encode(), "line 2: the last message must be the assistant's"),
-        (json.dumps(good + good[1:]).encode(), "line 2: message 3 is from 'assistant', not 'user'"),
-        (b'[{"role": "user"}]', "line 2: message 1 needs a `content`"),
+        (json.dumps(good + good[1:]).encode(), "line 2: message 3 is from 'assistant' and must be from 'user'"),
+        (b'[{"role": "user"}]', "line 2: message 1 must have 'role' and 'content'"),
+        (
+            b'[{"role": "user", "content": [{"type": "text", "text": "a"}]}]',
+            "line 2: message 1: the content must be text",
+        ),
     ):
         path.write_bytes(json.dumps(good).encode() + b"\n" + line + b"\n")
         with pytest.raises(DataError, match=problem):

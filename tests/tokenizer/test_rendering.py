@@ -8,7 +8,7 @@ import pytest
 
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
-from nanochat.tokenizer.chat import check_messages, render_conversation, render_prompt
+from nanochat.tokenizer.chat import render_conversation, render_prompt
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +82,24 @@ def test_a_first_exchange_that_is_too_long_loses_its_end(tokenizer: Tokenizer) -
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        (None, "row 7 must be a list of messages"),
-        ([], "row 7 must be a list of messages"),
-        (["hi"], "row 7, message 1: must have 'role' and 'content'"),
-        ([{"role": "user"}], "row 7, message 1: must have 'role' and 'content'"),
-        ([{"role": "bot", "content": ""}], "row 7, message 1: the role is 'bot'"),
-        ([assistant("a")], "row 7, message 1: the role is 'assistant' and must be 'user'"),
-        ([user("a"), user("b")], "row 7, message 2: the role is 'user' and must be 'assistant'"),
-        ([system("s"), assistant("b")], "row 7, message 2: the role is 'assistant' and must be 'user'"),
-        ([user("a"), assistant("b"), system("c")], "row 7, message 3: the role is 'system'"),
+        (None, "row 7: a conversation is a list of messages"),
+        ([], "row 7: a conversation is a list of messages"),
+        (["hi"], "row 7: message 1 must have 'role' and 'content'"),
+        ([{"role": "user"}], "row 7: message 1 must have 'role' and 'content'"),
+        ([{"role": "bot", "content": ""}], "row 7: message 1 has the role 'bot'"),
+        ([assistant("a")], "row 7: message 1 is from 'assistant' and must be from 'user'"),
+        ([user("a"), user("b")], "row 7: message 2 is from 'user' and must be from 'assistant'"),
+        ([system("s"), assistant("b")], "row 7: message 2 is from 'assistant' and must be from 'user'"),
+        ([user("a"), assistant("b"), system("c")], "row 7: message 3 is from 'system'"),
         ([system("s")], "row 7: there is no user message"),
-        ([user(1)], "content of the role 'user' must be text"),  # type: ignore[arg-type]
+        ([user(1)], "row 7: message 1: the content must be text"),  # type: ignore[arg-type]
         ([user("a"), assistant(None)], "must be text or a list of parts"),
-        ([user("a"), assistant([{"type": "image", "text": ""}])], "each part must have 'text' and a 'type'"),
+        ([user("a"), assistant([{"type": "image", "text": ""}])], "must have 'text' and a 'type' of text"),
         ([user("\ud800")], "half a surrogate pair"),
     ],
 )
 def test_what_is_refused(tokenizer: Tokenizer, messages: Any, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
-        check_messages(messages, where="row 7")
-    with pytest.raises(UserError, match=problem):
         render_conversation(tokenizer, messages, where="row 7")
+    with pytest.raises(UserError, match=problem):
+        render_prompt(tokenizer, messages, where="row 7")

@@ -101,7 +101,7 @@ def test_there_must_be_something_to_go_back_to(registry: Registry) -> None:
         registry.rollback("nothing")
     registry.register("single", candidate(key="x"))
     registry.promote("single", "1")
-    with pytest.raises(UserError, match="no former champion: choose a version by --to, of 1"):
+    with pytest.raises(UserError, match="no former champion: choose a version with --to: 1"):
         registry.rollback("single")
     with pytest.raises(UserError, match="no version 9: there are 1"):
         registry.rollback("single", "9")

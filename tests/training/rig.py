@@ -13,14 +13,15 @@ import torch
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.runtime.device import Device
+from nanochat.runtime.distributed import World
 from nanochat.spec.errors import Stopped
 from nanochat.storage.checkpoints import Checkpoints
 from nanochat.storage.store import Profile, Store, open_store
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.device import Device, Forward
-from nanochat.training.distributed import World
+from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import IGNORED, Objective, Supervised
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
@@ -94,7 +95,7 @@ class Rig:
             device=CPU,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
-            optimizer=build_optimizer(self.model, OptimSettings(), group=self.world.group),
+            optimizer=build_optimizer(self.model, OptimSettings(), world=self.world),
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
             checkpointer=Checkpointer(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
-from nanochat.training.device import Forward, choose_device
+from nanochat.runtime.device import choose_device
+from nanochat.training.forward import Forward
 
 
 @pytest.mark.slow

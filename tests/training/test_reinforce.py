@@ -11,8 +11,8 @@ import torch
 
 from nanochat.inference import Completion, Engine
 from nanochat.model.transformer import IGNORED, Transformer
+from nanochat.runtime.distributed import World, join
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.distributed import World, join
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, MicroBatch, micro_loss
 from nanochat.training.reinforce import (

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from nanochat.runtime.distributed import join
 from nanochat.spec.errors import Diverged, UserError
 from nanochat.tracking.journal import JournalReader
-from nanochat.training.distributed import join
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.trainer import Measurement, TrainerState
 from tests.training.rig import FakeLoader, Rig, close, same

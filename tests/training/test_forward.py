@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanochat.training.device import Forward, choose_device, compile_pays
+from nanochat.training.forward import Forward, compile_pays
 
 
 class FakeModel(nn.Module):
@@ -19,11 +19,6 @@ def broken(error: Exception):
         raise error
 
     return call
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
-def test_the_precision_can_be_chosen(precision: str, dtype: torch.dtype) -> None:
-    assert choose_device(precision).compute_dtype == dtype  # type: ignore[arg-type]
 
 
 def test_compiling_does_not_pay_for_a_short_run_on_a_cpu() -> None:

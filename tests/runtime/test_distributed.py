@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
-from nanochat.training.distributed import World, join
+from nanochat.runtime.distributed import World, join
+from nanochat.spec.errors import PeerLost
 
 
 def report(folder: Path) -> None:
@@ -42,3 +45,28 @@ def test_parts_cover_everything_once() -> None:
         for count in range(20):
             rows = [row for rank in range(size) for row in range(count)[World(rank=rank, size=size).part(count)]]
             assert rows == list(range(count))
+
+
+def lose_a_peer(folder: Path) -> None:
+    """Rank 1 goes without a word; whatever rank 0 does with it from then on says so by the error's type."""
+    with join(torch.device("cpu")) as world:
+        world.sum(1.0)
+        if not world.first:
+            os._exit(0)
+        own, pieces = torch.zeros(1), list(torch.zeros(2).split(1))
+        calls: dict[str, Callable[[], object]] = {
+            "sum": lambda: world.sum(1.0),
+            "broadcast": lambda: world.broadcast(1),
+            "reduce_scatter": lambda: world.reduce_scatter(own, pieces).wait(),
+            "all_gather": lambda: world.all_gather(pieces, own).wait(),
+        }
+        for name, call in calls.items():
+            with pytest.raises(PeerLost, match="communication with the other processes failed: "):
+                call()
+            (folder / name).touch()
+        os._exit(0)
+
+
+def test_a_lost_peer_is_an_error_of_its_own_type(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
+    run_ranks(lose_a_peer, 2, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"sum", "broadcast", "reduce_scatter", "all_gather"}

@@ -7,14 +7,15 @@ makes no process group at all, and every method here is then the identity:
         total, = world.sum(weight)
 
 Numbers and JSON travel over gloo, even between GPUs: agreeing never waits for a kernel. Tensors on a GPU (the
-optimizer's gradients) travel over NCCL in the same group.
+optimizer's gradients) travel over NCCL in the same group. Every collective operation is called here, and one that
+fails raises PeerLost.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,9 +23,36 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.spec.errors import PeerLost
 
 # A peer may be busy for long with an upload or a sample; a node that is gone is found by the planner's heartbeat.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """Errors of a collective operation inside become PeerLost: gloo has none but RuntimeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:  # a RuntimeError too
+        raise
+    except RuntimeError as error:
+        raise PeerLost(f"communication with the other processes failed: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A collective operation under way; None is one that is done."""
+
+    work: dist.Work | None = None
+
+    def wait(self) -> None:
+        """Return when what was sent may be changed and what is received may be read."""
+        if self.work is not None:
+            with collective():
+                self.work.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +73,24 @@ class World:
         """Each value summed over all ranks, in double precision; all ranks get the same bits."""
         if self.group is None:
             return [float(value) for value in values]
-        numbers = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(numbers, group=self.group)
-        return numbers.tolist()
+        return self.all_reduce(torch.tensor(values, dtype=torch.float64)).tolist()
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """A tensor summed over all ranks, in place."""
+        if self.group is not None:
+            with collective():
+                dist.all_reduce(value, group=self.group)
+        return value
+
+    def reduce_scatter(self, own: Tensor, pieces: Sequence[Tensor]) -> Transfer:
+        """Begin to sum each piece over all ranks, piece r into rank r's `own`."""
+        with collective():
+            return Transfer(dist.reduce_scatter(own, list(pieces), group=self.group, async_op=True))
+
+    def all_gather(self, pieces: Sequence[Tensor], own: Tensor) -> Transfer:
+        """Begin to put each rank's `own` into piece r on all ranks."""
+        with collective():
+            return Transfer(dist.all_gather(list(pieces), own, group=self.group, async_op=True))
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
@@ -55,11 +98,13 @@ class World:
             return value
         text = json.dumps(value).encode() if self.first else b""
         length = torch.tensor([len(text)])
-        dist.broadcast(length, src=0, group=self.group)
+        with collective():
+            dist.broadcast(length, src=0, group=self.group)
         content = torch.empty(int(length), dtype=torch.uint8)
         if self.first:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        dist.broadcast(content, src=0, group=self.group)
+        with collective():
+            dist.broadcast(content, src=0, group=self.group)
         return json.loads(content.numpy().tobytes())
 
     def part(self, count: int) -> slice:
@@ -67,15 +112,19 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
+ALONE = World()
+
+
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
     """Join the process group that torchrun's variables describe, and leave it at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ALONE
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    with collective():
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     yield World(
         rank=dist.get_rank(),
         size=size,
@@ -83,4 +132,5 @@ def join(device: torch.device) -> Iterator[World]:
         group=dist.group.WORLD,
     )
     # Not after an error: peers may still wait in a collective, and leaving would then wait for them.
-    dist.destroy_process_group()
+    with collective():
+        dist.destroy_process_group()

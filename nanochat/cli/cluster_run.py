@@ -1,0 +1,254 @@
+"""A pipeline on a cluster: what its object and the controller's endpoint tell, with nothing but a kubeconfig.
+
+run = ClusterRun.find("demo", namespace=None, context=None)
+run.change(spec={"suspend": True})
+data = run.stored("logs/base")     # from the controller's endpoint, through the API server
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nanochat.cli.cluster_errors import to_error, translate_errors
+from nanochat.cli.display import details, steps
+from nanochat.cli.mlflow_proxy import registry_of
+from nanochat.cli.run_handle import LaunchLogs, RunHandle, Stage, Unanswered, pipeline_name
+from nanochat.pipeline.planner import Phase
+from nanochat.spec.chatpipeline import RETRY
+from nanochat.spec.errors import NanochatError, UserError
+from nanochat.storage.store import check_path
+from nanochat.tracking.registry import Registry
+from operators.access import INVALID_TOKEN
+from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError
+
+LISTED = 5  # attempts that the remarks tell of
+FIELD_MANAGER = "nanochat"
+
+
+@dataclass(slots=True)
+class ClusterRun(RunHandle):
+    """A ChatPipeline; `context` is the kubeconfig's where the command line names one."""
+
+    kube: KubeClient
+    namespace: str
+    context: str | None
+    found: dict[str, Any]
+    looked: bool = False
+
+    @classmethod
+    def find(cls, name: str, *, namespace: str | None, context: str | None) -> ClusterRun:
+        """By its name or its file. UserError or Unanswered where it cannot be found."""
+        kube = KubeClient.connect(context)
+        namespace = namespace or kube.namespace
+        return cls(kube, namespace, context, _get(kube, namespace, pipeline_name(name)))
+
+    @property
+    def name(self) -> str:
+        return self.found["metadata"]["name"]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.found.get("status") or {}
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return self.found["spec"]
+
+    @property
+    def phase(self) -> str:
+        """As the controller said last; "new" before it has looked at the pipeline."""
+        return self.status.get("phase", "new")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it has not ended, or was changed since the controller said so."""
+        meta, told = self.found["metadata"], self.status
+        looks = [told.get("observedGeneration") or 0, *(c["observedGeneration"] for c in told.get("conditions", ()))]
+        unseen = meta.get("generation", 0) > max(looks)
+        retried = (meta.get("annotations") or {}).get(RETRY) != told.get("retriedAt")
+        return unseen or retried or self.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        return self.status
+
+    @property
+    def headline(self) -> str:
+        place = f"{self.namespace}/{self.name}"
+        if not self.status:
+            return f"{place}: the controller has not looked at it yet. Is the controller installed and running?"
+        message = self.status.get("message", "")
+        return f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return [
+            Stage(
+                name=item["name"],
+                phase=item["phase"],
+                message=item.get("message", ""),
+                attempts=item.get("attempts", 0),
+                started=_seconds(item.get("started")),
+                ended=_seconds(item.get("ended")),
+                why=item.get("why", ""),
+            )
+            for item in self.status.get("stages", ())
+        ]
+
+    def progress(self, stage: str) -> str:
+        item = next(item for item in self.status["stages"] if item["name"] == stage)
+        if item.get("step") is None:
+            return ""
+        losses = {"loss": item["loss"]} if item.get("loss") is not None else {}
+        rates = [item["rate"]] if item.get("rate") else []
+        parts = steps(item["step"], item.get("total")), details(losses, rates, item.get("eta"))
+        return ", ".join(filter(None, parts))
+
+    def remarks(self) -> Iterator[str]:
+        told = self.status
+        ended = [item for item in told.get("attempts", ()) if item.get("reason") not in ("Succeeded", "Running")]
+        for item in ended[-LISTED:]:
+            where = f" (on {', '.join(item['nodes'])})" if item.get("nodes") else ""
+            yield f"{item['stage']}, attempt {item['number']}: {item['reason']}, {item.get('message', '')}{where}"
+        if queue := told.get("queue"):
+            state = f"queue {queue['name']}: {queue.get('state', '')}"
+            yield ", ".join(filter(None, (state, queue.get("message"))))
+        if told.get("gpuHours"):
+            yield f"{told['gpuHours']:.1f} GPU hours" + (f", {told['cost']:.2f} USD" if told.get("cost") else "")
+        for item in told.get("conditions", ()):
+            if item["status"] == "False" and item.get("message") and item["message"] not in told.get("message", ""):
+                yield f"{item['type']}: {item['message']}"
+
+    def command(self, verb: str) -> str:
+        context = ["--context", self.context] if self.context else []
+        return shlex.join(["nanochat", verb, self.name, "-n", self.namespace, *context])
+
+    # ---- acting -----------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        self.change(spec={"cancel": True})
+
+    def retry(self) -> int:
+        if self.phase == Phase.SUCCEEDED:
+            raise UserError(f"'{self.name}' has succeeded: there is nothing to retry")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.change(spec={"cancel": False}, annotations={RETRY: now})
+        if self.spec.get("suspend"):
+            print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
+        else:
+            print(f"{self.name} is tried again; see: {self.command('status')}")
+        return 0
+
+    def refresh(self) -> None:
+        """Read the object again."""
+        self.found = _get(self.kube, self.namespace, self.name)
+
+    def change(self, *, spec: Mapping[str, Any], annotations: Mapping[str, str] | None = None) -> None:
+        """Merge into the spec and the annotations."""
+        body: dict[str, Any] = {"spec": dict(spec)}
+        if annotations:
+            body["metadata"] = {"annotations": dict(annotations)}
+        with translate_errors(what := f"pipeline {self.namespace}/{self.name}"):
+            self.found = self.kube.json(
+                "patch",
+                PIPELINES.path(self.namespace, self.name),
+                what=what,
+                body=body,
+                content_type=MERGE,
+                query={"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"},
+            )
+
+    # ---- what is stored ---------------------------------------------------------------------------------------------
+
+    def look(self) -> tuple[bool, Sequence[Stage]]:
+        if self.looked:
+            self.refresh()
+        self.looked = True
+        return self.is_live, self.stages
+
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
+        found = json.loads(self.stored(f"logs/{stage}"))
+        return [LaunchLogs(item["launch"], {file["name"]: file["bytes"] for file in item["files"]}) for item in found]
+
+    def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
+        return self.stored(f"logs/{stage}/{launch}/{file}", offset=str(offset))
+
+    def report(self, folder: Path, *, markdown: bool) -> None:
+        """Copy the report that the pipeline has made; the summary is all that stands before its second section."""
+        for file in json.loads(self.stored("report")):
+            try:
+                path = folder / check_path(file)
+            except ValueError:
+                raise UserError(f"the report has a file '{file}', which would lie outside its folder") from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.stored(f"report/{file}"))
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
+
+    def registry(self) -> Registry:
+        uri = (self.status.get("profile") or {}).get("tracking")
+        if not uri:
+            raise UserError(f"{self.name} has no tracking server: its store profile names none, so nothing is released")
+        return registry_of(uri, self.kube)
+
+    def stored(self, path: str, **query: str) -> bytes:
+        """The bytes under a path of the controller's endpoint (`operators.endpoint`): logs, the report."""
+        try:
+            try:
+                return self._request(path, query)
+            except KubeError as error:
+                if error.code != INVALID_TOKEN:
+                    raise
+            self.refresh()  # there is another token each day, and from each process of the controller
+            return self._request(path, query)
+        except KubeError as error:
+            raise self._endpoint_error(error) from None
+
+    def _request(self, path: str, query: Mapping[str, str]) -> bytes:
+        access = self.status.get("access")
+        if not access and not self.is_live:
+            raise UserError(f"no stage of {self.name} has run: {self.status.get('message', self.phase)}")
+        if not access:
+            raise Unanswered(
+                f"the controller has not said yet where the logs of {self.name} are: is the controller running? "
+                f"See: {self.command('status')}"
+            )
+        namespace, _, service = access["service"].partition("/")
+        return self.kube.request(
+            "get",
+            f"/api/v1/namespaces/{namespace}/services/http:{service}/proxy/v1/{self.namespace}/{self.name}/{path}",
+            what=path,
+            query=query,
+            headers={"X-Nanochat-Token": access["token"]},
+        )
+
+    def _endpoint_error(self, error: KubeError) -> NanochatError:
+        """One sentence on an error of the endpoint, or on the way to it."""
+        if error.code == INVALID_TOKEN:
+            return Unanswered(
+                f"the controller does not know {self.name} yet: it has just started; ask again in a moment"
+            )
+        if error.status == 403:
+            return UserError(
+                f"logs and reports come through a service of the controller, which you may not reach: {error.said}"
+            )
+        if error.status >= 500:
+            return Unanswered(f"the controller does not answer ({error.said})")
+        return to_error(error, self.name)
+
+
+def _get(kube: KubeClient, namespace: str, name: str) -> dict[str, Any]:
+    """The object; UserError where there is none."""
+    with translate_errors(what := f"pipeline {namespace}/{name}"):
+        return kube.json("get", PIPELINES.path(namespace, name), what=what)
+
+
+def _seconds(text: str | None) -> float | None:
+    """A time of the status in seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp() if text else None

@@ -1,0 +1,183 @@
+"""A run of this machine: what its folder in the store tells, and what is done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nanochat.cli.display import details_of, steps
+from nanochat.cli.run import execute
+from nanochat.cli.run_handle import LaunchLogs, RunHandle, Stage, pipeline_name
+from nanochat.pipeline.lock import RunLock, lock_path
+from nanochat.pipeline.planner import Phase
+from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import UserError
+from nanochat.spec.load import check_pipeline
+from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.store import Store, open_store
+from nanochat.tracking.progress import read_progress
+from nanochat.tracking.registry import Registry
+
+UNDER_WAY = (Phase.RUNNING, Phase.STOPPING, Phase.WAITING)
+
+
+class NoRun(UserError):
+    """The store has no run, or none of the pipeline."""
+
+
+@dataclass(slots=True)
+class LocalRun(RunHandle):
+    """One run in a store."""
+
+    store: Store
+    resolved: ResolvedProfile
+    paths: RunPaths
+    status: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.status["name"]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a runner on this machine works on it."""
+        return RunLock.is_held(lock_path(self.resolved, self.status["namespace"], self.name))
+
+    @property
+    def phase(self) -> str:
+        """As the runner said last; "Stopped" where it is gone and had not come to an end."""
+        phase = self.status["phase"]
+        return "Stopped" if phase in UNDER_WAY and not self.is_live else phase
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        return self.status
+
+    @property
+    def headline(self) -> str:
+        phase = self.phase
+        gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
+        return f"{self.name}: {phase}{gone} {self.status['message']}".rstrip()
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        names = ("phase", "message", "attempts", "started", "ended", "why")
+        return [Stage(item["stage"], **{name: item[name] for name in names}) for item in self.status["stages"]]
+
+    def progress(self, stage: str) -> str:
+        state = read_progress(self.store, self.paths.progress(stage))
+        if state is None:
+            return ""
+        return ", ".join(filter(None, (f"{state.phase} {steps(state.step, state.total)}", details_of(state))))
+
+    def remarks(self) -> Iterator[str]:
+        for item in self.status["stages"]:
+            for warning in item.get("warnings", ()):
+                yield f"warning: {item['stage']}: {warning}"
+
+    def command(self, verb: str) -> str:
+        store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
+        return f"nanochat {verb} {self.name}{store}"
+
+    def cancel(self) -> None:
+        self.store.write_json(self.paths.control, {"cancel": True})
+
+    def retry(self) -> int:
+        pipeline = check_pipeline(self.store.read_json(self.paths.pipeline), where=self.name)
+        return execute(pipeline, only=[], start=None, again=self.command("retry"))
+
+    def report(self, folder: Path, *, markdown: bool) -> None:
+        from nanochat.cli.summary import summarize
+        from nanochat.report.build import write_report
+        from nanochat.report.record import gather
+
+        record = gather(self.store, Artifacts(self.store, self.resolved.cache), run=self.paths.root)
+        write_report(record, folder)
+        if markdown:
+            print((folder / "report.md").read_text(encoding="utf-8"))
+        else:
+            summarize(record, Console(highlight=False))
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return self.store.read_json(self.paths.pipeline)["spec"]
+
+    def registry(self) -> Registry:
+        return Registry(self.resolved.tracking)
+
+    @property
+    def was_champion(self) -> bool:
+        """Whether its model was ever made champion."""
+        path = self.paths.release
+        release = self.store.read_json(path) if self.store.exists(path) else {}
+        return bool(release.get("alias", {}).get("moved"))
+
+    # ---- logs -------------------------------------------------------------------------------------------------------
+
+    def look(self) -> tuple[bool, Sequence[Stage]]:
+        live = self.is_live  # before the status is read: what is written last is seen
+        self.status = self.store.read_json(self.paths.status)
+        return live, self.stages
+
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
+        files: dict[str, dict[str, int]] = {}
+        began: dict[str, float] = {}
+        for entry in self.store.list(self._logs(stage)):
+            launch, file, _ = entry.path.split("/")[-3:]
+            sizes = files.setdefault(launch, {})
+            sizes[file] = sizes.get(file, 0) + entry.size
+            began[launch] = min(began.get(launch, entry.modified), entry.modified)
+        found = [LaunchLogs(name, files[name]) for name in files]
+        return sorted(found, key=lambda launch: (launch.attempt, began[launch.name]))
+
+    def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
+        at = 0
+        for piece in self.store.list(f"{self._logs(stage)}/{launch}/{file}"):
+            if at + piece.size > offset:
+                return self.store.read(piece.path)[offset - at :]
+            at += piece.size
+        return b""
+
+    def _logs(self, stage: str) -> str:
+        """Where the logs of a stage are: those of an earlier run, if that one made its output."""
+        own = self.paths.logs(stage)
+        cached = any(each.name == stage and each.phase == Phase.CACHED for each in self.stages)
+        if not cached or self.store.children(own):
+            return own
+        others = (run.paths.logs(stage) for run in find_runs(self.resolved.name) if run.name == self.name)
+        return next((folder for folder in others if self.store.children(folder)), own)
+
+
+def find_runs(profile: str) -> list[LocalRun]:
+    """All runs of a profile's store, the latest first."""
+    resolved = resolve_profile(profile)
+    store = open_store(resolved.profile)
+    entries = [entry for entry in store.list("runs") if entry.path.endswith("/status.json")]
+    entries.sort(key=lambda entry: entry.modified, reverse=True)
+    return [
+        LocalRun(
+            store=store,
+            resolved=resolved,
+            paths=RunPaths(entry.path.removesuffix("/status.json")),
+            status=store.read_json(entry.path),
+        )
+        for entry in entries
+    ]
+
+
+def find_run(name: str | None, *, store: str = "default") -> LocalRun:
+    """The latest run of a pipeline (named by its name or its file), or of all; NoRun where there is none."""
+    runs = find_runs(store)
+    wanted = pipeline_name(name) if name else None
+    for run in runs:
+        if wanted is None or run.name == wanted:
+            return run
+    known = sorted({run.name for run in runs})
+    if not known:
+        raise NoRun("nothing has run in this store yet: begin with 'nanochat run FILE'")
+    raise NoRun(f"no run of '{wanted}' in this store: it has runs of {', '.join(known)}")

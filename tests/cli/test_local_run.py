@@ -1,0 +1,92 @@
+"""The commands on a run of this machine, as its folder in the store tells it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.cli import runs
+from nanochat.pipeline.lock import RunLock, lock_path
+from nanochat.pipeline.profiles import resolve_profile
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import UserError
+from nanochat.storage.store import Store, open_store
+
+PATHS = RunPaths.of(namespace="default", name="demo", uid="0123")
+Capture = pytest.CaptureFixture[str]
+
+
+def stage(name: str, phase: str, **more: Any) -> dict[str, Any]:
+    empty = {"message": "", "attempts": 1, "why": "", "warnings": [], "keys": {}, "started": 100.0, "ended": 142.0}
+    return {"stage": name, "phase": phase, **empty, **more}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store of this machine's default profile, in a folder of its own and with no cluster to ask."""
+    for name in ("NANOCHAT_ROOT", "NANOCHAT_ENDPOINT", "NANOCHAT_PROFILES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    monkeypatch.setenv("COLUMNS", "120")
+    return open_store(resolve_profile().profile)
+
+
+def tell(store: Store, phase: str, *stages: dict[str, Any], paths: RunPaths = PATHS) -> None:
+    """Write the status of a run."""
+    status = {"name": "demo", "namespace": "default", "phase": phase, "message": "", "horizon": {}, "pid": 1}
+    store.write_json(paths.status, {**status, "stages": list(stages)})
+
+
+def test_status_tells_of_stages_and_warnings(store: Store, capsys: Capture) -> None:
+    damage = "step-0000100 is damaged and passed over"
+    tell(
+        store,
+        "Running",
+        stage("tokens", "Succeeded", why="changed: shards 1 -> 2"),
+        stage("base", "Running", why="nothing like it", attempts=2, warnings=[damage]),
+        stage("mid", "Waiting", message="waits for base", attempts=0, started=None, ended=None),
+    )
+    losses, rates = {"loss": 2.5}, {"tokens/s": 9.0}
+    state = {"stage": "base", "launch": "02-a", "phase": "training", "step": 40, "total": 100, "eta": 60.0}
+    store.write_json(PATHS.progress("base"), {**state, "losses": losses, "rates": rates})
+    runs.status()
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "demo: Stopped (the process that ran it is gone; go on with 'nanochat retry demo')",
+        "STAGE PHASE ATTEMPTS TIME PROGRESS",
+        "tokens Succeeded 1 42 s changed: shards 1 -> 2",
+        "base Running 2 42 s training 40/100, loss 2.500, 9 tokens/s, 1 min left",
+        "mid Waiting waits for base",
+        f"warning: base: {damage}",
+    ]
+
+
+def test_cancel_asks_the_runner_that_lives(store: Store, capsys: Capture) -> None:
+    tell(store, "Running", stage("base", "Running"))
+    with pytest.raises(UserError, match="'demo' is not running: it is Stopped"):
+        runs.cancel("demo")
+    with RunLock(lock_path(resolve_profile(), "default", "demo"), what="demo"):
+        runs.cancel("demo.yaml")
+    assert store.read_json(PATHS.control) == {"cancel": True}
+    said = "demo saves its checkpoints and stops; go on with it: nanochat retry demo\n"
+    assert capsys.readouterr().out == said
+
+
+def test_logs_of_a_reused_output_are_the_earlier_runs(store: Store, capsys: Capture) -> None:
+    earlier = RunPaths.of(namespace="default", name="demo", uid="abcd")
+    tell(store, "Succeeded", stage("base", "Succeeded"), paths=earlier)
+    store.write(f"{earlier.logs('base', '01-a')}/rank0/000001", b"first\nsec")
+    store.write(f"{earlier.logs('base', '01-a')}/rank0/000002", b"ond\n")
+    tell(store, "Succeeded", stage("base", "Cached"))
+    runs.logs("demo", "base")
+    assert capsys.readouterr().out == "first\nsecond\n"
+
+
+def test_a_profile_that_is_not_declared_is_not_looked_for_on_a_cluster(store: Store) -> None:
+    with pytest.raises(UserError) as caught:
+        runs.status("demo", store="team")
+    assert "'team', which is not declared" in caught.value.message and "cluster" not in caught.value.message
+    with pytest.raises(UserError, match="nothing has run in this store yet"):
+        runs.status("demo")

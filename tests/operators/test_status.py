@@ -1,0 +1,108 @@
+"""The status that the controller writes is what the API's schema declares, whatever it is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fake_cluster import FakeCluster
+from pydantic import ValidationError
+
+from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.planner import Phase, StageStatus, Status
+from nanochat.spec.chatpipeline import RETRY
+from nanochat.spec.load import check_pipeline
+from nanochat.tracking.progress import State
+from operators import status
+from operators.admission import Accepted
+from operators.attempts import Record
+from operators.config import StoreProfile
+
+NOW = 1_800_000_000.0
+LONG = "long " * 20_000
+DOCUMENT = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "demo"}}
+
+
+def written(told: Any) -> dict[str, Any]:
+    """The status after a patch, which the cluster checks as the API server does."""
+    cluster = FakeCluster(NOW)
+    cluster.patch_status("team", "demo", told, uid="12ab34cd")
+    return json.loads(json.dumps(cluster.status))
+
+
+def found(**annotations: str) -> dict[str, Any]:
+    return {"metadata": {"uid": "12ab34cd", "generation": 2, "annotations": annotations}}
+
+
+def inputs(phase: Phase, text: str, **more: Any) -> status.StatusInputs:
+    pipeline = check_pipeline(DOCUMENT)
+    graph = build_graph(pipeline.spec)
+    stages = tuple(StageStatus(stage, phase, text, attempts=2) for stage in graph.stages)
+    values: dict[str, Any] = {
+        "accepted": Accepted(pipeline, graph, StoreProfile(root="s3://bucket")),
+        "planned": Status(phase, stages, text),
+        "records": [],
+        "progress": {},
+        "explanations": {},
+        "scores": {},
+        "refused": "",
+        "trouble": "",
+        "queue": None,
+        "run": "runs/team.demo/12ab34cd",
+    }
+    return status.StatusInputs(**values | more)
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("text", ["", LONG], ids=["silent", "long"])
+def test_every_phase(phase: Phase, text: str) -> None:
+    told = written(status.build(found(), inputs(phase, text), status.no_access, NOW))
+    assert told["phase"] == phase
+    assert {stage["phase"] for stage in told["stages"]} == {phase}
+    assert all(item["reason"] and item["lastTransitionTime"] == "2027-01-15T08:00:00Z" for item in told["conditions"])
+
+
+def test_the_largest_status() -> None:
+    hosts = tuple(f"node-{i:04d}" for i in range(5000))
+    ended = Outcome(Reason.ERROR, LONG)
+    records = [
+        Record("base", n, f"demo-12ab-base-{n}", (), 8, NOW + n, hosts=hosts, ended=NOW + n, outcome=ended)
+        for n in range(1, 40)
+    ]
+    rates = {f"{LONG}/s": 1e300, "tokens/s": 9800.0}
+    state = State("base", "01-x", step=2**62, total=2**62, rates=rates, losses={"loss": 1e300}, eta=1e9)
+    more = {
+        "records": records,
+        "progress": {"base": state},
+        "explanations": {"base": LONG},
+        "scores": {"base": {"core": 0.25}},
+        "trouble": LONG,
+        "queue": {"name": "team", "workload": "job-1", "state": "Pending", "message": LONG},
+        "serving": ("False", "RolloutFailed", LONG),
+    }
+    access = {"service": "nanochat/nanochat-controller:8080", "token": "0" * 64}
+    told = written(status.build(found(**{RETRY: LONG}), inputs(Phase.RUNNING, LONG, **more), lambda _uid: access, NOW))
+    assert [attempt["number"] for attempt in told["attempts"]] == list(range(20, 40))
+    assert len(json.dumps(told)) < 500_000  # of the 1.5 MiB that etcd takes
+
+
+def test_before_and_without_the_run() -> None:
+    for told in (status.refused(found(), LONG, NOW), status.unreachable(found(), LONG, NOW)):
+        assert written(told)["conditions"][0]["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"phase": "Rnning"},
+        {"message": LONG},
+        {"colour": "red"},
+        {"conditions": [{"type": "Accepted", "status": "True", "reason": "", "message": ""}]},
+        {"stages": [{"name": "base"}]},
+    ],
+)
+def test_another_status_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        written(wrong)

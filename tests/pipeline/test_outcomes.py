@@ -1,0 +1,72 @@
+"""Outcomes of exceptions: by type and code, whatever the message says."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome, write_outcome
+from nanochat.spec.errors import Diverged, OutOfMemory, PeerLost, Stopped, StorageError, UserError
+from nanochat.stages.__main__ import classify
+
+
+def error_of_the_cpu_allocator() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("there is no task called nccl"), Reason.USER_ERROR),
+        (StorageError("the store does not answer"), Reason.INFRASTRUCTURE),
+        (PeerLost("communication failed"), Reason.INFRASTRUCTURE),
+        (OutOfMemory("too little"), Reason.OUT_OF_MEMORY),
+        (Diverged("the loss is nan"), Reason.DIVERGED),
+        (Stopped("stopped"), Reason.PREEMPTED),
+        (MemoryError(), Reason.OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory"), Reason.OUT_OF_MEMORY),
+        (error_of_the_cpu_allocator(), Reason.OUT_OF_MEMORY),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), Reason.INFRASTRUCTURE),
+        (TimeoutError(), Reason.INFRASTRUCTURE),
+        (OSError(errno.ENOSPC, "No space left on device"), Reason.USER_ERROR),
+        (ModuleNotFoundError("No module named 'igloo'"), Reason.ERROR),
+        (RuntimeError("task igloo: can't allocate memory"), Reason.ERROR),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Reason) else f"{type(value).__name__} {value}"[:40],
+)
+def test_an_exception_has_the_outcome_of_its_type(error: BaseException, reason: Reason) -> None:
+    outcome = classify(error, rank=1)
+    assert (outcome.reason, outcome.rank) == (reason, 1)
+    assert outcome.peer_lost == isinstance(error, PeerLost)
+
+
+@pytest.mark.parametrize("task", ["nccl", "igloo"])
+def test_a_users_error_decides_whatever_it_names(task: str, tmp_path: Path) -> None:
+    """Also where the other rank was stopped before it could leave an outcome."""
+    path = tmp_path / "outcome.json"
+    assert write_outcome(path, classify(UserError(f"task {task}: its data has no answers"), rank=0))
+    outcome = read_outcome(path)
+    assert outcome is not None
+    decided = from_exit(1, [outcome], processes=2)
+    assert (decided.reason, decided.message) == (Reason.USER_ERROR, f"task {task}: its data has no answers")
+
+
+def test_a_lost_peer_is_told_from_file_to_file(tmp_path: Path) -> None:
+    path = tmp_path / "outcome.json"
+    assert write_outcome(path, classify(PeerLost("gone"), rank=0))
+    lost = read_outcome(path)
+    assert lost is not None and lost.peer_lost
+    cause = classify(ValueError("a bug"), rank=1)
+    assert from_exit(1, [lost, cause], processes=2) == cause
+
+
+def test_outcomes_without_the_newer_fields_are_read() -> None:
+    assert Outcome.from_dict(json.loads('{"reason": "Error", "message": "why", "other": 1}')) == Outcome(
+        Reason.ERROR, "why"
+    )
