@@ -73,8 +73,9 @@ class KubeError(NanochatError):
     """A request failed. `status`, `code`, `kind` and `causes` are for programs, `said` and `message` for people.
 
     `status` is the HTTP status, 0 where no answer came. `code`, `kind` and `causes` are `reason`, `details.kind` and
-    `details.causes` of the answer, a Kubernetes Status; a server behind the API server's proxy may answer with a `reason`
-    and `detail` of its own. `code` is empty where the answer has none. `said` is the message of the answer alone.
+    `details.causes` of the answer, a Kubernetes Status; a server behind the API server's proxy may answer with a
+    `reason` and `detail` of its own. `code` is empty where the answer has none. `said` is the message of the answer
+    alone.
     """
 
     reason = "Infrastructure"

@@ -16,12 +16,12 @@ import psutil
 
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
+from nanochat.pipeline.admission import admit_local, localize
 from nanochat.pipeline.devices import Devices
-from nanochat.pipeline.graph import build_graph, find_task, used_tasks
-from nanochat.pipeline.local import file_digests, localize
-from nanochat.pipeline.preflight import check_inputs, local_file
+from nanochat.pipeline.preflight import local_file
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
+from nanochat.pipeline.task_selection import find_task, used_tasks
 from nanochat.spec.errors import NanochatError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
@@ -63,7 +63,7 @@ def checks(pipeline: Pipeline | None) -> Iterator[Check]:
     resolved = resolve_profile(spec.store)
     plan = horizon(spec) if pipeline else None
     if pipeline:
-        yield guarded("pipeline", lambda: pipeline_check(pipeline.metadata.name, spec))
+        yield guarded("pipeline", lambda: pipeline_check(pipeline))
     yield torch_check()
     yield device_check()
     yield compiler_check()
@@ -91,11 +91,11 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, "fail", f"{type(error).__name__}: {error}", "this is a fault of nanochat: please report it")
 
 
-def pipeline_check(name: str, spec: PipelineSpec) -> Check:
+def pipeline_check(pipeline: Pipeline) -> Check:
     """Whether the declaration holds together, with the local files that it names."""
-    graph = build_graph(spec, contents=file_digests(spec))
-    check_inputs(spec)
-    return Check("pipeline", "ok", f"{name}: {len(graph.stages)} stages, {graph.horizon.steps:,} steps of base")
+    graph = admit_local(pipeline).graph
+    what = f"{pipeline.metadata.name}: {len(graph.stages)} stages, {graph.horizon.steps:,} steps of base"
+    return Check("pipeline", "ok", what)
 
 
 def torch_check() -> Check:

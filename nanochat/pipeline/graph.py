@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tasks
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_shards
+from nanochat.pipeline.task_selection import find_task, mixture_parts, task_recipe, used_tasks
 from nanochat.spec.errors import UserError
 from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.training import MixturePart
 from tasks.world.text import VERSION as WORLD_VERSION
 
 # A stage's schema version: raised when its output changes for the same settings.
@@ -36,21 +36,28 @@ VERSIONS = {
 }
 TRAINING = ("base", "mid", "sft", "rl")
 
+_ref = ArtifactRef.of
+TOKENIZER = _ref("tokenizer", "bpe")
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One artifact that a stage makes. `inputs` maps 'kind/name' to the key of what it was made from."""
+    """One artifact that a stage makes. `inputs` maps a reference to the key of what it was made from."""
 
     kind: str
     name: str
     key: str
     recipe: Mapping[str, Any]
-    inputs: Mapping[str, str]
+    inputs: Mapping[ArtifactRef, str]
 
     @property
-    def ref(self) -> str:
-        """'kind/name': how other outputs and plans refer to it."""
-        return f"{self.kind}/{self.name}"
+    def ref(self) -> ArtifactRef:
+        """How other outputs and plans refer to it."""
+        return ArtifactRef.of(self.kind, self.name)
+
+    def input_keys(self) -> dict[str, str]:
+        """The keys of what it was made from, as manifests have them."""
+        return {str(ref): key for ref, key in self.inputs.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -58,7 +65,7 @@ class Output:
             "name": self.name,
             "key": self.key,
             "recipe": dict(self.recipe),
-            "inputs": dict(self.inputs),
+            "inputs": self.input_keys(),
         }
 
 
@@ -69,7 +76,7 @@ class Node:
     stage: str
     pool: str  # "cpu" or "gpu"
     outputs: tuple[Output, ...]
-    needs: Mapping[str, str]  # 'kind/name' -> key
+    needs: Mapping[ArtifactRef, str]  # reference -> key
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +85,8 @@ class Graph:
 
     nodes: tuple[Node, ...]
     horizon: Horizon
-    by_ref: Mapping[str, Output] = field(default_factory=dict)
-    makers: Mapping[str, str] = field(default_factory=dict)  # 'kind/name' -> the stage that makes it
+    by_ref: Mapping[ArtifactRef, Output] = field(default_factory=dict)
+    makers: Mapping[ArtifactRef, str] = field(default_factory=dict)  # reference -> the stage that makes it
 
     def node(self, stage: str) -> Node:
         for node in self.nodes:
@@ -91,7 +98,7 @@ class Graph:
     def stages(self) -> tuple[str, ...]:
         return tuple(node.stage for node in self.nodes)
 
-    def maker(self, ref: str) -> str:
+    def maker(self, ref: ArtifactRef) -> str:
         """The stage that makes an artifact."""
         return self.makers[ref]
 
@@ -106,7 +113,7 @@ class Graph:
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
-def make_key(kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def make_key(kind: str, recipe: Mapping[str, Any], inputs: Mapping[ArtifactRef, str]) -> str:
     """The key of an artifact: 32 hexadecimal digits of the SHA-256 of its canonical JSON."""
     text = json.dumps(
         {"kind": kind, "version": VERSIONS[kind], "recipe": dict(recipe), "inputs": dict(inputs)},
@@ -123,15 +130,19 @@ class _Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self.by_ref: dict[str, Output] = {}
-        self.makers: dict[str, str] = {}
+        self.by_ref: dict[ArtifactRef, Output] = {}
+        self.makers: dict[ArtifactRef, str] = {}
 
-    def output(self, kind: str, name: str, recipe: Mapping[str, Any], inputs: list[str] | None = None) -> Output:
-        keys = {ref: self.by_ref[ref].key for ref in inputs or []}
+    def output(self, kind: str, name: str, recipe: Mapping[str, Any], inputs: Sequence[ArtifactRef] = ()) -> Output:
+        keys = {ref: self.by_ref[ref].key for ref in inputs}
         return Output(kind=kind, name=name, key=make_key(kind, recipe, keys), recipe=recipe, inputs=keys)
 
-    def add(self, stage: str, pool: str, outputs: list[Output], also: list[str] | None = None) -> None:
-        needs: dict[str, str] = {}
+    def task_data(self, tasks: Sequence[str]) -> list[ArtifactRef]:
+        """The data of those tasks that have any."""
+        return [ref for task in tasks if (ref := _ref("task-data", task)) in self.by_ref]
+
+    def add(self, stage: str, pool: str, outputs: list[Output], also: list[ArtifactRef] | None = None) -> None:
+        needs: dict[ArtifactRef, str] = {}
         for out in outputs:
             needs.update(out.inputs)
         needs.update({ref: self.by_ref[ref].key for ref in also or [] if ref in self.by_ref})
@@ -153,45 +164,6 @@ def build_graph(spec: PipelineSpec, *, contents: Mapping[str, str] | None = None
     last = _training(builder, spec, plan)
     _closing(builder, spec, last)
     return Graph(nodes=tuple(builder.nodes), horizon=plan, by_ref=builder.by_ref, makers=builder.makers)
-
-
-def mixture_parts(spec: PipelineSpec) -> list[MixturePart]:
-    """All conversations that become token files, a part for each task and split with the most rows asked for."""
-    parts: dict[tuple[str, str], MixturePart] = {}
-    stages = spec.stages
-    for stage in (stages.mid, stages.sft):
-        if not stage.enabled:
-            continue
-        for part in (*stage.mixture, *stage.validation):
-            known = parts.get((part.task, part.split))
-            rows = part.rows
-            if known is not None and (known.rows is None or (rows is not None and known.rows >= rows)):
-                continue
-            parts[part.task, part.split] = part.model_copy(update={"rows": rows, "epochs": 1})
-    return [parts[name] for name in sorted(parts)]
-
-
-def used_tasks(spec: PipelineSpec) -> list[str]:
-    """Names of all tasks that the pipeline trains on, rewards or measures."""
-    names = {part.task for part in mixture_parts(spec)}
-    if spec.stages.rl.enabled:
-        names |= {part.task for part in spec.stages.rl.tasks}
-    if spec.stages.eval_chat.enabled and any(getattr(spec.stages, name).enabled for name in TRAINING[1:]):
-        names |= {part.task for part in spec.stages.eval_chat.tasks}
-    return sorted(names)
-
-
-def find_task(name: str) -> type[tasks.Task]:
-    """The class of a task; UserError with the nearest name where there is none."""
-    try:
-        return tasks.find(name)
-    except KeyError as error:
-        raise UserError(str(error.args[0])) from None
-
-
-def task_recipe(name: str) -> dict[str, Any]:
-    """What identifies a task's code in a key."""
-    return {"task": name, "version": find_task(name).version}
 
 
 def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Mapping[str, str]) -> None:
@@ -232,22 +204,23 @@ def _revisions(spec: PipelineSpec, name: str, contents: Mapping[str, str]) -> di
 
 
 def _tokenizer(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
-    shards = [f"text/{shard_name(i)}" for i in tokenizer_shards(spec, plan.shards)]
+    shards = [_ref("text", shard_name(i)) for i in tokenizer_shards(spec, plan.shards)]
     recipe = spec.stages.tokenizer.recipe()
     output = builder.output("tokenizer", "bpe", recipe, shards)
-    builder.add("tokenizer", "cpu", [output], also=["encodings/gpt", f"text/{shard_name(plan.validation_shard)}"])
+    builder.add(
+        "tokenizer", "cpu", [output], also=[_ref("encodings", "gpt"), _ref("text", shard_name(plan.validation_shard))]
+    )
 
 
 def _tokens(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
     outputs = [
-        builder.output("text-tokens", shard_name(i), {}, [f"text/{shard_name(i)}", "tokenizer/bpe"])
+        builder.output("text-tokens", shard_name(i), {}, [_ref("text", shard_name(i)), TOKENIZER])
         for i in (*plan.shards, plan.validation_shard)
     ]
     for part in mixture_parts(spec):
         recipe = task_recipe(part.task) | {"split": part.split, "rows": part.rows, "seed": spec.seed}
-        inputs = ["tokenizer/bpe"]
-        if f"task-data/{part.task}" in builder.by_ref:
-            inputs.append(f"task-data/{part.task}")
+        inputs = [TOKENIZER]
+        inputs += builder.task_data([part.task])
         outputs.append(builder.output("chat-tokens", f"{part.task}-{part.split}", recipe, inputs))
     builder.add("tokens", "cpu", outputs)
 
@@ -255,25 +228,27 @@ def _tokens(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
 def _training(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> str:
     """Adds base, mid, sft, rl and their evaluations; returns the last training stage."""
     stages, last = spec.stages, ""
-    validation = f"text-tokens/{shard_name(plan.validation_shard)}"
+    validation = _ref("text-tokens", shard_name(plan.validation_shard))
     for name in TRAINING:
         settings = getattr(stages, name)
         if not settings.enabled:
             continue
         recipe = {"stage": name, "seed": spec.seed} | settings.recipe()
-        also: list[str] = ["tokenizer/bpe"]
+        also: list[ArtifactRef] = [TOKENIZER]
         if name == "base":
             recipe |= {"model": plan.model.to_dict(), "steps": plan.steps}
-            inputs = [f"text-tokens/{shard_name(i)}" for i in plan.shards]
+            inputs = [_ref("text-tokens", shard_name(i)) for i in plan.shards]
             also.append(validation)
         elif name == "rl":
             used = sorted({part.task for part in settings.tasks})
             recipe |= {"versions": [task_recipe(task) for task in used]}
-            inputs = [f"model/{last}"] + [f"task-data/{t}" for t in used if f"task-data/{t}" in builder.by_ref]
+            inputs = [_ref("model", last)] + [
+                _ref("task-data", t) for t in used if _ref("task-data", t) in builder.by_ref
+            ]
         else:
-            refs = {f"chat-tokens/{part.task}-{part.split}" for part in settings.mixture}
-            inputs = [f"model/{last}", *sorted(refs)]
-            also += sorted({f"chat-tokens/{part.task}-{part.split}" for part in settings.validation})
+            refs = {_ref("chat-tokens", f"{part.task}-{part.split}") for part in settings.mixture}
+            inputs = [_ref("model", last), *sorted(refs)]
+            also += sorted({_ref("chat-tokens", f"{part.task}-{part.split}") for part in settings.validation})
             recipe.pop("validation")
         output = builder.output("model", name, recipe, inputs)
         builder.add(name, "gpu", [output], also=also)
@@ -286,28 +261,28 @@ def _evaluation(builder: _Builder, spec: PipelineSpec, name: str, plan: Horizon)
     settings = spec.stages.eval_base if name == "base" else spec.stages.eval_chat
     if not settings.enabled:
         return
-    inputs = [f"model/{name}"]
+    inputs = [_ref("model", name)]
     recipe: dict[str, Any] = {"stage": name, "seed": spec.seed} | settings.recipe()
     if name == "base":
-        inputs += [f"text-tokens/{shard_name(i)}" for i in (plan.shards[0], plan.validation_shard)]
+        inputs += [_ref("text-tokens", shard_name(i)) for i in (plan.shards[0], plan.validation_shard)]
         if spec.stages.eval_base.core:
-            inputs.append("eval-bundle/core")
+            inputs.append(_ref("eval-bundle", "core"))
     else:
         used = sorted({part.task for part in spec.stages.eval_chat.tasks})
         recipe |= {"versions": [task_recipe(task) for task in used]}
-        inputs += [f"task-data/{task}" for task in used if f"task-data/{task}" in builder.by_ref]
+        inputs += builder.task_data(used)
     output = builder.output("evaluation", name, recipe, inputs)
     builder.add(f"eval-{name}", "gpu", [output])
 
 
 def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
-    made = [ref for ref in builder.by_ref if ref.startswith(("model/", "evaluation/"))]
+    made = [ref for ref in builder.by_ref if ref.kind in ("model", "evaluation")]
     if spec.stages.report.enabled:
-        builder.add("report", "cpu", [builder.output("report", "report", {}, [*made, "tokenizer/bpe"])])
+        builder.add("report", "cpu", [builder.output("report", "report", {}, [*made, TOKENIZER])])
     if spec.stages.release.enabled:
         for gate in spec.stages.release.gates:
             parse_gate(gate)  # a mistyped gate is an error now, not after the training
-        inputs = [f"model/{last}"] + [r for r in made if r.startswith("evaluation/")]
+        inputs = [_ref("model", last)] + [ref for ref in made if ref.kind == "evaluation"]
         if spec.stages.report.enabled:
-            inputs.append("report/report")
+            inputs.append(_ref("report", "report"))
         builder.add("release", "cpu", [builder.output("release", "release", spec.stages.release.recipe(), inputs)])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.pipeline.graph import Output
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.spec.errors import UserError
 
 CONTRACT = 1
@@ -28,7 +29,7 @@ class StagePlan:
     attempt: int
     launch: str  # and `work` are '' on a cluster: there the launcher fills them in
     outputs: tuple[Output, ...]  # what is missing and has to be made
-    inputs: Mapping[str, str]  # 'kind/name' -> key
+    inputs: Mapping[ArtifactRef, str]  # reference -> key
     spec: Mapping[str, Any]  # PipelineSpec with YAML's names; the device batch size of this attempt is in it
     horizon: Mapping[str, Any]  # model, steps, tokens, shards, validationShard
     profile: Mapping[str, Any]  # the store profile: root, endpoint, region, anonymous
@@ -55,5 +56,10 @@ class StagePlan:
                 f"this plan has contract version {data.get('contract')}, the installed nanochat speaks {CONTRACT}: "
                 "use the image or package that the controller names"
             )
-        data["outputs"] = tuple(Output(**output) for output in data["outputs"])
+        data["outputs"] = tuple(Output(**output | {"inputs": _refs(output["inputs"])}) for output in data["outputs"])
+        data["inputs"] = _refs(data["inputs"])
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
+
+def _refs(keys: Mapping[str, str]) -> dict[ArtifactRef, str]:
+    return {ArtifactRef.parse(ref): key for ref, key in keys.items()}

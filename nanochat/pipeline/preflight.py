@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanochat.pipeline.graph import find_task, mixture_parts
+from nanochat.pipeline.task_selection import find_task, mixture_parts
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from tasks.identity import read_conversations

@@ -40,8 +40,13 @@ class RunPaths:
     def plan(self, stage: str, attempt: int) -> str:
         return f"{self.root}/plans/{stage}/{attempt:04d}.json"
 
+    @property
+    def attempts(self) -> str:
+        """The folder of all attempts' records, by stage."""
+        return f"{self.root}/attempts"
+
     def attempt(self, stage: str, attempt: int) -> str:
-        return f"{self.root}/attempts/{stage}/{attempt:04d}.json"
+        return f"{self.attempts}/{stage}/{attempt:04d}.json"
 
     def outcome(self, stage: str, launch: str) -> str:
         return f"{self.root}/outcomes/{stage}/{launch}.json"

@@ -8,6 +8,7 @@ from typing import Any
 
 from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.graph import TRAINING
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
 from nanochat.report.metrics import label
@@ -71,7 +72,7 @@ def _training(record: RunRecord) -> tuple[Block, ...]:
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for name in TRAINING:
-        stage, manifest = record.stage(name), record.manifests.get(f"model/{name}")
+        stage, manifest = record.stage(name), record.manifests.get(ArtifactRef.of("model", name))
         if manifest is not None:
             rows.append(_trained(name, manifest.metadata))
             notes += _remarks(name, manifest.metadata)
@@ -193,7 +194,7 @@ def _time(record: RunRecord) -> tuple[Block, ...]:
         troubles += [
             f"{stage.name}, attempt {attempt.number}: {attempt.reason}"
             + (f" ({attempt.message})" if attempt.message else "")
-            + f" after {duration(attempt.seconds)}"
+            + f" after {duration(attempt.duration)}"
             for attempt in stage.attempts
             if attempt.reason not in ("", "Succeeded")
         ]
@@ -226,10 +227,8 @@ def _made(stage: StageRecord) -> str:
 def _total_cost(record: RunRecord) -> str:
     if not any(stage.gpus for stage in record.stages):
         return "$0 (no GPUs)"
-    paid = [
-        stage.gpus * sum(attempt.seconds for attempt in stage.attempts) / 3600 * record.price for stage in record.stages
-    ]
-    return f"{money(sum(paid))} at {money(record.price)} per GPU hour"
+    hours = sum(stage.gpus * attempt.duration for stage in record.stages for attempt in stage.attempts) / 3600
+    return f"{money(hours * record.price)} at {money(record.price)} per GPU hour"
 
 
 def _not_run(record: RunRecord) -> tuple[Block, ...]:
@@ -273,7 +272,7 @@ def _environment(record: RunRecord) -> tuple[Block, ...]:
 
 
 def _lineage(record: RunRecord) -> tuple[Block, ...]:
-    shown = [ref for ref in record.manifests if ref.startswith(("tokenizer/", "model/", "evaluation/"))]
+    shown = [ref for ref in record.manifests if ref.kind in ("tokenizer", "model", "evaluation")]
     rows = tuple(
         (ref, record.manifests[ref].key, record.manifests[ref].launch, date(record.manifests[ref].created))
         for ref in shown
@@ -283,8 +282,7 @@ def _lineage(record: RunRecord) -> tuple[Block, ...]:
     others: dict[str, int] = {}
     for ref in record.manifests:
         if ref not in shown:
-            kind = ref.split("/", 1)[0]
-            others[kind] = others.get(kind, 0) + 1
+            others[ref.kind] = others.get(ref.kind, 0) + 1
     blocks: list[Block] = [Table(("Artifact", "Key", "Launch", "Made"), rows)]
     if others:
         blocks.append(

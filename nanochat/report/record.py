@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat.pipeline.graph import TRAINING
+from nanochat.pipeline.attempts import AttemptRecord, read_attempts
+from nanochat.pipeline.graph import TOKENIZER, TRAINING
+from nanochat.pipeline.ref import ArtifactRef
+from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Artifacts, Manifest, Store
@@ -21,8 +24,6 @@ from nanochat.tracking.environment import environment
 from nanochat.tracking.journal import History, JournalReader
 
 log = logging.getLogger(__name__)
-
-_PARTS = 1 << 10  # a run has fewer attempts of a stage than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +62,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """One attempt of a stage."""
-
-    number: int
-    launch: str
-    started: float
-    ended: float | None
-    reason: str  # as in status: Succeeded, Preempted, ...; '' while it runs
-    message: str
-
-    @property
-    def seconds(self) -> float:
-        """How long it took; 0 while it runs."""
-        return max(0.0, (self.ended or self.started) - self.started)
-
-
-@dataclass(frozen=True, slots=True)
 class StageRecord:
     """One stage of the run."""
 
@@ -111,7 +95,7 @@ class RunRecord:
     stages: tuple[StageRecord, ...]
     evaluations: Mapping[str, Evaluation]  # by the stage that trained the model
     compression: Mapping[str, Any]
-    manifests: Mapping[str, Manifest]  # 'kind/name' -> manifest
+    manifests: Mapping[ArtifactRef, Manifest]
     models: Mapping[str, str]  # stage -> address of its weights
     release: Mapping[str, Any]  # release.json, where there is one
 
@@ -156,38 +140,33 @@ def gather(
     if not store.exists(paths.pipeline):
         raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists the runs")
     pipeline = store.read_json(paths.pipeline)
-    status = _json(store, paths.status) or {}
-    keys: dict[str, str] = {ref: key for item in status.get("stages", []) for ref, key in item["keys"].items()}
-    found = artifacts.find_all((ref.split("/", 1)[0], key) for ref, key in keys.items())
-    manifests = {ref: found[pair] for ref, key in keys.items() if (pair := (ref.split("/", 1)[0], key)) in found}
+    metadata = pipeline.get("metadata", {})
+    status = read_status(store, paths) or RunStatus(metadata.get("name", ""), metadata.get("namespace", ""))
+    keys = status.keys()
+    found = artifacts.find_all((ref.kind, key) for ref, key in keys.items())
+    manifests = {ref: found[pair] for ref, key in keys.items() if (pair := (ref.kind, key)) in found}
     readers = {} if readers is None else readers
     stages = tuple(
-        _stage(store, readers, run, item, spec=pipeline["spec"], manifests=manifests)
-        for item in status.get("stages", [])
+        _stage(store, readers, paths, item, spec=pipeline["spec"], manifests=manifests) for item in status.stages
     )
-    metadata = pipeline.get("metadata", {})
     return RunRecord(
         name=metadata.get("name", ""),
         namespace=metadata.get("namespace", ""),
         folder=run,
-        phase=status.get("phase", ""),
+        phase=status.phase,
         spec=pipeline["spec"],
-        horizon=status.get("horizon") or {},
+        horizon=status.horizon,
         environment=_environment(stages),
         stages=stages,
         evaluations={
-            ref.split("/", 1)[1]: evaluation
+            ref.name: evaluation
             for ref, manifest in manifests.items()
-            if ref.startswith("evaluation/") and (evaluation := _evaluation(artifacts, manifest)) is not None
+            if ref.kind == "evaluation" and (evaluation := _evaluation(artifacts, manifest)) is not None
         },
-        compression=_artifact_json(artifacts, manifests.get("tokenizer/bpe"), "compression.json") or {},
+        compression=_artifact_json(artifacts, manifests.get(TOKENIZER), "compression.json") or {},
         manifests=manifests,
-        models={
-            ref.split("/", 1)[1]: artifacts.uri(manifest)
-            for ref, manifest in manifests.items()
-            if ref.startswith("model/")
-        },
-        release=_artifact_json(artifacts, manifests.get("release/release"), "release.json") or {},
+        models={ref.name: artifacts.uri(manifest) for ref, manifest in manifests.items() if ref.kind == "model"},
+        release=_artifact_json(artifacts, manifests.get(ArtifactRef.of("release", "release")), "release.json") or {},
     )
 
 
@@ -219,28 +198,28 @@ def _parts(content: str | list[dict[str, str]]) -> tuple[Part, ...]:
 def _stage(
     store: Store,
     readers: dict[str, JournalReader],
-    run: str,
-    status: Mapping[str, Any],
+    paths: RunPaths,
+    status: StageRunStatus,
     *,
     spec: Mapping[str, Any],
-    manifests: Mapping[str, Manifest],
+    manifests: Mapping[ArtifactRef, Manifest],
 ) -> StageRecord:
-    name = status["stage"]
-    attempts = _attempts(store, run, name)
+    name = status.stage
+    attempts = tuple(read_attempts(store, paths, name))
     launches = {attempt.launch for attempt in attempts}
-    outputs = [manifests[ref] for ref in status["keys"] if ref in manifests]
+    outputs = [manifests[ref] for ref in status.keys if ref in manifests]
     made = sum(manifest.launch in launches for manifest in outputs)
     # Work that was reused is described by the run that did it.
-    source = run if made or not outputs else str(outputs[-1].metadata.get("run") or run)
-    reader = readers.setdefault(source, JournalReader(store, source))
+    source = paths if made or not outputs else RunPaths(str(outputs[-1].metadata.get("run") or paths.root))
+    reader = readers.setdefault(source.root, JournalReader(store, source.root))
     history = reader.history(name)
-    worked = attempts if source == run else _attempts(store, source, name)
-    seconds = sum(attempt.seconds for attempt in worked) or history.seconds
+    worked = attempts if source == paths else read_attempts(store, source, name)
+    seconds = sum(attempt.duration for attempt in worked) or history.seconds
     return StageRecord(
         name=name,
-        phase=status.get("phase", ""),
-        message=status.get("message") or "",
-        explanation=status.get("why") or "",
+        phase=status.phase,
+        message=status.message,
+        explanation=status.why,
         attempts=attempts,
         made=made,
         reused=len(outputs) - made,
@@ -248,28 +227,6 @@ def _stage(
         gpus=_gpus(spec, name),
         history=history if history.metrics or history.events else None,
     )
-
-
-def _attempts(store: Store, run: str, stage: str) -> tuple[AttemptRecord, ...]:
-    folder = f"{run}/attempts/{stage}"
-    out = []
-    for name in store.children(folder)[:_PARTS]:
-        data = _json(store, f"{folder}/{name}")
-        if data is None:
-            continue
-        outcome = data.get("outcome") or {}
-        ended = data.get("ended")
-        out.append(
-            AttemptRecord(
-                number=int(data.get("number", 0)),
-                launch=str(data.get("launch", "")),
-                started=float(data.get("started", 0.0)),
-                ended=None if ended is None else float(ended),
-                reason=outcome.get("reason", ""),
-                message=outcome.get("message", ""),
-            )
-        )
-    return tuple(sorted(out, key=lambda attempt: attempt.number))
 
 
 def stage_settings(spec: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
@@ -304,12 +261,4 @@ def _artifact_json(artifacts: Artifacts, manifest: Manifest | None, name: str) -
         return json.loads((artifacts.fetch(manifest, [name]) / name).read_text(encoding="utf-8"))
     except (StorageError, ValueError) as error:
         log.warning("the report is made without %s: %s", name, error)
-        return None
-
-
-def _json(store: Store, path: str) -> Any:
-    try:
-        return store.read_json(path) if store.exists(path) else None
-    except StorageError as error:
-        log.warning("the report is made without %s", error)
         return None

@@ -17,6 +17,7 @@ from typing import Any
 
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.plan import StagePlan
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
@@ -88,19 +89,18 @@ class StageContext:
         """Whether 'kind/name' is among the inputs."""
         return ref in self.plan.inputs
 
-    def refs(self, kind: str) -> list[str]:
+    def refs(self, kind: str) -> list[ArtifactRef]:
         """All inputs of a kind, by name."""
-        return sorted(ref for ref in self.plan.inputs if ref.startswith(f"{kind}/"))
+        return sorted(ref for ref in self.plan.inputs if ref.kind == kind)
 
     def manifest(self, ref: str) -> Manifest:
         """The manifest of an input; StorageError where it is gone since the planner saw it."""
         if ref not in self._manifests:
-            kind = ref.split("/", 1)[0]
-            found = self.artifacts.find(kind, self.plan.inputs[ref])
+            known = ArtifactRef.parse(ref)
+            key = self.plan.inputs[known]
+            found = self.artifacts.find(known.kind, key)
             if found is None:
-                raise StorageError(
-                    f"the input {ref} ({self.plan.inputs[ref]}) is gone; the stage that makes it runs again"
-                )
+                raise StorageError(f"the input {ref} ({key}) is gone; the stage that makes it runs again")
             self._manifests[ref] = found
         return self._manifests[ref]
 
@@ -124,7 +124,7 @@ class StageContext:
         """Commit what was written: the manifest comes last. Returns the winner's manifest."""
         return writer.commit(
             recipe=dict(output.recipe) | {"name": output.name},
-            inputs=dict(output.inputs),
+            inputs=output.input_keys(),
             metadata={"run": self.plan.run, "stage": self.stage} | dict(metadata),  # where its journal is
         )
 

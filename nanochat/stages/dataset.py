@@ -18,7 +18,8 @@ from nanochat.data.bundle import fetch_bundle
 from nanochat.data.hub import Hub, shown
 from nanochat.data.text import until, write_text_shard
 from nanochat.data.verify import DamagedFile, TextStatistics, check_parquet, check_text_shard
-from nanochat.pipeline.graph import Output, find_task
+from nanochat.pipeline.graph import Output
+from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import Stopped, StorageError, UserError
 from nanochat.spec.sources import Sources
 from nanochat.stages.context import StageContext

@@ -24,8 +24,8 @@ from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
-from nanochat.pipeline.graph import find_task
 from nanochat.pipeline.resolve import shard_name
+from nanochat.pipeline.task_selection import find_task
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError

@@ -108,7 +108,7 @@ def _evaluations(context: StageContext) -> dict[str, Evaluation]:
     out = {}
     for ref in context.refs("evaluation"):
         path = context.fetch(ref, ["results.json"]) / "results.json"
-        out[ref.split("/", 1)[1]] = evaluation_from(json.loads(path.read_text(encoding="utf-8")))
+        out[ref.name] = evaluation_from(json.loads(path.read_text(encoding="utf-8")))
     return out
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from nanochat.inference import Engine
-from nanochat.pipeline.graph import find_task
+from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import UserError
 from nanochat.spec.training import MixturePart, RlStage
 from nanochat.stages.context import StageContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nanochat.data.text import read_text
 from nanochat.pipeline.resolve import shard_name
@@ -23,7 +23,7 @@ def run(context: StageContext) -> None:
     """Train, measure, commit."""
     logging.getLogger("rustbpe").setLevel(logging.WARNING)  # it reports every percent
     settings, output = context.settings, context.outputs[0]
-    shards = sorted(ref for ref in output.inputs if ref.startswith("text/"))
+    shards = sorted(ref for ref in output.inputs if ref.kind == "text")
     started = time.monotonic()
     tokenizer = Tokenizer.train(
         _texts(context, shards, settings.max_chars, settings.document_chars),
@@ -55,8 +55,8 @@ def run(context: StageContext) -> None:
     )
 
 
-def _texts(context: StageContext, shards: list[str], max_chars: int, document_chars: int) -> Iterator[str]:
-    """The documents of the shards, with progress in characters; the session takes what it needs."""
+def _texts(context: StageContext, shards: Sequence[str], max_chars: int, document_chars: int) -> Iterator[str]:
+    """The documents of the shards, with progress in characters; the trainer of the vocabulary takes what it needs."""
     read = 0
     context.progress.update(phase="reading", step=0, total=max_chars)
     for ref in shards:

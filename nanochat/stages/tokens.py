@@ -19,8 +19,9 @@ from typing import Any
 
 from nanochat.data.text import read_text
 from nanochat.data.tokenfile import write_conversations, write_text
-from nanochat.pipeline.graph import Output, find_task
+from nanochat.pipeline.graph import Output
 from nanochat.pipeline.orphan import die_with_parent
+from nanochat.pipeline.task_selection import find_task
 from nanochat.runtime.threads import cores
 from nanochat.spec.errors import OutOfMemory, Stopped, UserError
 from nanochat.stages.context import StageContext
@@ -84,7 +85,7 @@ def _encode_all(context: StageContext, pool: ProcessPoolExecutor, workers: int) 
 
 def _weight(context: StageContext, output: Output) -> int:
     """About how much work an output is: bytes of what it is made from."""
-    refs = [ref for ref in output.inputs if not ref.startswith("tokenizer/")]
+    refs = [ref for ref in output.inputs if ref.kind != "tokenizer"]
     return sum(file.size for ref in refs for file in context.manifest(ref).files)
 
 

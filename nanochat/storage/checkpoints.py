@@ -175,6 +175,13 @@ class Checkpoints:
         self.store.delete(f"{self._base}/{name}")
 
 
+def newest_step(store: Store, stage: str, key: str) -> int:
+    """The step of the newest checkpoint that has a manifest, whatever the state of its files; 0 where there is none."""
+    base = f"{ROOT}/{stage}/{key}"
+    names = [name for name in store.children(base) if _FOLDER.fullmatch(name)]
+    return max((_step(name) for name in names if store.exists(f"{base}/{name}/{MANIFEST}")), default=0)
+
+
 def _step(name: str) -> int:
     match = _FOLDER.fullmatch(name)
     assert match is not None

@@ -75,7 +75,7 @@ def outcomes(runner: LocalRunner, stage: str = "dataset") -> list[str]:
     """The reasons in the store, by attempt, which the attempts' own records repeat."""
     folder = f"{runner.paths.root}/outcomes/{stage}"
     told = [runner.store.read_json(f"{folder}/{name}")["reason"] for name in runner.store.children(folder)]
-    assert told == [str(attempt.outcome.reason) for attempt in runner.attempts[stage] if attempt.outcome]
+    assert told == [str(attempt.outcome.reason) for attempt in runner.attempts.of(stage) if attempt.outcome]
     return told
 
 
@@ -133,7 +133,7 @@ def test_what_an_end_means(
 def test_memory_halves_the_rows_until_it_fits(start: Start) -> None:
     runner = start({"base": ["OutOfMemory", "OutOfMemory", "ok"]}, only=("dataset", "tokenizer", "tokens", "base"))
     assert runner.run().phase is Phase.SUCCEEDED
-    assert [attempt.device_batch_size for attempt in runner.attempts["base"]] == [4, 2, 1]
+    assert [attempt.device_batch_size for attempt in runner.attempts.of("base")] == [4, 2, 1]
 
 
 @pytest.mark.parametrize("part", ["stops answering", "launcher killed"])
@@ -141,9 +141,10 @@ def test_a_stopped_process_does_not_outlive_its_launch(
     start: Start, resolved: ResolvedProfile, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     runner = start({"dataset": [part, "ok"]})
-    retries = runner.spec.retries.model_copy(update={"stall_seconds": 4.0})
-    hasty = runner.spec.model_copy(update={"retries": retries})
-    monkeypatch.setattr(local, "plan", lambda graph, spec, observed, now: plan(graph, hasty, observed, now))
+    if part == "stops answering":  # a busy machine may take as long to start a launcher that is then killed
+        retries = runner.spec.retries.model_copy(update={"stall_seconds": 4.0})
+        hasty = runner.spec.model_copy(update={"retries": retries})
+        monkeypatch.setattr(local, "plan", lambda graph, spec, observed, now: plan(graph, hasty, observed, now))
     assert runner.run().phase is Phase.SUCCEEDED
     assert outcomes(runner) == ["Stalled" if part == "stops answering" else "Infrastructure", "Succeeded"]
     assert "plays stops" in log_of(runner) or part == "launcher killed"

@@ -11,6 +11,7 @@ from fake_run import RUN, FakeRun
 
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.plan import StagePlan
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import release, report
@@ -25,10 +26,11 @@ pytestmark = pytest.mark.filterwarnings(
 def context(run: FakeRun, stage: str, *, tracking: str | None = None, key: str = "k1", **release: Any) -> StageContext:
     spec = PipelineSpec.model_validate({"stages": {"release": release}})
     output = Output(kind=stage, name=stage, key=f"{stage}-{key}", recipe={}, inputs={})
-    inputs = {ref: key for item in run.stages for ref, key in item["keys"].items() if ref.startswith("evaluation/")}
+    made = {ref: key for item in run.stages for ref, key in item["keys"].items() if ref.startswith("evaluation/")}
+    inputs = {ArtifactRef.parse(ref): key for ref, key in ({"model/mid": "key-model-mid"} | made).items()}
     plan = StagePlan(
         stage=stage, name="demo", namespace="default", run=RUN, attempt=1, launch="01-aa", outputs=(output,),
-        inputs={"model/mid": "key-model-mid", **inputs}, spec=spec.model_dump(mode="json", by_alias=True), horizon={},
+        inputs=inputs, spec=spec.model_dump(mode="json", by_alias=True), horizon={},
         profile={"root": run.store.root}, cache=f"{run.store.root}-cache", work="", tracking=tracking,
     )  # fmt: skip
     return StageContext(plan)

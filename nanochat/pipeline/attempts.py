@@ -1,0 +1,178 @@
+"""The attempts of a run: one record each in the run's folder, which outlives whoever made it.
+
+    log = AttemptLog(store, paths, AttemptRecord)
+    log.load()                                   # StorageError where the store cannot be reached
+    log.put(replace(log.last("base"), reached=1200))
+    log.save()                                   # stores what changed
+
+The controller adds what only a cluster has in a subclass of the record; the common fields are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Generic, Self, TypeVar
+
+from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.planner import Attempt
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import StorageError
+from nanochat.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One attempt of a stage. Times are in seconds since 1970."""
+
+    stage: str
+    number: int
+    started: float = 0.0
+    device_batch_size: int = 1
+    keys: tuple[str, ...] = ()  # of the outputs that it has to make
+    launch: str = ""  # id of the present launch, on a cluster that of rank 0
+    memory: float = 1.0  # factor on the host memory request
+    heartbeat: float | None = None  # the last sign of life
+    stopping: str = ""  # why it was asked to stop
+    ended: float | None = None
+    outcome: Outcome | None = None
+    reached: int = 0  # newest checkpoint's step, or outputs made
+
+    @property
+    def reason(self) -> str:
+        """The outcome as status names it; '' while the attempt runs."""
+        return str(self.outcome.reason) if self.outcome else ""
+
+    @property
+    def message(self) -> str:
+        """The outcome's message; '' while the attempt runs."""
+        return self.outcome.message if self.outcome else ""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from start to end; 0 while the attempt runs."""
+        return max(0.0, (self.ended or self.started) - self.started)
+
+    def end(self, outcome: Outcome, *, reached: int, now: float) -> Self:
+        """The record with how the attempt ended."""
+        return replace(self, outcome=outcome, reached=reached, ended=now)
+
+    def observed(self, *, stopping: bool, waiting: str = "", stale: bool = False) -> Attempt:
+        """The attempt as the planner sees it."""
+        return Attempt(
+            number=self.number,
+            started=self.started,
+            device_batch_size=self.device_batch_size,
+            ended=self.ended,
+            outcome=self.outcome,
+            heartbeat=self.heartbeat,
+            stopping=stopping,
+            reached=self.reached,
+            waiting=waiting,
+            stale=stale,
+            memory=self.memory,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as the run's folder keeps them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The record of JSON values; unknown fields are left out. TypeError or ValueError where it makes no sense."""
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        for name, value in known.items():
+            if isinstance(value, list):
+                known[name] = tuple(value)
+            elif name in ("outcome", "decided"):
+                known[name] = Outcome.from_dict(value) if value else None
+        if not isinstance(known.get("stopping", ""), str):  # a flag in records of before 0.2
+            known["stopping"] = "stopped" if known["stopping"] else ""
+        return cls(**known)
+
+
+def read_attempts(store: Store, paths: RunPaths, stage: str) -> list[AttemptRecord]:
+    """The readable records of a stage, by number; the others are passed over with a warning."""
+    found = []
+    for path in _files(store, paths, stage):
+        try:
+            found.append(AttemptRecord.from_dict({"stage": stage} | store.read_json(path)))
+        except (StorageError, FileNotFoundError, TypeError, ValueError, KeyError, AttributeError) as error:
+            log.warning("the record %s is passed over: %s", store.uri(path), error)
+    return sorted(found, key=lambda record: record.number)
+
+
+def _files(store: Store, paths: RunPaths, stage: str) -> Iterator[str]:
+    folder = f"{paths.attempts}/{stage}"
+    return (f"{folder}/{name}" for name in store.children(folder))
+
+
+R = TypeVar("R", bound=AttemptRecord)
+
+
+class AttemptLog(Generic[R]):
+    """The records of one run, in memory and in storage."""
+
+    def __init__(self, store: Store, paths: RunPaths, kind: type[R]) -> None:
+        self._store, self._paths, self._kind = store, paths, kind
+        self._records: dict[tuple[str, int], R] = {}
+        self._stored: dict[tuple[str, int], R] = {}
+
+    def load(self) -> Self:
+        """Read all records in storage; StorageError where it cannot be reached, or a record makes no sense."""
+        for stage in self._store.children(self._paths.attempts):
+            for path in _files(self._store, self._paths, stage):
+                try:
+                    record = self._kind.from_dict({"stage": stage} | self._store.read_json(path))
+                except (TypeError, ValueError, KeyError, AttributeError):
+                    raise StorageError(f"{self._store.uri(path)} is no attempt's record: remove it") from None
+                self._records[stage, record.number] = self._stored[stage, record.number] = record
+        return self
+
+    def all(self) -> Sequence[R]:
+        """All records in the order of their starts."""
+        return sorted(self._records.values(), key=lambda r: (r.started, r.stage, r.number))
+
+    def open(self) -> Sequence[R]:
+        """The records of attempts that have not ended."""
+        return [record for record in self.all() if record.outcome is None]
+
+    def of(self, stage: str) -> Sequence[R]:
+        """The records of a stage, by number."""
+        return sorted((r for r in self._records.values() if r.stage == stage), key=lambda r: r.number)
+
+    def last(self, stage: str) -> R | None:
+        """The record of a stage's latest attempt."""
+        return next(reversed(self.of(stage)), None)
+
+    def get(self, stage: str, number: int) -> R | None:
+        """The record of an attempt."""
+        return self._records.get((stage, number))
+
+    def reached(self, stage: str, *, before: int) -> int:
+        """How far the attempts of a stage with numbers below `before` got."""
+        return max((r.reached for r in self.of(stage) if r.number < before), default=0)
+
+    def put(self, record: R) -> R:
+        """Take in a record; `save` stores it."""
+        self._records[record.stage, record.number] = record
+        return record
+
+    def save(self) -> None:
+        """Store what changed; StorageError where that fails, and then the next call does it."""
+        for at, record in sorted(self._records.items()):
+            stored = self._stored.get(at)
+            if stored is None or replace(record, heartbeat=stored.heartbeat) != stored:
+                self._store.write_json(self._paths.attempt(*at), record.to_dict())
+                self._stored[at] = record
+
+
+def confirmed(outcome: Outcome, *, made_all: bool) -> Outcome:
+    """The outcome, corrected by what is in storage: a success needs all outputs to be committed."""
+    if outcome.reason is Reason.SUCCEEDED and not made_all:
+        return Outcome(reason=Reason.ERROR, message="the stage ended without committing all of its outputs")
+    return outcome

@@ -1,0 +1,61 @@
+"""Which outputs of a pipeline are in the store, how far its stages got, and why the missing ones have to be made.
+
+outputs = Outputs(artifacts, graph)
+outputs.refresh()                        # looks for all that was not there before
+outputs.explain()                        # fills `explanations` for the stages that miss something
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from nanochat.pipeline.explain import explain_miss
+from nanochat.pipeline.graph import TRAINING, Graph, Output
+from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.checkpoints import newest_step
+
+
+class Outputs:
+    """The outputs of one graph as they were seen last. All methods that look raise StorageError while it is away."""
+
+    def __init__(self, artifacts: Artifacts, graph: Graph) -> None:
+        self.artifacts, self.graph = artifacts, graph
+        self.present: set[str] = set()  # keys
+        self.explanations: dict[str, str] = {}  # stage -> why its outputs have to be made
+        self.scores: dict[str, Mapping[str, Any]] = {}  # trained stage -> metrics of its evaluation
+
+    def refresh(self, outputs: Iterable[Output] | None = None) -> bool:
+        """Look for those of `outputs` (by default all) that were not there; whether any is there now."""
+        if outputs is None:
+            outputs = (out for node in self.graph.nodes for out in node.outputs)
+        found = self.artifacts.find_all((out.kind, out.key) for out in outputs if out.key not in self.present)
+        for (kind, key), manifest in found.items():
+            self.present.add(key)
+            if kind == "evaluation":
+                self.scores[str(manifest.metadata.get("stage", ""))] = manifest.metadata
+        return bool(found)
+
+    def recheck_inputs(self, stage: str) -> None:
+        """Look again at what a stage reads: what it found damaged is set aside, and its maker has to run again."""
+        needs = {(ref.kind, key) for ref, key in self.graph.node(stage).needs.items()}
+        found = self.artifacts.find_all(needs)
+        self.present -= {key for _, key in needs - found.keys()}
+
+    def explain(self) -> None:
+        """Say of each stage that misses outputs why, once."""
+        for node in self.graph.nodes:
+            missing = self.missing(node.stage)
+            if missing and node.stage not in self.explanations:
+                self.explanations[node.stage] = explain_miss(self.artifacts, missing, total=len(node.outputs))
+
+    def missing(self, stage: str) -> list[Output]:
+        """The outputs of a stage that are not there."""
+        return [out for out in self.graph.node(stage).outputs if out.key not in self.present]
+
+    def reached(self, stage: str, keys: Collection[str], *, before: int) -> int:
+        """How far a stage got, at least `before`: outputs made or, without any, the newest checkpoint's step."""
+        made = sum(key in self.present for key in keys)
+        if made or stage not in TRAINING or not keys:
+            return max(before, made)
+        return max(before, newest_step(self.artifacts.store, stage, next(iter(keys))))

@@ -1,0 +1,77 @@
+"""An attempt that runs on this machine: its launcher's process, from its start to its outcome.
+
+running = RunningAttempt.start(record, work, processes=2)     # `work` holds the plan
+running.stop("suspended", deadline=now + 60)
+code = running.process.poll()
+if code is not None:
+    running.end()
+    outcome = running.outcome(code)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nanochat.pipeline.attempts import AttemptRecord
+from nanochat.pipeline.launcher import read_outcomes
+from nanochat.pipeline.orphan import LIFELINE, PLAN, end_launches
+from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
+
+
+@dataclass(slots=True)
+class RunningAttempt:
+    """An attempt and its process. `stop_at` is when its grace is over, in seconds since 1970."""
+
+    record: AttemptRecord
+    process: subprocess.Popen[bytes]
+    work: Path
+    processes: int
+    stop_at: float | None = None
+
+    @classmethod
+    def start(cls, record: AttemptRecord, work: Path, processes: int) -> RunningAttempt:
+        """Start the launcher of the plan in `work`, with a lifeline, in a session of its own."""
+        with (work / "launcher.log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nanochat.pipeline.launcher", str(work / PLAN)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE,
+                env={**os.environ, LIFELINE: "1"},
+                start_new_session=True,
+            )
+        return cls(record, process, work, processes)
+
+    def stop(self, reason: str, *, deadline: float) -> None:
+        """Ask it to save a checkpoint and end; one that shows no sign of life is killed at once."""
+        self.record, self.stop_at = replace(self.record, stopping=reason), deadline
+        if reason == "stalled":
+            self.process.kill()
+        else:
+            self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Kill what lives of it, stopped processes too, and let its lifeline go."""
+        self.process.kill()
+        end_launches(self.work)
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def outcome(self, code: int) -> Outcome:
+        """How it ended, by its process's exit code and what its launcher and ranks left in the work folder."""
+        if self.record.stopping == "stalled":
+            return Outcome(reason=Reason.STALLED, message="no sign of life; it was stopped")
+        asked = bool(self.record.stopping)
+        outcome = read_outcome(self.work / "outcome.json")
+        if outcome is None and asked and code == -signal.SIGTERM:
+            return Outcome(reason=Reason.PREEMPTED, message="stopped while it started")
+        if outcome is None:
+            ranks = read_outcomes(self.work)
+            outcome = from_exit(code, ranks, processes=self.processes, asked_to_stop=asked)
+        return outcome

@@ -1,0 +1,50 @@
+"""Which tasks a pipeline uses, of which splits and rows; and the classes behind their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tasks
+from nanochat.spec.errors import UserError
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.training import MixturePart
+
+
+def find_task(name: str) -> type[tasks.Task]:
+    """The class of a task; UserError with the nearest name where there is none."""
+    try:
+        return tasks.find(name)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from None
+
+
+def task_recipe(name: str) -> dict[str, Any]:
+    """The part of a key that identifies a task's code."""
+    return {"task": name, "version": find_task(name).version}
+
+
+def mixture_parts(spec: PipelineSpec) -> list[MixturePart]:
+    """All conversations that become token files, a part for each task and split with the most rows asked for."""
+    parts: dict[tuple[str, str], MixturePart] = {}
+    stages = spec.stages
+    for stage in (stages.mid, stages.sft):
+        if not stage.enabled:
+            continue
+        for part in (*stage.mixture, *stage.validation):
+            known = parts.get((part.task, part.split))
+            rows = part.rows
+            if known is not None and (known.rows is None or (rows is not None and known.rows >= rows)):
+                continue
+            parts[part.task, part.split] = part.model_copy(update={"rows": rows, "epochs": 1})
+    return [parts[name] for name in sorted(parts)]
+
+
+def used_tasks(spec: PipelineSpec) -> list[str]:
+    """Names of all tasks that the pipeline trains on, rewards or measures."""
+    stages = spec.stages
+    names = {part.task for part in mixture_parts(spec)}
+    if stages.rl.enabled:
+        names |= {part.task for part in stages.rl.tasks}
+    if stages.eval_chat.enabled and any(stage.enabled for stage in (stages.mid, stages.sft, stages.rl)):
+        names |= {part.task for part in stages.eval_chat.tasks}
+    return sorted(names)
