@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
@@ -31,6 +31,7 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
+from operators.kube_client import Object
 
 MOST_BYTES = 4 << 20  # of one answer
 NEXT = "X-Nanochat-Next"
@@ -94,20 +95,20 @@ def build_app(
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/{namespace}/{name}/attempts")
-    def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Any]:
+    def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Object]:
         base = f"{run.paths.root}/attempts"
         files = [entry.path for entry in run.store.list(base)]
         return [run.store.read_json(path) for path in files]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
-    def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> dict[str, Any]:
+    def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> Object:
         state = read_progress(run.store, run.paths.progress(stage))
         if state is None:
             raise HTTPException(404, f"stage {stage} has reported nothing yet")
         return asdict(state)
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}")
-    def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[dict[str, Any]]:
+    def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[Object]:
         sizes: dict[str, dict[str, int]] = {}
         first: dict[str, float] = {}
         for entry in run.store.list(run.paths.logs(stage)):

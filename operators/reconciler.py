@@ -72,7 +72,7 @@ class Services:
 
     cluster: Cluster
     index: Index
-    backend: JobBackend[Any]
+    backend: JobBackend
     config: Config
     claims: Claims
     events: Events
@@ -486,7 +486,7 @@ class Run:
         self.view.artifacts.store.write(self.view.paths.plan(action.stage, action.attempt), job_plan.encode())
         # A reconciliation that was cut short may have left another, for settings that have changed since.
         self.services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan))
-        job = backend.create(backend.build(request))
+        job = backend.create(request)
         if job is None:
             kind = backend.resource.kind
             raise KubeError(f"{kind} {self.namespace}/{request.name} exists and is not this pipeline's: delete it")
