@@ -18,7 +18,7 @@ from typing import Any
 from nanochat.cli.cluster_errors import to_error, translate_errors
 from nanochat.cli.display import details, steps
 from nanochat.cli.mlflow_proxy import registry_of
-from nanochat.cli.run_handle import Launch, RunHandle, Stage, Unanswered, pipeline_name
+from nanochat.cli.run_handle import LaunchLogs, RunHandle, Stage, Unanswered, pipeline_name
 from nanochat.pipeline.planner import Phase
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import NanochatError, UserError
@@ -172,9 +172,9 @@ class ClusterRun(RunHandle):
         self.looked = True
         return self.is_live, self.stages
 
-    def launches(self, stage: str) -> Sequence[Launch]:
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
         found = json.loads(self.stored(f"logs/{stage}"))
-        return [Launch(item["launch"], {file["name"]: file["bytes"] for file in item["files"]}) for item in found]
+        return [LaunchLogs(item["launch"], {file["name"]: file["bytes"] for file in item["files"]}) for item in found]
 
     def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
         return self.stored(f"logs/{stage}/{launch}/{file}", offset=str(offset))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
-from nanochat.cli.run_handle import Launch, RunHandle, Stage, pipeline_name
+from nanochat.cli.run_handle import LaunchLogs, RunHandle, Stage, pipeline_name
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
@@ -124,7 +124,7 @@ class LocalRun(RunHandle):
         self.status = self.store.read_json(self.paths.status)
         return live, self.stages
 
-    def launches(self, stage: str) -> Sequence[Launch]:
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
         files: dict[str, dict[str, int]] = {}
         began: dict[str, float] = {}
         for entry in self.store.list(self._logs(stage)):
@@ -132,7 +132,7 @@ class LocalRun(RunHandle):
             sizes = files.setdefault(launch, {})
             sizes[file] = sizes.get(file, 0) + entry.size
             began[launch] = min(began.get(launch, entry.modified), entry.modified)
-        found = [Launch(name, files[name]) for name in files]
+        found = [LaunchLogs(name, files[name]) for name in files]
         return sorted(found, key=lambda launch: (launch.attempt, began[launch.name]))
 
     def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:

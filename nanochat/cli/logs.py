@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from nanochat.cli.run_handle import Launch, LogSource, Stage, Unanswered
+from nanochat.cli.run_handle import LaunchLogs, LogSource, Stage, Unanswered
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 
@@ -118,9 +118,9 @@ class _Reader:
         """Whether no more can come of the stage."""
         return stage in self._done
 
-    def _runs(self, stage: str) -> list[tuple[str, list[tuple[Launch, str]]]]:
+    def _runs(self, stage: str) -> list[tuple[str, list[tuple[LaunchLogs, str]]]]:
         """The chosen attempts' files under headings. A queue may start the pods of one attempt again."""
-        found: dict[str, list[tuple[Launch, str]]] = {}
+        found: dict[str, list[tuple[LaunchLogs, str]]] = {}
         launches = self._source.launches(stage)
         wanted = self._attempt
         if wanted is None and not self._all:
@@ -134,14 +134,14 @@ class _Reader:
                     found.setdefault(f"{stage}, attempt {launch.attempt}{again}", []).append((launch, file))
         return [(heading, sorted(files, key=lambda item: _order(item[1]))) for heading, files in found.items()]
 
-    def _files(self, launch: Launch) -> list[str]:
+    def _files(self, launch: LaunchLogs) -> list[str]:
         """The files of a launch that were asked for: those of its ranks, or what it said itself if it has none."""
         if self._rank is not None:
             return [file for file in launch.files if file == _file(self._rank)]
         ranks = [file for file in launch.files if file != OWN]
         return ranks or [file for file, size in launch.files.items() if size]
 
-    def _print(self, stage: str, launch: Launch, file: str, heading: str, prefixed: bool) -> None:
+    def _print(self, stage: str, launch: LaunchLogs, file: str, heading: str, prefixed: bool) -> None:
         self.found = True
         prefix = f"{launch.name if file == OWN else file}: " if prefixed else ""
         for data in self._new(stage, launch, file):
@@ -156,7 +156,7 @@ class _Reader:
                 self._line(prefix, line)
         sys.stdout.flush()
 
-    def _new(self, stage: str, launch: Launch, file: str) -> Iterator[bytes]:
+    def _new(self, stage: str, launch: LaunchLogs, file: str) -> Iterator[bytes]:
         key = (stage, launch.name, file)
         while self._offsets.get(key, 0) < launch.files[file]:
             data = self._source.read(stage, launch.name, file, self._offsets.get(key, 0))

@@ -39,7 +39,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class LaunchLogs:
     """One start of an attempt on one node; `files` has the bytes of each of its logs."""
 
     name: str
@@ -60,7 +60,7 @@ class LogSource(Protocol):
         """Whether it goes on, and its stages, both as of now."""
         ...
 
-    def launches(self, stage: str) -> Sequence[Launch]:
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
         """All launches of a stage in the order in which they began."""
         ...
 

@@ -9,7 +9,7 @@ import pytest
 
 from nanochat.cli import logs
 from nanochat.cli.logs import show
-from nanochat.cli.run_handle import Launch, Stage, Unanswered
+from nanochat.cli.run_handle import LaunchLogs, Stage, Unanswered
 from nanochat.spec.errors import UserError
 
 Turn = Callable[["FakeSource"], None]
@@ -30,9 +30,9 @@ class FakeSource:
         self.turns.pop(0)(self)
         return self.live, list(self.stages.values())
 
-    def launches(self, stage: str) -> Sequence[Launch]:
+    def launches(self, stage: str) -> Sequence[LaunchLogs]:
         found = self.files.get(stage, {})
-        return [Launch(name, {file: len(data) for file, data in files.items()}) for name, files in found.items()]
+        return [LaunchLogs(name, {file: len(data) for file, data in files.items()}) for name, files in found.items()]
 
     def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
         self.reads += 1
