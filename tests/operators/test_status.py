@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import FakeKube
 from pydantic import ValidationError
 
 from nanochat.pipeline.graph import build_graph
@@ -18,6 +18,7 @@ from nanochat.tracking.progress import State
 from operators import status
 from operators.admission import Accepted
 from operators.attempts import JobAttempt
+from operators.cluster import Cluster
 from operators.config import StoreProfile
 
 NOW = 1_800_000_000.0
@@ -27,9 +28,10 @@ DOCUMENT = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "meta
 
 def written(told: Any) -> dict[str, Any]:
     """The status after a patch, which the cluster checks as the API server does."""
-    cluster = FakeCluster(NOW)
-    cluster.patch_status("team", "demo", told, uid="12ab34cd")
-    return json.loads(json.dumps(cluster.status))
+    kube = FakeKube(NOW)
+    kube.declare({"metadata": {"name": "demo", "namespace": "team"}}, uid="12ab34cd")
+    Cluster(kube).patch_status("team", "demo", told, uid="12ab34cd")  # type: ignore[arg-type]
+    return json.loads(json.dumps(kube.status))
 
 
 def found(**annotations: str) -> dict[str, Any]:
