@@ -24,7 +24,7 @@ def submit(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Run a pipeline on a cluster, or change the pipeline of that name there."""
+    """Run a pipeline on a cluster, or change the one of its name."""
     pipeline = load_pipeline(file, set_)
     spec = pipeline.spec
     check_inputs(spec)

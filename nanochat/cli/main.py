@@ -40,7 +40,7 @@ def doctor(
     file: Annotated[Path | None, typer.Argument(help="Pipeline file to check for.")] = None,
     set_: Set = None,
 ) -> None:
-    """Check whether this machine has all that a run needs; say what to do where it has not."""
+    """Check that this machine has what a run needs, or say what to do."""
     from nanochat.cli.doctor import doctor as check
 
     raise typer.Exit(check(file, overrides=set_ or []))

@@ -72,7 +72,7 @@ def logs(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the logs of a pipeline's stages, those of ended attempts included."""
+    """Print a stage's logs, also those of attempts that have ended."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     show(run, stage=stage, attempt=attempt, rank=rank, follow=follow)
 
@@ -98,7 +98,7 @@ def report(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Write a run's report again, print its summary and say where the whole is."""
+    """Write a run's report again and print its summary."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     folder = resolve_profile(store).home / "reports" / run.name
     run.report(folder, markdown=markdown)
@@ -111,7 +111,7 @@ def gc(
     champions: Annotated[bool, typer.Option("--champions", help="Also remove runs whose model was champion.")] = False,
     store: Store = "default",
 ) -> None:
-    """Remove all but the latest runs, and the artifacts, checkpoints and leftovers that no run refers to.
+    """Remove all but the latest runs, and all that no run refers to.
 
     A run whose model was ever champion is kept: the model may be served, and a rollback may return to it.
     """
