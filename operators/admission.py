@@ -12,8 +12,9 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.load import check_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
-from operators.cluster import Cluster, Object
+from operators.cluster import Cluster
 from operators.config import Config, StoreProfile
+from operators.kube_client import Object
 
 CONFIG_MAP = "configmap://"
 
@@ -32,7 +33,7 @@ class Accepted:
 
 
 def accept(found: Object, config: Config, cluster: Cluster) -> Accepted:
-    """Check a ChatPipeline; UserError with all that is wrong, ClusterError where the API server does not answer."""
+    """Check a ChatPipeline; UserError with all that is wrong, KubeError where the API server does not answer."""
     meta = found["metadata"]
     pipeline = check_pipeline(
         {

@@ -10,16 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanochat.pipeline.outcomes import Outcome
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.store import Store
-
-if TYPE_CHECKING:
-    from operators.observation import AttemptObservation
-
-ATTEMPT = "nanochat.dev/attempt"  # label: the number; annotation of a job: what its record begins with
+from operators.objects import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +50,6 @@ class Record:
     def seconds(self, now: float) -> float:
         """How long its pods ran."""
         return self.used + (now - self.running_since if self.running_since is not None else 0.0)
-
-    def with_observation(self, observed: AttemptObservation, now: float) -> Record:
-        """The record with what was observed of the pods."""
-        runs = not observed.waiting and observed.outcome is None
-        launches = dict.fromkeys((*self.launches, *(self.launch_of(uid) for uid in observed.pods.values())))
-        master = observed.pods.get("0")
-        return replace(
-            self,
-            pods=dict(observed.pods),
-            job_started=observed.job_started,
-            hosts=tuple(sorted({*self.hosts, *observed.hosts})),
-            launches=tuple(launches),
-            launch=self.launch_of(master) if master else self.launch,
-            running_since=(self.running_since or now) if runs else None,
-            used=self.used if runs else self.seconds(now),
-        )
 
     def launch_of(self, pod_uid: str) -> str:
         """The id of the launch in a pod."""
@@ -122,16 +102,13 @@ class Attempts:
         self._records[record.job] = record
         return record
 
-    def adopt(self, job: Mapping[str, Any], uid: str) -> None:
+    def adopt(self, job: Job, uid: str) -> None:
         """Make a record for a job of the pipeline `uid` that has none."""
-        meta = job["metadata"]
-        owners = {owner["uid"] for owner in meta.get("ownerReferences", ())}
-        told = (meta.get("annotations") or {}).get(ATTEMPT)
-        if meta["name"] in self._records or uid not in owners or not told:
+        if job.meta.name in self._records or uid not in job.owners or not job.attempt:
             return
-        record = Record.from_dict(json.loads(told) | {"job": meta["name"]})
+        record = Record.from_dict(json.loads(job.attempt) | {"job": job.meta.name})
         before = max((r.reached for r in self.of(record.stage)), default=0)
-        self.put(replace(record, generation=meta.get("generation", 1), reached=before))
+        self.put(replace(record, generation=job.meta.generation, reached=before))
 
     def end(self, record: Record, outcome: Outcome, *, reached: int, now: float) -> Record:
         """The record with how the attempt ended."""

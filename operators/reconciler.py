@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from kubernetes.client import V1ObjectReference
 
 from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Output
@@ -39,13 +41,18 @@ from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Profile, open_store
 from nanochat.tracking.progress import State, read_progress
-from operators import jobs, metrics, observation, resources, status
+from operators import metrics, observation, pod_template, resources, status
 from operators.admission import Accepted, accept
 from operators.attempts import Attempts, Record
 from operators.claims import Claims
-from operators.cluster import Cluster, ClusterError, Object
+from operators.cluster import Cluster
 from operators.config import Config
 from operators.events import Events
+from operators.index import Index, Owned, read_pipeline
+from operators.job_backend import JobBackend, JobRequest
+from operators.kube_client import KubeError, Object
+from operators.kueue import Workload, queue_state, workload_of
+from operators.objects import Job
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +71,8 @@ class Services:
     """What all loops share."""
 
     cluster: Cluster
+    index: Index
+    backend: JobBackend[Any]
     config: Config
     claims: Claims
     events: Events
@@ -97,7 +106,7 @@ class PipelineReconciler:
 
     def reconcile(self) -> float | None:
         """Look and act once."""
-        found = self.services.cluster.pipeline(self.namespace, self.name)
+        found = self.services.index.pipeline(self.namespace, self.name)
         if self.run is not None and (found is None or found["metadata"]["uid"] != self.run.uid):
             self.services.claims.drop(self.run.uid)
             self.run = None
@@ -149,26 +158,14 @@ class Run:
             return IDLE_SECONDS
         accepted, cluster = self.accepted, self.services.cluster
         self.trouble = ""
-        # Pods first: one that Kueue has removed is then seen with its job suspended.
-        pods = cluster.pods(self.namespace, self.uid)
-        jobs_found = {job["metadata"]["name"]: job for job in cluster.jobs(self.namespace, self.uid)}
         workloads = cluster.workloads(self.namespace) if accepted.spec.queue else []
-        if not self._load(jobs_found.values()):
+        if not self._load():
             self._report(found, status.unreachable(found, self.trouble, now))
             return TROUBLE_SECONDS
         assert self.attempts is not None
-        observations = {
-            record.job: observation.observe(
-                record,
-                jobs_found.get(record.job),
-                [pod for pod in pods if observation.job_of(pod) == record.job],
-                now,
-                observation.workload_of(jobs_found.get(record.job), workloads),
-            )
-            for record in self.attempts.open()
-        }
+        owned, observations = self._look(self.attempts, workloads, now)
         for record in self.attempts.open():
-            self._take_in(record, observations[record.job], jobs_found.get(record.job), pods, now)
+            self._take_in(record, observations[record.job], owned, now)
         self._storage(lambda: self._observe_artifacts(accepted, now))
         for record in self.attempts.open():
             if not self._storage(lambda record=record: self._take_progress(record, now)):
@@ -178,11 +175,11 @@ class Run:
         self._claim(accepted, planned)
         for action in actions:
             if isinstance(action, Stop):
-                self._stop(action, jobs_found, pods, now)
+                self._stop(action, owned, now)
             else:
                 self._storage(lambda action=action: self._launch(accepted, action, now))
-        self._stop_dropped(accepted, jobs_found, pods, now)
-        self._clean(accepted, jobs_found, now)
+        self._stop_dropped(accepted, owned, now)
+        self._clean(accepted, owned.jobs, now)
         self._storage(lambda: self._keep(accepted, planned))
         assert self.view is not None
         self.view.attempts = tuple((record.job, record.ended) for record in self.attempts.all())
@@ -196,9 +193,7 @@ class Run:
             scores=self.scores,
             refused=refused,
             trouble=self.trouble,
-            queue=observation.queue_state(
-                next((w for w in (observation.workload_of(j, workloads) for j in jobs_found.values()) if w), None)
-            ),
+            queue=queue_state(next((w for w in (workload_of(j, workloads) for j in owned.jobs.values()) if w), None)),
             run=self.view.paths.root,
             serving=self.services.serving(
                 self.view.paths.root, told_before=status.condition(found.get("status"), status.SERVING) is not None
@@ -265,8 +260,8 @@ class Run:
 
     # ---- observing ------------------------------------------------------------------------------------------
 
-    def _load(self, found: Iterable[Object]) -> bool:
-        """The records of all attempts, once; jobs that have none yet are adopted. False while storage is away."""
+    def _load(self) -> bool:
+        """The records of all attempts, once. False while storage is away."""
         if self.attempts is None:
 
             def load() -> None:
@@ -275,45 +270,71 @@ class Run:
 
             if not self._storage(load):
                 return False
-        assert self.attempts is not None
-        for job in found:
-            self.attempts.adopt(job, self.uid)
         return True
+
+    def _look(
+        self, attempts: Attempts, workloads: Sequence[Workload], now: float
+    ) -> tuple[Owned, Mapping[str, observation.AttemptObservation]]:
+        """Jobs, pods and the observations of all attempts that run; jobs that have no record yet are adopted.
+
+        News in the index is looked at again in the API server, for only there jobs and pods are in step.
+        """
+        index = self.services.index
+        owned = index.owned(self.namespace, self.uid)
+        observations = self._observations(owned, attempts, workloads, now)
+        if any(observation.has_news(record, observations[record.job], now) for record in attempts.open()):
+            owned = index.read(self.namespace, self.uid)
+            observations = self._observations(owned, attempts, workloads, now)
+        return owned, observations
+
+    def _observations(
+        self, owned: Owned, attempts: Attempts, workloads: Sequence[Workload], now: float
+    ) -> Mapping[str, observation.AttemptObservation]:
+        for job in owned.jobs.values():
+            attempts.adopt(job, self.uid)
+        return {
+            record.job: observation.observe(
+                record,
+                job := owned.jobs.get(record.job),
+                [pod for pod in owned.pods if pod.job == record.job],
+                now,
+                workload_of(job, workloads),
+            )
+            for record in attempts.open()
+        }
 
     def _take_in(
         self,
         record: Record,
         observed: observation.AttemptObservation,
-        job: Object | None,
-        pods: list[Object],
+        owned: Owned,
         now: float,
     ) -> None:
         """Take in what was seen of an attempt; end it when it is over and nothing of it can still run."""
         assert self.attempts is not None
-        record = self.attempts.put(record.with_observation(observed, now))
+        record = self.attempts.put(observation.updated(record, observed, now))
         decided = record.decided or observed.outcome
         if decided is None:
             return
         if record.decided is None and not observed.clear:
             record = self.attempts.put(replace(record, decided=decided))
         if not observed.clear:
-            self._end(record, job, pods)
+            self._end(record, owned)
             return
         self._storage(lambda: self._conclude(record, decided, now))
 
-    def _end(self, record: Record, job: Object | None, pods: list[Object]) -> None:
+    def _end(self, record: Record, owned: Owned) -> None:
         """Delete what is left of an attempt that is over."""
-        cluster, quick = self.services.cluster, record.stopping == "stalled"
-        if job is not None and not job["metadata"].get("deletionTimestamp"):
-            cluster.delete_job(self.namespace, record.job)
-        for pod in pods:
-            meta = pod["metadata"]
-            if observation.job_of(pod) != record.job:
+        cluster, quick, job = self.services.cluster, record.stopping == "stalled", owned.jobs.get(record.job)
+        if job is not None and not job.meta.deleting:
+            self.services.backend.delete(job)
+        for pod in owned.pods:
+            if pod.job != record.job:
                 continue
-            if quick and meta.get("deletionGracePeriodSeconds") != STALLED_GRACE:
-                cluster.delete_pod(self.namespace, meta["name"], uid=meta["uid"], grace=STALLED_GRACE)
-            elif job is None and not meta.get("deletionTimestamp"):
-                cluster.delete_pod(self.namespace, meta["name"], uid=meta["uid"])
+            if quick and pod.meta.grace != STALLED_GRACE:
+                cluster.delete_pod(pod, grace=STALLED_GRACE)
+            elif job is None and not pod.meta.deleting:
+                cluster.delete_pod(pod)
 
     def _conclude(self, record: Record, outcome: Outcome, now: float) -> None:
         """Record how an attempt ended. Reads storage first: where that fails, the next reconciliation does it."""
@@ -447,7 +468,7 @@ class Run:
 
     def _launch(self, accepted: Accepted, action: Start, now: float) -> None:
         assert self.attempts is not None and self.view is not None
-        request = jobs.JobRequest(
+        request = JobRequest(
             uid=self.uid,
             accepted=accepted,
             launch=action,
@@ -456,20 +477,20 @@ class Run:
             started=now,
             avoid=self._suspects(action.stage),
         )
-        config_map, job = jobs.build(request)
-        cluster, meta = self.services.cluster, job["metadata"]
-        self.view.artifacts.store.write(
-            self.view.paths.plan(action.stage, action.attempt), config_map["data"]["plan.json"].encode()
-        )
-        if not cluster.create_config_map(config_map):
-            # A reconciliation that was cut short left it, maybe for settings that have changed since.
-            cluster.delete_config_map(self.namespace, meta["name"])
-            if not cluster.create_config_map(config_map):
-                raise ClusterError(f"cannot replace ConfigMap {self.namespace}/{meta['name']}")
-        if not cluster.create_job(job):
-            raise ClusterError(
-                f"PyTorchJob {self.namespace}/{meta['name']} exists and is not this pipeline's: delete it"
-            )
+        # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
+        for job in self.services.index.read(self.namespace, self.uid).jobs.values():
+            self.attempts.adopt(job, self.uid)
+        if any(record.job == request.name for record in self.attempts.open()):
+            return
+        backend, job_plan = self.services.backend, pod_template.plan_of(request)
+        self.view.artifacts.store.write(self.view.paths.plan(action.stage, action.attempt), job_plan.encode())
+        # A reconciliation that was cut short may have left another, for settings that have changed since.
+        self.services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan))
+        job = backend.create(backend.build(request))
+        if job is None:
+            kind = backend.resource.kind
+            raise KubeError(f"{kind} {self.namespace}/{request.name} exists and is not this pipeline's: delete it")
+        self.services.index.jobs.put(job)
         self.attempts.adopt(job, self.uid)
         self.attempts.save()
         self._event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
@@ -481,7 +502,7 @@ class Run:
         suspect = last is not None and last.outcome is not None and last.outcome.reason in SUSPECT
         return last.hosts if last is not None and suspect else ()
 
-    def _stop(self, action: Stop, jobs_found: Mapping[str, Object], pods: list[Object], now: float) -> None:
+    def _stop(self, action: Stop, owned: Owned, now: float) -> None:
         assert self.attempts is not None
         record = next(r for r in self.attempts.of(action.stage) if r.number == action.attempt)
         reason = Reason.STALLED if action.reason == "stalled" else Reason.PREEMPTED
@@ -490,29 +511,27 @@ class Run:
         record = self.attempts.put(replace(record, stopping=action.reason, decided=decided))
         self._storage(self.attempts.save)  # what was decided outlives this process
         self._event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
-        self._end(record, jobs_found.get(record.job), pods)
+        self._end(record, owned)
 
-    def _stop_dropped(
-        self, accepted: Accepted, jobs_found: Mapping[str, Object], pods: list[Object], now: float
-    ) -> None:
+    def _stop_dropped(self, accepted: Accepted, owned: Owned, now: float) -> None:
         """Stop attempts of stages that an edit took out of the pipeline."""
         assert self.attempts is not None
         for record in self.attempts.open():
             if record.stage not in accepted.graph.stages and record.decided is None:
                 stop = Stop(record.stage, record.number, "edited")
-                self._stop(stop, jobs_found, pods, now)
+                self._stop(stop, owned, now)
 
-    def _clean(self, accepted: Accepted, jobs_found: Mapping[str, Object], now: float) -> None:
+    def _clean(self, accepted: Accepted, jobs_found: Mapping[str, Job], now: float) -> None:
         """Delete the jobs of attempts that are over: at once if they still run, else when their time has passed."""
         assert self.attempts is not None
         ended = {record.job: record for record in self.attempts.all() if record.outcome is not None}
         for name, job in jobs_found.items():
             record = ended.get(name)
-            if record is None or job["metadata"].get("deletionTimestamp"):
+            if record is None or job.meta.deleting:
                 continue
             over = now - (record.ended or 0.0) >= accepted.spec.job_ttl_seconds
-            if over or not observation.is_finished(job):
-                self.services.cluster.delete_job(self.namespace, name)
+            if over or not job.ended:
+                self.services.backend.delete(job)
         for record in ended.values():
             gone = record.job not in jobs_found and not record.cleaned
             if gone:
@@ -538,7 +557,9 @@ class Run:
         before = found.get("status") or {}
         if status.same(before, told):
             return
-        self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
+        patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
+        if patched is not None:
+            self.services.index.pipelines.put(read_pipeline(patched))
         if told.get("phase") != before.get("phase"):
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
@@ -549,13 +570,9 @@ class Run:
 
     def _event(self, level: str, reason: str, message: str) -> None:
         log.info("%s: %s", reason, message)
-        reference = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "namespace": self.namespace,
-            "name": self.name,
-            "uid": self.uid,
-        }
+        reference = V1ObjectReference(
+            api_version=API_VERSION, kind=KIND, namespace=self.namespace, name=self.name, uid=self.uid
+        )
         self.services.events.emit(reference, level, reason, message)
 
     def _delay(self, planned: Status, now: float) -> float:

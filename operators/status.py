@@ -16,7 +16,7 @@ from nanochat.tracking.progress import State
 from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
 from operators.attempts import Record
-from operators.cluster import Object
+from operators.kube_client import Object
 
 ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
