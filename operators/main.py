@@ -33,8 +33,10 @@ from operators.kube_client import KubeClient, KubeError
 from operators.lease import Lease
 from operators.mlflow_sync import MlflowSync
 from operators.pytorchjob import PyTorchJobs
-from operators.reconciler import PipelineReconciler, RunSnapshot, Services
+from operators.reconciler import PipelineReconciler
+from operators.reconciliation import Services
 from operators.rollout import RolloutController
+from operators.run_state import RunSnapshot
 from operators.status import no_serving
 
 log = logging.getLogger(__name__)
@@ -72,11 +74,9 @@ class Controller:
             access=self._access,
             serving=self.rollout.about if self.rollout else no_serving,
         )
-        self.mlflow_sync = MlflowSync(
-            lambda: [loop.view for loop in list(self.loops.values()) if loop.view is not None]
-        )
+        self.mlflow_sync = MlflowSync(self._snapshots)
         self.pool = ThreadPoolExecutor(RECONCILES_AT_ONCE, thread_name_prefix="reconcile")
-        self.loops: dict[tuple[str, str], PipelineReconciler] = {}
+        self.reconcilers: dict[tuple[str, str], PipelineReconciler] = {}
         self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.wakes: dict[tuple[str, str], asyncio.Event] = {}
         self.busy: dict[tuple[str, str], float] = {}  # since when one is reconciled
@@ -103,7 +103,7 @@ class Controller:
         if key in self.tasks and not self.tasks[key].done():
             self.wakes[key].set()
         elif found is not None:
-            self.loops[key] = PipelineReconciler(*key, self.services)
+            self.reconcilers[key] = PipelineReconciler(*key, self.services)
             self.wakes[key] = asyncio.Event()
             self.tasks[key] = asyncio.create_task(self._drive(key), name="/".join(key))
 
@@ -160,7 +160,7 @@ class Controller:
             if delay is None:
                 if wake.is_set():
                     continue  # it was made again meanwhile
-                for table in (self.loops, self.tasks, self.wakes):
+                for table in (self.reconcilers, self.tasks, self.wakes):
                     table.pop(key, None)
                 return
             with suppress(TimeoutError):
@@ -187,7 +187,7 @@ class Controller:
     def _reconcile(self, key: tuple[str, str]) -> float | None:
         with logs.about(namespace=key[0], name=key[1]), metrics.reconcile_seconds.time():
             try:
-                delay = self.loops[key].reconcile()
+                delay = self.reconcilers[key].reconcile()
             except Exception as error:
                 metrics.reconciles.labels(result="error").inc()
                 kind = "cluster" if isinstance(error, KubeError) else "program"
@@ -210,20 +210,18 @@ class Controller:
             return None
         return {"service": self.service, "token": self.access.token(uid, time.time())}
 
-    def view(self, namespace: str, name: str) -> endpoint.StoredRun | None:
-        """What the HTTP endpoint may read of a pipeline."""
-        loop = self.loops.get((namespace, name))
-        view = loop.view if loop else None
-        if view is None:
+    def stored_run(self, namespace: str, name: str) -> endpoint.StoredRun | None:
+        """The part of a pipeline's run that the HTTP endpoint may read."""
+        reconciler = self.reconcilers.get((namespace, name))
+        run = reconciler.snapshot if reconciler else None
+        if run is None:
             return None
-        graph = view.accepted.graph
+        graph = run.accepted.graph
         report = graph.node("report").outputs[0].key if "report" in graph.stages else None
-        return endpoint.StoredRun(
-            uid=view.uid, store=view.artifacts.store, paths=view.paths, artifacts=view.artifacts, report_key=report
-        )
+        return endpoint.StoredRun(run.uid, run.store, run.paths, run.artifacts, report)
 
     def _snapshots(self) -> list[RunSnapshot]:
-        return [loop.view for loop in list(self.loops.values()) if loop.view is not None]
+        return [run for reconciler in list(self.reconcilers.values()) if (run := reconciler.snapshot) is not None]
 
     def health(self) -> str:
         """What is stuck, in a sentence; '' where all is well."""
@@ -237,9 +235,8 @@ class Controller:
 
     def _count(self) -> None:
         phases: dict[str, int] = {}
-        for loop in list(self.loops.values()):
-            if loop.view is not None:
-                phases[str(loop.view.phase)] = phases.get(str(loop.view.phase), 0) + 1
+        for run in self._snapshots():
+            phases[str(run.phase)] = phases.get(str(run.phase), 0) + 1
         metrics.set_pipelines(phases)
 
 
@@ -265,7 +262,7 @@ def main() -> int:
     cache = Path(os.environ.get("NANOCHAT_CACHE", "/tmp/nanochat"))
     access = Access(secrets.token_bytes(32))
     controller = Controller(config, kube, access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
-    app = endpoint.build_app(controller.view, access, controller.health, controller.synced.is_set)
+    app = endpoint.build_app(controller.stored_run, access, controller.health, controller.synced.is_set)
     server = endpoint.Server(app, options.port)
     lease = Lease(kube, namespace, "nanochat-controller", identity)
     try:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
-from operators.attempts import Record
+from operators.attempts import JobAttempt
 from operators.kueue import Workload
 from operators.objects import Job, Pod
 
@@ -41,7 +41,7 @@ class AttemptObservation:
 
 
 def observe(
-    record: Record, job: Job | None, pods: Sequence[Pod], now: float, workload: Workload | None
+    record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, workload: Workload | None
 ) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's Workload for it."""
     clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
@@ -75,7 +75,7 @@ def observe(
     )
 
 
-def updated(record: Record, observed: AttemptObservation, now: float) -> Record:
+def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> JobAttempt:
     """The record with what was observed of the pods."""
     runs = not observed.waiting and observed.outcome is None
     launches = dict.fromkeys((*record.launches, *(record.launch_of(uid) for uid in observed.pods.values())))
@@ -88,11 +88,11 @@ def updated(record: Record, observed: AttemptObservation, now: float) -> Record:
         launches=tuple(launches),
         launch=record.launch_of(master) if master else record.launch,
         running_since=(record.running_since or now) if runs else None,
-        used=record.used if runs else record.seconds(now),
+        used=record.used if runs else record.ran(now),
     )
 
 
-def has_news(record: Record, observed: AttemptObservation, now: float) -> bool:
+def has_news(record: JobAttempt, observed: AttemptObservation, now: float) -> bool:
     """Whether an observation changes anything about an attempt."""
     return bool(record.decided or observed.outcome) or updated(record, observed, now) != record
 
@@ -100,7 +100,9 @@ def has_news(record: Record, observed: AttemptObservation, now: float) -> bool:
 # ---- the end ----------------------------------------------------------------------------------------------------
 
 
-def _outcome(record: Record, job: Job, pods: Sequence[Pod], before: Mapping[str, str], now: float) -> Outcome | None:
+def _outcome(
+    record: JobAttempt, job: Job, pods: Sequence[Pod], before: Mapping[str, str], now: float
+) -> Outcome | None:
     if job.succeeded:
         return Outcome(Reason.SUCCEEDED, time=now)
     ended = [outcome for pod in pods if (outcome := _pod_outcome(pod)) is not None]
@@ -196,7 +198,7 @@ def _over(pod: Pod, now: float) -> bool:
 # ---- the beginning ----------------------------------------------------------------------------------------------
 
 
-def _waiting(record: Record, pods: Sequence[Pod]) -> str:
+def _waiting(record: JobAttempt, pods: Sequence[Pod]) -> str:
     """Why not all pods run yet; '' where they do."""
     if len(pods) < record.nodes:
         return "waits for its pods to be created"

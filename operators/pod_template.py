@@ -77,12 +77,7 @@ def plan_of(request: JobRequest) -> str:
         inputs=dict(request.node.needs),
         spec=_spec(request, cores),
         horizon=graph.horizon.to_dict(),
-        profile={
-            "root": request.profile.root,
-            "endpoint": request.profile.endpoint,
-            "region": request.profile.region,
-            "anonymous": request.profile.anonymous,
-        },
+        profile=asdict(request.profile.location()),
         cache=f"{WORK}/cache",
         work="",
         nodes=resources.nodes(request.spec, stage),

@@ -16,7 +16,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from kubernetes.client import V1DeploymentStatus
@@ -24,7 +23,6 @@ from kubernetes.client import V1DeploymentStatus
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.failures import Damaged
-from nanochat.storage.store import Profile, open_store
 from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
 from operators import metrics
 from operators.cluster import Cluster
@@ -315,7 +313,4 @@ class RolloutController:
         return Champion(found.version, run, promoted, Target(found.source, found.version, known, run, promoted))
 
     def _fingerprint(self, address: ModelAddress) -> str:
-        own = self._profile
-        profile = Profile(root=address.root, endpoint=own.endpoint, region=own.region, anonymous=own.anonymous)
-        credentials = Path(own.credentials) if own.credentials else None
-        return fingerprint(read_manifest(open_store(profile, patient=False, credentials=credentials), address))
+        return fingerprint(read_manifest(self._profile.open(root=address.root), address))

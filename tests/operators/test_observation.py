@@ -10,7 +10,7 @@ import pytest
 
 from nanochat.pipeline.outcomes import Reason
 from operators import kueue, observation
-from operators.attempts import Record
+from operators.attempts import JobAttempt
 from operators.kueue import queue_state, read_workload, workload_of
 from operators.observation import AttemptObservation, has_news, updated
 from operators.pytorchjob import PyTorchJobs
@@ -25,7 +25,7 @@ BACKEND = PyTorchJobs(None)  # type: ignore[arg-type]
 
 
 def observe(
-    record: Record, found: Any, pods: list[dict[str, Any]], now: float, workload: kueue.Workload | None
+    record: JobAttempt, found: Any, pods: list[dict[str, Any]], now: float, workload: kueue.Workload | None
 ) -> AttemptObservation:
     """What objects come to, as the API server gives them."""
     job = None if found is None else BACKEND.read_job(found)
@@ -37,12 +37,12 @@ def at(seconds: float) -> str:
     return datetime.fromtimestamp(NOW - seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> JobAttempt:
     known: dict[str, Any] = {
         "stage": "base", "number": 1, "job": JOB, "keys": ("k",), "device_batch_size": 8, "started": NOW - 100,
         "nodes": 2, "generation": 1, "pods": {"0": "uid-0", "1": "uid-1"}, "job_started": at(90),
     }  # fmt: skip
-    return Record(**(known | changes))
+    return JobAttempt(**(known | changes))
 
 
 def job(
@@ -236,13 +236,13 @@ def test_a_launch_is_told_by_its_pods() -> None:
     assert (stopped.used, stopped.running_since, dict(stopped.pods)) == (60.0, None, {})
     again = job("Running", started=-100)
     two = updated(stopped, observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
-    assert two.launch == "01-xxxxxxxx" and two.seconds(NOW + 110) == 70.0
+    assert two.launch == "01-xxxxxxxx" and two.ran(NOW + 110) == 70.0
     assert set(two.launches) == {"01-uid-0", "01-uid-1", "01-xxxxxxxx"}
 
 
 def test_records_survive_being_stored() -> None:
     whole = record(launches=("a", "b"), hosts=("n",), memory=2.0)
-    assert Record.from_dict(json.loads(json.dumps(whole.to_dict())) | {"unknown": 1}) == whole
+    assert JobAttempt.from_dict(json.loads(json.dumps(whole.to_dict())) | {"unknown": 1}) == whole
 
 
 def test_what_kueue_says() -> None:

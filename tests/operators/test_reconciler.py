@@ -19,7 +19,8 @@ from operators.claims import Claims
 from operators.config import Config
 from operators.kube_client import PODS, KubeError
 from operators.pytorchjob import PYTORCHJOBS
-from operators.reconciler import Run, Services
+from operators.reconciler import Run
+from operators.reconciliation import Services
 
 UID = "12ab34cd-0000-0000-0000-000000000000"
 STALL = 60

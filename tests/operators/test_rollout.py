@@ -28,7 +28,8 @@ from operators.config import Config, Serving, StoreProfile
 from operators.events import Events
 from operators.kube_client import KubeClient, KubeError
 from operators.kube_models import from_json
-from operators.reconciler import Run, Services
+from operators.reconciler import Run
+from operators.reconciliation import Services
 from operators.rollout import Champion, Deployed, Memory, Rejected, RolloutController, Target, decide, read
 
 pytestmark = pytest.mark.filterwarnings(
