@@ -107,22 +107,21 @@ class KubeError(NanochatError):
     def of_answer(cls, doing: str, status: int, body: bytes) -> KubeError:
         """The error that an answer means; `doing` is what was asked."""
         try:
-            found = json.loads(body)
+            found = _dict(json.loads(body))
         except ValueError:
             found = {}
-        found = found if isinstance(found, dict) else {}
-        details = found.get("details") or {}
+        details = _dict(found.get("details"))
         text = found.get("message") or found.get("detail") or body.decode(errors="replace").strip()[:300]
         said = str(text or f"HTTP status {status}")
         return cls(
             f"cannot {doing}: {said}",
             said=said,
             status=status,
-            code=found.get("reason") or "",
-            kind=details.get("kind") or "",
+            code=str(found.get("reason") or ""),
+            kind=str(details.get("kind") or ""),
             causes=[
                 Cause(cause.get("reason", ""), cause.get("field", ""), cause.get("message", ""))
-                for cause in details.get("causes") or ()
+                for cause in map(_dict, details.get("causes") or ())
             ],
         )
 
@@ -264,6 +263,11 @@ class KubeClient:
         finally:
             if self._on_request:
                 self._on_request(verb, time.monotonic() - began)
+
+
+def _dict(value: Any) -> Object:
+    """A JSON object; an empty one for a value that is none, as servers behind the proxy may send."""
+    return value if isinstance(value, dict) else {}
 
 
 def _configuration() -> Configuration:

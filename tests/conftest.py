@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server
+from store_servers import AzureServer, GcsServer, StoreServer, serving
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +25,25 @@ def mirror() -> Path:
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A running S3 server that has the bucket."""
     with S3Server.start(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """A running server of Google Cloud Storage that has the bucket."""
+    with GcsServer.start(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    """A running server of Azure Blob Storage that has the container."""
+    with AzureServer.start(tmp_path_factory.mktemp("azure")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[StoreServer]:
+    """A server that a test may stop: it keeps what it holds, honours exclusive creation and checks credentials."""
+    with serving(tmp_path) as server:
         yield server

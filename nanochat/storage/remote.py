@@ -127,7 +127,7 @@ class RemoteStore(Store):
         top = self._address(check_path(prefix, empty=True))
 
         def find() -> list[dict[str, Any]]:
-            found = self._fs.find(top, detail=True)
+            found = self._backend.find(self._fs, top)
             if not found:
                 self._require_bucket()
             # Where `top` is a file alone, adlfs gives a list of it instead; folders' marks end with '/'.
@@ -147,7 +147,7 @@ class RemoteStore(Store):
     def children(self, prefix: str = "") -> Sequence[str]:
         top = self._address(check_path(prefix, empty=True))
         try:
-            found = self._with_retries(lambda: self._fs.ls(top, detail=False), doing="listing", path=prefix)
+            found = self._with_retries(lambda: self._backend.children(self._fs, top), doing="listing", path=prefix)
         except FileNotFoundError:
             return []
         names = {address.rstrip("/") for address in found}

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, CREDENTIALS, S3Server
 from small_pipeline import lines, mistake, nanochat
+from store_servers import StoreServer
 
 from nanochat.data.text import write_text_shard
 from nanochat.storage.manifest import Manifest
@@ -218,14 +218,13 @@ def test_a_corrupt_checkpoint(finished: Path) -> None:
     assert f"{newest.name} is damaged" in nanochat(finished, "status", "tried").stdout
 
 
-def test_credentials_that_are_refused(home: Path, s3_server: S3Server) -> None:
-    if not s3_server.persistent:
-        pytest.skip("moto's server checks no credentials")
-    place = {"NANOCHAT_ROOT": f"s3://{BUCKET}/refused", "NANOCHAT_ENDPOINT": s3_server.endpoint, **CREDENTIALS}
-    place["AWS_SECRET_ACCESS_KEY"] = "never to be printed"
-    done = run(home, **place)
-    assert "refuses these credentials for writing: correct AWS_ACCESS_KEY_ID" in mistake(done)
-    assert "never to be printed" not in done.stdout + done.stderr
+def test_credentials_that_are_refused(home: Path, own_server: StoreServer) -> None:
+    wrong = own_server.refused[-1]
+    done = run(home, **own_server.variables("refused") | wrong)
+    first = next(iter(own_server.credentials))
+    assert f"refuses these credentials for writing: correct {first}" in mistake(done)
+    for secret in own_server.secrets:
+        assert secret not in done.stdout + done.stderr
     assert not (home / "state" / "work").exists()
 
 

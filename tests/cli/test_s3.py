@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, S3Server
+from s3_server import S3Server
 from small_pipeline import PIPELINE, lines, nanochat, output, started, wait_until, write_pipeline
+from store_servers import StoreServer
 
-from nanochat.storage import Profile, Store, open_store
-
-
-def variables(server: S3Server, prefix: str) -> dict[str, str]:
-    own = {"NANOCHAT_ROOT": f"s3://{BUCKET}/{prefix}", "NANOCHAT_ENDPOINT": server.endpoint}
-    return server.environment | own
+from nanochat.storage import Store, open_store
 
 
 def keys(names: list[str]) -> set[str]:
@@ -29,7 +24,7 @@ def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A home whose pipeline has run once, with nothing but the cache in it."""
     folder = tmp_path_factory.mktemp("remote")
     (folder / "small.yaml").write_text(PIPELINE)
-    environment = variables(s3_server, "whole/store")
+    environment = s3_server.variables("whole/store")
     done = nanochat(folder, "run", "small.yaml", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, environment
@@ -39,7 +34,7 @@ def remote(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tup
 def store(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    return open_store(Profile(root=f"s3://{BUCKET}/whole/store", endpoint=s3_server.endpoint))
+    return open_store(s3_server.profile("whole/store"))
 
 
 def test_the_commands_work_and_a_second_run_does_nothing(remote: tuple[Path, dict[str, str]]) -> None:
@@ -73,16 +68,11 @@ def test_the_artifacts_are_those_of_a_folder(home: Path, remote: object, store: 
             assert digests[0] == digests[1], path
 
 
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[S3Server]:
-    """A server that a test may stop."""
-    with S3Server.start(tmp_path) as server:
-        if not server.persistent:
-            pytest.skip("moto's server forgets what it held: install versitygw")
-        yield server
-
-
-def test_training_bears_a_server_that_hangs_and_one_that_is_gone(own_server: S3Server, tmp_path: Path) -> None:
+def test_training_bears_a_server_that_hangs_and_one_that_is_gone(
+    own_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in own_server.credentials.items():
+        monkeypatch.setenv(name, value)
     write_pipeline(
         tmp_path,
         retries={"delaySeconds": 0.5},
@@ -95,10 +85,14 @@ def test_training_bears_a_server_that_hangs_and_one_that_is_gone(own_server: S3S
         report={"enabled": False},
         release={"enabled": False},
     )
-    process = started(tmp_path, "run", "small.yaml", **variables(own_server, "away"))
+    process = started(tmp_path, "run", "small.yaml", **own_server.variables("away"))
     try:
-        checkpoints = own_server.data / BUCKET / "away" / "checkpoints"
-        wait_until(lambda: list(checkpoints.glob("base/*/*/manifest.json")), process=process, home=tmp_path)
+        store = open_store(own_server.profile("away"))
+        wait_until(
+            lambda: [entry for entry in store.list("checkpoints/base") if entry.path.endswith("/manifest.json")],
+            process=process,
+            home=tmp_path,
+        )
         own_server.pause()
         time.sleep(3)
         own_server.resume()

@@ -180,3 +180,12 @@ def test_a_command_line_needs_no_package_of_the_controller() -> None:
     script = "import sys, operators.kube_client; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"kopf", "kubeflow", "kubernetes", "prometheus_client", "fastapi"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[1]", b"null", b'{"message": "no", "details": ["@type"], "reason": 7}', b"\xff"]
+)
+def test_an_answer_that_is_no_status_is_an_error_all_the_same(body: bytes) -> None:
+    error = KubeError.of_answer("get it", 502, body)
+    assert (error.status, error.kind, error.causes, error.is_passing) == (502, "", (), True)
+    assert error.said

@@ -1,20 +1,20 @@
-"""The loop against a cluster in memory and a real S3 server, in the test's own time."""
+"""The loop against a cluster in memory and a real server of object storage, in the test's own time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_cluster import FakeCluster
-from s3_server import BUCKET, CREDENTIALS, S3Server
+from store_servers import StoreServer
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.store import Store, open_store
 from operators.claims import Claims
 from operators.config import Config
 from operators.reconciler import Run, Services
@@ -39,7 +39,7 @@ class Rig:
     """A pipeline, its controller, and the time."""
 
     cluster: FakeCluster
-    server: S3Server
+    server: StoreServer
     services: Services
     store: Store
     run: Run
@@ -75,29 +75,22 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Any:
-    """A rig with an S3 server of its own."""
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    for name, value in CREDENTIALS.items():
-        (credentials / name).write_text(value)
-    with S3Server.start(tmp_path) as server:
-        if not server.persistent:
-            pytest.skip("this S3 server forgets what it holds when it is restarted")
-        profile = {"root": f"s3://{BUCKET}", "endpoint": server.endpoint, "region": "us-east-1"}
-        document = {"image": "trainer", "profiles": {"default": profile | {"credentials": str(credentials)}}}
-        config = Config.model_validate(document, by_alias=True)
-        cluster, claims = FakeCluster(BEGAN), Claims()
-        claims.expect(UID, "demo", "2027-01-15T08:00:00Z")
-        services: Any = Services(
-            cluster=cluster,  # type: ignore[arg-type]
-            config=config,
-            claims=claims,
-            events=FakeEvents(),  # type: ignore[arg-type]
-            cache=tmp_path / "cache",
-        )
-        store = open_store(Profile(**profile), patient=False, credentials=credentials)
-        yield Rig(cluster, server, services, store, Run("team", "demo", UID, services))
+def rig(tmp_path: Path, own_server: StoreServer) -> Rig:
+    """A rig with a server of object storage of its own."""
+    credentials, profile = own_server.write_credentials(tmp_path / "credentials"), own_server.profile()
+    document = {"image": "trainer", "profiles": {"default": asdict(profile) | {"credentials": str(credentials)}}}
+    config = Config.model_validate(document, by_alias=True)
+    cluster, claims = FakeCluster(BEGAN), Claims()
+    claims.expect(UID, "demo", "2027-01-15T08:00:00Z")
+    services: Any = Services(
+        cluster=cluster,  # type: ignore[arg-type]
+        config=config,
+        claims=claims,
+        events=FakeEvents(),  # type: ignore[arg-type]
+        cache=tmp_path / "cache",
+    )
+    store = open_store(profile, patient=False, credentials=credentials)
+    return Rig(cluster, own_server, services, store, Run("team", "demo", UID, services))
 
 
 def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> None:
@@ -168,7 +161,7 @@ def test_what_another_pipeline_has_just_made_is_not_made_again(rig: Rig, tmp_pat
     claims.expect("older", "elder", "2027-01-14T08:00:00Z")
     graph = build_graph(check_pipeline(rig.document()).spec)
     outputs = graph.node("dataset").outputs
-    claims.settle("older", f"s3://{BUCKET}", [out.key for out in outputs])
+    claims.settle("older", rig.store.root, [out.key for out in outputs])
     assert "waits for pipeline elder" in str(rig.reconcile()["stages"])
     for out in outputs:
         with Artifacts(rig.store, tmp_path / "other").writer(out.kind, out.key, "01-elder") as writer:

@@ -1,41 +1,54 @@
-"""One suite over both kinds of store: a folder, and a real S3 server (versitygw, else moto's server)."""
+"""One suite over all kinds of store: a folder, and real servers of S3, Google Cloud Storage and Azure.
+
+A module with `STORES` runs on those that it names, the others on a folder and S3: what they try knows of no backend.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, CREDENTIALS, S3Server
+from store_servers import OURS, StoreServer
 
 from nanochat.storage import Artifacts, Checkpoints, Profile, Store, open_store
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _credentials() -> Iterator[None]:
-    """The server's credentials, and none of this machine's."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        yield
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    stores = getattr(metafunc.module, "STORES", ("folder", "s3"))
+    for name in {"profile", "server"} & set(metafunc.fixturenames):
+        kinds = stores if name == "profile" else [kind for kind in stores if kind != "folder"]
+        metafunc.parametrize(name, kinds, indirect=True)
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint(s3_server: S3Server) -> str:
-    """The address of a running S3 server that has the bucket."""
-    return s3_server.endpoint
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of this machine's credentials."""
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        monkeypatch.delenv(name)
 
 
-@pytest.fixture(params=["folder", "s3"])
-def profile(request: pytest.FixtureRequest, tmp_path: Path) -> Profile:
+def _server(request: pytest.FixtureRequest, kind: str) -> StoreServer:
+    server: StoreServer = request.getfixturevalue(f"{kind}_server")
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for name, value in server.credentials.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, _no_credentials: None) -> StoreServer:
+    """A server of each kind of object storage, with its credentials in the environment."""
+    return _server(request, request.param)
+
+
+@pytest.fixture
+def profile(request: pytest.FixtureRequest, _no_credentials: None, tmp_path: Path) -> Profile:
     """The profile of an empty store of each kind."""
     if request.param == "folder":
         return Profile(root=str(tmp_path / "store"))
-    endpoint = request.getfixturevalue("s3_endpoint")
-    return Profile(root=f"s3://{BUCKET}/{tmp_path.name}", endpoint=endpoint, region="us-east-1")
+    return _server(request, request.param).profile(tmp_path.name)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Both kinds of store mean the same: atomic writes, one winner, verified transfers, paths that stay inside."""
+"""All kinds of store mean the same: atomic writes, one winner, verified transfers, paths that stay inside."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import Damaged, FileRecord, Profile, Store, open_store
 from nanochat.storage.store import check_path
+
+STORES = ("folder", "s3", "gcs", "azure")
 
 
 def test_files_are_written_read_listed_and_deleted(store: Store) -> None:
@@ -172,6 +174,28 @@ def test_paths_stay_inside(store: Store, path: str) -> None:
             operation(path)
 
 
+@pytest.mark.parametrize("name", ["a b", "a#1", "a?b=c", "a%20b", "a+b&c", "[x]*", '"', "\u00fc"])
+def test_names_mean_themselves(store: Store, name: str) -> None:
+    """Not what they mean in an address or a pattern."""
+    store.write("odd/other", b"")
+    store.write(f"odd/{name}", b"x")
+    assert store.read(f"odd/{name}") == b"x" and store.size(f"odd/{name}") == 1
+    assert {entry.path for entry in store.list("odd")} == {"odd/other", f"odd/{name}"}
+    assert set(store.children("odd")) == {"other", name}
+    store.delete(f"odd/{name}")
+    assert [entry.path for entry in store.list("odd")] == ["odd/other"]
+
+
+def test_what_begins_alike_is_kept_apart(store: Store) -> None:
+    for path in ("a", "ab/one", "abc/two"):
+        store.write(path, b"")
+    assert [entry.path for entry in store.list("ab")] == ["ab/one"]
+    assert list(store.children("ab")) == ["one"]
+    assert not store.list("a") and not store.list("abcd")
+    store.delete("ab")
+    assert [entry.path for entry in store.list()] == ["a", "abc/two"]
+
+
 @given(st.text())
 def test_any_path_is_refused_or_stays_below_the_root(path: str) -> None:
     try:
@@ -188,8 +212,9 @@ def test_unknown_roots_are_named() -> None:
         open_store(Profile(root="ftp://host/x"))
     with pytest.raises(UserError, match="empty"):
         open_store(Profile(root=""))
-    with pytest.raises(UserError, match="s3://bucket"):
-        open_store(Profile(root="s3://"))
+    for root, named in (("s3://", "s3://bucket"), ("gs:///x", "gs://bucket"), ("abfs://a@b", "abfs://container")):
+        with pytest.raises(UserError, match=named):
+            open_store(Profile(root=root))
 
 
 def test_folder_roots_may_be_uris_or_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

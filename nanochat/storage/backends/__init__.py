@@ -18,8 +18,6 @@ from nanochat.spec.errors import UserError
 from nanochat.storage.failures import ErrorTable
 from nanochat.storage.store import Entry, Profile
 
-DISTRIBUTION = "nanochat"  # the name by which pip installs this package
-
 PART = 8 << 20  # bytes of one part of an upload or download
 PARTS_AT_ONCE = 4  # a transfer holds a few times PART x PARTS_AT_ONCE bytes, however large the file
 REQUEST_RETRIES = 1  # at once, for one part of a large file; trying a whole operation again is `with_retries`'
@@ -48,6 +46,14 @@ class Backend(ABC):
     def find_bucket(self, fs: Any, bucket: str) -> None:
         """FileNotFoundError where there is no bucket, unless errors about its objects say that themselves."""
         return
+
+    def find(self, fs: Any, address: str) -> Any:
+        """The details of all objects below an address by name; may be a list where the address is an object's."""
+        return fs.find(address, detail=True)
+
+    def children(self, fs: Any, address: str) -> Sequence[str]:
+        """The addresses directly below one; may be itself where it is an object's."""
+        return fs.ls(address, detail=False)
 
     def upload_options(self, size: int) -> dict[str, Any]:
         """Options of `put_file` for a file of `size` bytes: parts of bounded size, verified where they arrive."""
@@ -88,4 +94,5 @@ def find_backend(scheme: str) -> Backend:
     except ModuleNotFoundError as error:
         if not extra:
             raise
-        raise UserError(f"{scheme}:// needs more packages: pip install '{DISTRIBUTION}[{extra}]'") from error
+        advice = f"run pip install '.[{extra}]' in the project's folder"
+        raise UserError(f"a store at {scheme}:// needs more packages: {advice}") from error

@@ -88,6 +88,17 @@ class S3(Backend):
     def writer(self, fs: Any, address: str) -> str | None:
         return fs.getxattr(address, "writer")
 
+    # By a prefix s3fs asks once; by a path it asks twice more where nothing is found, for an object of that name.
+    def find(self, fs: Any, address: str) -> Any:
+        parent, _, name = address.rpartition("/")
+        return fs.find(parent, prefix=f"{name}/", detail=True) if parent else super().find(fs, address)
+
+    def children(self, fs: Any, address: str) -> Sequence[str]:
+        parent, _, name = address.rpartition("/")
+        if not parent:
+            return super().children(fs, address)
+        return fs.find(parent, prefix=f"{name}/", maxdepth=1, withdirs=True)
+
     def upload_options(self, size: int) -> dict[str, Any]:
         # Each part goes with a checksum that the server verifies.
         return {"chunksize": max(PART, -(-size // MOST_PARTS)), "max_concurrency": PARTS_AT_ONCE}
