@@ -37,7 +37,8 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import API_VERSION, KIND, RETRY
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 from nanochat.tracking.progress import State, read_progress
 from operators import jobs, metrics, observation, resources, status
 from operators.admission import Accepted, accept

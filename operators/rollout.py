@@ -22,7 +22,8 @@ from typing import Any, Literal
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.failures import Damaged
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
 from operators import metrics
 from operators.cluster import Cluster, ClusterError

@@ -40,7 +40,7 @@ from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
-from nanochat.storage.store import open_store
+from nanochat.storage.opening import open_store
 from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
