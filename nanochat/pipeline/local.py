@@ -53,7 +53,7 @@ STORE_PATIENCE = 600.0  # seconds without storage that the runner waits while no
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What a display needs: the status, and each running stage's progress."""
+    """A run as a display shows it: the status, and each running stage's progress."""
 
     status: Status
     progress: Mapping[str, State]
