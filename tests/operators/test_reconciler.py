@@ -53,7 +53,7 @@ class Rig:
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": "demo", "namespace": "team"},
-            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
+            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world", "shards": 1}}},
         }
 
     def reconcile(self, *, after: float = 5.0, watched: bool = True) -> dict[str, Any]:
