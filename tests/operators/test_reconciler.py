@@ -14,7 +14,8 @@ from nanochat.pipeline.graph import build_graph
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Store
 from operators.claims import Claims
 from operators.config import Config
 from operators.kube_client import PODS, KubeError

@@ -21,7 +21,8 @@ from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.load import check_pipeline
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 
 SPEC = {
     "model": {"depth": 1, "width": 32, "headDim": 16, "sequenceLength": 64},
