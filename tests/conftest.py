@@ -10,6 +10,11 @@ import pytest
 from s3_server import S3Server
 from store_servers import AzureServer, GcsServer, StoreServer, serving
 
+# Tests compute little, and some run side by side: threads would wait for each other. PyTorch reads it on its import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where byte code is not written, each of the hundreds of processes that tests start would compile the project anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(scope="session")
 def mirror() -> Path:

@@ -60,7 +60,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is there."""
+    """Everything that was observed of a run."""
 
     present: frozenset[str]  # keys of committed artifacts
     attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
@@ -121,7 +121,7 @@ Action = Start | Stop
 
 
 def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
-    """What to do now, and what to say of it."""
+    """The actions that are due now, and the status."""
     wanted = required_outputs(graph, observed)
     actions: list[Action] = []
     statuses: dict[str, StageStatus] = {}
@@ -263,7 +263,7 @@ def _has_rows(spec: PipelineSpec, stage: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What follows from the attempts so far."""
+    """The consequence of the attempts so far."""
 
     failure: str = ""  # why the stage has failed for good
     not_before: float = 0.0
