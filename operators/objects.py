@@ -73,7 +73,7 @@ class Condition:
 
     @property
     def text(self) -> str:
-        """Its message, or its reason where it has none."""
+        """The message, or the reason where there is none."""
         return self.message or self.reason
 
 

@@ -1,4 +1,4 @@
-"""What a stage's pods ask for where nobody says: CPU and memory from the model's size.
+"""Requests of a stage's pods where nobody sets any: CPU and memory from the model's size.
 
 Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at a time, width W, depth L, vocabulary V:
 
