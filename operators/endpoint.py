@@ -38,7 +38,7 @@ NEXT = "X-Nanochat-Next"
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """What may be read of one pipeline."""
+    """The part of one pipeline that may be read."""
 
     uid: str
     store: Store

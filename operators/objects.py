@@ -73,7 +73,7 @@ class Condition:
 
     @property
     def text(self) -> str:
-        """Its message, or its reason where it has none."""
+        """The condition's message, or its reason where it has none."""
         return self.message or self.reason
 
 

@@ -1,4 +1,4 @@
-"""What a stage's pods ask for where nobody says: CPU and memory from the model's size.
+"""Default requests of a stage's pods: CPU and memory from the model's size.
 
 Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at a time, width W, depth L, vocabulary V:
 

@@ -85,7 +85,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the Deployment's annotation holds."""
+    """Contents of the Deployment's annotation."""
 
     written: Target | None = None  # what is in the pod template
     good: Target | None = None  # what became ready last
@@ -118,7 +118,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What pipelines are told: the conditions of the runs that released what is served, and what is not."""
+    """News for pipelines: the conditions of the runs that released the served version, or one that is not served."""
 
     served: str = ""  # version
     conditions: Mapping[str, Condition] = field(default_factory=dict)  # by the run's folder
@@ -131,7 +131,7 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the Deployment is to hold, whether that has to be written, and what is to be told."""
+    """The contents due in the Deployment, whether they have to be written, and the news."""
 
     target: Target | None
     memory: Memory
@@ -253,7 +253,7 @@ class RolloutController:
         self._trouble = ""
 
     def about(self, run: str, *, told_before: bool) -> Condition | None:
-        """What the pipeline of a run's folder is told of the serving of its model."""
+        """The news for the pipeline of a run's folder about the serving of its model."""
         return self._news.about(run, told_before=told_before)
 
     def reconcile(self) -> float:
