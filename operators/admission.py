@@ -1,4 +1,7 @@
-"""From the object in the API server to a pipeline that can be run: the checks of `nanochat run`, once more."""
+"""From the object in the API server to a pipeline that can run: its ConfigMaps and store profile are looked up here.
+
+The checks themselves are those of `nanochat run`, in `nanochat.pipeline.admission`.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,27 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.pipeline.graph import Graph, build_graph
-from nanochat.pipeline.preflight import check_inputs
+from nanochat.pipeline.admission import Admitted, admit
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.load import check_pipeline
-from nanochat.spec.pipeline import Pipeline, PipelineSpec
-from operators.cluster import Cluster, Object
+from nanochat.spec.pipeline import PipelineSpec
+from operators.cluster import Cluster
 from operators.config import Config, StoreProfile
+from operators.kube_client import Object
 
 CONFIG_MAP = "configmap://"
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A pipeline that passed all checks, with its graph and its store."""
+class Accepted(Admitted):
+    """A pipeline that passed all checks, with its store."""
 
-    pipeline: Pipeline
-    graph: Graph
     profile: StoreProfile
-
-    @property
-    def spec(self) -> PipelineSpec:
-        return self.pipeline.spec
 
 
 def accept(found: Object, config: Config, cluster: Cluster) -> Accepted:
-    """Check a ChatPipeline; UserError with all that is wrong, ClusterError where the API server does not answer."""
+    """Check a ChatPipeline; UserError with all that is wrong, KubeError where the API server does not answer."""
     meta = found["metadata"]
     pipeline = check_pipeline(
         {
@@ -43,14 +40,9 @@ def accept(found: Object, config: Config, cluster: Cluster) -> Accepted:
         },
         where="spec",
     )
-    spec = pipeline.spec
-    contents = _contents(spec, meta["namespace"], cluster)
-    check_inputs(spec)
-    return Accepted(
-        pipeline=pipeline,
-        graph=build_graph(spec, contents=contents),
-        profile=_profile(found.get("status") or {}, spec, config),
-    )
+    admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
+    profile = _profile(found.get("status") or {}, pipeline.spec, config)
+    return Accepted(admitted.pipeline, admitted.graph, profile)
 
 
 def _profile(status: dict[str, Any], spec: PipelineSpec, config: Config) -> StoreProfile:

@@ -10,6 +10,7 @@ serving: {deployment: nanochat-inference, namespace: nanochat, model: nanochat, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Name, Section, Text, Uri, setting
 from nanochat.spec.pods import ObjectName, PodSettings, Quantity
+from nanochat.storage.store import Profile, Store, open_store
 
 
 class StoreProfile(Section):
@@ -53,6 +55,15 @@ class StoreProfile(Section):
         "credentials is the folder in the controller with a file for each key of such a Secret. By default its "
         "environment and service account are used.",
     )
+
+    def location(self) -> Profile:
+        """The profile as stages and stores take it, without what is the cluster's."""
+        return Profile(root=self.root, endpoint=self.endpoint, region=self.region, anonymous=self.anonymous)
+
+    def open(self, *, root: str = "") -> Store:
+        """The store, or another `root` of it, by the controller's credentials; it is tried once and at once."""
+        location = replace(self.location(), root=root) if root else self.location()
+        return open_store(location, patient=False, credentials=Path(self.credentials) if self.credentials else None)
 
 
 class Pool(Section):

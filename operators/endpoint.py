@@ -23,6 +23,7 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from nanochat.pipeline.log_reader import list_launches, read_log
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.storage.artifacts import Artifacts
@@ -32,7 +33,6 @@ from nanochat.tracking.progress import read_progress
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
 
-MOST_BYTES = 4 << 20  # of one answer
 NEXT = "X-Nanochat-Next"
 
 
@@ -95,8 +95,7 @@ def build_app(
 
     @app.get("/v1/{namespace}/{name}/attempts")
     def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Any]:
-        base = f"{run.paths.root}/attempts"
-        files = [entry.path for entry in run.store.list(base)]
+        files = [entry.path for entry in run.store.list(run.paths.attempts)]
         return [run.store.read_json(path) for path in files]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
@@ -108,28 +107,14 @@ def build_app(
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}")
     def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[dict[str, Any]]:
-        sizes: dict[str, dict[str, int]] = {}
-        first: dict[str, float] = {}
-        for entry in run.store.list(run.paths.logs(stage)):
-            launch, file, _ = entry.path.split("/")[-3:]
-            files = sizes.setdefault(launch, {})
-            files[file] = files.get(file, 0) + entry.size
-            first[launch] = min(first.get(launch, entry.modified), entry.modified)
-        # In the order of attempts, and within one as they began to write.
-        order = sorted(sizes, key=lambda launch: (launch.split("-")[0], first[launch]))
         return [
-            {"launch": launch, "files": [{"name": n, "bytes": b} for n, b in sorted(sizes[launch].items())]}
-            for launch in order
+            {"launch": launch.name, "files": [{"name": n, "bytes": b} for n, b in sorted(launch.files.items())]}
+            for launch in list_launches(run.store, run.paths.logs(stage))
         ]
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}/{launch}/{file}")
     def log(run: Annotated[StoredRun, Depends(view)], stage: str, launch: str, file: str, offset: int = 0) -> Response:
-        found, at = b"", 0
-        for piece in run.store.list(f"{run.paths.logs(stage, launch)}/{file}"):
-            if at + piece.size > offset and len(found) < MOST_BYTES:
-                found += run.store.read(piece.path)[max(0, offset - at) :]
-            at += piece.size
-        found = found[:MOST_BYTES]
+        found = read_log(run.store, f"{run.paths.logs(stage, launch)}/{file}", offset=offset)
         return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})
 
     def report_of(run: StoredRun) -> Manifest:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]  # an object as the API server gives it
 TIMEOUT = (5, 60)  # seconds to connect, and between bytes
+PAGE = "500"  # objects of one answer to a listing
 METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"  # content types of a patch
 
@@ -41,11 +42,15 @@ class Resource:
     kind: str
     plural: str
 
+    @property
+    def root(self) -> str:
+        """The path of its group and version."""
+        return f"/{'apis' if '/' in self.api_version else 'api'}/{self.api_version}"
+
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """The path of one object, of a namespace's objects, or of all of them."""
-        scope = f"/namespaces/{namespace}" if namespace else ""
-        root = f"/{'apis' if '/' in self.api_version else 'api'}/{self.api_version}{scope}/{self.plural}"
-        return "/".join(filter(None, (root, name, subresource)))
+        scope = f"namespaces/{namespace}" if namespace else ""
+        return "/".join(filter(None, (self.root, scope, self.plural, name, subresource)))
 
 
 PIPELINES = Resource(chatpipeline.API_VERSION, chatpipeline.KIND, chatpipeline.PLURAL)
@@ -54,6 +59,14 @@ CONFIG_MAPS = Resource("v1", "ConfigMap", "configmaps")
 EVENTS = Resource("v1", "Event", "events")
 DEPLOYMENTS = Resource("apps/v1", "Deployment", "deployments")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects as they were when `version` was the API server's newest resourceVersion."""
+
+    items: list[Object]
+    version: int
 
 
 class NoCluster(UserError):
@@ -73,9 +86,8 @@ class KubeError(NanochatError):
     """A request failed. `status`, `code`, `kind` and `causes` are for programs, `said` and `message` for people.
 
     `status` is the HTTP status, 0 where no answer came. `code`, `kind` and `causes` are `reason`, `details.kind` and
-    `details.causes` of the answer, a Kubernetes Status; a server behind the API server's proxy may answer with a
-    `reason` and `detail` of its own. `code` is empty where the answer has none. `said` is the message of the answer
-    alone.
+    `details.causes` of the answer, a Kubernetes Status; a server behind the API server's proxy may give a `reason`
+    and `detail` of its own. `code` is empty where the answer has none. `said` is the message of the answer alone.
     """
 
     reason = "Infrastructure"
@@ -107,22 +119,21 @@ class KubeError(NanochatError):
     def of_answer(cls, doing: str, status: int, body: bytes) -> KubeError:
         """The error that an answer means; `doing` is what was asked."""
         try:
-            found = json.loads(body)
+            found = _dict(json.loads(body))
         except ValueError:
             found = {}
-        found = found if isinstance(found, dict) else {}
-        details = found.get("details") or {}
+        details = _dict(found.get("details"))
         text = found.get("message") or found.get("detail") or body.decode(errors="replace").strip()[:300]
         said = str(text or f"HTTP status {status}")
         return cls(
             f"cannot {doing}: {said}",
             said=said,
             status=status,
-            code=found.get("reason") or "",
-            kind=details.get("kind") or "",
+            code=str(found.get("reason") or ""),
+            kind=str(details.get("kind") or ""),
             causes=[
                 Cause(cause.get("reason", ""), cause.get("field", ""), cause.get("message", ""))
-                for cause in details.get("causes") or ()
+                for cause in map(_dict, details.get("causes") or ())
             ],
         )
 
@@ -131,17 +142,32 @@ class KubeClient:
     """An API server; safe to use from several threads. Every request raises KubeError where it fails."""
 
     def __init__(
-        self, api: ApiClient, *, namespace: str = "default", on_request: Callable[[str, float], object] | None = None
+        self,
+        api: ApiClient,
+        *,
+        namespace: str = "default",
+        timeout: tuple[float, float] = TIMEOUT,
+        on_request: Callable[[str, float], object] | None = None,
     ) -> None:
         """`namespace` is the configuration's own; `on_request` is told verb and seconds of every request."""
-        self.api, self.namespace, self._on_request = api, namespace, on_request
+        self.api, self.namespace, self._timeout, self._on_request = api, namespace, timeout, on_request
+
+    def within(self, timeout: tuple[float, float]) -> KubeClient:
+        """The same with another timeout: seconds to connect, and between bytes."""
+        return KubeClient(self.api, namespace=self.namespace, timeout=timeout, on_request=self._on_request)
 
     @classmethod
-    def connect(cls, context: str | None = None) -> KubeClient:
+    def connect(
+        cls,
+        context: str | None = None,
+        *,
+        connections: int = 4,
+        on_request: Callable[[str, float], object] | None = None,
+    ) -> KubeClient:
         """By the kubeconfig; NoCluster where there is none, UserError where it lacks the context."""
         from kubernetes import client, config
 
-        configuration = _configuration()
+        configuration = _configuration(connections)
         try:
             contexts: Any
             contexts, active = config.list_kube_config_contexts()
@@ -153,21 +179,20 @@ class KubeClient:
         except (config.ConfigException, TypeError, yaml.YAMLError) as error:
             why = " ".join(str(error).split()).rstrip(".")
             raise NoCluster(f"no cluster is configured: {why}; KUBECONFIG names the file") from None
-        return cls(client.ApiClient(configuration), namespace=chosen["context"].get("namespace") or "default")
+        namespace = chosen["context"].get("namespace") or "default"
+        return cls(client.ApiClient(configuration), namespace=namespace, on_request=on_request)
 
     @classmethod
     def in_cluster(cls, *, connections: int, on_request: Callable[[str, float], object]) -> KubeClient:
-        """By the pod's service account, else by the kubeconfig, with so many connections at once."""
+        """By the pod's service account, else by the kubeconfig."""
         from kubernetes import client, config
 
-        configuration = _configuration()
+        configuration = _configuration(connections)
         try:
             config.load_incluster_config(client_configuration=configuration)
-            api = client.ApiClient(configuration)
         except config.ConfigException:
-            api = cls.connect().api
-        api.configuration.connection_pool_maxsize = connections
-        return cls(api, on_request=on_request)
+            return cls.connect(connections=connections, on_request=on_request)
+        return cls(client.ApiClient(configuration), on_request=on_request)
 
     # ---- objects --------------------------------------------------------------------------------------------------
 
@@ -180,46 +205,72 @@ class KubeClient:
                 return None
             raise
 
-    def items(self, resource: Resource, namespace: str = "", **query: str) -> list[Object]:
-        """The objects of a namespace, or of all; none where their kind is not served."""
+    def listing(self, resource: Resource, namespace: str = "", **query: str) -> Listing:
+        """The objects of a namespace, or of all, at one point in time; KubeError where there is no such kind."""
         what = f"{resource.plural} in {namespace or 'all namespaces'}"
+        items: list[Object] = []
+        page: Object = {}
+        while not page or page["metadata"].get("continue"):
+            more = {"continue": page["metadata"]["continue"]} if page else {}
+            page = self.json("list", resource.path(namespace), what=what, query={**query, "limit": PAGE, **more})
+            items += page["items"]
+        return Listing(items, int(page["metadata"]["resourceVersion"]))
+
+    def serves(self, resource: Resource) -> bool:
+        """Whether the API server has such a kind of object."""
         try:
-            return self.json("list", resource.path(namespace), what=what, query=query)["items"]
+            found = self.json("get", resource.root, what=f"the resources of {resource.api_version}")["resources"]
         except KubeError as error:
             if error.status == 404:
-                return []
+                return False
             raise
+        return any(item["name"] == resource.plural for item in found)
 
     def create(self, resource: Resource, body: Object) -> Object | None:
         """The new object; None where one of its name exists."""
         meta = body["metadata"]
         what = f"{resource.kind} {meta['namespace']}/{meta['name']}"
         try:
-            return self.json("create", resource.path(meta["namespace"]), what=what, body=body)
+            return self.json("create", resource.path(meta["namespace"]), what=what, body=_typed(resource, body))
         except KubeError as error:
             if error.code == "AlreadyExists":
                 return None
             raise
 
-    def apply(self, resource: Resource, body: Object, *, manager: str) -> Object:
-        """Server-side apply: the fields in `body` become the manager's, all others stay as they are."""
+    def apply(self, resource: Resource, body: Object, *, manager: str, strict: bool = True) -> Object:
+        """Server-side apply: the fields in `body` become the manager's; `strict` refuses those that do not exist."""
         meta = body["metadata"]
         return self.json(
             "patch",
             resource.path(meta["namespace"], meta["name"]),
             what=f"{resource.kind} {meta['namespace']}/{meta['name']}",
-            body={"apiVersion": resource.api_version, "kind": resource.kind, **body},
+            body=_typed(resource, body),
             content_type=APPLY,
-            query={"fieldManager": manager, "force": "true", "fieldValidation": "Strict"},
+            query={"fieldManager": manager, "force": "true", **({"fieldValidation": "Strict"} if strict else {})},
         )
 
-    def delete(self, resource: Resource, namespace: str, name: str, options: Object | None = None) -> None:
-        """Delete an object by the given DeleteOptions; one that is gone already is no error."""
-        path = resource.path(namespace, name)
+    def delete(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        uid: str = "",
+        grace: int | None = None,
+        propagation: str | None = None,
+    ) -> None:
+        """Delete an object; one that is gone already is no error, nor where `uid` is given another one of its name."""
+        options = {
+            "gracePeriodSeconds": grace,
+            "propagationPolicy": propagation,
+            "preconditions": {"uid": uid} if uid else None,
+        }
+        body = {name: value for name, value in options.items() if value is not None}
+        body |= {"apiVersion": "v1", "kind": "DeleteOptions"}
         try:
-            self.json("delete", path, what=f"{resource.kind} {namespace}/{name}", body=options)
+            self.json("delete", resource.path(namespace, name), what=f"{resource.kind} {namespace}/{name}", body=body)
         except KubeError as error:
-            if error.status != 404:
+            if error.status != 404 and not (uid and error.status == 409):
                 raise
 
     # ---- requests -------------------------------------------------------------------------------------------------
@@ -238,7 +289,6 @@ class KubeClient:
         body: Object | None = None,
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
-        timeout: tuple[float, float] = TIMEOUT,
     ) -> bytes:
         """The answer to a request. `verb` is one of METHODS; an error says that it cannot VERB WHAT."""
         from kubernetes.client.exceptions import ApiException
@@ -253,7 +303,7 @@ class KubeClient:
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
-                _request_timeout=timeout,
+                _request_timeout=self._timeout,
             )
             return response.read()
         except ApiException as error:
@@ -266,10 +316,20 @@ class KubeClient:
                 self._on_request(verb, time.monotonic() - began)
 
 
-def _configuration() -> Configuration:
+def _typed(resource: Resource, body: Object) -> Object:
+    return {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+
+
+def _dict(value: Any) -> Object:
+    """A JSON object; an empty one for a value that is none, as servers behind the proxy may send."""
+    return value if isinstance(value, dict) else {}
+
+
+def _configuration(connections: int) -> Configuration:
     """A configuration that tries each request once: whoever asks knows better when to ask again."""
     from kubernetes.client import Configuration
 
     configuration = Configuration()
+    configuration.connection_pool_maxsize = connections
     configuration.retries = urllib3.Retry(0)  # type: ignore[assignment]
     return configuration

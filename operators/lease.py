@@ -1,6 +1,6 @@
 """One controller at a time: a Lease of coordination.k8s.io, held and renewed by one of them.
 
-lease = Lease(CoordinationV1Api(), namespace, name, identity)
+lease = Lease(kube, namespace, name, identity)
 lease.acquire()            # blocks until it is ours, then renews in the background
 """
 
@@ -13,10 +13,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import urllib3
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client import V1Lease
+
+from operators.kube_client import LEASES, MERGE, KubeClient, KubeError
+from operators.kube_models import from_json
 
 log = logging.getLogger(__name__)
+
+TIMEOUT = (3, 5)  # seconds to connect, and between bytes
 
 
 class Lease:
@@ -27,7 +31,7 @@ class Lease:
 
     def __init__(
         self,
-        api: Any,  # CoordinationV1Api
+        kube: KubeClient,
         namespace: str,
         name: str,
         identity: str,
@@ -36,9 +40,9 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._api, self._namespace, self._name, self._identity = api, namespace, name, identity
+        self._kube, self._namespace, self._name, self._identity = kube.within(TIMEOUT), namespace, name, identity
         self._seconds, self._clock, self._sleep = seconds, clock, sleep
-        self._seen: tuple[Any, float] = (None, 0.0)  # another's renewal, and when we first saw it
+        self._seen: tuple[tuple[str, datetime | None], float] = (("", None), 0.0)  # a renewal, and when we first saw it
         self._done = threading.Event()
         self.held = False
         self.on_lost: Callable[[], None] = lambda: None
@@ -51,32 +55,22 @@ class Lease:
 
     def take(self) -> bool:
         """Take or renew the lease if it is free, run out, or ours."""
-        try:
-            found = self._api.read_namespaced_lease(self._name, self._namespace, _request_timeout=(3, 5))
-        except ApiException as error:
-            if error.status != 404:
-                return self._failed(error)
-            found = None
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            return self._failed(error)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = {"holderIdentity": self._identity, "leaseDurationSeconds": self._seconds, "renewTime": now}
+        body = {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec}
         try:
+            found = self._kube.get(LEASES, self._namespace, self._name)
             if found is None:
-                body = {"metadata": {"name": self._name, "namespace": self._namespace}, "spec": spec}
-                self._api.create_namespaced_lease(self._namespace, body, _request_timeout=(3, 5))
-            else:
-                holder = found.spec.holder_identity
-                if holder and holder != self._identity and not self._ran_out(found):
-                    self.held = False
-                    return False
-                # The version makes it fail where another one was faster.
-                body = {
-                    "metadata": {"name": self._name, "resourceVersion": found.metadata.resource_version},
-                    "spec": spec,
-                }
-                self._api.replace_namespaced_lease(self._name, self._namespace, body, _request_timeout=(3, 5))
-        except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+                self.held = self._kube.create(LEASES, body) is not None
+                return self.held
+            lease: Any = from_json(V1Lease, found)
+            if not self._is_free(lease.spec):
+                self.held = False
+                return False
+            # The version makes it fail where another one was faster.
+            body["metadata"]["resourceVersion"] = lease.metadata.resource_version
+            self._kube.json("update", LEASES.path(self._namespace, self._name), what=self._name, body=body)
+        except KubeError as error:
             return self._failed(error)
         self.held = True
         return True
@@ -88,16 +82,20 @@ class Lease:
             return
         self.held = False
         change = {"spec": {"holderIdentity": "", "leaseDurationSeconds": 1}}
+        path = LEASES.path(self._namespace, self._name)
         try:
-            self._api.patch_namespaced_lease(self._name, self._namespace, change, _request_timeout=(3, 5))
-        except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+            self._kube.json("patch", path, what=self._name, body=change, content_type=MERGE)
+        except KubeError as error:
             self._failed(error)
 
-    def _ran_out(self, found: Any) -> bool:
-        mark = (found.spec.holder_identity, found.spec.renew_time)
+    def _is_free(self, spec: Any) -> bool:
+        """Whether a V1LeaseSpec names nobody, us, or one whose time has run out."""
+        if spec.holder_identity in (None, "", self._identity):
+            return True
+        mark = (spec.holder_identity, spec.renew_time)
         if self._seen[0] != mark:
             self._seen = (mark, self._clock())
-        return self._clock() - self._seen[1] > (found.spec.lease_duration_seconds or self._seconds)
+        return self._clock() - self._seen[1] > (spec.lease_duration_seconds or self._seconds)
 
     def _renew(self) -> None:
         renewed = self._clock()
@@ -109,7 +107,6 @@ class Lease:
                 self.on_lost()
                 return
 
-    def _failed(self, error: Exception) -> bool:
-        why = error.reason if isinstance(error, ApiException) else type(error).__name__
-        log.warning("the lease could not be taken now: %s", why)
+    def _failed(self, error: KubeError) -> bool:
+        log.warning("the lease could not be taken now: %s", error.said)
         return False

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from operators.attempts import Record
+from nanochat.pipeline.outcomes import Outcome
+from operators.attempts import JobAttempt
 
 REGISTRY = CollectorRegistry()
 reconciles = Counter("nanochat_reconciles", "Reconciliations of pipelines.", ["result"], registry=REGISTRY)
@@ -24,10 +25,9 @@ serving_rejected = Counter("nanochat_serving_rejected", "Versions that did not b
 tracked = Counter("nanochat_tracked", "Runs that MLflow was told of, or was not.", ["result"], registry=REGISTRY)
 
 
-def attempt_ended(record: Record, lost: float) -> None:
+def attempt_ended(record: JobAttempt, outcome: Outcome, *, lost: float) -> None:
     """Count an attempt; `lost` are the seconds of it that nothing came of."""
-    assert record.outcome is not None
-    attempts.labels(stage=record.stage, outcome=str(record.outcome.reason)).inc()
+    attempts.labels(stage=record.stage, outcome=str(outcome.reason)).inc()
     gpu_seconds.labels(stage=record.stage, kind="lost").inc(record.gpus * lost)
     gpu_seconds.labels(stage=record.stage, kind="productive").inc(record.gpus * (record.used - lost))
 

@@ -1,6 +1,6 @@
 """Tells MLflow of all pipelines' runs, in a thread of its own, so that one that is slow or away delays no pipeline.
 
-    mlflow_sync = MlflowSync(lambda: views)
+    mlflow_sync = MlflowSync(lambda: runs)
     mlflow_sync.start()
 
 What MLflow shows is a projection of the run's folder. It is made complete whenever MLflow can be reached, also long
@@ -20,7 +20,7 @@ from nanochat.report.tracked import RunTracker
 from nanochat.spec.errors import NanochatError
 from nanochat.tracking.client import unreachable
 from operators import logs, metrics
-from operators.reconciler import RunSnapshot
+from operators.run_state import RunSnapshot
 from operators.status import DONE
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ MARK = "tracked.json"
 class MlflowSync:
     """Goes through the runs, one after the other, again and again."""
 
-    def __init__(self, views: Callable[[], Sequence[RunSnapshot]]) -> None:
-        """`views` gives the pipelines' views of the moment."""
-        self._views = views
+    def __init__(self, runs: Callable[[], Sequence[RunSnapshot]]) -> None:
+        """`runs` gives the runs of all pipelines as they stand."""
+        self._runs = runs
         self._trackers: dict[str, RunTracker] = {}  # by the run's folder, of those that are not complete
         self._complete: dict[str, str] = {}  # the run's folder -> digest of what was complete
 
@@ -53,49 +53,49 @@ class MlflowSync:
 
     def round(self) -> None:
         """Bring MLflow up to date with every run that has something new."""
-        views = self._views()
-        folders = {view.paths.root for view in views}
+        runs = self._runs()
+        folders = {run.paths.root for run in runs}
         self._trackers = {folder: tracker for folder, tracker in self._trackers.items() if folder in folders}
         away: dict[str, bool] = {}  # tracking URI -> whether it is out of reach in this round
-        for view in views:
-            uri = view.accepted.profile.tracking
-            if not uri or self._is_complete(view, uri):
+        for run in runs:
+            uri = run.accepted.profile.tracking
+            if not uri or self._is_complete(run, uri):
                 continue
             if uri not in away:
                 away[uri] = unreachable(uri) is not None
             if away[uri]:
                 metrics.tracked.labels(result="error").inc()
                 continue
-            meta = view.accepted.pipeline.metadata
+            meta = run.accepted.pipeline.metadata
             with logs.about(namespace=meta.namespace, name=meta.name):
-                self._report(view, uri)
+                self._report(run, uri)
 
-    def _report(self, view: RunSnapshot, uri: str) -> None:
-        folder, digest, done = view.paths.root, _digest(view, uri), view.phase in DONE
+    def _report(self, run: RunSnapshot, uri: str) -> None:
+        folder, digest, done = run.paths.root, _digest(run, uri), run.phase in DONE
         if folder not in self._trackers:
-            self._trackers[folder] = RunTracker(view.artifacts.store, view.artifacts, run=folder, uri=uri)
+            self._trackers[folder] = RunTracker(run.store, run.artifacts, run=folder, uri=uri)
         tracker = self._trackers[folder]
         told = tracker.sync()
         metrics.tracked.labels(result="ok" if told else "error").inc()
         if not (told and done and tracker.ended):
             return
         try:
-            view.artifacts.store.write_json(f"{folder}/{MARK}", {"digest": digest})
+            run.store.write_json(f"{folder}/{MARK}", {"digest": digest})
         except NanochatError as error:
             log.warning("that MLflow knows all could not be noted: %s", error.message)
             return
         self._complete[folder] = digest
         del self._trackers[folder]
 
-    def _is_complete(self, view: RunSnapshot, uri: str) -> bool:
+    def _is_complete(self, run: RunSnapshot, uri: str) -> bool:
         """Whether the run has ended and MLflow was told all of it, by this process or by one before."""
-        folder = view.paths.root
-        if view.phase not in DONE:
+        folder = run.paths.root
+        if run.phase not in DONE:
             return False
-        digest = _digest(view, uri)
+        digest = _digest(run, uri)
         if self._complete.get(folder) == digest:
             return True
-        store = view.artifacts.store
+        store = run.store
         try:
             complete = store.exists(f"{folder}/{MARK}") and store.read_json(f"{folder}/{MARK}")["digest"] == digest
         except (NanochatError, KeyError, TypeError):
@@ -105,6 +105,6 @@ class MlflowSync:
         return complete
 
 
-def _digest(view: RunSnapshot, uri: str) -> str:
+def _digest(run: RunSnapshot, uri: str) -> str:
     """What tells one state of a run that has ended from another: a retry makes attempts."""
-    return hashlib.sha256(json.dumps([uri, view.phase, view.attempts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([uri, run.phase, run.attempts]).encode()).hexdigest()

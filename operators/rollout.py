@@ -16,21 +16,21 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
+
+from kubernetes.client import V1Deployment, V1DeploymentStatus
 
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.failures import Damaged
-from nanochat.storage.store import Profile, open_store
 from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
 from operators import metrics
-from operators.cluster import Cluster, ClusterError
+from operators.cluster import Cluster
 from operators.config import Serving, StoreProfile
+from operators.kube_client import KubeError, Object
 
 log = logging.getLogger(__name__)
 
-Object = Mapping[str, Any]
 Condition = tuple[str, str, str]  # status, reason, message
 
 CONTAINER = "server"
@@ -184,59 +184,50 @@ def _news(champion: Champion | None, deployed: Deployed, wanted: Target | None, 
 # ---- the Deployment -------------------------------------------------------------------------------------------------
 
 
-def read(deployment: Object) -> Deployed:
-    """What a Deployment, as the API server gives it, comes to."""
-    memory = Memory.parse((deployment["metadata"].get("annotations") or {}).get(MEMORY, ""))
-    containers = deployment["spec"]["template"]["spec"]["containers"]
-    server = next((item for item in containers if item["name"] == CONTAINER), {})
-    values = {item["name"]: item.get("value", "") for item in server.get("env", ())}
+def read(deployment: V1Deployment) -> Deployed:
+    """The state of a Deployment."""
+    found: Any = deployment
+    memory = Memory.parse((found.metadata.annotations or {}).get(MEMORY, ""))
+    server = next((item for item in found.spec.template.spec.containers if item.name == CONTAINER), None)
+    values = {item.name: item.value or "" for item in (server.env if server else None) or ()}
     told = {name: values.get(variable, "") for name, (variable, _) in TOLD.items()}
     current = Target(**told) if told["uri"] else None
     if current is not None and current.same(memory.written):
         current = memory.written
-    rollout, why = _rollout(deployment)
+    rollout, why = _rollout(found)
     return Deployed(current, memory, rollout, why)
 
 
-def _rollout(deployment: Object) -> tuple[Literal["going", "complete", "failed"], str]:
+def _rollout(found: Any) -> tuple[Literal["going", "complete", "failed"], str]:
     """As `kubectl rollout status` judges it: a condition alone may still be that of the template before."""
-    status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
-    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+    status, wanted = found.status or V1DeploymentStatus(), found.spec.replicas
+    if (status.observed_generation or 0) < (found.metadata.generation or 0):
         return "going", ""
-    counts = [status.get(name, 0) for name in ("replicas", "updatedReplicas", "availableReplicas")]
-    if wanted and counts == [wanted] * 3:
+    if wanted and status.replicas == status.updated_replicas == status.available_replicas == wanted:
         return "complete", ""
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
-            return "failed", condition.get("message", "").rstrip(".")
+    for condition in status.conditions or ():
+        if condition.type == "Progressing" and condition.reason == "ProgressDeadlineExceeded":
+            return "failed", (condition.message or "").rstrip(".")
     return "going", ""
 
 
-def applied(deployment: Object, decision: Decision) -> dict[str, Any]:
-    """The fields of the Deployment that are the controller's, for server-side apply."""
-    assert decision.target is not None
-    meta, target = deployment["metadata"], decision.target
+def applied(deployment: V1Deployment, target: Target, memory: Memory) -> Object:
+    """The fields of the Deployment that are the controller's, for server-side apply: no model holds a part alone."""
+    meta: Any = deployment.metadata
     told = {name: getattr(target, name) for name in TOLD}
+    env = [{"name": TOLD[name][0], "value": value} for name, value in told.items()]
+    annotations = {TOLD[name][1]: value for name, value in told.items()}
     return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
         "metadata": {
-            "name": meta["name"],
-            "namespace": meta["namespace"],
-            "uid": meta["uid"],  # another one of the name is left alone
-            "annotations": {MEMORY: decision.memory.to_text()},
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "uid": meta.uid,  # another one of the name is left alone
+            "annotations": {MEMORY: memory.to_text()},
         },
         "spec": {
             "template": {
-                "metadata": {"annotations": {TOLD[name][1]: value for name, value in told.items()}},
-                "spec": {
-                    "containers": [
-                        {
-                            "name": CONTAINER,
-                            "env": [{"name": TOLD[name][0], "value": value} for name, value in told.items()],
-                        }
-                    ]
-                },
+                "metadata": {"annotations": annotations},
+                "spec": {"containers": [{"name": CONTAINER, "env": env}]},
             }
         },
     }
@@ -275,7 +266,7 @@ class RolloutController:
             trouble = f"the registry's champion is not known: {error.message}"
         try:
             self._roll_out(champion)
-        except ClusterError as error:
+        except KubeError as error:
             trouble = error.message
         if trouble:
             metrics.errors.labels(kind="serving").inc()
@@ -289,12 +280,11 @@ class RolloutController:
         settings = self._settings
         found = self._cluster.deployment(settings.namespace, settings.deployment)
         if found is None:
-            raise ClusterError(f"there is no Deployment {settings.namespace}/{settings.deployment}")
+            raise KubeError(f"there is no Deployment {settings.namespace}/{settings.deployment}")
         deployed = read(found)
         decision = decide(champion, deployed)
-        if decision.write:
-            assert decision.target is not None
-            self._cluster.apply_deployment(applied(found, decision))
+        if decision.write and decision.target is not None:
+            self._cluster.apply_deployment(applied(found, decision.target, decision.memory))
             rejected = decision.memory.rejected
             if rejected is not None and rejected != deployed.memory.rejected:
                 metrics.serving_rejected.inc()
@@ -324,7 +314,4 @@ class RolloutController:
         return Champion(found.version, run, promoted, Target(found.source, found.version, known, run, promoted))
 
     def _fingerprint(self, address: ModelAddress) -> str:
-        own = self._profile
-        profile = Profile(root=address.root, endpoint=own.endpoint, region=own.region, anonymous=own.anonymous)
-        credentials = Path(own.credentials) if own.credentials else None
-        return fingerprint(read_manifest(open_store(profile, patient=False, credentials=credentials), address))
+        return fingerprint(read_manifest(self._profile.open(root=address.root), address))

@@ -15,8 +15,8 @@ from nanochat.spec.chatpipeline import RETRY
 from nanochat.tracking.progress import State
 from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
-from operators.attempts import Record
-from operators.cluster import Object
+from operators.attempts import JobAttempt
+from operators.kube_client import Object
 
 ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
@@ -46,7 +46,7 @@ class StatusInputs:
 
     accepted: Accepted
     planned: Status
-    records: Sequence[Record]
+    attempts: Sequence[JobAttempt]
     progress: Mapping[str, State]
     explanations: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]]  # trained stage -> metrics of its evaluation
@@ -63,8 +63,8 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
     accepted, spec = inputs.accepted, inputs.accepted.spec
     current = _current(planned, inputs.progress)
     state = inputs.progress.get(current) if current else None
-    started = min((r.started for r in inputs.records), default=None)
-    hours = sum(r.gpus * r.seconds(now) for r in inputs.records) / 3600
+    started = min((r.started for r in inputs.attempts), default=None)
+    hours = sum(r.gpus * r.ran(now) for r in inputs.attempts) / 3600
     finished = planned.phase in DONE
     return {
         "observedGeneration": before.get("observedGeneration") if inputs.refused else meta["generation"],
@@ -83,7 +83,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
         "stages": [_stage(item, inputs, now) for item in planned.stages],
-        "attempts": [_attempt(r) for r in sorted(inputs.records, key=lambda r: r.started)[-ATTEMPTS:]],
+        "attempts": [_attempt(r) for r in sorted(inputs.attempts, key=lambda r: r.started)[-ATTEMPTS:]],
         "profile": {
             "root": accepted.profile.root,
             "endpoint": accepted.profile.endpoint,
@@ -154,44 +154,8 @@ def _bare(value: Any) -> Any:
     return value
 
 
-def document(
-    accepted: Accepted,
-    planned: Status,
-    records: Sequence[Record],
-    explanations: Mapping[str, str],
-    progress: Mapping[str, State],
-) -> Object:
-    """status.json in the run's folder: what the report and `nanochat status` read, as of a local run."""
-    stages = []
-    for item in planned.stages:
-        own = [r for r in records if r.stage == item.stage]
-        state = progress.get(item.stage)
-        stages.append(
-            {
-                "stage": item.stage,
-                "phase": item.phase,
-                "message": item.message,
-                "attempts": item.attempts,
-                "why": explanations.get(item.stage, ""),
-                "warnings": list(state.warnings) if state else [],
-                "keys": {out.ref: out.key for out in accepted.graph.node(item.stage).outputs},
-                "started": own[0].started if own else None,
-                "ended": own[-1].ended if own else None,
-            }
-        )
-    meta = accepted.pipeline.metadata
-    return {
-        "name": meta.name,
-        "namespace": meta.namespace,
-        "phase": planned.phase,
-        "message": planned.message,
-        "horizon": accepted.graph.horizon.summary(),
-        "stages": stages,
-    }
-
-
 def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
-    own = [r for r in inputs.records if r.stage == item.stage]
+    own = [r for r in inputs.attempts if r.stage == item.stage]
     state = inputs.progress.get(item.stage)
     live = state if item.phase in (Phase.RUNNING, Phase.STOPPING) else None
     return {
@@ -211,7 +175,7 @@ def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
     }
 
 
-def _attempt(record: Record) -> Object:
+def _attempt(record: JobAttempt) -> Object:
     return {
         "stage": record.stage,
         "number": record.number,

@@ -18,8 +18,10 @@ from typing import Any
 from nanochat.cli.cluster_errors import to_error, translate_errors
 from nanochat.cli.display import details, steps
 from nanochat.cli.mlflow_proxy import registry_of
-from nanochat.cli.run_handle import LaunchLogs, RunHandle, Stage, Unanswered, pipeline_name
+from nanochat.cli.run_handle import RunHandle, Unanswered, pipeline_name
+from nanochat.pipeline.log_reader import LaunchLogs
 from nanochat.pipeline.planner import Phase
+from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.store import check_path
@@ -87,10 +89,10 @@ class ClusterRun(RunHandle):
         return f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
 
     @property
-    def stages(self) -> Sequence[Stage]:
+    def stages(self) -> Sequence[StageRunStatus]:
         return [
-            Stage(
-                name=item["name"],
+            StageRunStatus(
+                stage=item["name"],
                 phase=item["phase"],
                 message=item.get("message", ""),
                 attempts=item.get("attempts", 0),
@@ -166,7 +168,7 @@ class ClusterRun(RunHandle):
 
     # ---- what is stored ---------------------------------------------------------------------------------------------
 
-    def look(self) -> tuple[bool, Sequence[Stage]]:
+    def look(self) -> tuple[bool, Sequence[StageRunStatus]]:
         if self.looked:
             self.refresh()
         self.looked = True

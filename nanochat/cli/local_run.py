@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ from rich.console import Console
 
 from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
-from nanochat.cli.run_handle import LaunchLogs, RunHandle, Stage, pipeline_name
+from nanochat.cli.run_handle import RunHandle, pipeline_name
+from nanochat.pipeline.control import ask_cancel
 from nanochat.pipeline.lock import RunLock, lock_path
+from nanochat.pipeline.log_reader import LaunchLogs, list_launches, read_log
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
+from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
@@ -37,37 +40,36 @@ class LocalRun(RunHandle):
     store: Store
     resolved: ResolvedProfile
     paths: RunPaths
-    status: dict[str, Any]
+    status: RunStatus
 
     @property
     def name(self) -> str:
-        return self.status["name"]
+        return self.status.name
 
     @property
     def is_live(self) -> bool:
         """Whether a runner on this machine works on it."""
-        return RunLock.is_held(lock_path(self.resolved, self.status["namespace"], self.name))
+        return RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
 
     @property
     def phase(self) -> str:
         """As the runner said last; "Stopped" where it is gone and had not come to an end."""
-        phase = self.status["phase"]
+        phase = self.status.phase
         return "Stopped" if phase in UNDER_WAY and not self.is_live else phase
 
     @property
     def document(self) -> Mapping[str, Any]:
-        return self.status
+        return asdict(self.status)
 
     @property
     def headline(self) -> str:
         phase = self.phase
         gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
-        return f"{self.name}: {phase}{gone} {self.status['message']}".rstrip()
+        return f"{self.name}: {phase}{gone} {self.status.message}".rstrip()
 
     @property
-    def stages(self) -> Sequence[Stage]:
-        names = ("phase", "message", "attempts", "started", "ended", "why")
-        return [Stage(item["stage"], **{name: item[name] for name in names}) for item in self.status["stages"]]
+    def stages(self) -> Sequence[StageRunStatus]:
+        return self.status.stages
 
     def progress(self, stage: str) -> str:
         state = read_progress(self.store, self.paths.progress(stage))
@@ -76,16 +78,16 @@ class LocalRun(RunHandle):
         return ", ".join(filter(None, (f"{state.phase} {steps(state.step, state.total)}", details_of(state))))
 
     def remarks(self) -> Iterator[str]:
-        for item in self.status["stages"]:
-            for warning in item.get("warnings", ()):
-                yield f"warning: {item['stage']}: {warning}"
+        for item in self.status.stages:
+            for warning in item.warnings:
+                yield f"warning: {item.stage}: {warning}"
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
         return f"nanochat {verb} {self.name}{store}"
 
     def cancel(self) -> None:
-        self.store.write_json(self.paths.control, {"cancel": True})
+        ask_cancel(self.store, self.paths)
 
     def retry(self) -> int:
         pipeline = check_pipeline(self.store.read_json(self.paths.pipeline), where=self.name)
@@ -119,35 +121,22 @@ class LocalRun(RunHandle):
 
     # ---- logs -------------------------------------------------------------------------------------------------------
 
-    def look(self) -> tuple[bool, Sequence[Stage]]:
+    def look(self) -> tuple[bool, Sequence[StageRunStatus]]:
         live = self.is_live  # before the status is read: what is written last is seen
-        self.status = self.store.read_json(self.paths.status)
+        self.status = read_status(self.store, self.paths) or self.status
         return live, self.stages
 
     def launches(self, stage: str) -> Sequence[LaunchLogs]:
-        files: dict[str, dict[str, int]] = {}
-        began: dict[str, float] = {}
-        for entry in self.store.list(self._logs(stage)):
-            launch, file, _ = entry.path.split("/")[-3:]
-            sizes = files.setdefault(launch, {})
-            sizes[file] = sizes.get(file, 0) + entry.size
-            began[launch] = min(began.get(launch, entry.modified), entry.modified)
-        found = [LaunchLogs(name, files[name]) for name in files]
-        return sorted(found, key=lambda launch: (launch.attempt, began[launch.name]))
+        return list_launches(self.store, self._logs(stage))
 
     def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
-        at = 0
-        for piece in self.store.list(f"{self._logs(stage)}/{launch}/{file}"):
-            if at + piece.size > offset:
-                return self.store.read(piece.path)[offset - at :]
-            at += piece.size
-        return b""
+        return read_log(self.store, f"{self._logs(stage)}/{launch}/{file}", offset=offset)
 
     def _logs(self, stage: str) -> str:
         """Where the logs of a stage are: those of an earlier run, if that one made its output."""
         own = self.paths.logs(stage)
-        cached = any(each.name == stage and each.phase == Phase.CACHED for each in self.stages)
-        if not cached or self.store.children(own):
+        item = self.status.of_stage(stage)
+        if item is None or item.phase != Phase.CACHED or self.store.children(own):
             return own
         others = (run.paths.logs(stage) for run in find_runs(self.resolved.name) if run.name == self.name)
         return next((folder for folder in others if self.store.children(folder)), own)
@@ -159,14 +148,11 @@ def find_runs(profile: str) -> list[LocalRun]:
     store = open_store(resolved.profile)
     entries = [entry for entry in store.list("runs") if entry.path.endswith("/status.json")]
     entries.sort(key=lambda entry: entry.modified, reverse=True)
+    folders = [RunPaths(entry.path.removesuffix("/status.json")) for entry in entries]
     return [
-        LocalRun(
-            store=store,
-            resolved=resolved,
-            paths=RunPaths(entry.path.removesuffix("/status.json")),
-            status=store.read_json(entry.path),
-        )
-        for entry in entries
+        LocalRun(store, resolved, paths, status)
+        for paths in folders
+        if (status := read_status(store, paths)) is not None
     ]
 
 

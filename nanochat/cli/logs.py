@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from nanochat.cli.run_handle import LaunchLogs, LogSource, Stage, Unanswered
+from nanochat.cli.run_handle import LogSource, Unanswered
+from nanochat.pipeline.log_reader import LaunchLogs
+from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 
@@ -29,7 +31,7 @@ def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int
     Without a stage: the one that began last; when followed, all of them.
     """
     reader = _Reader(source, attempt=attempt, rank=rank, all_attempts=follow)
-    stages: Sequence[Stage] = ()
+    stages: Sequence[StageRunStatus] = ()
     said = ""
     while True:
         note = ""
@@ -38,7 +40,7 @@ def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int
             _check(stage, stages)
             for each in _chosen(stage, stages, source.name, every=follow, live=live):
                 reader.read(each)
-                note = f"{each.name} has not begun: {each.message or each.phase}" if each.started is None else ""
+                note = f"{each.stage} has not begun: {each.message or each.phase}" if each.started is None else ""
         except Unanswered as error:
             if not follow:
                 raise UserError(str(error)) from None
@@ -57,15 +59,17 @@ def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int
         raise UserError(f"there is no log{which}{_reused(stage, stages)}")
 
 
-def _check(stage: str | None, stages: Sequence[Stage]) -> None:
-    known = [each.name for each in stages]
+def _check(stage: str | None, stages: Sequence[StageRunStatus]) -> None:
+    known = [each.stage for each in stages]
     if stage and known and stage not in known:
         raise UserError(f"there is no stage '{stage}'.{nearest(stage, known)}")
 
 
-def _chosen(stage: str | None, stages: Sequence[Stage], name: str, *, every: bool, live: bool) -> list[Stage]:
+def _chosen(
+    stage: str | None, stages: Sequence[StageRunStatus], name: str, *, every: bool, live: bool
+) -> list[StageRunStatus]:
     if stage:
-        return [each for each in stages if each.name == stage]
+        return [each for each in stages if each.stage == stage]
     begun = [(each.started, each) for each in stages if each.started is not None]
     if not begun and not (every and live):
         why = (
@@ -80,9 +84,9 @@ def _chosen(stage: str | None, stages: Sequence[Stage], name: str, *, every: boo
     return ordered if every else ordered[-1:]
 
 
-def _reused(stage: str | None, stages: Sequence[Stage]) -> str:
+def _reused(stage: str | None, stages: Sequence[StageRunStatus]) -> str:
     """Why a stage that is done has no log."""
-    phase = next((each.phase for each in stages if each.name == stage), "")
+    phase = next((each.phase for each in stages if each.stage == stage), "")
     return ": an earlier run made its output, which is reused" if phase == "Cached" else ""
 
 
@@ -101,18 +105,18 @@ class _Reader:
         self._done: dict[str, int] = {}  # stages that had ended when they were read -> their attempts
         self.found = False
 
-    def read(self, stage: Stage) -> None:
+    def read(self, stage: StageRunStatus) -> None:
         """Print what a stage's logs have and did not have before."""
-        if self._done.get(stage.name) == stage.attempts:
+        if self._done.get(stage.stage) == stage.attempts:
             return
-        runs = self._runs(stage.name)
+        runs = self._runs(stage.stage)
         for heading, files in runs:
             many = len(files) > 1
             for launch, file in files:
-                self._print(stage.name, launch, file, heading if self._all or len(runs) > 1 else "", many)
+                self._print(stage.stage, launch, file, heading if self._all or len(runs) > 1 else "", many)
         ended = stage.phase in ENDED or (self._attempt is not None and stage.attempts > self._attempt)
         if ended:
-            self._done[stage.name] = stage.attempts
+            self._done[stage.stage] = stage.attempts
 
     def has_all(self, stage: str | None) -> bool:
         """Whether no more can come of the stage."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nanochat.pipeline.log_reader import LaunchLogs
+from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.errors import NanochatError
 
 if TYPE_CHECKING:
@@ -25,38 +26,13 @@ class Unanswered(NanochatError):
     """A run that cannot be asked at the moment; the same question may be answered later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Where a stage stands. Times are in seconds since 1970; `started` is None while no attempt has begun."""
-
-    name: str
-    phase: str
-    message: str
-    attempts: int
-    started: float | None
-    ended: float | None = None
-    why: str = ""  # why its output had to be made
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchLogs:
-    """One start of an attempt on one node; `files` has the bytes of each of its logs."""
-
-    name: str
-    files: Mapping[str, int]
-
-    @property
-    def attempt(self) -> int:
-        return int(self.name.partition("-")[0])
-
-
 class LogSource(Protocol):
     """A pipeline whose logs are kept. All but `name` may raise Unanswered."""
 
     @property
     def name(self) -> str: ...
 
-    def look(self) -> tuple[bool, Sequence[Stage]]:
+    def look(self) -> tuple[bool, Sequence[StageRunStatus]]:
         """Whether it goes on, and its stages, both as of now."""
         ...
 
@@ -95,7 +71,7 @@ class RunHandle(ABC, LogSource):
 
     @property
     @abstractmethod
-    def stages(self) -> Sequence[Stage]: ...
+    def stages(self) -> Sequence[StageRunStatus]: ...
 
     @abstractmethod
     def progress(self, stage: str) -> str:

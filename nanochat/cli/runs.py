@@ -15,10 +15,11 @@ from nanochat.cli.find import find_handle
 from nanochat.cli.local_run import find_run, find_runs
 from nanochat.cli.logs import show
 from nanochat.cli.options import Context, Name, Namespace, Run, Store
-from nanochat.cli.run_handle import Stage
 from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
+from nanochat.pipeline.ref import ArtifactRef
+from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
@@ -44,19 +45,19 @@ def status(
     for heading in ("STAGE", "PHASE", "ATTEMPTS", "TIME", "PROGRESS"):
         table.add_column(heading, overflow="fold")
     for stage in run.stages:
-        progress = run.progress(stage.name) if stage.phase == Phase.RUNNING else ""
-        table.add_row(stage.name, stage.phase, str(stage.attempts or ""), _took(stage), progress or _note(stage))
+        progress = run.progress(stage.stage) if stage.phase == Phase.RUNNING else ""
+        table.add_row(stage.stage, stage.phase, str(stage.attempts or ""), _took(stage), progress or _note(stage))
     if table.rows:
         console.print(table)
     for line in run.remarks():
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _took(stage: Stage) -> str:
+def _took(stage: StageRunStatus) -> str:
     return "" if stage.started is None else duration((stage.ended or time.time()) - stage.started)
 
 
-def _note(stage: Stage) -> str:
+def _note(stage: StageRunStatus) -> str:
     return stage.message or (stage.why if stage.phase in (Phase.RUNNING, Phase.SUCCEEDED) else "")
 
 
@@ -135,10 +136,10 @@ def gc(
             if not dry_run:
                 run.store.delete(run.paths.root)
             continue
-        for item in run.status["stages"]:
-            keep |= {(ref.split("/")[0], key) for ref, key in item["keys"].items()}
-            if item["phase"] not in ("Succeeded", "Cached"):
-                keep |= {(item["stage"], key) for key in item["keys"].values()}  # its checkpoints
+        for item in run.status.stages:
+            keep |= {(ref.kind, key) for ref, key in item.keys.items()}
+            if item.phase not in (Phase.SUCCEEDED, Phase.CACHED):
+                keep |= {(item.stage, key) for key in item.keys.values()}  # its checkpoints
     removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
     if removed.removed:
         print(removed)
@@ -155,12 +156,12 @@ def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
     run = find_run(model, store=store)
     artifacts = Artifacts(run.store, run.resolved.cache)
     wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
-    keys = {ref: key for item in run.status["stages"] for ref, key in item["keys"].items()}
-    trained = [ref.removeprefix("model/") for ref in keys if ref.startswith("model/")]
+    keys = run.status.keys()
+    trained = [ref.name for ref in keys if ref.kind == "model"]
     if stage and stage not in trained:
         raise UserError(f"{run.name} has no stage '{stage}' that trains a model.{nearest(stage, trained)}")
     for name in wanted:
-        key = keys.get(f"model/{name}")
+        key = keys.get(ArtifactRef.of("model", name))
         found = artifacts.find("model", key) if key else None
         if found is not None:
             return artifacts.fetch(found)

@@ -149,9 +149,9 @@ class AttemptLog(Generic[R]):
         """The record of a stage's latest attempt."""
         return next(reversed(self.of(stage)), None)
 
-    def get(self, stage: str, number: int) -> R | None:
-        """The record of an attempt."""
-        return self._records.get((stage, number))
+    def get(self, stage: str, number: int) -> R:
+        """The record of an attempt; KeyError where there is none."""
+        return self._records[stage, number]
 
     def reached(self, stage: str, *, before: int) -> int:
         """How far the attempts of a stage with numbers below `before` got."""

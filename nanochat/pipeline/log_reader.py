@@ -15,7 +15,7 @@ MOST_BYTES = 4 << 20  # of one read
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class LaunchLogs:
     """One start of an attempt on one node; `files` has the bytes of each log."""
 
     name: str
@@ -27,7 +27,7 @@ class Launch:
         return int(self.name.partition("-")[0])
 
 
-def list_launches(store: Store, folder: str) -> list[Launch]:
+def list_launches(store: Store, folder: str) -> list[LaunchLogs]:
     """All launches of a stage, in the order of attempts and within one as they began to write."""
     files: dict[str, dict[str, int]] = {}
     began: dict[str, float] = {}
@@ -36,7 +36,7 @@ def list_launches(store: Store, folder: str) -> list[Launch]:
         sizes = files.setdefault(name, {})
         sizes[file] = sizes.get(file, 0) + entry.size
         began[name] = min(began.get(name, entry.modified), entry.modified)
-    launches = [Launch(name, sizes) for name, sizes in files.items()]
+    launches = [LaunchLogs(name, sizes) for name, sizes in files.items()]
     return sorted(launches, key=lambda launch: (launch.attempt, began[launch.name]))
 
 

@@ -116,17 +116,23 @@ def read_status(store: Store, paths: RunPaths) -> RunStatus | None:
 
 
 class StatusFile:
-    """Writes the status of one run, where it changed."""
+    """The stored status of one run, as this process wrote it last."""
 
     def __init__(self, store: Store, paths: RunPaths) -> None:
         self._store, self._path = store, paths.status
         self._written = b""
 
-    def write(self, status: RunStatus) -> bool:
-        """Store a status; False where it is the one that is stored."""
-        text = json.dumps(asdict(status)).encode()
-        if text == self._written:
-            return False
-        self._store.write(self._path, text)
-        self._written = text
-        return True
+    def differs(self, status: RunStatus) -> bool:
+        """Whether a status is not the one that is stored."""
+        return _text(status) != self._written
+
+    def write(self, status: RunStatus) -> None:
+        """Store a status where it differs."""
+        if self.differs(status):
+            text = _text(status)
+            self._store.write(self._path, text)
+            self._written = text
+
+
+def _text(status: RunStatus) -> bytes:
+    return json.dumps(asdict(status)).encode()

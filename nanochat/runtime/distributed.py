@@ -1,7 +1,7 @@
 """The processes that train together: who this one is, and the few small things that they have to agree on.
 
 Ranks come from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). One process alone
-makes no process group at all, and every method here is then the identity:
+makes no process group at all; sums and what is broadcast are then its own:
 
     with join(torch.device("cpu")) as world:
         total, = world.sum(weight)
@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat.runtime.memory import is_out_of_memory
 from nanochat.spec.errors import PeerLost
 
 # A peer may be busy for long with an upload or a sample; a node that is gone is found by the planner's heartbeat.
@@ -36,9 +37,9 @@ def collective() -> Iterator[None]:
     """Errors of a collective operation inside become PeerLost: gloo has none but RuntimeError."""
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError too
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise PeerLost(f"communication with the other processes failed: {error}") from error
 
 

@@ -10,3 +10,4 @@ RETRY = "nanochat.dev/retry"
 PIPELINE = "nanochat.dev/pipeline"
 UID = "nanochat.dev/pipeline-uid"
 STAGE = "nanochat.dev/stage"
+ATTEMPT = "nanochat.dev/attempt"  # its number; as an annotation of a job, what the attempt's record begins with

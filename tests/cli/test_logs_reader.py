@@ -9,7 +9,9 @@ import pytest
 
 from nanochat.cli import logs
 from nanochat.cli.logs import show
-from nanochat.cli.run_handle import LaunchLogs, Stage, Unanswered
+from nanochat.cli.run_handle import Unanswered
+from nanochat.pipeline.log_reader import LaunchLogs
+from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.errors import UserError
 
 Turn = Callable[["FakeSource"], None]
@@ -22,11 +24,11 @@ class FakeSource:
     turns: list[Turn]
     name: str = "small"
     live: bool = True
-    stages: dict[str, Stage] = field(default_factory=dict)
+    stages: dict[str, StageRunStatus] = field(default_factory=dict)
     files: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     reads: int = 0
 
-    def look(self) -> tuple[bool, Sequence[Stage]]:
+    def look(self) -> tuple[bool, Sequence[StageRunStatus]]:
         self.turns.pop(0)(self)
         return self.live, list(self.stages.values())
 
@@ -39,7 +41,7 @@ class FakeSource:
         return self.files[stage][launch][file][offset:][:5]
 
     def stands(self, stage: str, phase: str, *, attempts: int = 1, started: float | None = 1.0) -> None:
-        self.stages[stage] = Stage(stage, phase, f"{phase} for a reason", attempts, started)
+        self.stages[stage] = StageRunStatus(stage, phase, f"{phase} for a reason", attempts, started=started)
 
     def writes(self, stage: str, launch: str, file: str, data: bytes) -> None:
         files = self.files.setdefault(stage, {}).setdefault(launch, {})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.model import export
 from nanochat.model.export import load_model, save_model
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
@@ -38,4 +39,17 @@ def test_an_unreadable_model_is_one_sentence(
     else:
         (tmp_path / "config.json").write_text(json.dumps({"depth": 2}))
     with pytest.raises(UserError, match="holds no readable model"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_want_of_memory_is_no_fault_of_the_model(
+    tmp_path: Path, config: ModelConfig, make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, make_model(config), {})
+
+    def load(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(export, "load_file", load)
+    with pytest.raises(torch.OutOfMemoryError):
         load_model(tmp_path, device="cpu")

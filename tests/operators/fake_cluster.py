@@ -1,4 +1,4 @@
-"""A cluster in memory, for the loop: it makes a job's pods at once, and they run until a test says otherwise."""
+"""An API server in memory: it makes a job's pods at once, and they run until a test says otherwise."""
 
 from __future__ import annotations
 
@@ -9,74 +9,123 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nanochat.spec.chatpipeline import UID
+from operators.cluster import Cluster
+from operators.index import Index
+from operators.kube_client import CONFIG_MAPS, PIPELINES, PODS, KubeError, Listing, Object, Resource
+from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs
 from operators.status_schema import PipelineStatus
 
-Object = dict[str, Any]
 
-
-class FakeCluster:
-    """What the loop asks of `operators.cluster.Cluster`. `now` is its clock, in seconds since 1970."""
+class FakeKube:
+    """`operators.kube_client.KubeClient` without a network. `now` is its clock, in seconds since 1970."""
 
     def __init__(self, now: float) -> None:
         self.now = now
-        self.jobs_: dict[str, Object] = {}
-        self.pods_: dict[str, Object] = {}
-        self.maps: dict[str, Object] = {}
-        self.status: Object = {}
+        self.objects: dict[Resource, dict[str, Object]] = {
+            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS)
+        }
         self.created: list[str] = []  # names of all jobs, in their order
+        self.asked: list[str] = []  # verb and plural of every request
+        self.lose_answer = False  # to the next creation of a job
         self._numbers = itertools.count(1)
+
+    def __getitem__(self, resource: Resource) -> dict[str, Object]:
+        return self.objects[resource]
+
+    @property
+    def status(self) -> Object:
+        """The status of the one pipeline."""
+        return next((found.get("status", {}) for found in self[PIPELINES].values()), {})
+
+    def services(self) -> dict[str, Any]:
+        """What `Services` takes of a cluster. No watch is at work: the index is as complete as `resync` leaves it."""
+        backend = PyTorchJobs(self)  # type: ignore[arg-type]
+        index = Index(self, backend, lambda namespace, name: None)  # type: ignore[arg-type]
+        index.resync("")
+        return {"cluster": Cluster(self), "backend": backend, "index": index}  # type: ignore[arg-type]
+
+    def declare(self, body: Object, *, uid: str) -> Object:
+        """Put a ChatPipeline there, or the next state of it."""
+        meta, known = body["metadata"], self[PIPELINES].get(body["metadata"]["name"], {})
+        stamped = meta | {"uid": uid, "generation": 1, "creationTimestamp": self.stamp()}
+        self._store(PIPELINES, body | {"metadata": stamped, "status": known.get("status", {})})
+        return copy.deepcopy(self[PIPELINES][meta["name"]])
 
     def stamp(self) -> str:
         return datetime.fromtimestamp(self.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def jobs(self, _namespace: str, uid: str) -> list[Object]:
-        return copy.deepcopy([job for job in self.jobs_.values() if job["metadata"]["labels"][UID] == uid])
+    def _store(self, resource: Resource, body: Object) -> None:
+        meta = body["metadata"]
+        known = {
+            "uid": f"{next(self._numbers):08x}-{resource.kind.lower()}",
+            "resourceVersion": str(next(self._numbers)),
+        }
+        self[resource][meta["name"]] = copy.deepcopy(body | {"metadata": known | meta})
+        self[resource][meta["name"]]["metadata"]["resourceVersion"] = known["resourceVersion"]
 
-    def pods(self, _namespace: str, uid: str) -> list[Object]:
-        return copy.deepcopy([pod for pod in self.pods_.values() if pod["metadata"]["labels"][UID] == uid])
+    # ---- as KubeClient --------------------------------------------------------------------------------------------
 
-    def create_config_map(self, body: Object) -> bool:
-        new = body["metadata"]["name"] not in self.maps
-        if new:
-            self.maps[body["metadata"]["name"]] = body
-        return new
+    def listing(self, resource: Resource, _namespace: str = "", labelSelector: str = UID) -> Listing:
+        self.asked.append(f"list {resource.plural}")
+        label, _, value = labelSelector.partition("=")
+        found = [
+            body
+            for body in self[resource].values()
+            if resource is PIPELINES
+            or (label in body["metadata"]["labels"] and value in ("", body["metadata"]["labels"][label]))
+        ]
+        return Listing(copy.deepcopy(found), next(self._numbers))
 
-    def delete_config_map(self, _namespace: str, name: str) -> None:
-        self.maps.pop(name, None)
-
-    def create_job(self, body: Object) -> bool:
+    def create(self, resource: Resource, body: Object) -> Object | None:
+        self.asked.append(f"create {resource.plural}")
         name = body["metadata"]["name"]
-        if name in self.jobs_:
-            return False
-        self.created.append(name)
-        meta = body["metadata"] | {"uid": f"job-{next(self._numbers)}", "generation": 1}
-        self.jobs_[name] = copy.deepcopy(body) | {"metadata": meta, "status": {"startTime": self.stamp()}}
-        worker = body["spec"]["pytorchReplicaSpecs"]["Worker"]
+        if name in self[resource]:
+            return None
+        if resource is PYTORCHJOBS:
+            self.created.append(name)
+            body = body | {"metadata": body["metadata"] | {"generation": 1}, "status": {"startTime": self.stamp()}}
+            self._start(body)
+        self._store(resource, body)
+        if resource is PYTORCHJOBS and self.lose_answer:
+            self.lose_answer = False
+            raise KubeError("the API server cannot be reached")
+        return copy.deepcopy(self[resource][name])
+
+    def delete(self, resource: Resource, _namespace: str, name: str, *, uid: str = "", **_options: Any) -> None:
+        self.asked.append(f"delete {resource.plural}")
+        found = self[resource].get(name)
+        if found is None or (uid and found["metadata"]["uid"] != uid):
+            return
+        del self[resource][name]
+        if resource is PYTORCHJOBS:
+            self.objects[PODS] = {n: p for n, p in self[PODS].items() if not n.startswith(f"{name}-worker-")}
+
+    def json(self, verb: str, path: str, *, body: Object, **_options: Any) -> Object:
+        """Only a patch of a pipeline's status is asked for so."""
+        self.asked.append(f"{verb} status")
+        name = path.split("/")[-2]
+        found = self[PIPELINES][name]
+        status = {k: v for k, v in (found.get("status", {}) | copy.deepcopy(body["status"])).items() if v is not None}
+        PipelineStatus.model_validate_json(json.dumps(status), strict=True, by_alias=True, by_name=False)
+        self._store(PIPELINES, found | {"status": status})
+        return copy.deepcopy(self[PIPELINES][name])
+
+    def _start(self, job: Object) -> None:
+        """The training operator and the kubelets."""
+        meta, worker = job["metadata"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
         for index in range(worker["replicas"]):
             labels = meta["labels"] | {
-                "training.kubeflow.org/job-name": name,
+                "training.kubeflow.org/job-name": meta["name"],
                 "training.kubeflow.org/replica-index": str(index),
             }
-            self.pods_[f"{name}-worker-{index}"] = {
+            pod = {
                 "metadata": {
-                    "name": f"{name}-worker-{index}",
-                    "uid": f"{next(self._numbers):08x}-pod",
+                    "name": f"{meta['name']}-worker-{index}",
+                    "namespace": meta["namespace"],
                     "labels": labels,
                     "creationTimestamp": self.stamp(),
                 },
                 "spec": {"nodeName": f"node-{index}"},
                 "status": {"phase": "Running", "startTime": self.stamp()},
             }
-        return True
-
-    def delete_job(self, _namespace: str, name: str) -> None:
-        self.jobs_.pop(name, None)
-        self.pods_ = {n: p for n, p in self.pods_.items() if not n.startswith(f"{name}-worker-")}
-
-    def delete_pod(self, _namespace: str, name: str, *, uid: str, grace: int | None = None) -> None:
-        if name in self.pods_ and self.pods_[name]["metadata"]["uid"] == uid:
-            del self.pods_[name]
-
-    def patch_status(self, _namespace: str, _name: str, status: Object, *, uid: str) -> None:
-        self.status = {k: v for k, v in (self.status | copy.deepcopy(status)).items() if v is not None}
-        PipelineStatus.model_validate_json(json.dumps(self.status), strict=True, by_alias=True, by_name=False)
+            self._store(PODS, pod)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
+from kubeflow.training.models import KubeflowOrgV1PyTorchJob
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
@@ -18,7 +18,10 @@ from nanochat.spec.load import check_pipeline
 from operators import resources
 from operators.admission import Accepted, accept
 from operators.config import Config
-from operators.jobs import JobRequest, build
+from operators.job_backend import JobRequest
+from operators.kube_models import from_json, to_json
+from operators.pod_template import build_config_map, plan_of
+from operators.pytorchjob import PyTorchJobs
 
 UID = "12ab34cd-0000-0000-0000-000000000000"
 HEAD = {
@@ -55,6 +58,12 @@ def request(stage: str = "base", *, memory: float = 1.0, rows: int = 8, **spec: 
     return JobRequest(UID, accepted, launch, run="runs/team.demo/x", config=CONFIG, started=5.0)
 
 
+def build(asked: JobRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ConfigMap and the job that the API server is sent."""
+    backend = PyTorchJobs(None)  # type: ignore[arg-type]
+    return to_json(build_config_map(asked, plan_of(asked))), to_json(backend.build(asked))
+
+
 def pod_of(asked: JobRequest) -> dict[str, Any]:
     return build(asked)[1]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
 
@@ -72,8 +81,7 @@ def training(**settings: Any) -> dict[str, Any]:
 
 def test_the_job_is_one_that_the_operator_knows() -> None:
     _, job = build(request(**training(nodes=2)))
-    data = type("Response", (), {"data": json.dumps(job)})()
-    model = ApiClient().deserialize(data, KubeflowOrgV1PyTorchJob)
+    model: Any = from_json(KubeflowOrgV1PyTorchJob, job)
     assert model.spec.pytorch_replica_specs["Worker"].replicas == 2
     assert model.spec.run_policy.clean_pod_policy == "Running"
     assert list(job["spec"]["pytorchReplicaSpecs"]) == ["Worker"]

@@ -15,7 +15,7 @@ import pytest
 from kubernetes import client as kubernetes_client
 
 from nanochat.spec.errors import UserError
-from operators.kube_client import CONFIG_MAPS, DEPLOYMENTS, PIPELINES, PODS, KubeClient, KubeError, NoCluster
+from operators.kube_client import CONFIG_MAPS, DEPLOYMENTS, PIPELINES, PODS, KubeClient, KubeError, Listing, NoCluster
 
 
 def status(code: int, reason: str, message: str = "", **details: Any) -> tuple[int, bytes]:
@@ -29,6 +29,7 @@ class Server:
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, b"{}")
+        self.answers: list[tuple[int, bytes]] = []  # before it
         self.asked: list[tuple[str, str, str | None, Any]] = []
         self.requests: list[str] = []  # verbs that the client told of
         own = self
@@ -37,7 +38,7 @@ class Server:
             def reply(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 own.asked.append((self.command, self.path, self.headers["Content-Type"], json.loads(body or "null")))
-                code, text = own.answer
+                code, text = own.answers.pop(0) if own.answers else own.answer
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -70,38 +71,64 @@ BODY = {"metadata": {"name": "who", "namespace": "team"}, "data": {"a": "b"}}
 
 def test_requests(server: Server) -> None:
     kube = server.client()
-    server.answer = (200, json.dumps({"items": [BODY]}).encode())
-    assert kube.items(PODS, labelSelector="a=b,c") == [BODY]
-    kube.items(PIPELINES, "team")
+    server.answer = (200, json.dumps({"items": [BODY], "metadata": {"resourceVersion": "7"}}).encode())
+    assert kube.listing(PODS, labelSelector="a=b,c") == Listing([BODY], 7)
+    kube.listing(PIPELINES, "team")
     kube.get(DEPLOYMENTS, "team", "server")
     kube.create(CONFIG_MAPS, BODY)
     kube.apply(CONFIG_MAPS, BODY, manager="me")
-    kube.delete(PODS, "team", "pod", {"gracePeriodSeconds": 1})
+    kube.delete(PODS, "team", "pod", uid="u", grace=1, propagation="Background")
+    options = {
+        "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 1, "propagationPolicy": "Background",
+        "preconditions": {"uid": "u"},
+    }  # fmt: skip
     asked = [
-        ("GET", "/api/v1/pods?labelSelector=a%3Db%2Cc", None),
-        ("GET", "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines", None),
+        ("GET", "/api/v1/pods?labelSelector=a%3Db%2Cc&limit=500", None),
+        ("GET", "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines?limit=500", None),
         ("GET", "/apis/apps/v1/namespaces/team/deployments/server", None),
-        ("POST", "/api/v1/namespaces/team/configmaps", BODY),
+        ("POST", "/api/v1/namespaces/team/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", **BODY}),
         (
             "PATCH",
             "/api/v1/namespaces/team/configmaps/who?fieldManager=me&force=true&fieldValidation=Strict",
             {"apiVersion": "v1", "kind": "ConfigMap", **BODY},
         ),
-        ("DELETE", "/api/v1/namespaces/team/pods/pod", {"gracePeriodSeconds": 1}),
+        ("DELETE", "/api/v1/namespaces/team/pods/pod", options),
     ]
     assert [(method, path, body) for method, path, _, body in server.asked] == asked
     assert server.asked[4][2] == "application/apply-patch+yaml"
     assert server.requests == ["list", "list", "get", "create", "patch", "delete"]
 
 
+def test_long_listings_come_in_pages(server: Server) -> None:
+    pages = [
+        {"items": [BODY], "metadata": {"resourceVersion": "7", "continue": "more"}},
+        {"items": [BODY, BODY], "metadata": {"resourceVersion": "7"}},
+    ]
+    server.answers = [(200, json.dumps(page).encode()) for page in pages]
+    assert server.client().listing(PODS) == Listing([BODY] * 3, 7)
+    assert [path for _, path, _, _ in server.asked] == [
+        "/api/v1/pods?limit=500",
+        "/api/v1/pods?limit=500&continue=more",
+    ]
+
+
+def test_kinds_are_looked_for_in_the_discovery(server: Server) -> None:
+    server.answer = (200, json.dumps({"resources": [{"name": "deployments"}]}).encode())
+    assert server.client().serves(DEPLOYMENTS) and not server.client().serves(PIPELINES)
+    assert [path for _, path, _, _ in server.asked] == ["/apis/apps/v1", "/apis/nanochat.dev/v1alpha1"]
+
+
 def test_absence_and_existence_are_no_errors(server: Server) -> None:
     kube = server.client()
     server.answer = status(404, "NotFound", kind="pods")
-    assert kube.get(PODS, "team", "pod") is None and kube.items(PODS) == []
+    assert kube.get(PODS, "team", "pod") is None and not kube.serves(PODS)
     kube.delete(PODS, "team", "pod")
     server.answer = status(409, "AlreadyExists", kind="configmaps")
     assert kube.create(CONFIG_MAPS, BODY) is None
     server.answer = status(409, "Conflict", kind="configmaps")
+    kube.delete(PODS, "team", "pod", uid="another")
+    with pytest.raises(KubeError):
+        kube.delete(PODS, "team", "pod")
     with pytest.raises(KubeError):
         kube.create(CONFIG_MAPS, BODY)
     server.answer = status(404, "NotFound", kind="namespaces")
@@ -151,7 +178,7 @@ def test_no_answer(server: Server) -> None:
     with pytest.raises(
         KubeError, match="cannot list pods in all namespaces: the API server cannot be reached"
     ) as caught:
-        server.client().items(PODS)
+        server.client().listing(PODS)
     assert (caught.value.status, caught.value.is_passing) == (0, True)
     assert server.requests == ["list"]
 
@@ -180,3 +207,12 @@ def test_a_command_line_needs_no_package_of_the_controller() -> None:
     script = "import sys, operators.kube_client; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"kopf", "kubeflow", "kubernetes", "prometheus_client", "fastapi"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[1]", b"null", b'{"message": "no", "details": ["@type"], "reason": 7}', b"\xff"]
+)
+def test_an_answer_that_is_no_status_is_an_error_all_the_same(body: bytes) -> None:
+    error = KubeError.of_answer("get it", 502, body)
+    assert (error.status, error.kind, error.causes, error.is_passing) == (502, "", (), True)
+    assert error.said

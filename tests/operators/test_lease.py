@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kubernetes.client.exceptions import ApiException
 
+from operators.kube_client import KubeError
 from operators.lease import Lease
 
 
@@ -19,30 +18,24 @@ class Server:
         self.version = 0
         self.down = False
 
-    def read_namespaced_lease(self, *_: Any, **__: Any) -> Any:
+    def within(self, _: Any) -> Server:
+        return self
+
+    def get(self, *_: Any) -> Any:
         if self.down:
-            raise OSError("no route")
-        if self.spec is None:
-            raise ApiException(status=404)
-        spec = SimpleNamespace(
-            holder_identity=self.spec["holderIdentity"],
-            renew_time=self.spec.get("renewTime"),
-            lease_duration_seconds=self.spec["leaseDurationSeconds"],
-        )
-        return SimpleNamespace(spec=spec, metadata=SimpleNamespace(resource_version=str(self.version)))
+            raise KubeError("no route")
+        return None if self.spec is None else {"metadata": {"resourceVersion": str(self.version)}, "spec": self.spec}
 
-    def create_namespaced_lease(self, _: str, body: Any, **__: Any) -> None:
+    def create(self, _: Any, body: Any) -> Any:
         if self.spec is not None:
-            raise ApiException(status=409)
+            return None
         self.spec, self.version = body["spec"], 1
+        return body
 
-    def replace_namespaced_lease(self, _: str, __: str, body: Any, **___: Any) -> None:
-        if body["metadata"]["resourceVersion"] != str(self.version):
-            raise ApiException(status=409)
-        self.spec, self.version = body["spec"], self.version + 1
-
-    def patch_namespaced_lease(self, _: str, __: str, body: Any, **___: Any) -> None:
+    def json(self, verb: str, _: str, *, body: Any, **__: Any) -> Any:
         assert self.spec is not None
+        if verb == "update" and body["metadata"]["resourceVersion"] != str(self.version):
+            raise KubeError("conflict", status=409)
         self.spec, self.version = self.spec | body["spec"], self.version + 1
 
 
@@ -59,7 +52,7 @@ def clock() -> Clock:
 
 
 def lease(server: Server, who: str, clock: Clock) -> Lease:
-    return Lease(server, "system", "nanochat", who, seconds=15, clock=clock)
+    return Lease(server, "system", "nanochat", who, seconds=15, clock=clock)  # type: ignore[arg-type]
 
 
 def test_the_first_has_it_and_the_second_waits(clock: Clock) -> None:
@@ -97,15 +90,15 @@ def test_of_two_that_take_it_at_once_one_has_it(clock: Clock, monkeypatch: pytes
     one, two = lease(server, "one", clock), lease(server, "two", clock)
     one.take()
     one.release()
-    read = server.read_namespaced_lease
+    read = server.get
 
     def slow(*arguments: Any, **options: Any) -> Any:
         found = read(*arguments, **options)
-        monkeypatch.setattr(server, "read_namespaced_lease", read)
+        monkeypatch.setattr(server, "get", read)
         assert one.take(), "it was faster"
         return found
 
-    monkeypatch.setattr(server, "read_namespaced_lease", slow)
+    monkeypatch.setattr(server, "get", slow)
     assert not two.take()
 
 

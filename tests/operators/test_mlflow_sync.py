@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,18 @@ from mlflow_server import free_port, serving
 
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Attempt, Observed, Phase, plan
+from nanochat.pipeline.run_status import RunStatus, StatusFile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.report.tracked import RunTracker
 from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.client import connect
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
-from operators import status
 from operators.admission import accept
-from operators.attempts import Attempts, Record
+from operators.attempts import Attempts, JobAttempt
 from operators.config import Config
 from operators.mlflow_sync import MlflowSync
-from operators.reconciler import RunSnapshot
+from operators.run_state import RunSnapshot
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -60,8 +61,10 @@ class Run:
         for number, outcome in enumerate(outcomes, 1):
             ended = 1000.0 * number + 500 if outcome else None
             attempts.put(
-                Record("base", number, f"demo-base-{number}", ("k",), 8, 1000.0 * number, launch=f"0{number}-aa",
-                       ended=ended, outcome=outcome)
+                JobAttempt(
+                    stage="base", number=number, job=f"demo-base-{number}", keys=("k",), device_batch_size=8,
+                    started=1000.0 * number, launch=f"0{number}-aa", ended=ended, outcome=outcome,
+                )
             )  # fmt: skip
         attempts.save()
         records = attempts.all()
@@ -70,11 +73,13 @@ class Run:
         present = frozenset(out.key for node in graph.nodes for out in node.outputs if done or node.stage == "tokens")
         _, planned = plan(graph, self.accepted.spec, Observed(present, {"base": seen}), 2100.0)
         self.store.write_json(self.paths.pipeline, self.accepted.pipeline.to_yaml_dict())
-        self.store.write_json(self.paths.status, status.document(self.accepted, planned, records, {}, {}))
+        document = RunStatus.of(self.accepted.pipeline, graph, planned, {}, {}, records)
+        StatusFile(self.store, self.paths).write(document)
         if done:
             self.store.write(f"{self.paths.root}/report/report.html", b"<p>")
             self.store.write(f"{self.paths.root}/report/loss-base.svg", b"<svg/>")
-        self.view.attempts, self.view.phase = tuple((r.job, r.ended) for r in records), planned.phase
+        ends = tuple((r.job, r.ended) for r in records)
+        self.view = replace(self.view, attempts=ends, phase=planned.phase)
 
     @property
     def marked(self) -> bool:
@@ -134,7 +139,7 @@ def test_what_was_missed_is_made_up_for_and_not_done_again(
             patch.setattr(RunTracker, "sync", lambda _: pytest.fail("it is complete"))
             mlflow_sync.round()
             MlflowSync(lambda: [run.view]).round()
-        run.view.attempts = (*run.view.attempts, ("demo-base-3", 4000.0))
+        run.view = replace(run.view, attempts=(*run.view.attempts, ("demo-base-3", 4000.0)))
         synced: list[bool] = []
         sync = RunTracker.sync
         monkeypatch.setattr(RunTracker, "sync", lambda self: synced.append(True) or sync(self))

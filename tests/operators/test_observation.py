@@ -9,11 +9,27 @@ from typing import Any
 import pytest
 
 from nanochat.pipeline.outcomes import Reason
-from operators.attempts import Record
-from operators.observation import observe, queue_state, workload_of
+from operators import kueue, observation
+from operators.attempts import JobAttempt
+from operators.kueue import queue_state, read_workload, workload_of
+from operators.observation import AttemptObservation, has_news, updated
+from operators.pytorchjob import PyTorchJobs
 
 NOW = 1_800_000_000.0
 JOB = "demo-12ab-base-1"
+
+
+META = {"namespace": "team", "resourceVersion": "1"}
+CONTAINER = {"name": "pytorch", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+BACKEND = PyTorchJobs(None)  # type: ignore[arg-type]
+
+
+def observe(
+    record: JobAttempt, found: Any, pods: list[dict[str, Any]], now: float, workload: kueue.Workload | None
+) -> AttemptObservation:
+    """What objects come to, as the API server gives them."""
+    job = None if found is None else BACKEND.read_job(found)
+    return observation.observe(record, job, [BACKEND.read_pod(pod) for pod in pods], now, workload)
 
 
 def at(seconds: float) -> str:
@@ -21,19 +37,19 @@ def at(seconds: float) -> str:
     return datetime.fromtimestamp(NOW - seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> JobAttempt:
     known: dict[str, Any] = {
         "stage": "base", "number": 1, "job": JOB, "keys": ("k",), "device_batch_size": 8, "started": NOW - 100,
         "nodes": 2, "generation": 1, "pods": {"0": "uid-0", "1": "uid-1"}, "job_started": at(90),
     }  # fmt: skip
-    return Record(**(known | changes))
+    return JobAttempt(**(known | changes))
 
 
 def job(
     *conditions: str, suspend: bool = False, started: float = 90, generation: int = 1, **labels: str
 ) -> dict[str, Any]:
     return {
-        "metadata": {"name": JOB, "uid": "job-uid", "generation": generation, "labels": labels},
+        "metadata": {**META, "name": JOB, "uid": "job-uid", "generation": generation, "labels": labels},
         "spec": {"runPolicy": {"suspend": suspend}},
         "status": {
             "startTime": at(started),
@@ -44,6 +60,7 @@ def job(
 
 def pod(rank: int = 0, phase: str = "Running", *, uid: str = "", **status: Any) -> dict[str, Any]:
     meta: dict[str, Any] = {
+        **META,
         "name": f"{JOB}-worker-{rank}",
         "uid": uid or f"uid-{rank}",
         "creationTimestamp": at(80),
@@ -64,7 +81,7 @@ def ended(
 ) -> dict[str, Any]:
     state = {"exitCode": code, "reason": why, "message": message, "finishedAt": at(ago)}
     phase = "Succeeded" if code == 0 else "Failed"
-    return pod(rank, phase, containerStatuses=[{"state": {"terminated": state}}], **more)
+    return pod(rank, phase, containerStatuses=[{**CONTAINER, "state": {"terminated": state}}], **more)
 
 
 def word(reason: str, message: str = "why", **more: Any) -> str:
@@ -73,7 +90,7 @@ def word(reason: str, message: str = "why", **more: Any) -> str:
 
 def waiting(reason: str, message: str = "", rank: int = 0) -> dict[str, Any]:
     state = {"waiting": {"reason": reason, "message": message}}
-    return pod(rank, "Pending", containerStatuses=[{"state": state}])
+    return pod(rank, "Pending", containerStatuses=[{**CONTAINER, "state": state}])
 
 
 def condition(kind: str, message: str = "", status: str = "True", ago: float = 30) -> dict[str, Any]:
@@ -213,19 +230,19 @@ def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -
 def test_a_launch_is_told_by_its_pods() -> None:
     """Kueue stops a job's pods and starts others: another launch of the same attempt, and no time counts between."""
     first = record(pods={}, job_started="")
-    one = first.with_observation(observe(first, job("Running"), [pod(0), pod(1)], NOW, None), NOW)
+    one = updated(first, observe(first, job("Running"), [pod(0), pod(1)], NOW, None), NOW)
     assert (one.launch, one.running_since) == ("01-uid-0", NOW)
-    stopped = one.with_observation(observe(one, job("Suspended", suspend=True), [], NOW + 60, None), NOW + 60)
+    stopped = updated(one, observe(one, job("Suspended", suspend=True), [], NOW + 60, None), NOW + 60)
     assert (stopped.used, stopped.running_since, dict(stopped.pods)) == (60.0, None, {})
     again = job("Running", started=-100)
-    two = stopped.with_observation(observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
-    assert two.launch == "01-xxxxxxxx" and two.seconds(NOW + 110) == 70.0
+    two = updated(stopped, observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
+    assert two.launch == "01-xxxxxxxx" and two.ran(NOW + 110) == 70.0
     assert set(two.launches) == {"01-uid-0", "01-uid-1", "01-xxxxxxxx"}
 
 
 def test_records_survive_being_stored() -> None:
     whole = record(launches=("a", "b"), hosts=("n",), memory=2.0)
-    assert Record.from_dict(json.loads(json.dumps(whole.to_dict())) | {"unknown": 1}) == whole
+    assert JobAttempt.from_dict(json.loads(json.dumps(whole.to_dict())) | {"unknown": 1}) == whole
 
 
 def test_what_kueue_says() -> None:
@@ -234,13 +251,14 @@ def test_what_kueue_says() -> None:
         "spec": {"queueName": "team"},
         "status": {"conditions": [condition("QuotaReserved", "couldn't assign flavors", "False")]},
     }
-    assert workload_of(job(), [workload]) is workload
+    read = read_workload(workload)
+    assert workload_of(BACKEND.read_job(job()), [read]) is read and workload_of(None, [read]) is None
     state = {"name": "team", "workload": "pytorchjob-demo", "state": "Pending", "message": "couldn't assign flavors"}
-    assert queue_state(workload) == state
-    seen = observe(record(), job("Suspended", suspend=True), [], NOW, workload)
+    assert queue_state(read) == state
+    seen = observe(record(), job("Suspended", suspend=True), [], NOW, read)
     assert seen.waiting == "waits for admission: couldn't assign flavors"
     workload["status"]["conditions"] = [condition("Admitted", "admitted")]
-    admitted = queue_state(workload)
+    admitted = queue_state(read_workload(workload))
     assert admitted is not None and admitted["state"] == "Admitted"
 
 
@@ -251,3 +269,14 @@ def test_what_kueue_says() -> None:
 def test_pods_that_went_first_are_named(left: list[dict[str, Any]], message: str) -> None:
     seen = observe(record(), job("Failed"), left, NOW, None)
     assert seen.outcome is not None and seen.outcome.message == message
+
+
+def test_only_what_changes_a_record_is_news() -> None:
+    running = job("Running"), [pod(0), pod(1)]
+    first = record(pods={}, job_started="")
+    seen = observe(first, *running, NOW, None)
+    assert has_news(first, seen, NOW)
+    known = updated(first, seen, NOW)
+    assert not has_news(known, observe(known, *running, NOW + 60, None), NOW + 60)
+    assert has_news(known, observe(known, job("Running"), [pod(0)], NOW + 60, None), NOW + 60), "a pod is gone"
+    assert has_news(known, observe(known, None, running[1], NOW + 60, None), NOW + 60), "the job is gone"

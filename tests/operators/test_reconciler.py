@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import FakeKube
 from store_servers import StoreServer
 
 from nanochat.pipeline.graph import build_graph
@@ -17,7 +17,10 @@ from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Store, open_store
 from operators.claims import Claims
 from operators.config import Config
-from operators.reconciler import Run, Services
+from operators.kube_client import PODS, KubeError
+from operators.pytorchjob import PYTORCHJOBS
+from operators.reconciler import Run
+from operators.reconciliation import Services
 
 UID = "12ab34cd-0000-0000-0000-000000000000"
 STALL = 60
@@ -38,7 +41,7 @@ class FakeEvents:
 class Rig:
     """A pipeline, its controller, and the time."""
 
-    cluster: FakeCluster
+    cluster: FakeKube
     server: StoreServer
     services: Services
     store: Store
@@ -52,21 +55,22 @@ class Rig:
             "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
         }
 
-    def reconcile(self, *, after: float = 5.0) -> dict[str, Any]:
-        """What the status says after a reconciliation."""
+    def reconcile(self, *, after: float = 5.0, watched: bool = True) -> dict[str, Any]:
+        """What the status says after a reconciliation; unless it is `watched`, the watches have told of nothing yet."""
         self.cluster.now += after
-        found = self.document()
-        found["metadata"] |= {"uid": UID, "generation": 1}
-        self.run.reconcile(found | {"status": self.cluster.status}, self.cluster.now)
+        if watched:
+            self.services.index.resync("")
+        self.run.reconcile(self.cluster.declare(self.document(), uid=UID), self.cluster.now)
         return self.cluster.status
 
     def restart(self) -> None:
         """Another controller, which knows nothing."""
+        self.services = replace(self.services, **self.cluster.services())
         self.run = Run("team", "demo", UID, self.services)
 
     def report(self, step: int) -> None:
         """The stage's sign of life."""
-        pod = self.cluster.pods_["demo-12ab-dataset-1-worker-0"]["metadata"]["uid"]
+        pod = self.cluster[PODS]["demo-12ab-dataset-1-worker-0"]["metadata"]["uid"]
         state = {"stage": "dataset", "launch": f"01-{pod[:8]}", "step": step, "time": self.cluster.now}
         self.store.write_json(f"runs/team.demo/{UID}/progress/dataset.json", state)
 
@@ -80,10 +84,10 @@ def rig(tmp_path: Path, own_server: StoreServer) -> Rig:
     credentials, profile = own_server.write_credentials(tmp_path / "credentials"), own_server.profile()
     document = {"image": "trainer", "profiles": {"default": asdict(profile) | {"credentials": str(credentials)}}}
     config = Config.model_validate(document, by_alias=True)
-    cluster, claims = FakeCluster(BEGAN), Claims()
+    cluster, claims = FakeKube(BEGAN), Claims()
     claims.expect(UID, "demo", "2027-01-15T08:00:00Z")
     services: Any = Services(
-        cluster=cluster,  # type: ignore[arg-type]
+        **cluster.services(),
         config=config,
         claims=claims,
         events=FakeEvents(),  # type: ignore[arg-type]
@@ -135,11 +139,48 @@ def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypat
 
 def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:
     rig.reconcile()
-    rig.cluster.delete_job("team", "demo-12ab-dataset-1")
+    rig.cluster.delete(PYTORCHJOBS, "team", "demo-12ab-dataset-1")
     rig.reconcile()
     assert rig.attempts()[0] == "Preempted"
     rig.reconcile()
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_a_steady_attempt_asks_the_api_server_for_nothing(rig: Rig) -> None:
+    rig.reconcile()
+    rig.reconcile()
+    rig.cluster.asked.clear()
+    rig.reconcile(watched=False)
+    assert rig.cluster.asked == []
+    (pod,) = rig.cluster[PODS].values()
+    pod["status"]["phase"] = "Pending"
+    pod["metadata"]["resourceVersion"] = "1000000"
+    rig.services.index.pods.put(rig.services.backend.read_pod(pod))
+    rig.reconcile(watched=False)
+    assert rig.cluster.asked[:2] == ["list pods", "list pytorchjobs"], "there is news: pods first"
+
+
+def test_a_job_whose_creation_was_not_answered_is_adopted(rig: Rig) -> None:
+    rig.cluster.lose_answer = True
+    with pytest.raises(KubeError):
+        rig.reconcile()
+    rig.reconcile(watched=False)
+    assert rig.attempts() == ["Running"]
+    assert rig.cluster.created == ["demo-12ab-dataset-1"]
+
+
+def test_pods_that_kueue_removed_are_not_taken_for_deleted(rig: Rig) -> None:
+    """The watch of pods is ahead of that of jobs: the job, which is suspended, still seems to run."""
+    rig.reconcile()
+    rig.reconcile()
+    job = rig.cluster[PYTORCHJOBS]["demo-12ab-dataset-1"]
+    job["spec"]["runPolicy"]["suspend"] = True
+    job["metadata"] |= {"generation": 2, "resourceVersion": "1000000"}
+    (pod,) = rig.cluster[PODS].values()
+    rig.services.index.pods.remove(rig.services.backend.read_pod(pod).meta)
+    rig.cluster[PODS].clear()
+    assert rig.reconcile(watched=False)["stages"][0]["message"] == "waits for admission by Kueue"
+    assert rig.attempts() == ["Running"]
 
 
 def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import FakeKube
 from kubernetes import client
+from kubernetes.client import V1Deployment, V1ObjectReference
 from mlflow_server import free_port
 
 from nanochat.model.artifact import WEIGHTS
@@ -22,10 +23,13 @@ from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
 from operators import status
 from operators.claims import Claims
-from operators.cluster import Cluster, ClusterError
+from operators.cluster import Cluster
 from operators.config import Config, Serving, StoreProfile
 from operators.events import Events
-from operators.reconciler import Run, Services
+from operators.kube_client import KubeClient, KubeError
+from operators.kube_models import from_json
+from operators.reconciler import Run
+from operators.reconciliation import Services
 from operators.rollout import Champion, Deployed, Memory, Rejected, RolloutController, Target, decide, read
 
 pytestmark = pytest.mark.filterwarnings(
@@ -145,14 +149,22 @@ class Deployment(Cluster):
         server = {"name": "server", "image": "nanochat", "env": [{"name": "NANOCHAT_CACHE", "value": "/cache"}]}
         self.object: dict[str, Any] = {
             "metadata": {"name": "inference", "namespace": "nano", "uid": "u1", "generation": 1, "annotations": {}},
-            "spec": {"replicas": 3, "template": {"metadata": {}, "spec": {"containers": [{"name": "proxy"}, server]}}},
+            "spec": {
+                "selector": {},
+                "replicas": 3,
+                "template": {"metadata": {}, "spec": {"containers": [{"name": "proxy"}, server]}},
+            },
         }
         self.lose_answer = False
         self.written: list[str] = []
         self.settle(ready=False)
 
     def deployment(self, namespace: str, name: str) -> Any:
-        return json.loads(json.dumps(self.object)) if (namespace, name) == ("nano", "inference") else None
+        return self.model if (namespace, name) == ("nano", "inference") else None
+
+    @property
+    def model(self) -> V1Deployment:
+        return from_json(V1Deployment, self.object)
 
     def apply_deployment(self, body: Any) -> None:
         self.object["metadata"]["annotations"] |= body["metadata"]["annotations"]
@@ -166,7 +178,7 @@ class Deployment(Cluster):
             self.object["metadata"]["generation"] += 1
             self.written.append(merged["NANOCHAT_MODEL_VERSION"])
         if self.lose_answer:
-            raise ClusterError("the API server cannot be reached")
+            raise KubeError("the API server cannot be reached")
 
     def settle(self, *, ready: bool) -> None:
         """The rollout ends, one way or the other."""
@@ -180,7 +192,7 @@ class Deployment(Cluster):
 
     @property
     def version(self) -> str:
-        current = read(self.object).current
+        current = read(self.model).current
         return current.version if current else ""
 
 
@@ -241,7 +253,7 @@ def test_a_release_is_rolled_out_and_told(world: World) -> None:
     rollout = world.look()
     rollout.reconcile()
     assert world.deployment.version == "1" and world.changes == 1
-    template = read(world.deployment.object).current
+    template = read(world.deployment.model).current
     assert template is not None and len(template.fingerprint) == 16
     assert world.condition("one") == ("Unknown", "RollingOut", "version 1 is rolled out; no version is served")
     world.deployment.settle(ready=True)
@@ -339,7 +351,7 @@ def test_a_lost_answer_changes_nothing_in_the_end(world: World, lost: int) -> No
         world.deployment.settle(ready=True)
         world.look()
     assert world.deployment.written == ["1", "2", "1", "3"]
-    assert read(world.deployment.object).memory.good == read(world.deployment.object).current
+    assert read(world.deployment.model).memory.good == read(world.deployment.model).current
 
 
 def test_a_deployment_that_is_missing_or_changed_by_hand(world: World) -> None:
@@ -377,7 +389,7 @@ def test_what_the_api_server_is_asked(world: World) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
         world.release("one")
-        world.look(cluster=Cluster(client.ApiClient(configuration)))
+        world.look(cluster=Cluster(KubeClient(client.ApiClient(configuration))))
         server.shutdown()
     (got, path, _, _), (patched, apply, kind, body) = asked
     assert (got, path) == ("GET", "/apis/apps/v1/namespaces/nano/deployments/inference")
@@ -396,12 +408,12 @@ class Heard(Events):
     def __init__(self) -> None:
         self.events: list[tuple[str, str, str]] = []
 
-    def emit(self, reference: dict[str, Any], kind: str, reason: str, message: str) -> None:
+    def emit(self, reference: V1ObjectReference, kind: str, reason: str, message: str) -> None:
         self.events.append((kind, reason, message))
 
 
 def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path) -> None:
-    cluster, heard, claims = FakeCluster(1_800_000_000.0), Heard(), Claims()
+    cluster, heard, claims = FakeKube(1_800_000_000.0), Heard(), Claims()
     claims.expect("u2", "demo", "2027-01-15T08:00:00Z")
     asked: list[tuple[str, bool]] = []
     answer: Any = None
@@ -411,18 +423,19 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
         return answer
 
     config = Config.model_validate({"image": "trainer:1", "profiles": {"default": {"root": str(tmp_path / "store")}}})
-    services: Any = Services(cluster, config, claims, heard, tmp_path, serving=serving)  # type: ignore[arg-type]
+    services = Services(
+        **cluster.services(), config=config, claims=claims, events=heard, cache=tmp_path, serving=serving
+    )
     run = Run("team", "demo", "u2", services)
 
     def turn() -> tuple[str, str, str] | None:
         found = {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
-            "metadata": {"name": "demo", "namespace": "team", "uid": "u2", "generation": 1},
+            "metadata": {"name": "demo", "namespace": "team"},
             "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
-            "status": cluster.status,
         }
-        run.reconcile(found, cluster.now)
+        run.reconcile(cluster.declare(found, uid="u2"), cluster.now)
         return status.condition(cluster.status, "Serving")
 
     assert turn() is None and asked == [("runs/team.demo/u2", False)]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import FakeKube
 from pydantic import ValidationError
 
 from nanochat.pipeline.graph import build_graph
@@ -17,7 +17,8 @@ from nanochat.spec.load import check_pipeline
 from nanochat.tracking.progress import State
 from operators import status
 from operators.admission import Accepted
-from operators.attempts import Record
+from operators.attempts import JobAttempt
+from operators.cluster import Cluster
 from operators.config import StoreProfile
 
 NOW = 1_800_000_000.0
@@ -27,9 +28,10 @@ DOCUMENT = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "meta
 
 def written(told: Any) -> dict[str, Any]:
     """The status after a patch, which the cluster checks as the API server does."""
-    cluster = FakeCluster(NOW)
-    cluster.patch_status("team", "demo", told, uid="12ab34cd")
-    return json.loads(json.dumps(cluster.status))
+    kube = FakeKube(NOW)
+    kube.declare({"metadata": {"name": "demo", "namespace": "team"}}, uid="12ab34cd")
+    Cluster(kube).patch_status("team", "demo", told, uid="12ab34cd")  # type: ignore[arg-type]
+    return json.loads(json.dumps(kube.status))
 
 
 def found(**annotations: str) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def inputs(phase: Phase, text: str, **more: Any) -> status.StatusInputs:
     values: dict[str, Any] = {
         "accepted": Accepted(pipeline, graph, StoreProfile(root="s3://bucket")),
         "planned": Status(phase, stages, text),
-        "records": [],
+        "attempts": [],
         "progress": {},
         "explanations": {},
         "scores": {},
@@ -68,13 +70,22 @@ def test_the_largest_status() -> None:
     hosts = tuple(f"node-{i:04d}" for i in range(5000))
     ended = Outcome(Reason.ERROR, LONG)
     records = [
-        Record("base", n, f"demo-12ab-base-{n}", (), 8, NOW + n, hosts=hosts, ended=NOW + n, outcome=ended)
+        JobAttempt(
+            stage="base",
+            number=n,
+            job=f"demo-12ab-base-{n}",
+            device_batch_size=8,
+            started=NOW + n,
+            hosts=hosts,
+            ended=NOW + n,
+            outcome=ended,
+        )
         for n in range(1, 40)
     ]
     rates = {f"{LONG}/s": 1e300, "tokens/s": 9800.0}
     state = State("base", "01-x", step=2**62, total=2**62, rates=rates, losses={"loss": 1e300}, eta=1e9)
     more = {
-        "records": records,
+        "attempts": records,
         "progress": {"base": state},
         "explanations": {"base": LONG},
         "scores": {"base": {"core": 0.25}},

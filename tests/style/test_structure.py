@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-UNFINISHED = ("nanochat.pipeline", "nanochat.storage", "nanochat.spec", "operators")
+UNFINISHED = ("nanochat.pipeline", "nanochat.storage", "operators")
 
 PRONOUNS = {"what", "that", "it", "its", "those", "these", "they"}
 # Words of the project's own, where the field has standard ones.
-CLASSES = {"Chunks", "Host", "Launch", "LetGo", "Live", "Loop", "PipelineLoop", "Place", "Seen", "Talk", "Ticket"}
-CLASSES |= {"Told", "View"}
+CLASSES = {"Chunks", "Host", "LetGo", "Live", "Loop", "PipelineLoop", "Place", "Seen", "Talk", "Ticket", "Told", "View"}
 PARTS_OF_CLASSES = ("Keeper", "Speaker", "Vault")
 FUNCTIONS = {"explained", "explaining", "full", "tried"}
 MODULES = {"accept", "follower", "projector", "signals"}

@@ -1,0 +1,185 @@
+"""Pipelines, their jobs and their pods in memory: kopf's watches keep them up to date, and reconciliations read them.
+
+    index = Index(kube, backend, changed=wake)
+    index.pods.put(pod)                        # a watch's news
+    index.resync("")                           # lists everything
+    owned = index.owned(namespace, uid)        # from memory
+    owned = index.read(namespace, uid)         # from the API server
+
+Nothing is right only because the index is fresh:
+
+- Watches of two kinds are not in step. A pod that Kueue removed may be gone here before its job is seen suspended, and
+  would look deleted. So the index only tells that there is news; what is done about news, such as ending an attempt, is
+  decided on `read`, which asks the API server for the pods first and for the jobs after them.
+- Whoever writes reads its write: answers of the API server are put into the index. An older state never replaces a
+  newer one, for the versions of one kind of object grow (KEP-5504), and an object that is gone never comes back, for
+  its uid is kept.
+- A watch that begins anew does not tell of what was deleted meanwhile. `resync` lists everything, takes out what the
+  list has not and is no newer than it, and so repairs what a watch has missed. Nothing is reconciled before the first.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from kubernetes.client import V1ObjectMeta
+
+from nanochat.spec.chatpipeline import UID
+from operators.job_backend import JobBackend
+from operators.kube_client import PIPELINES, PODS, KubeClient, KubeError, Listing, Object, Resource
+from operators.kube_models import from_json
+from operators.objects import Job, Meta, Pod, read_meta
+
+GONE_SECONDS = 600.0  # that the uid of a deleted object is kept: no answer is under way for so long
+
+
+class Kept(Protocol):
+    """Whatever has metadata."""
+
+    @property
+    def meta(self) -> Meta: ...
+
+
+Value = TypeVar("Value", bound=Kept)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineObject:
+    """A ChatPipeline as the API server gives it."""
+
+    meta: Meta
+    body: Object
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The jobs of a pipeline by name, and its pods."""
+
+    jobs: Mapping[str, Job]
+    pods: tuple[Pod, ...]
+
+
+class Cache(Generic[Value]):
+    """The objects of one kind, by namespace and owner; safe to use from several threads."""
+
+    def __init__(
+        self,
+        resource: Resource,
+        read: Callable[[Object], Value],
+        changed: Callable[[str, str], None],
+        *,
+        label: str = "",
+    ) -> None:
+        """`changed` is told namespace and pipeline of every object that came, changed or went; all have the `label`."""
+        self.resource, self.read, self.label, self._changed = resource, read, label, changed
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, str], dict[str, Value]] = {}  # (namespace, owner's uid) -> by name
+        self._gone: dict[str, float] = {}  # uid -> when it went
+
+    def of(self, namespace: str, owner: str) -> list[Value]:
+        """The objects of an owner."""
+        with self._lock:
+            return list(self._kept.get((namespace, owner), {}).values())
+
+    def put(self, value: Value) -> None:
+        """Take in a state of an object, unless a newer one is known."""
+        meta = value.meta
+        with self._lock:
+            group = self._kept.setdefault((meta.namespace, meta.owner), {})
+            known = group.get(meta.name)
+            if meta.uid in self._gone or (known is not None and known.meta.version >= meta.version):
+                return
+            group[meta.name] = value
+        self._changed(meta.namespace, meta.pipeline)
+
+    def remove(self, meta: Meta) -> None:
+        """An object is gone."""
+        now = time.monotonic()
+        with self._lock:
+            self._gone = {uid: when for uid, when in self._gone.items() if now - when < GONE_SECONDS} | {meta.uid: now}
+            group = self._kept.get((meta.namespace, meta.owner), {})
+            known = group.get(meta.name)
+            if known is None or known.meta.uid != meta.uid:
+                return
+            del group[meta.name]
+            if not group:
+                del self._kept[meta.namespace, meta.owner]
+        self._changed(meta.namespace, meta.pipeline)
+
+    def replace(self, listing: Listing, namespace: str, owner: str = "") -> list[Value]:
+        """Take in all objects of a namespace ('' is all) and an owner ('' is all); returns them as they were listed."""
+        with self._lock:
+            groups = [
+                group
+                for (where, whose), group in self._kept.items()
+                if namespace in ("", where) and owner in ("", whose)
+            ]
+            known = {value.meta.uid: value for group in groups for value in group.values()}
+        listed = [self._known(body, known) for body in listing.items]
+        for uid in known.keys() - {value.meta.uid for value in listed}:
+            if known[uid].meta.version <= listing.version:
+                self.remove(known[uid].meta)
+        for value in listed:
+            self.put(value)
+        return listed
+
+    def _known(self, body: Object, known: Mapping[str, Value]) -> Value:
+        """An object, read anew only where its state is not known."""
+        found = known.get(body["metadata"]["uid"])
+        return found if found and str(found.meta.version) == body["metadata"]["resourceVersion"] else self.read(body)
+
+
+class Index:
+    """The objects of all pipelines."""
+
+    def __init__(self, kube: KubeClient, backend: JobBackend[Any], changed: Callable[[str, str], None]) -> None:
+        """`changed` is told namespace and name of a pipeline, from any thread, when anything about it is new."""
+        self._kube = kube
+        self.pipelines = Cache(PIPELINES, read_pipeline, changed)
+        self.jobs = Cache(backend.resource, backend.read_job, changed, label=UID)
+        self.pods = Cache(PODS, backend.read_pod, changed, label=UID)
+        self.caches: tuple[Cache[Any], ...] = (self.pipelines, self.jobs, self.pods)
+
+    def pipeline(self, namespace: str, name: str) -> Object | None:
+        """A ChatPipeline; None where there is none."""
+        return next((found.body for found in self.pipelines.of(namespace, name)), None)
+
+    def owned(self, namespace: str, uid: str) -> Owned:
+        """The jobs and pods of a pipeline, as the watches told of them."""
+        return _owned(self.jobs.of(namespace, uid), self.pods.of(namespace, uid))
+
+    def read(self, namespace: str, uid: str) -> Owned:
+        """The jobs and pods of a pipeline now. KubeError where the API server does not answer."""
+        # Pods first: one that Kueue has removed is then seen with its job suspended.
+        pods = self._list(self.pods, namespace, uid)
+        return _owned(self._list(self.jobs, namespace, uid), pods)
+
+    def resync(self, namespace: str) -> None:
+        """List everything in a namespace, or in all ('')."""
+        for cache in self.caches:
+            self._list(cache, namespace)
+
+    def _list(self, cache: Cache[Value], namespace: str, owner: str = "") -> list[Value]:
+        selector = f"{cache.label}={owner}" if owner else cache.label
+        try:
+            listing = self._kube.listing(cache.resource, namespace, **({"labelSelector": selector} if selector else {}))
+        except KubeError as error:
+            if not error.is_unserved:
+                raise
+            listing = Listing([], sys.maxsize)  # where there is no such kind of object, there is none of it
+        return cache.replace(listing, namespace, owner)
+
+
+def read_pipeline(body: Object) -> PipelineObject:
+    """A ChatPipeline, which is its own owner."""
+    meta = read_meta(from_json(V1ObjectMeta, body["metadata"]))
+    return PipelineObject(replace(meta, pipeline=meta.name, owner=meta.name), body)
+
+
+def _owned(jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:
+    return Owned({job.meta.name: job for job in jobs}, tuple(pods))

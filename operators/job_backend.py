@@ -1,0 +1,89 @@
+"""The controller's interface to whatever runs an attempt's pods together: PyTorchJobs today (`operators.pytorchjob`).
+
+    backend: JobBackend = PyTorchJobs(kube)
+    job = backend.create(backend.build(request))   # None where another object has its name
+    backend.delete(job)
+
+A backend's bodies stay inside it: all others see `Job` and `Pod`. Trainer v2's TrainJob can stand beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from nanochat.pipeline.graph import Node
+from nanochat.pipeline.planner import Start
+from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.pods import PodSettings
+from operators import resources
+from operators.admission import Accepted
+from operators.config import Config, StoreProfile
+from operators.kube_client import Object, Resource
+from operators.objects import Job, Pod
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """All that an attempt is built from."""
+
+    uid: str
+    accepted: Accepted
+    launch: Start
+    run: str  # the run's folder
+    config: Config
+    started: float
+    avoid: tuple[str, ...] = ()  # nodes that may have been why the last attempt ended
+
+    @property
+    def name(self) -> str:
+        """The name of the attempt's objects: a DNS-1035 label of at most 32 + 20 characters."""
+        name, launch = self.accepted.pipeline.metadata.name, self.launch
+        return f"{name}-{self.uid[:4]}-{launch.stage}-{launch.attempt}"
+
+    @property
+    def spec(self) -> PipelineSpec:
+        return self.accepted.spec
+
+    @property
+    def node(self) -> Node:
+        return self.accepted.graph.node(self.launch.stage)
+
+    @property
+    def profile(self) -> StoreProfile:
+        return self.accepted.profile
+
+    @property
+    def settings(self) -> PodSettings:
+        return resources.pod_settings(self.config, self.spec, self.launch.stage)
+
+
+class JobBackend(Protocol[Model]):
+    """One kind of job; `Model` is the type in which it is built."""
+
+    @property
+    def resource(self) -> Resource:
+        """The kind of object that is watched."""
+        ...
+
+    def build(self, request: JobRequest) -> Model:
+        """The job of an attempt."""
+        ...
+
+    def create(self, job: Model) -> Job | None:
+        """Create a job; None where an object of its name exists."""
+        ...
+
+    def delete(self, job: Job) -> None:
+        """Delete a job with its pods; one that is gone already is no error."""
+        ...
+
+    def read_job(self, body: Object) -> Job:
+        """Observe a job, from its object in the API server."""
+        ...
+
+    def read_pod(self, body: Object) -> Pod:
+        """Observe a pod of a job."""
+        ...

@@ -1,0 +1,109 @@
+"""PyTorchJobs of the Kubeflow training operator, a backend (`operators.job_backend`) in `kubeflow.training`'s models.
+
+Jobs have workers only. Without a Master and without an elasticPolicy the training operator adds no init container and
+calls the job done only when every worker is. Retries, timeouts and clean-up are the controller's: `restartPolicy` is
+Never, and there is no backoffLimit and no TTL.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kubeflow.training import models
+
+from nanochat.spec.chatpipeline import ATTEMPT
+from operators import resources
+from operators.job_backend import JobRequest
+from operators.kube_client import KubeClient, Object, Resource
+from operators.kube_models import from_json, to_json
+from operators.kueue import PRIORITY, QUEUE
+from operators.objects import Job, Pod, read_meta, read_pod
+from operators.pod_template import Placement, build_template, metadata_of
+
+PYTORCHJOBS = Resource("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
+JOB_LABEL, INDEX_LABEL = "training.kubeflow.org/job-name", "training.kubeflow.org/replica-index"
+
+
+class PyTorchJobs:
+    """The PyTorchJobs of a cluster."""
+
+    resource = PYTORCHJOBS
+
+    def __init__(self, kube: KubeClient) -> None:
+        self._kube = kube
+
+    def build(self, request: JobRequest) -> models.KubeflowOrgV1PyTorchJob:
+        """The job of an attempt."""
+        spec, launch, metadata = request.spec, request.launch, metadata_of(request)
+        queue = {QUEUE: spec.queue} if spec.queue else {}
+        urgent = {PRIORITY: spec.priority} if spec.queue and spec.priority else {}
+        metadata.labels = {**(metadata.labels or {}), **queue, **urgent}
+        metadata.annotations = {ATTEMPT: json.dumps(_record_of(request))}
+        placement = Placement(f"{request.name}-worker-0", JOB_LABEL, INDEX_LABEL)
+        worker = models.KubeflowOrgV1ReplicaSpec(
+            replicas=resources.nodes(spec, launch.stage),
+            restart_policy="Never",
+            template=build_template(request, placement),
+        )
+        return models.KubeflowOrgV1PyTorchJob(
+            api_version=PYTORCHJOBS.api_version,
+            kind=PYTORCHJOBS.kind,
+            metadata=metadata,
+            spec=models.KubeflowOrgV1PyTorchJobSpec(
+                nproc_per_node=str(resources.processes(spec, launch.stage)),
+                # Kueue starts what it admits; otherwise nobody may touch this switch.
+                run_policy=models.KubeflowOrgV1RunPolicy(clean_pod_policy="Running", suspend=bool(spec.queue)),
+                pytorch_replica_specs={"Worker": worker},
+            ),
+        )
+
+    def create(self, job: models.KubeflowOrgV1PyTorchJob) -> Job | None:
+        """Create a job; None where an object of its name exists."""
+        created = self._kube.create(PYTORCHJOBS, to_json(job))
+        return None if created is None else self.read_job(created)
+
+    def delete(self, job: Job) -> None:
+        """Delete a job with its pods; one that is gone already is no error."""
+        meta = job.meta
+        self._kube.delete(PYTORCHJOBS, meta.namespace, meta.name, uid=meta.uid, propagation="Background")
+
+    def read_job(self, body: Object) -> Job:
+        """Observe a job, from its object in the API server."""
+        # The pods' template is most of a job, and nothing reads it.
+        bare = {**body, "spec": {"runPolicy": body["spec"].get("runPolicy") or {}, "pytorchReplicaSpecs": {}}}
+        model: Any = from_json(models.KubeflowOrgV1PyTorchJob, bare)
+        meta, status = model.metadata, model.status or models.KubeflowOrgV1JobStatus()
+        holding = {item.type: item.message or "" for item in status.conditions or () if item.status == "True"}
+        return Job(
+            meta=read_meta(meta),
+            owners=frozenset(owner.uid for owner in meta.owner_references or ()),
+            attempt=(meta.annotations or {}).get(ATTEMPT, ""),
+            queued=QUEUE in (meta.labels or {}),
+            suspended=bool(model.spec.run_policy.suspend),
+            started=status.start_time.strftime("%Y-%m-%dT%H:%M:%SZ") if status.start_time else "",
+            succeeded="Succeeded" in holding,
+            failed="Failed" in holding,
+            message=holding.get("Failed", ""),
+        )
+
+    def read_pod(self, body: Object) -> Pod:
+        """Observe a pod of a job."""
+        return read_pod(body, job_label=JOB_LABEL, index_label=INDEX_LABEL)
+
+
+def _record_of(request: JobRequest) -> Object:
+    """The beginning of the attempt's record, by which a controller adopts a job that has none."""
+    spec, launch = request.spec, request.launch
+    nodes = resources.nodes(spec, launch.stage)
+    return {
+        "stage": launch.stage,
+        "number": launch.attempt,
+        "keys": [out.key for out in launch.outputs],
+        "device_batch_size": launch.device_batch_size,
+        "memory": launch.memory,
+        "started": request.started,
+        "nodes": nodes,
+        "processes": resources.processes(spec, launch.stage),
+        "gpus": nodes * resources.gpus(spec, launch.stage),
+    }

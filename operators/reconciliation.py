@@ -1,0 +1,334 @@
+"""One reconciliation of a pipeline that is ready: observe, plan, act. What it did is told by `operators.reconciler`.
+
+    reconciliation = Reconciliation(services, ready, found, refused, now, event)
+    reconciliation.run()
+
+The order makes that a controller may be killed at any instant: the plan is stored and the job created before an attempt
+is recorded, and a job without a record is adopted by its annotation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from nanochat.pipeline.attempts import confirmed
+from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.planner import Action, Attempt, Observed, Start, Status, Stop, plan
+from nanochat.pipeline.run_status import RunStatus
+from nanochat.spec.chatpipeline import RETRY
+from nanochat.spec.errors import StorageError
+from operators import metrics, observation, pod_template, resources, status
+from operators.attempts import JobAttempt
+from operators.claims import Claims
+from operators.cluster import Cluster
+from operators.config import Config
+from operators.events import Events
+from operators.index import Index, Owned
+from operators.job_backend import JobBackend, JobRequest
+from operators.kube_client import KubeError, Object
+from operators.kueue import Workload, workload_of
+from operators.run_state import Ready
+
+log = logging.getLogger(__name__)
+
+ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
+UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
+STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
+SUSPECT = (Reason.STALLED, Reason.INFRASTRUCTURE)  # outcomes after which other nodes are tried first
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services that all reconcilers share."""
+
+    cluster: Cluster
+    index: Index
+    backend: JobBackend[Any]
+    config: Config
+    claims: Claims
+    events: Events
+    cache: Path
+    access: status.AccessOf = status.no_access
+    serving: status.ServingOf = status.no_serving
+
+
+class EventOf(Protocol):
+    """Emits an Event about the pipeline."""
+
+    def __call__(self, level: str, reason: str, message: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Reconciliation:
+    """A single pass. `refused` says why a change of the declaration was not accepted, `now` is seconds since 1970."""
+
+    services: Services
+    ready: Ready
+    found: Object
+    refused: str
+    now: float
+    event: EventOf
+    trouble: str = ""  # why storage cannot be reached now
+    workloads: list[Workload] = field(default_factory=list)  # Kueue's
+    owned: Owned = field(default_factory=lambda: Owned({}, ()))
+    observations: Mapping[str, observation.AttemptObservation] = field(default_factory=dict)  # by job
+
+    def run(self) -> Status:
+        """Observe, plan and act; returns where the pipeline stands."""
+        self._observe()
+        actions, planned = self._plan()
+        self.ready.phase = planned.phase
+        for action in actions:
+            if isinstance(action, Stop):
+                self._stop(action)
+            else:
+                self._storage(lambda action=action: self._start(action))
+        self._stop_dropped()
+        self._clean()
+        self._storage(lambda: self._keep(planned))
+        return planned
+
+    def _storage(self, operation: Callable[[], object]) -> bool:
+        """Do something that needs storage, unless it was found out of reach in this pass."""
+        if self.trouble:
+            return False
+        try:
+            operation()
+        except StorageError as error:
+            self.trouble = error.message
+            metrics.errors.labels(kind="storage").inc()
+            log.warning("storage: %s", error.message)
+            return False
+        return True
+
+    # ---- observing ------------------------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        ready = self.ready
+        if ready.accepted.spec.queue:
+            self.workloads = self.services.cluster.workloads(self.found["metadata"]["namespace"])
+        self._look()
+        for record in ready.attempts.open():
+            self._take_in(record)
+        self._storage(self._find_outputs)
+        for record in ready.attempts.open():
+            if not self._storage(lambda record=record: ready.take_progress(record, self.now)):
+                ready.excuse_silence(record, self.now)
+
+    def _look(self) -> None:
+        """Jobs, pods and the observations of all attempts that run.
+
+        News in the index is looked at again in the API server, for only there jobs and pods are in step.
+        """
+        index, namespace = self.services.index, self.found["metadata"]["namespace"]
+        self._take_owned(index.owned(namespace, self.ready.uid))
+        running = self.ready.attempts.open()
+        if any(observation.has_news(record, self.observations[record.job], self.now) for record in running):
+            self._take_owned(index.read(namespace, self.ready.uid))
+
+    def _take_owned(self, owned: Owned) -> None:
+        """Adopt jobs that have no record yet, and observe all attempts that run."""
+        for job in owned.jobs.values():
+            self.ready.attempts.adopt(job, self.ready.uid)
+        self.owned = owned
+        self.observations = {
+            record.job: observation.observe(
+                record,
+                job := owned.jobs.get(record.job),
+                [pod for pod in owned.pods if pod.job == record.job],
+                self.now,
+                workload_of(job, self.workloads),
+            )
+            for record in self.ready.attempts.open()
+        }
+
+    def _take_in(self, record: JobAttempt) -> None:
+        """Take in what was seen of an attempt; end it when it is over and nothing of it can still run."""
+        observed = self.observations[record.job]
+        record = self.ready.attempts.put(observation.updated(record, observed, self.now))
+        decided = record.decided or observed.outcome
+        if decided is None:
+            return
+        if observed.clear:
+            self._storage(lambda: self._conclude(record, decided))
+        else:
+            self._end(self.ready.attempts.put(replace(record, decided=decided)))
+
+    def _conclude(self, record: JobAttempt, outcome: Outcome) -> None:
+        """Record how an attempt ended. Reads storage first: where that fails, the next reconciliation does it."""
+        ready, outputs, keys = self.ready, self.ready.outputs, set(record.keys)
+        outputs.refresh(out for node in ready.accepted.graph.nodes for out in node.outputs if out.key in keys)
+        made_all = bool(keys) and keys <= outputs.present
+        outcome = Outcome(reason=Reason.SUCCEEDED) if made_all else confirmed(outcome, made_all=False)
+        if outcome.reason is not Reason.SUCCEEDED and record.stage in ready.accepted.graph.stages:
+            outputs.recheck_inputs(record.stage)
+        before = ready.attempts.reached(record.stage, before=record.number)
+        reached = outputs.reached(record.stage, record.keys, before=before)
+        ready.take_progress(record, self.now)
+        record = ready.attempts.put(record.end(outcome, reached=reached, now=self.now))
+        useful = reached > before or outcome.reason is Reason.SUCCEEDED
+        metrics.attempt_ended(record, outcome, lost=0.0 if useful else record.used)
+        level = "Normal" if outcome.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) else "Warning"
+        self.event(level, str(outcome.reason), f"{record.stage} attempt {record.number}: {outcome.message or 'ended'}")
+        ready.looked = 0.0
+
+    def _find_outputs(self) -> None:
+        ready = self.ready
+        if self.now - ready.looked < ARTIFACT_SECONDS:
+            return
+        ready.outputs.refresh()
+        if ready.looked == 0.0:
+            ready.outputs.explain()
+        ready.looked = self.now
+
+    # ---- planning -------------------------------------------------------------------------------------------
+
+    def _plan(self) -> tuple[list[Action], Status]:
+        """Plan, and look once more for what would be made: another pipeline may have made it since the last look."""
+        accepted, outputs = self.ready.accepted, self.ready.outputs
+        while True:
+            actions, planned = plan(accepted.graph, accepted.spec, self._observed(), self.now)
+            wanted = [out for action in actions if isinstance(action, Start) for out in action.outputs]
+            known = len(outputs.present)
+            self._storage(lambda wanted=wanted: outputs.refresh(wanted))
+            if len(outputs.present) == known:
+                return actions, planned
+
+    def _observed(self) -> Observed:
+        accepted, claims, outputs = self.ready.accepted, self.services.claims, self.ready.outputs
+        missing = [out.key for stage in accepted.graph.stages for out in outputs.missing(stage)]
+        older = claims.unsettled(self.ready.uid)
+        hold = self.refused and f"the change was refused: {self.refused}"
+        hold = hold or (self.trouble and f"storage cannot be reached: {self.trouble}")
+        hold = hold or (f"waits to see what pipeline {older}, which is older, makes" if older else "")
+        return Observed(
+            present=frozenset(outputs.present),
+            attempts={
+                stage: [self._attempt(record) for record in self.ready.attempts.of(stage)]
+                for stage in accepted.graph.stages
+            },
+            slots={"cpu": UNLIMITED, "gpu": UNLIMITED},
+            suspended=accepted.spec.suspend,
+            cancelled=accepted.spec.cancel,
+            retry_at=_retry_at(self.found),
+            elsewhere=claims.elsewhere(self.ready.uid, accepted.profile.root, missing),
+            memory_limits=resources.memory_limits(self.services.config, accepted.spec, accepted.graph),
+            hold=hold,
+        )
+
+    def _attempt(self, record: JobAttempt) -> Attempt:
+        """An attempt as the planner sees it: its silence counts from when its pods began to run."""
+        outputs = {out.key for out in self.ready.accepted.graph.node(record.stage).outputs}
+        observed = self.observations.get(record.job)
+        runs = record.outcome is None
+        seen = replace(record, started=record.running_since or record.started, heartbeat=self.ready.heard(record))
+        return seen.observed(
+            stopping=runs and record.decided is not None,
+            waiting=observed.waiting if runs and observed else "",
+            stale=not outputs.issuperset(record.keys),
+        )
+
+    # ---- acting ---------------------------------------------------------------------------------------------
+
+    def _start(self, action: Start) -> None:
+        ready, services, namespace = self.ready, self.services, self.found["metadata"]["namespace"]
+        request = JobRequest(
+            uid=ready.uid,
+            accepted=ready.accepted,
+            launch=action,
+            run=ready.paths.root,
+            config=services.config,
+            started=self.now,
+            avoid=self._suspects(action.stage),
+        )
+        # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
+        for job in services.index.read(namespace, ready.uid).jobs.values():
+            ready.attempts.adopt(job, ready.uid)
+        if any(record.job == request.name for record in ready.attempts.open()):
+            return
+        backend, job_plan = services.backend, pod_template.plan_of(request)
+        ready.store.write(ready.paths.plan(action.stage, action.attempt), job_plan.encode())
+        # A reconciliation that was cut short may have left another, for settings that have changed since.
+        services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan))
+        job = backend.create(backend.build(request))
+        if job is None:
+            kind = backend.resource.kind
+            raise KubeError(f"{kind} {namespace}/{request.name} exists and is not this pipeline's: delete it")
+        services.index.jobs.put(job)
+        ready.attempts.adopt(job, ready.uid)
+        ready.attempts.save()
+        self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
+
+    def _suspects(self, stage: str) -> tuple[str, ...]:
+        """Nodes of the last attempt, if it ended in a way that a bad node explains."""
+        last = self.ready.attempts.last(stage)
+        return last.hosts if last and last.outcome and last.outcome.reason in SUSPECT else ()
+
+    def _stop(self, action: Stop) -> None:
+        attempts = self.ready.attempts
+        stalled = action.reason == "stalled"
+        message = "no sign of life; it was stopped" if stalled else action.reason
+        decided = Outcome(Reason.STALLED if stalled else Reason.PREEMPTED, message, time=self.now)
+        record = attempts.get(action.stage, action.attempt)
+        record = attempts.put(replace(record, stopping=action.reason, decided=decided))
+        self._storage(attempts.save)  # what was decided outlives this process
+        self.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
+        self._end(record)
+
+    def _stop_dropped(self) -> None:
+        """Stop attempts of stages that an edit took out of the pipeline."""
+        for record in self.ready.attempts.open():
+            if record.stage not in self.ready.accepted.graph.stages and record.decided is None:
+                self._stop(Stop(record.stage, record.number, "edited"))
+
+    def _end(self, record: JobAttempt) -> None:
+        """Delete what is left of an attempt that is over."""
+        cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
+        if job is not None and not job.meta.deleting:
+            self.services.backend.delete(job)
+        for pod in self.owned.pods:
+            if pod.job != record.job:
+                continue
+            if record.stopping == "stalled" and pod.meta.grace != STALLED_GRACE:
+                cluster.delete_pod(pod, grace=STALLED_GRACE)
+            elif job is None and not pod.meta.deleting:
+                cluster.delete_pod(pod)
+
+    def _clean(self) -> None:
+        """Delete the jobs of attempts that are over: at once if they still run, else when their time has passed."""
+        ready, jobs = self.ready, self.owned.jobs
+        for record in ready.attempts.all():
+            if record.outcome is None or record.cleaned:
+                continue
+            job = jobs.get(record.job)
+            if job is None:
+                self.services.cluster.delete_config_map(self.found["metadata"]["namespace"], record.job)
+                ready.attempts.put(replace(record, cleaned=True))
+            elif not job.meta.deleting:
+                over = self.now - (record.ended or 0.0) >= ready.accepted.spec.job_ttl_seconds
+                if over or not job.ended:
+                    self.services.backend.delete(job)
+
+    def _keep(self, planned: Status) -> None:
+        """Store the records, the declaration and the status, where they changed."""
+        ready = self.ready
+        ready.attempts.save()
+        pipeline, graph, records = ready.accepted.pipeline, ready.accepted.graph, ready.attempts.all()
+        document = RunStatus.of(pipeline, graph, planned, ready.outputs.explanations, ready.progress, records)
+        if ready.status_file.differs(document):
+            ready.store.write_json(ready.paths.pipeline, pipeline.to_yaml_dict())
+            ready.status_file.write(document)
+
+
+def _retry_at(found: Object) -> float:
+    """When a retry was asked for; 0 where it never was or the annotation is not a time."""
+    text = (found["metadata"].get("annotations") or {}).get(RETRY, "")
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else 0.0
+    except ValueError:
+        return 0.0

@@ -1,0 +1,98 @@
+"""kopf's watches of pipelines and, by their label, of jobs and pods: they feed the index.
+
+    await watch(index, kube, namespaces, stop)
+
+kopf asks only as it starts which kinds of objects there are. Where a definition comes later, as the jobs' may, or
+goes, kopf is started anew. Without jobs' definition there are no jobs, which is what the index then says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+import kopf
+
+from operators.index import Cache, Index
+from operators.kube_client import KubeClient, KubeError
+
+log = logging.getLogger(__name__)
+
+DISCOVERY_SECONDS = 20.0  # between looks for definitions that came or went
+
+
+async def watch(index: Index, kube: KubeClient, namespaces: Collection[str], stop: asyncio.Event) -> None:
+    """Watch until `stop` is set; no namespaces are all. RuntimeError where a watch ends by itself."""
+    stopping = asyncio.create_task(stop.wait())
+    while not stop.is_set():
+        served = await _served(index, kube)
+        ending = asyncio.Event()
+        changing = asyncio.create_task(_changed(index, kube, served))
+        operator = asyncio.create_task(_kopf(served, namespaces, ending))
+        await asyncio.wait({stopping, changing, operator}, return_when=asyncio.FIRST_COMPLETED)
+        changing.cancel()
+        if operator.done():
+            operator.result()
+            raise RuntimeError("kopf's watches ended by themselves")
+        ending.set()
+        await operator
+
+
+async def _served(index: Index, kube: KubeClient) -> list[Cache[Any]]:
+    """The caches of the kinds of objects that the API server has."""
+    while True:
+        try:
+            return [cache for cache in index.caches if await asyncio.to_thread(kube.serves, cache.resource)]
+        except KubeError as error:
+            log.warning("%s", error.message)
+            await asyncio.sleep(2.0)
+
+
+async def _changed(index: Index, kube: KubeClient, served: list[Cache[Any]]) -> None:
+    """Wait until the API server has other kinds of objects."""
+    for cache in index.caches:
+        if cache not in served:
+            log.warning("the cluster has no %s: install what defines them", cache.resource.plural)
+    while served == await _served(index, kube):
+        await asyncio.sleep(DISCOVERY_SECONDS)
+
+
+async def _kopf(served: list[Cache[Any]], namespaces: Collection[str], ending: asyncio.Event) -> None:
+    """Run kopf until `ending` is set."""
+    registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # it would watch all CRDs and namespaces
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 300
+
+    @kopf.on.login(registry=registry)
+    async def login(**known: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+
+    for cache in served:
+        group, _, version = cache.resource.api_version.rpartition("/")
+        kind = (group, version, cache.resource.plural)
+        if cache.label:
+            settings.watching.label_selectors[kind] = cache.label
+        kopf.on.event(*kind, registry=registry, id=cache.resource.plural)(_handler(cache))
+    await kopf.operator(
+        registry=registry,
+        settings=settings,
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=list(namespaces),
+        stop_flag=ending,
+    )
+
+
+def _handler(cache: Cache[Any]) -> Callable[..., Awaitable[None]]:
+    async def take(event: kopf.RawEvent, **_: object) -> None:
+        value = cache.read(dict(event["object"]))
+        if event["type"] == "DELETED":
+            cache.remove(value.meta)
+        else:
+            cache.put(value)
+
+    return take
