@@ -39,7 +39,7 @@ NEXT = "X-Nanochat-Next"
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """The parts of one pipeline's run that may be read."""
+    """The part of one pipeline that may be read."""
 
     uid: str
     store: Store

@@ -73,7 +73,7 @@ class Condition:
 
     @property
     def text(self) -> str:
-        """The message, or the reason where there is none."""
+        """The condition's message, or its reason where it has none."""
         return self.message or self.reason
 
 

@@ -1,4 +1,4 @@
-"""Requests of a stage's pods where nobody sets any: CPU and memory from the model's size.
+"""Default requests of a stage's pods: CPU and memory from the model's size.
 
 Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at a time, width W, depth L, vocabulary V:
 

@@ -85,7 +85,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The content of the Deployment's annotation."""
+    """Contents of the Deployment's annotation."""
 
     written: Target | None = None  # what is in the pod template
     good: Target | None = None  # what became ready last
@@ -119,7 +119,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """News for pipelines: the conditions of the runs that released the served version, and the refused one."""
+    """News for pipelines: the conditions of the runs that released the served version, or one that is not served."""
 
     served: str = ""  # version
     conditions: Mapping[str, Condition] = field(default_factory=dict)  # by the run's folder
@@ -132,7 +132,7 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The version that the Deployment is to hold, whether it has to be written, and the news for pipelines."""
+    """The contents due in the Deployment, whether they have to be written, and the news."""
 
     target: Target | None
     memory: Memory
@@ -252,7 +252,7 @@ class RolloutController:
         self._trouble = ""
 
     def about(self, run: str, *, told_before: bool) -> Condition | None:
-        """The condition of the pipeline of a run's folder, about the serving of its model."""
+        """The news for the pipeline of a run's folder about the serving of its model."""
         return self._news.about(run, told_before=told_before)
 
     def reconcile(self) -> float:

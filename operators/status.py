@@ -1,4 +1,4 @@
-"""The status of a ChatPipeline as the controller reports it.
+"""The status of a pipeline: the object's, and the same for the run's folder.
 
 `build` is pure. The status stays small: the last attempts are in it, the rest are in the run's folder.
 """
@@ -42,7 +42,7 @@ def no_serving(run: str, *, told_before: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StatusInputs:
-    """The findings of a reconciliation."""
+    """Findings of a reconciliation."""
 
     accepted: Accepted
     planned: Status

@@ -144,8 +144,7 @@ class Store(ABC):
         self.delete(path)
         if not first or second:
             raise UserError(
-                f"{self.root} does not honour exclusive creation (If-None-Match), which artifacts depend on: "
-                "use a server that does"
+                f"{self.root} does not honour exclusive creation, which artifacts depend on: use a server that does"
             )
         if content != b"1" or path not in listed:
             raise StorageError(f"{self.root} did not return what was just written: check the storage server")
