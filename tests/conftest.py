@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 from s3_server import S3Server
 from store_servers import AzureServer, GcsServer, StoreServer, serving
 
+from nanochat.runtime.threads import cores
+
 # Tests compute little, and some run side by side: threads would wait for each other. PyTorch reads it on its import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where byte code is not written, each of the hundreds of processes that tests start would compile the project anew.
@@ -18,6 +20,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # How long an example takes says more of the machine than of what is tested.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, for a third of their time tests wait for processes that start or end."""
+    return cores() + 1
 
 
 @pytest.fixture(scope="session")
