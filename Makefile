@@ -17,6 +17,8 @@ PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
 
 CODE := nanochat operators tasks tests docs/examples docs/pictures
+# A file's tests share what they start, and the longest files come first.
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 IMAGES := trainer server operator mlflow
 KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
@@ -52,10 +54,10 @@ demo: setup ## train a small chat model on this machine, and ask it five questio
 	$(BIN)/nanochat report demo
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest tests -m "not slow and not cluster" -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "not slow and not cluster" $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
 
 # It makes the cluster with kind and removes it again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
 test-cluster: $(VENV)/.dev ## run the tests on a cluster that it makes with kind
