@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,10 @@ class _FileSystem(AzureBlobFileSystem):
 
     def do_connect(self) -> None:
         url = self._profile.endpoint or _account_url()
+        self.credential = None if self._profile.anonymous else _credential(url, self._folder)  # adlfs closes it
         self.service_client = BlobServiceClient(
             url,
-            credential=None if self._profile.anonymous else _credential(url, self._folder),
+            credential=self.credential,
             retry_policy=LinearRetry(backoff=1, retry_total=REQUEST_RETRIES, random_jitter_range=0),
             connection_timeout=5,
             read_timeout=60,
@@ -138,6 +140,7 @@ def _credential(url: str, folder: Path | None) -> Any:
         raise UserError(f"{folder} must hold the file {KEY} or {TOKEN}")
     if parts.scheme != "https":
         raise CredentialUnavailableError("an identity's token is only sent over https")
+    logging.getLogger("azure.identity").setLevel(logging.ERROR)  # its list of what it tried is said in one sentence
     return DefaultAzureCredential()
 
 
