@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError, model_validator
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Name, Section, Text, Uri, setting
 from nanochat.spec.pods import ObjectName, PodSettings, Quantity
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile, Store
 
 
 class StoreProfile(Section):
