@@ -1,4 +1,4 @@
-"""Workload identity: tokens come from the cloud's own service, without any key."""
+"""Access without the account's key: workload identity, whose tokens come from the cloud, and tokens of a container."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from store_servers import AzureServer, GcsServer, Service
+from store_servers import BUCKET, AzureServer, GcsServer, Service
 
 from nanochat.storage import open_store
 
@@ -145,3 +146,22 @@ def test_a_pod_on_aks(certificate: Path, tmp_path: Path, monkeypatch: pytest.Mon
         refused = check()
         assert "UserError: there are no credentials for abfs://bucket/identity" in refused.stderr
         assert "token" not in refused.stderr.splitlines()[-1]
+
+
+def test_a_token_of_the_container_alone(
+    azure_server: AzureServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    token = generate_container_sas(
+        "account",
+        BUCKET,
+        azure_server.credentials["AZURE_STORAGE_ACCOUNT_KEY"],
+        permission=ContainerSasPermissions.from_string("racwdl"),
+        expiry=datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1),
+    )
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", token)
+    store = open_store(azure_server.profile("token"))
+    assert not store.list() and not store.children() and store.size("x") is None
+    store.check()
+    (tmp_path / "local").write_bytes(b"content")
+    store.download(store.upload(tmp_path / "local", "x"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"content"

@@ -23,6 +23,7 @@ from azure.core.exceptions import (
 from azure.identity import CredentialUnavailableError
 from azure.identity.aio import DefaultAzureCredential
 from azure.storage.blob.aio import BlobServiceClient, LinearRetry
+from fsspec.asyn import sync
 
 from nanochat.spec.errors import UserError
 from nanochat.storage.backends import PART, PARTS_AT_ONCE, REQUEST_RETRIES, Backend, Credentials
@@ -71,7 +72,7 @@ class _FileSystem(AzureBlobFileSystem):
 
     def __init__(self, profile: Profile, folder: Path | None, **options: Any) -> None:
         self._profile, self._folder = profile, folder
-        super().__init__(anon=True, assume_container_exists=True, **options)
+        super().__init__(anon=True, assume_container_exists=False, **options)
 
     def do_connect(self) -> None:
         url = self._profile.endpoint or _account_url()
@@ -105,7 +106,13 @@ class Azure(Backend):
         return (fs.info(address)["metadata"] or {}).get("writer")
 
     def find_bucket(self, fs: Any, bucket: str) -> None:
-        fs.ls(bucket)
+        # adlfs asks for the container's properties, for which a token of the container alone gives no right.
+        async def look() -> None:
+            async with fs.service_client.get_container_client(bucket) as container:
+                async for _ in container.list_blobs(results_per_page=1):
+                    return
+
+        sync(fs.loop, look)
 
     def upload_options(self, size: int) -> dict[str, Any]:
         return {"max_concurrency": PARTS_AT_ONCE, "validate_content": True}
