@@ -52,7 +52,7 @@ demo: setup ## train a small chat model on this machine, and ask it five questio
 	$(BIN)/nanochat report demo
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu"
+	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow

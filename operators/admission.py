@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from nanochat.pipeline.admission import Admitted, admit
 from nanochat.spec.errors import UserError
@@ -45,7 +44,7 @@ def accept(found: Object, config: Config, cluster: Cluster) -> Accepted:
     return Accepted(admitted.pipeline, admitted.graph, profile)
 
 
-def _profile(status: dict[str, Any], spec: PipelineSpec, config: Config) -> StoreProfile:
+def _profile(status: Object, spec: PipelineSpec, config: Config) -> StoreProfile:
     """The store: where the pipeline began, whatever the profile says by now; its credentials are today's."""
     declared = config.profiles.get(spec.store)
     if declared is None:

@@ -38,7 +38,7 @@ class Claims:
             self._claims.setdefault(uid, _Claim(name=name, age=(created, uid)))
 
     def settle(self, uid: str, root: str = "", keys: Collection[str] = ()) -> None:
-        """These keys, in the store at `root`, are what a pipeline makes or is about to make."""
+        """Claim keys, in the store at `root`, that a pipeline makes or is about to make."""
         with self._lock:
             claim = self._claims.get(uid)
             if claim is None:

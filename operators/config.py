@@ -20,17 +20,22 @@ from pydantic import Field, ValidationError, model_validator
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Name, Section, Text, Uri, setting
 from nanochat.spec.pods import ObjectName, PodSettings, Quantity
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile, Store
 
 
 class StoreProfile(Section):
     """The place of a pipeline's artifacts, for its pods and for the controller."""
 
     root: Uri = setting(
-        help="root is the place of all artifacts: s3://bucket/prefix, or a folder that the pods and the controller "
-        "mount."
+        help="root is the place of all artifacts: s3://bucket/prefix, gs://bucket/prefix, abfs://container/prefix, or "
+        "a folder that the pods and the controller mount."
     )
-    endpoint: Uri | None = setting(None, "endpoint is the address of the S3 server. Defaults to that of AWS.")
+    endpoint: Uri | None = setting(
+        None,
+        "endpoint is the address of the object storage, of Azure https://ACCOUNT.blob.core.windows.net. Defaults to "
+        "that of AWS or Google.",
+    )
     region: Text | None = setting(None, "region is the region of the bucket. Defaults to that of the environment.")
     anonymous: bool = setting(False, "anonymous says whether requests are sent without a signature.")
     tracking: Text | None = setting(
@@ -39,7 +44,7 @@ class StoreProfile(Section):
     secret: ObjectName | None = setting(
         None,
         "secret is the name of a Secret in the pipeline's namespace whose keys the pods get as variables "
-        "(AWS_ACCESS_KEY_ID, ...). By default there is none.",
+        "(AWS_ACCESS_KEY_ID, GOOGLE_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY, ...). By default there is none.",
     )
     service_account: ObjectName | None = setting(
         None,
@@ -48,8 +53,8 @@ class StoreProfile(Section):
     )
     credentials: Text | None = setting(
         None,
-        "credentials is the folder in the controller with the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. By "
-        "default its environment and service account are used.",
+        "credentials is the folder in the controller with a file for each key of such a Secret. By default its "
+        "environment and service account are used.",
     )
 
     def location(self) -> Profile:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
@@ -32,13 +32,14 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
+from operators.kube_client import Object
 
 NEXT = "X-Nanochat-Next"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """What may be read of one pipeline."""
+    """The part of one pipeline that may be read."""
 
     uid: str
     store: Store
@@ -94,19 +95,19 @@ def build_app(
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/{namespace}/{name}/attempts")
-    def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Any]:
+    def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Object]:
         files = [entry.path for entry in run.store.list(run.paths.attempts)]
         return [run.store.read_json(path) for path in files]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
-    def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> dict[str, Any]:
+    def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> Object:
         state = read_progress(run.store, run.paths.progress(stage))
         if state is None:
             raise HTTPException(404, f"stage {stage} has reported nothing yet")
         return asdict(state)
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}")
-    def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[dict[str, Any]]:
+    def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[Object]:
         return [
             {"launch": launch.name, "files": [{"name": n, "bytes": b} for n, b in sorted(launch.files.items())]}
             for launch in list_launches(run.store, run.paths.logs(stage))

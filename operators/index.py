@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from kubernetes.client import V1ObjectMeta
 
@@ -111,8 +111,27 @@ class Cache(Generic[Value]):
                 del self._kept[meta.namespace, meta.owner]
         self._changed(meta.namespace, meta.pipeline)
 
+    def watched(self, event: str | None, body: Object) -> None:
+        """Take in an event of a watch, an object and what became of it."""
+        value = self.read(body)
+        if event == "DELETED":
+            self.remove(value.meta)
+        else:
+            self.put(value)
+
+    def resync(self, kube: KubeClient, namespace: str, owner: str = "") -> list[Value]:
+        """List all objects of a namespace and of an owner ('' is all)."""
+        selector = f"{self.label}={owner}" if owner else self.label
+        try:
+            listing = kube.listing(self.resource, namespace, **({"labelSelector": selector} if selector else {}))
+        except KubeError as error:
+            if not error.is_unserved:
+                raise
+            listing = Listing([], sys.maxsize)  # where there is no such kind of object, there is none of it
+        return self.replace(listing, namespace, owner)
+
     def replace(self, listing: Listing, namespace: str, owner: str = "") -> list[Value]:
-        """Take in all objects of a namespace ('' is all) and an owner ('' is all); returns them as they were listed."""
+        """Take in all objects of a namespace and of an owner ('' is all); returns them as they were listed."""
         with self._lock:
             groups = [
                 group
@@ -134,16 +153,19 @@ class Cache(Generic[Value]):
         return found if found and str(found.meta.version) == body["metadata"]["resourceVersion"] else self.read(body)
 
 
+SomeCache = Cache[PipelineObject] | Cache[Job] | Cache[Pod]
+
+
 class Index:
     """The objects of all pipelines."""
 
-    def __init__(self, kube: KubeClient, backend: JobBackend[Any], changed: Callable[[str, str], None]) -> None:
+    def __init__(self, kube: KubeClient, backend: JobBackend, changed: Callable[[str, str], None]) -> None:
         """`changed` is told namespace and name of a pipeline, from any thread, when anything about it is new."""
         self._kube = kube
         self.pipelines = Cache(PIPELINES, read_pipeline, changed)
         self.jobs = Cache(backend.resource, backend.read_job, changed, label=UID)
         self.pods = Cache(PODS, backend.read_pod, changed, label=UID)
-        self.caches: tuple[Cache[Any], ...] = (self.pipelines, self.jobs, self.pods)
+        self.caches: tuple[SomeCache, ...] = (self.pipelines, self.jobs, self.pods)
 
     def pipeline(self, namespace: str, name: str) -> Object | None:
         """A ChatPipeline; None where there is none."""
@@ -156,23 +178,13 @@ class Index:
     def read(self, namespace: str, uid: str) -> Owned:
         """The jobs and pods of a pipeline now. KubeError where the API server does not answer."""
         # Pods first: one that Kueue has removed is then seen with its job suspended.
-        pods = self._list(self.pods, namespace, uid)
-        return _owned(self._list(self.jobs, namespace, uid), pods)
+        pods = self.pods.resync(self._kube, namespace, uid)
+        return _owned(self.jobs.resync(self._kube, namespace, uid), pods)
 
     def resync(self, namespace: str) -> None:
         """List everything in a namespace, or in all ('')."""
         for cache in self.caches:
-            self._list(cache, namespace)
-
-    def _list(self, cache: Cache[Value], namespace: str, owner: str = "") -> list[Value]:
-        selector = f"{cache.label}={owner}" if owner else cache.label
-        try:
-            listing = self._kube.listing(cache.resource, namespace, **({"labelSelector": selector} if selector else {}))
-        except KubeError as error:
-            if not error.is_unserved:
-                raise
-            listing = Listing([], sys.maxsize)  # where there is no such kind of object, there is none of it
-        return cache.replace(listing, namespace, owner)
+            cache.resync(self._kube, namespace)
 
 
 def read_pipeline(body: Object) -> PipelineObject:

@@ -1,7 +1,8 @@
 """The controller's interface to whatever runs an attempt's pods together: PyTorchJobs today (`operators.pytorchjob`).
 
     backend: JobBackend = PyTorchJobs(kube)
-    job = backend.create(backend.build(request))   # None where another object has its name
+    job = backend.create(request)     # None where another object has its name
+    job = backend.read_job(body)      # as a watch or a listing tells of it
     backend.delete(job)
 
 A backend's bodies stay inside it: all others see `Job` and `Pod`. Trainer v2's TrainJob can stand beside it.
@@ -10,7 +11,7 @@ A backend's bodies stay inside it: all others see `Job` and `Pod`. Trainer v2's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from nanochat.pipeline.graph import Node
 from nanochat.pipeline.planner import Start
@@ -21,8 +22,6 @@ from operators.admission import Accepted
 from operators.config import Config, StoreProfile
 from operators.kube_client import Object, Resource
 from operators.objects import Job, Pod
-
-Model = TypeVar("Model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +59,20 @@ class JobRequest:
         return resources.pod_settings(self.config, self.spec, self.launch.stage)
 
 
-class JobBackend(Protocol[Model]):
-    """One kind of job; `Model` is the type in which it is built."""
+class JobBackend(Protocol):
+    """One kind of job."""
 
     @property
     def resource(self) -> Resource:
         """The kind of object that is watched."""
         ...
 
-    def build(self, request: JobRequest) -> Model:
-        """The job of an attempt."""
+    def build(self, request: JobRequest) -> object:
+        """The job of an attempt, in the backend's own model."""
         ...
 
-    def create(self, job: Model) -> Job | None:
-        """Create a job; None where an object of its name exists."""
+    def create(self, request: JobRequest) -> Job | None:
+        """Create the job of an attempt; None where an object of its name exists."""
         ...
 
     def delete(self, job: Job) -> None:

@@ -275,9 +275,19 @@ class KubeClient:
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
-    def json(self, verb: str, path: str, *, what: str, **options: Any) -> Object:
+    def json(
+        self,
+        verb: str,
+        path: str,
+        *,
+        what: str,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
         """The JSON object that answers a request; see `request`."""
-        return json.loads(self.request(verb, path, what=what, **options) or b"{}")
+        answer = self.request(verb, path, what=what, query=query, body=body, content_type=content_type)
+        return json.loads(answer or b"{}")
 
     def request(
         self,
@@ -320,7 +330,7 @@ def _typed(resource: Resource, body: Object) -> Object:
     return {"apiVersion": resource.api_version, "kind": resource.kind, **body}
 
 
-def _dict(value: Any) -> Object:
+def _dict(value: object) -> Object:
     """A JSON object; an empty one for a value that is none, as servers behind the proxy may send."""
     return value if isinstance(value, dict) else {}
 

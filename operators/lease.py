@@ -11,12 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
-from kubernetes.client import V1Lease
-
-from operators.kube_client import LEASES, MERGE, KubeClient, KubeError
-from operators.kube_models import from_json
+from operators.kube_client import LEASES, MERGE, KubeClient, KubeError, Object
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +38,7 @@ class Lease:
     ) -> None:
         self._kube, self._namespace, self._name, self._identity = kube.within(TIMEOUT), namespace, name, identity
         self._seconds, self._clock, self._sleep = seconds, clock, sleep
-        self._seen: tuple[tuple[str, datetime | None], float] = (("", None), 0.0)  # a renewal, and when we first saw it
+        self._seen: tuple[tuple[str, str], float] = (("", ""), 0.0)  # a renewal, and when we first saw it
         self._done = threading.Event()
         self.held = False
         self.on_lost: Callable[[], None] = lambda: None
@@ -63,12 +59,11 @@ class Lease:
             if found is None:
                 self.held = self._kube.create(LEASES, body) is not None
                 return self.held
-            lease: Any = from_json(V1Lease, found)
-            if not self._is_free(lease.spec):
+            if not self._is_free(found["spec"]):
                 self.held = False
                 return False
             # The version makes it fail where another one was faster.
-            body["metadata"]["resourceVersion"] = lease.metadata.resource_version
+            body["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
             self._kube.json("update", LEASES.path(self._namespace, self._name), what=self._name, body=body)
         except KubeError as error:
             return self._failed(error)
@@ -88,14 +83,14 @@ class Lease:
         except KubeError as error:
             self._failed(error)
 
-    def _is_free(self, spec: Any) -> bool:
-        """Whether a V1LeaseSpec names nobody, us, or one whose time has run out."""
-        if spec.holder_identity in (None, "", self._identity):
+    def _is_free(self, spec: Object) -> bool:
+        """Whether a lease names nobody, us, or one whose time has run out."""
+        if spec.get("holderIdentity", "") in ("", self._identity):
             return True
-        mark = (spec.holder_identity, spec.renew_time)
+        mark = (spec["holderIdentity"], spec.get("renewTime", ""))
         if self._seen[0] != mark:
             self._seen = (mark, self._clock())
-        return self._clock() - self._seen[1] > (spec.lease_duration_seconds or self._seconds)
+        return self._clock() - self._seen[1] > (spec.get("leaseDurationSeconds") or self._seconds)
 
     def _renew(self) -> None:
         renewed = self._clock()

@@ -224,7 +224,7 @@ class Controller:
         return [run for reconciler in list(self.reconcilers.values()) if (run := reconciler.snapshot) is not None]
 
     def health(self) -> str:
-        """What is stuck, in a sentence; '' where all is well."""
+        """The part that is stuck, in a sentence; '' where all is well."""
         now = time.monotonic()
         if now - self.ticked > STUCK_SECONDS:
             return f"the scheduler has not ticked for {now - self.ticked:.0f} s"

@@ -106,5 +106,5 @@ class MlflowSync:
 
 
 def _digest(run: RunSnapshot, uri: str) -> str:
-    """What tells one state of a run that has ended from another: a retry makes attempts."""
+    """A digest that differs between two states of a run that has ended: a retry makes attempts."""
     return hashlib.sha256(json.dumps([uri, run.phase, run.attempts]).encode()).hexdigest()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a preset adds to a pod."""
+    """A preset's additions to a pod."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, str] = field(default_factory=dict)  # extended resources, where the pod names none of a kind

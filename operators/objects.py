@@ -73,7 +73,7 @@ class Condition:
 
     @property
     def text(self) -> str:
-        """Its message, or its reason where it has none."""
+        """The condition's message, or its reason where it has none."""
         return self.message or self.reason
 
 
@@ -118,7 +118,7 @@ def read_meta(meta: Any) -> Meta:
 def read_pod(body: Object, *, job_label: str, index_label: str) -> Pod:
     """A pod as the API server gives it; the labels name its job and its index there."""
     # The containers' declarations are most of a pod, and nothing reads them.
-    model: Any = from_json(V1Pod, {**body, "spec": {**body["spec"], "containers": [], "initContainers": None}})
+    model = from_json(V1Pod, {**body, "spec": {**body["spec"], "containers": [], "initContainers": None}})
     status, meta, labels = model.status, model.metadata, model.metadata.labels or {}
     states = [item.state for item in status.container_statuses or () if item.state is not None]
     exits = [state.terminated for state in states if state.terminated is not None]

@@ -8,7 +8,6 @@ Never, and there is no backoffLimit and no TTL.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from kubeflow.training import models
 
@@ -34,7 +33,7 @@ class PyTorchJobs:
         self._kube = kube
 
     def build(self, request: JobRequest) -> models.KubeflowOrgV1PyTorchJob:
-        """The job of an attempt."""
+        """The job of an attempt, in the backend's own model."""
         spec, launch, metadata = request.spec, request.launch, metadata_of(request)
         queue = {QUEUE: spec.queue} if spec.queue else {}
         urgent = {PRIORITY: spec.priority} if spec.queue and spec.priority else {}
@@ -58,9 +57,9 @@ class PyTorchJobs:
             ),
         )
 
-    def create(self, job: models.KubeflowOrgV1PyTorchJob) -> Job | None:
-        """Create a job; None where an object of its name exists."""
-        created = self._kube.create(PYTORCHJOBS, to_json(job))
+    def create(self, request: JobRequest) -> Job | None:
+        """Create the job of an attempt; None where an object of its name exists."""
+        created = self._kube.create(PYTORCHJOBS, to_json(self.build(request)))
         return None if created is None else self.read_job(created)
 
     def delete(self, job: Job) -> None:
@@ -72,7 +71,7 @@ class PyTorchJobs:
         """Observe a job, from its object in the API server."""
         # The pods' template is most of a job, and nothing reads it.
         bare = {**body, "spec": {"runPolicy": body["spec"].get("runPolicy") or {}, "pytorchReplicaSpecs": {}}}
-        model: Any = from_json(models.KubeflowOrgV1PyTorchJob, bare)
+        model = from_json(models.KubeflowOrgV1PyTorchJob, bare)
         meta, status = model.metadata, model.status or models.KubeflowOrgV1JobStatus()
         holding = {item.type: item.message or "" for item in status.conditions or () if item.status == "True"}
         return Job(

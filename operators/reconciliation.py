@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
@@ -48,7 +48,7 @@ class Services:
 
     cluster: Cluster
     index: Index
-    backend: JobBackend[Any]
+    backend: JobBackend
     config: Config
     claims: Claims
     events: Events
@@ -255,7 +255,7 @@ class Reconciliation:
         ready.store.write(ready.paths.plan(action.stage, action.attempt), job_plan.encode())
         # A reconciliation that was cut short may have left another, for settings that have changed since.
         services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan))
-        job = backend.create(backend.build(request))
+        job = backend.create(request)
         if job is None:
             kind = backend.resource.kind
             raise KubeError(f"{kind} {namespace}/{request.name} exists and is not this pipeline's: delete it")

@@ -1,4 +1,4 @@
-"""What a stage's pods ask for where nobody says: CPU and memory from the model's size.
+"""Default requests of a stage's pods: CPU and memory from the model's size.
 
 Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at a time, width W, depth L, vocabulary V:
 
@@ -13,8 +13,9 @@ Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+
+from kubernetes.utils import parse_quantity
 
 from nanochat.model.sizes import parameters
 from nanochat.pipeline.graph import TRAINING, Graph
@@ -25,21 +26,13 @@ from nanochat.spec.training import TrainingStage
 from operators.config import Config, Pool
 
 GIB = 1 << 30
-UNITS = {"": 1, "m": 1e-3} | {
-    f"{name}{i}": (1024 if i else 1000) ** power
-    for power, name in enumerate(("k", "M", "G", "T", "P"), start=1)
-    for i in ("", "i")
-}
-UNITS["Ki"] = 1024
 SMALL = 50_000_000  # parameters up to which a model trains in a share of a core
 CHARACTERS_A_CORE = 500_000_000  # of text that one core tokenizes in a few minutes
 
 
 def amount(quantity: Quantity) -> float:
     """The number that a Kubernetes quantity means: '500m' is 0.5, '2Gi' is 2147483648."""
-    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity))
-    assert found is not None, quantity
-    return float(found[1]) * UNITS[found[2]]
+    return float(parse_quantity(quantity))
 
 
 def gpus(spec: PipelineSpec, stage: str) -> int:

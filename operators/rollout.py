@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from kubernetes.client import V1Deployment, V1DeploymentStatus
+from kubernetes.client import V1DeploymentStatus
 
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
 from nanochat.spec.errors import NanochatError, UserError
@@ -85,7 +85,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the Deployment's annotation holds."""
+    """Contents of the Deployment's annotation."""
 
     written: Target | None = None  # what is in the pod template
     good: Target | None = None  # what became ready last
@@ -114,11 +114,12 @@ class Deployed:
     memory: Memory
     rollout: Literal["going", "complete", "failed"]
     why: str = ""  # it failed
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What pipelines are told: the conditions of the runs that released what is served, and what is not."""
+    """News for pipelines: the conditions of the runs that released the served version, or one that is not served."""
 
     served: str = ""  # version
     conditions: Mapping[str, Condition] = field(default_factory=dict)  # by the run's folder
@@ -131,7 +132,7 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the Deployment is to hold, whether that has to be written, and what is to be told."""
+    """The contents due in the Deployment, whether they have to be written, and the news."""
 
     target: Target | None
     memory: Memory
@@ -184,9 +185,8 @@ def _news(champion: Champion | None, deployed: Deployed, wanted: Target | None, 
 # ---- the Deployment -------------------------------------------------------------------------------------------------
 
 
-def read(deployment: V1Deployment) -> Deployed:
-    """The state of a Deployment."""
-    found: Any = deployment
+def read(found: Any) -> Deployed:
+    """The state of a Deployment, from its V1Deployment."""
     memory = Memory.parse((found.metadata.annotations or {}).get(MEMORY, ""))
     server = next((item for item in found.spec.template.spec.containers if item.name == CONTAINER), None)
     values = {item.name: item.value or "" for item in (server.env if server else None) or ()}
@@ -195,7 +195,7 @@ def read(deployment: V1Deployment) -> Deployed:
     if current is not None and current.same(memory.written):
         current = memory.written
     rollout, why = _rollout(found)
-    return Deployed(current, memory, rollout, why)
+    return Deployed(current, memory, rollout, why, found.metadata.uid)
 
 
 def _rollout(found: Any) -> tuple[Literal["going", "complete", "failed"], str]:
@@ -211,17 +211,16 @@ def _rollout(found: Any) -> tuple[Literal["going", "complete", "failed"], str]:
     return "going", ""
 
 
-def applied(deployment: V1Deployment, target: Target, memory: Memory) -> Object:
+def applied(settings: Serving, uid: str, target: Target, memory: Memory) -> Object:
     """The fields of the Deployment that are the controller's, for server-side apply: no model holds a part alone."""
-    meta: Any = deployment.metadata
     told = {name: getattr(target, name) for name in TOLD}
     env = [{"name": TOLD[name][0], "value": value} for name, value in told.items()]
     annotations = {TOLD[name][1]: value for name, value in told.items()}
     return {
         "metadata": {
-            "name": meta.name,
-            "namespace": meta.namespace,
-            "uid": meta.uid,  # another one of the name is left alone
+            "name": settings.deployment,
+            "namespace": settings.namespace,
+            "uid": uid,  # another one of the name is left alone
             "annotations": {MEMORY: memory.to_text()},
         },
         "spec": {
@@ -253,7 +252,7 @@ class RolloutController:
         self._trouble = ""
 
     def about(self, run: str, *, told_before: bool) -> Condition | None:
-        """What the pipeline of a run's folder is told of the serving of its model."""
+        """The news for the pipeline of a run's folder about the serving of its model."""
         return self._news.about(run, told_before=told_before)
 
     def reconcile(self) -> float:
@@ -284,7 +283,7 @@ class RolloutController:
         deployed = read(found)
         decision = decide(champion, deployed)
         if decision.write and decision.target is not None:
-            self._cluster.apply_deployment(applied(found, decision.target, decision.memory))
+            self._cluster.apply_deployment(applied(settings, deployed.uid, decision.target, decision.memory))
             rejected = decision.memory.rejected
             if rejected is not None and rejected != deployed.memory.rejected:
                 metrics.serving_rejected.inc()

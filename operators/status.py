@@ -1,4 +1,4 @@
-"""What the controller says of a pipeline: the object's status, and the same for the run's folder.
+"""The status of a pipeline: the object's, and the same for the run's folder.
 
 `build` is pure. The status stays small: the last attempts are in it, the rest are in the run's folder.
 """
@@ -42,7 +42,7 @@ def no_serving(run: str, *, told_before: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StatusInputs:
-    """What a reconciliation found out."""
+    """Findings of a reconciliation."""
 
     accepted: Accepted
     planned: Status

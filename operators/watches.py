@@ -15,7 +15,7 @@ from typing import Any
 
 import kopf
 
-from operators.index import Cache, Index
+from operators.index import Index, SomeCache
 from operators.kube_client import KubeClient, KubeError
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ async def watch(index: Index, kube: KubeClient, namespaces: Collection[str], sto
         await operator
 
 
-async def _served(index: Index, kube: KubeClient) -> list[Cache[Any]]:
+async def _served(index: Index, kube: KubeClient) -> list[SomeCache]:
     """The caches of the kinds of objects that the API server has."""
     while True:
         try:
@@ -50,7 +50,7 @@ async def _served(index: Index, kube: KubeClient) -> list[Cache[Any]]:
             await asyncio.sleep(2.0)
 
 
-async def _changed(index: Index, kube: KubeClient, served: list[Cache[Any]]) -> None:
+async def _changed(index: Index, kube: KubeClient, served: list[SomeCache]) -> None:
     """Wait until the API server has other kinds of objects."""
     for cache in index.caches:
         if cache not in served:
@@ -59,7 +59,7 @@ async def _changed(index: Index, kube: KubeClient, served: list[Cache[Any]]) -> 
         await asyncio.sleep(DISCOVERY_SECONDS)
 
 
-async def _kopf(served: list[Cache[Any]], namespaces: Collection[str], ending: asyncio.Event) -> None:
+async def _kopf(served: list[SomeCache], namespaces: Collection[str], ending: asyncio.Event) -> None:
     """Run kopf until `ending` is set."""
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -87,12 +87,8 @@ async def _kopf(served: list[Cache[Any]], namespaces: Collection[str], ending: a
     )
 
 
-def _handler(cache: Cache[Any]) -> Callable[..., Awaitable[None]]:
+def _handler(cache: SomeCache) -> Callable[..., Awaitable[None]]:
     async def take(event: kopf.RawEvent, **_: object) -> None:
-        value = cache.read(dict(event["object"]))
-        if event["type"] == "DELETED":
-            cache.remove(value.meta)
-        else:
-            cache.put(value)
+        cache.watched(event["type"], dict(event["object"]))
 
     return take

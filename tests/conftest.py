@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from s3_server import S3Server
 from store_servers import AzureServer, GcsServer, StoreServer, serving
+
+# Tests compute little, and some run side by side: threads would wait for each other. PyTorch reads it on its import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where byte code is not written, each of the hundreds of processes that tests start would compile the project anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# How long an example takes says more of the machine than of what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from nanochat.tracking.registry import Registry
 

@@ -23,7 +23,8 @@ from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 from nanochat.tracking.quantities import duration
 
 

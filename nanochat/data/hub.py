@@ -1,4 +1,4 @@
-"""Fetching files by address: https://, s3://, file:// or a local path, whole or not at all.
+"""Fetching files by address: https://, object storage, file:// or a local path, whole or not at all.
 
     hub = Hub()
     hub.fetch("https://huggingface.co/datasets/...parquet", target, setting="sources.hub", check=check_parquet)
@@ -127,7 +127,10 @@ class Hub:
             return lambda: self._object(url, part, setting)
         if scheme in ("", "file"):
             return lambda: self._local(url, part, setting)
-        raise UserError(f"{shown(url)} ({setting}) must begin with https://, http://, s3:// or file://, or be a path")
+        raise UserError(
+            f"{shown(url)} ({setting}) "
+            "must begin with https://, http://, s3://, gs://, abfs:// or file://, or be a path"
+        )
 
     def _local(self, url: str, part: Path, setting: str) -> None:
         path = local_path(url)

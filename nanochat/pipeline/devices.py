@@ -1,4 +1,4 @@
-"""What this machine offers to stages: cores, accelerators, and how many stages run side by side. Imports no torch."""
+"""This machine's offer to stages: cores, accelerators, and how many stages run side by side. Imports no torch."""
 
 from __future__ import annotations
 

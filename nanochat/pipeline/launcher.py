@@ -40,7 +40,8 @@ from nanochat.pipeline.outcomes import (
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.runtime.threads import thread_variables
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 
 POD = "NANOCHAT_POD_UID"
 MASTER_SECONDS = 300.0  # that node 0 may take to have a name

@@ -40,7 +40,7 @@ from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
-from nanochat.storage.store import open_store
+from nanochat.storage.opening import open_store
 from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ STORE_PATIENCE = 600.0  # seconds without storage that the runner waits while no
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What a display needs: the status, and each running stage's progress."""
+    """A run as a display shows it: the status, and each running stage's progress."""
 
     status: Status
     progress: Mapping[str, State]

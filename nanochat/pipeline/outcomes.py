@@ -1,4 +1,4 @@
-"""What the end of an attempt means: one outcome from exit codes and the ranks' own words."""
+"""Outcomes: how an attempt ended, from exit codes and the ranks' own outcomes."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is there."""
+    """Everything that was observed of a run."""
 
     present: frozenset[str]  # keys of committed artifacts
     attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
@@ -121,7 +121,7 @@ Action = Start | Stop
 
 
 def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
-    """What to do now, and what to say of it."""
+    """The actions that are due now, and the status."""
     wanted = required_outputs(graph, observed)
     actions: list[Action] = []
     statuses: dict[str, StageStatus] = {}
@@ -263,7 +263,7 @@ def _has_rows(spec: PipelineSpec, stage: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What follows from the attempts so far."""
+    """The consequence of the attempts so far."""
 
     failure: str = ""  # why the stage has failed for good
     not_before: float = 0.0
@@ -286,19 +286,17 @@ def decide_retry(
     memory ran out the request doubles up to `memory_limit` times the first one; else the rows at a time halve,
     if the stage has `rows` at all.
     """
-    ended = [a for a in attempts if a.outcome is not None and not a.stale]
+    ended = [_Ended(a, a.outcome, a.ended or 0.0) for a in attempts if a.outcome is not None and not a.stale]
     if not ended:
         return Retry()
-    memory, size = _memory(ended, memory_limit), _halved(ended, memory_limit)
-    last = ended[-1]
-    assert last.outcome is not None and last.ended is not None
-    if last.ended < retry_at:
+    memory, size, last = _memory(ended, memory_limit), _halved(ended, memory_limit), ended[-1]
+    if last.at < retry_at:
         return Retry(device_batch_size=max(size, 1) if size is not None else None, memory=memory)
     reason, message = last.outcome.reason, last.outcome.message
     if reason in (Reason.USER_ERROR, Reason.DIVERGED):
         return Retry(failure=message)
     if reason is Reason.OUT_OF_MEMORY:
-        if memory > last.memory:
+        if memory > last.attempt.memory:
             return Retry(
                 device_batch_size=size, memory=memory, why=f"out of memory: again with {memory:g} times as much"
             )
@@ -310,39 +308,46 @@ def decide_retry(
             )
         return Retry(device_batch_size=size, memory=memory, why=f"out of memory: again with {size} rows at a time")
     counted, best = 0, -1
-    for attempt in ended:
-        assert attempt.outcome is not None and attempt.ended is not None
-        if attempt.ended < retry_at or attempt.outcome.reason is Reason.OUT_OF_MEMORY:
-            best = max(best, attempt.reached)
-            continue
-        counted = 0 if attempt.reached > max(best, 0) else counted + 1
-        best = max(best, attempt.reached)
+    for each in ended:
+        reached = each.attempt.reached
+        if each.at >= retry_at and not each.ran_out:
+            counted = 0 if reached > max(best, 0) else counted + 1
+        best = max(best, reached)
     if counted > spec.retries.limit:
         return Retry(failure=f"{message} ({counted} attempts without progress)")
     if reason is Reason.PREEMPTED or counted == 0:
         return Retry(device_batch_size=size, memory=memory, why=f"again after: {message}")
     delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
-    return Retry(not_before=last.ended + delay, device_batch_size=size, memory=memory, why=f"again after: {message}")
+    return Retry(not_before=last.at + delay, device_batch_size=size, memory=memory, why=f"again after: {message}")
 
 
-def _ran_out(attempt: Attempt) -> bool:
-    return attempt.outcome is not None and attempt.outcome.reason is Reason.OUT_OF_MEMORY
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An attempt that has ended, how and when."""
+
+    attempt: Attempt
+    outcome: Outcome
+    at: float
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether memory ran out."""
+        return self.outcome.reason is Reason.OUT_OF_MEMORY
+
+    def more_helps(self, limit: float) -> bool:
+        """Whether it is answered by more of the host's memory."""
+        return self.ran_out and self.outcome.host and self.attempt.memory < limit
 
 
-def _more_helps(attempt: Attempt, limit: float) -> bool:
-    """Whether an attempt that ran out of memory is answered by more of it."""
-    return attempt.outcome is not None and attempt.outcome.host and attempt.memory < limit
-
-
-def _memory(ended: Sequence[Attempt], limit: float) -> float:
+def _memory(ended: Sequence[_Ended], limit: float) -> float:
     """The factor on the memory request: twice the largest that did not suffice, up to the limit."""
-    factors = [min(2 * a.memory, limit) for a in ended if _ran_out(a) and _more_helps(a, limit)]
-    return max([1.0, *(a.memory for a in ended), *factors])
+    factors = [min(2 * each.attempt.memory, limit) for each in ended if each.more_helps(limit)]
+    return max([1.0, *(each.attempt.memory for each in ended), *factors])
 
 
-def _halved(ended: Sequence[Attempt], limit: float) -> int | None:
+def _halved(ended: Sequence[_Ended], limit: float) -> int | None:
     """The device batch size that memory allowed so far: half of the smallest that did not fit; None if all fit."""
-    sizes = [a.device_batch_size for a in ended if _ran_out(a) and not _more_helps(a, limit)]
+    sizes = [each.attempt.device_batch_size for each in ended if each.ran_out and not each.more_helps(limit)]
     return min(sizes) // 2 if sizes else None
 
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any stage runs: local identity files, splits and rewards of tasks.
+"""Checks that need no stage to have run: local identity files, splits and rewards of tasks.
 
     check_inputs(spec)      # UserError, in one sentence; nothing is written
 

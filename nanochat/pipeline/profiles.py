@@ -1,7 +1,8 @@
 """Store profiles on a laptop: what the name in `spec.store` means here.
 
-`default` is the folder ~/.cache/nanochat, unless NANOCHAT_ROOT (a folder or s3://...) and NANOCHAT_ENDPOINT say
-otherwise. Further ones are in ~/.config/nanochat/profiles.yaml (or the file that NANOCHAT_PROFILES names):
+`default` is the folder ~/.cache/nanochat, unless NANOCHAT_ROOT (a folder or s3://, gs://, abfs://...) and
+NANOCHAT_ENDPOINT say otherwise. Further ones are in ~/.config/nanochat/profiles.yaml (or the file that
+NANOCHAT_PROFILES names):
 
     team: {root: s3://our-bucket/nanochat, endpoint: https://s3.example.org, tracking: https://mlflow.example.org}
 """

@@ -1,4 +1,4 @@
-"""What follows from the settings: the model's size, the training horizon, the number of text shards."""
+"""Values that follow from the settings: the model's size, the training horizon, the number of text shards."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Horizon:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What people are told of it."""
+        """The horizon's figures for people."""
         return {
             "parameters": parameters(self.model),
             "steps": self.steps,

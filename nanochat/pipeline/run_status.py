@@ -92,7 +92,8 @@ class RunStatus:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunStatus:
         """The status of JSON values."""
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        names = {f.name for f in fields(cls)}
+        known = {name: value for name, value in data.items() if name in names}
         known["stages"] = tuple(StageRunStatus.from_dict(item) for item in known.get("stages", ()))
         return cls(**known)
 

@@ -26,12 +26,12 @@ class RunPaths:
 
     @property
     def control(self) -> str:
-        """What was asked of a running run: cancel."""
+        """The file that asks a running run to cancel."""
         return f"{self.root}/control.json"
 
     @property
     def release(self) -> str:
-        """What became of its release: see `nanochat.stages.release`."""
+        """The result of its release: see `nanochat.stages.release`."""
         return f"{self.root}/release.json"
 
     def progress(self, stage: str) -> str:

@@ -29,7 +29,8 @@ from nanochat.storage.artifacts import ROOT
 from nanochat.storage.cache import Cache
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Manifest
-from nanochat.storage.store import FileRecord, Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import FileRecord, Profile
 from nanochat.storage.transfer import fetch_files
 
 log = logging.getLogger(__name__)

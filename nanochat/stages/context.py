@@ -25,7 +25,8 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.storage.artifacts import Artifacts, Writer
 from nanochat.storage.checkpoints import Checkpoints
 from nanochat.storage.manifest import Manifest
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile, Store
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
 

@@ -4,7 +4,8 @@ from nanochat.storage.artifacts import Artifacts, Writer
 from nanochat.storage.checkpoints import Checkpoint, Checkpoints
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Manifest
-from nanochat.storage.store import Entry, FileRecord, Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Entry, FileRecord, Profile, Store
 
 __all__ = [
     "Artifacts",

@@ -1,4 +1,4 @@
-"""What stages make, by kind and key, each with a manifest that is created last and only if absent.
+"""Artifacts of stages, by kind and key, each with a manifest that is created last and only if absent.
 
     artifacts = Artifacts(store, cache_folder, cache_bytes=20 << 30)
     if artifacts.find("model", key) is None:
@@ -69,14 +69,14 @@ class Artifacts:
             return None
 
     def find_all(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Manifest]:
-        """Those of many (kind, key) that are there, looked up side by side."""
+        """The manifests that exist of many (kind, key), looked up side by side."""
         pairs = list(dict.fromkeys(wanted))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             found = pool.map(lambda pair: self.find(*pair), pairs)
             return {pair: manifest for pair, manifest in zip(pairs, found, strict=True) if manifest is not None}
 
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
-        """What is wrong, or was found wrong before and set aside, one sentence each; () where all is well."""
+        """Damage, found now or before and set aside, one sentence each; () where all is well."""
         base = self.folder(kind, key)
         aside = [name for name in self.store.children(base) if name.startswith(f"{MANIFEST}.damaged-")]
         sentences = [f"{self.store.uri(base)} was damaged and set aside as {name}" for name in aside]

@@ -45,7 +45,7 @@ class Checkpoint:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What was saved with it."""
+        """The metadata that was saved with it."""
         return self.manifest.metadata
 
 

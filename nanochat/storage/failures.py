@@ -1,4 +1,4 @@
-"""What went wrong in storage, in one sentence that says what to change, and what is worth trying again.
+"""Errors of storage: each in one sentence that says what to change, and whether it is worth trying again.
 
 `with_retries(operation, ...)` runs an operation, tries again with growing delay after transient errors, and raises
 `UserError` (credentials, missing bucket, full disk: trying again is no use) or `StorageError` (unreachable).

@@ -1,4 +1,4 @@
-"""What an artifact or a checkpoint is made of. Manifests are created last: what has none does not exist."""
+"""Manifests, which are created last: the files of an artifact or a checkpoint. A folder without one does not exist."""
 
 from __future__ import annotations
 

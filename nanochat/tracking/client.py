@@ -71,9 +71,16 @@ def connect(uri: str) -> MlflowClient:
 
     if not uri.startswith(_SQLITE):
         return MlflowClient(uri)
-    # A client makes the tables where they are missing; a runner and its release stage must not do so at once.
-    with Path(f"{uri.removeprefix(_SQLITE)}.lock").open("a") as lock:
+    # A client makes the tables where they are missing; a runner and its release stage must not do so at once. They are
+    # made beside and renamed: of a process that was killed some of them would be left, with which MLflow cannot go on.
+    database = Path(uri.removeprefix(_SQLITE))
+    with Path(f"{database}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            scratch = Path(f"{database}.new")
+            scratch.unlink(missing_ok=True)
+            MlflowClient(f"{_SQLITE}{scratch}")
+            os.replace(scratch, database)
         return MlflowClient(uri)
 
 

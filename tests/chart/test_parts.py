@@ -10,6 +10,7 @@ import pytest
 import yaml
 from rendered_chart import CHART, VALUES, Chart, Rendered
 
+from operators.config import Config
 from operators.crd import crd
 
 S3: dict[str, Any] = {
@@ -70,6 +71,22 @@ def test_profiles(chart: Chart) -> None:
     assert [item["metadata"]["name"] for item in found.of("Deployment")] == ["nanochat-controller", SERVER]
     inside = chart.render(VALUES / "dev_store.yaml").config()["profiles"]["default"]
     assert (inside["root"], inside["endpoint"]) == ("s3://chats", "http://nanochat-store.ns.svc:7070")
+
+
+def test_stores_at_other_clouds(chart: Chart) -> None:
+    found = chart.render(VALUES / "clouds.yaml")
+    config = found.config()
+    assert Config.model_validate(config, by_alias=True).profiles["google"].root == "gs://our-bucket/nanochat"
+    assert config["profiles"]["google"]["credentials"] == "/etc/nanochat/credentials/google"
+    assert config["pools"]["gpu"]["pods"]["labels"] == {"azure.workload.identity/use": "true"}
+    controller = found.one("Deployment", "nanochat-controller")["spec"]["template"]
+    assert controller["metadata"]["labels"]["azure.workload.identity/use"] == "true"
+    (volume,) = (item for item in controller["spec"]["volumes"] if "secret" in item)
+    assert volume["secret"]["secretName"] == "nanochat-gcs"
+    account = found.one("ServiceAccount", "nanochat-controller")["metadata"]["annotations"]
+    assert account == {"azure.workload.identity/client-id": "00000000-0000-0000-0000-000000000000"}
+    assert found.env(SERVER)["NANOCHAT_ENDPOINT"] == "https://ouraccount.blob.core.windows.net"
+    assert ports(policy(found, "inference")["egress"]) == {53, 443, 80, 988}
 
 
 # ---- MLflow -----------------------------------------------------------------------------------------------------

@@ -109,7 +109,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a volume's size": ({"mlflow": {"persistence": {"size": 10}}}, ["/mlflow/persistence/size", "want string"]),
     "a bucket": ({"devStore": {"bucket": "My_Bucket"}}, ["/devStore/bucket", "pattern"]),
     "a short key": ({"devStore": {"secretKey": "short"}}, ["/devStore/secretKey", "8"]),
-    "a model's address": ({"inference": {"modelUri": "models:/nanochat@champion"}}, ["/inference/modelUri", "s3://"]),
+    "a model's address": (
+        {"inference": {"modelUri": "models:/nanochat@champion"}},
+        ["/inference/modelUri", "(s3|gs|abfs)://"],
+    ),
     "negative replicas": ({"inference": {"replicas": -1}}, ["/inference/replicas", "minimum"]),
     "half a GPU": ({"inference": {"gpus": 0.5}}, ["/inference/gpus", "want integer"]),
     "an autoscaler": ({"inference": {"autoscaling": {"kind": "vpa"}}}, ["/inference/autoscaling/kind", "keda"]),

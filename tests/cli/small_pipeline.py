@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,9 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
+import pytest
 import yaml
+
+from nanochat.cli.main import main
 
 PIPELINE = """
 apiVersion: nanochat.dev/v1alpha1
@@ -53,6 +59,8 @@ spec:
 
 
 STRIPPED = ("NANOCHAT_ROOT", "NANOCHAT_ENDPOINT", "NANOCHAT_PROFILES", "MLFLOW_TRACKING_URI")
+# For runs that are not about tracking: nothing listens there, and MLflow, which takes seconds, is not even imported.
+UNTRACKED = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 COMMAND = [sys.executable, "-m", "nanochat.cli.main"]
 
 
@@ -67,6 +75,21 @@ def nanochat(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
     own = variables_of(home, environment)
     command = [*COMMAND, *arguments]
     return subprocess.run(command, cwd=home, env=own, capture_output=True, text=True, timeout=300, check=False)
+
+
+def called(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which saves the start of one; for what trains nothing."""
+    command, out, err = ["nanochat", *arguments], io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, variables_of(home, environment), clear=True),
+        mock.patch.object(sys, "argv", command),
+        contextlib.chdir(home),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return subprocess.CompletedProcess(command, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def started(home: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_pipeline import nanochat
+from small_pipeline import called
 
 WORLD = """
 apiVersion: nanochat.dev/v1alpha1
@@ -51,7 +51,7 @@ def findings(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str
 
 
 def test_a_machine_that_is_fine(folder: Path) -> None:
-    done = nanochat(folder, "doctor", "world.yaml")
+    done = called(folder, "doctor", "world.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     found = findings(done)
     for check in ("pipeline", "torch", "device", "memory", "disk", "storage", "tracking", "sources"):
@@ -72,7 +72,7 @@ def test_it_imports_no_torch(folder: Path) -> None:
 
 def test_a_file_where_the_store_should_be(folder: Path) -> None:
     (folder / "taken").write_text("mine")
-    done = nanochat(folder, "doctor", NANOCHAT_ROOT=str(folder / "taken"))
+    done = called(folder, "doctor", NANOCHAT_ROOT=str(folder / "taken"))
     assert done.returncode == 1
     level, text = findings(done)["storage"]
     assert level == "fail" and "is a file where a folder should be" in text and "move it away" in text
@@ -87,14 +87,14 @@ def test_a_store_that_cannot_be_written(folder: Path) -> None:
     else:
         root = folder / "closed"
         root.mkdir(mode=0o555)
-    done = nanochat(folder, "doctor", NANOCHAT_ROOT=str(root))
+    done = called(folder, "doctor", NANOCHAT_ROOT=str(root))
     assert done.returncode == 1
     level, text = findings(done)["storage"]
     assert level == "fail" and f"no right for writing in {root}" in text and "change its owner or mode" in text
 
 
 def test_servers_that_do_not_answer(folder: Path) -> None:
-    done = nanochat(
+    done = called(
         folder, "doctor",
         NANOCHAT_ROOT="s3://bucket/prefix", NANOCHAT_ENDPOINT="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="a",
         AWS_SECRET_ACCESS_KEY="b", MLFLOW_TRACKING_URI="http://127.0.0.1:9",
@@ -108,14 +108,14 @@ def test_servers_that_do_not_answer(folder: Path) -> None:
 
 
 def test_tracking_alone_stops_nothing(folder: Path) -> None:
-    done = nanochat(folder, "doctor", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    done = called(folder, "doctor", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.returncode == 0
     assert findings(done)["tracking"][0] == "warn"
 
 
 def test_sources_that_are_not_there(folder: Path) -> None:
     arguments = ("--set", "sources.text.kind=hub", "--set", f"sources.mirror={folder}/absent")
-    done = nanochat(folder, "doctor", "world.yaml", *arguments, "--set", "stages.evalBase.core=true")
+    done = called(folder, "doctor", "world.yaml", *arguments, "--set", "stages.evalBase.core=true")
     assert done.returncode == 1
     found = findings(done)
     level, text = found["sources"]
@@ -126,7 +126,7 @@ def test_sources_that_are_not_there(folder: Path) -> None:
 
 def test_a_pipeline_that_does_not_hold_together(folder: Path) -> None:
     (folder / "me.jsonl").write_text("not JSON\n")
-    done = nanochat(folder, "doctor", "world.yaml", "--set", "stages.mid.identity=me.jsonl")
+    done = called(folder, "doctor", "world.yaml", "--set", "stages.mid.identity=me.jsonl")
     assert done.returncode == 1
     level, text = findings(done)["pipeline"]
     assert level == "fail" and "me.jsonl, line 1: not JSON" in text

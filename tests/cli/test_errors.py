@@ -11,13 +11,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from small_pipeline import lines, mistake, nanochat
+from small_pipeline import UNTRACKED, called, lines, mistake, nanochat, output, started, wait_until
 from store_servers import StoreServer
 
 from nanochat.data.text import write_text_shard
@@ -79,9 +77,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def words(settings: Sequence[str]) -> list[str]:
+    """`run tried.yaml` with settings."""
+    return ["run", "tried.yaml", *(word for item in settings for word in ("--set", item))]
+
+
 def run(home: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`nanochat run tried.yaml` with settings."""
-    return nanochat(home, "run", "tried.yaml", *(word for item in settings for word in ("--set", item)), **environment)
+    return nanochat(home, *words(settings), **{**UNTRACKED, **environment})
 
 
 def launches(state: Path) -> dict[str, str]:
@@ -107,7 +109,7 @@ def launches(state: Path) -> dict[str, str]:
     ids=lambda value: value[-1][:40] if isinstance(value, list) else "",
 )
 def test_settings_that_cannot_be(home: Path, settings: list[str], sentence: str) -> None:
-    assert sentence in mistake(run(home, *settings))
+    assert sentence in mistake(called(home, *words(settings)))
     assert not (home / "state" / "artifacts").exists()
 
 
@@ -117,7 +119,10 @@ def test_settings_that_cannot_be(home: Path, settings: list[str], sentence: str)
         (b"My name is nanochat.\n", "me.jsonl, line 1: not JSON"),
         (json.dumps(CONVERSATION, indent=1).encode(), "me.jsonl, line 1: not JSON"),
         (json.dumps(CONVERSATION).encode() + b"\n\xff\xfe\n", "me.jsonl, line 2: not UTF-8"),
-        (json.dumps([*CONVERSATION, CONVERSATION[1]]).encode(), "message 3 is from 'assistant', not 'user'"),
+        (
+            json.dumps([*CONVERSATION, CONVERSATION[1]]).encode(),
+            "message 3 is from 'assistant' and must be",
+        ),
         (json.dumps(CONVERSATION[:1]).encode(), "the last message must be the assistant's"),
         (json.dumps([{"role": "user", "content": "\ud800"}, CONVERSATION[1]]).encode(), "half a surrogate pair"),
         (b"\n", "no conversation in this file"),
@@ -126,7 +131,7 @@ def test_settings_that_cannot_be(home: Path, settings: list[str], sentence: str)
 )
 def test_identity_files_that_cannot_be_read(home: Path, content: bytes, sentence: str) -> None:
     (home / "me.jsonl").write_bytes(content)
-    assert sentence in mistake(run(home, *WITH_IDENTITY))
+    assert sentence in mistake(called(home, *words(WITH_IDENTITY)))
     assert not (home / "state" / "artifacts").exists()
 
 
@@ -190,21 +195,15 @@ def checkpoints(state: Path) -> list[Path]:
 
 
 def test_a_corrupt_checkpoint(finished: Path) -> None:
-    settings = ["stages.base.steps=3000", "stages.base.checkpointEvery=50", "stages.base.keepCheckpoints=4"]
-    words = [word for item in settings for word in ("--set", item)]
-    command = [sys.executable, "-m", "nanochat.cli.main", "run", "tried.yaml", *words]
-    environment = {**os.environ, "NANOCHAT_HOME": str(finished / "state"), "OMP_NUM_THREADS": "1"}
-    live = subprocess.Popen(command, cwd=finished, env=environment, stdout=subprocess.PIPE, text=True)
+    settings = ["stages.base.steps=800", "stages.base.checkpointEvery=50", "stages.base.keepCheckpoints=4"]
+    live = started(finished, *words(settings), **UNTRACKED)
     try:
-        deadline = time.monotonic() + 120
-        while len(checkpoints(finished / "state")) < 3:
-            assert live.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: len(checkpoints(finished / "state")) >= 3, process=live, home=finished)
         live.send_signal(signal.SIGINT)
-        said, _ = live.communicate(timeout=120)
+        assert live.wait(120) == 130
     finally:
         live.kill()
-    assert live.returncode == 130 and "Go on with: nanochat run tried.yaml" in said
+    assert "Go on with: nanochat run tried.yaml" in output(finished)
     *_, before, newest = checkpoints(finished / "state")
     file = newest / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -214,7 +213,7 @@ def test_a_corrupt_checkpoint(finished: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{newest.name} is damaged and passed over" in done.stdout
     log = nanochat(finished, "logs", "tried", "base").stdout
-    assert f"resumed after step {int(before.name.split('-')[1]):,} of 3,000" in log
+    assert f"resumed after step {int(before.name.split('-')[1]):,} of 800" in log
     assert f"{newest.name} is damaged" in nanochat(finished, "status", "tried").stdout
 
 
@@ -255,13 +254,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("free", [4 << 10, 300 << 10], ids=["nothing", "little"])
 def test_a_full_disk(home: Path, small_disk: Path, free: int) -> None:
     state = str(small_disk / "state")
+    there = {"NANOCHAT_HOME": state, "MLFLOW_TRACKING_URI": ""}  # tracked, in a database on that disk
     filler = small_disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - free))
-    sentence = mistake(run(home, NANOCHAT_HOME=state))
+    sentence = mistake(run(home, **there))
     assert "full" in sentence and "free space" in sentence
     before = launches(Path(state))
     filler.unlink()
-    done = run(home, NANOCHAT_HOME=state)
+    done = run(home, **there)
     assert done.returncode == 0, done.stdout + done.stderr
     after = launches(Path(state))
     assert "model/base" in after

@@ -12,7 +12,8 @@ from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
-from nanochat.storage.store import Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Store
 
 PATHS = RunPaths.of(namespace="default", name="demo", uid="0123")
 Capture = pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from small_pipeline import (
+    UNTRACKED,
     launch_processes,
     lines,
     nanochat,
@@ -44,22 +45,13 @@ def losses(home: Path, stage: str) -> dict[int, float]:
     return found
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that has everything but models."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pipeline(folder)
-    done = nanochat(folder, "run", "small.yaml", "--only", "dataset", "--only", "tokenizer", "--only", "tokens")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
 @pytest.fixture
-def fresh(data: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Makes homes that have everything but models."""
+def fresh(trained: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes homes that have all data and no model."""
 
     def make(name: str) -> Path:
-        shutil.copytree(data / "state" / "artifacts", tmp_path / name / "state" / "artifacts")
+        later = shutil.ignore_patterns("model", "evaluation", "report", "release")
+        shutil.copytree(trained / "state" / "artifacts", tmp_path / name / "state" / "artifacts", ignore=later)
         return tmp_path / name
 
     return make
@@ -73,7 +65,7 @@ def test_two_processes_make_the_whole_pipeline_with_the_losses_of_one(fresh: Cal
     assert done.returncode == 0, done.stdout + done.stderr
     assert {attempt["number"] for attempt in stored(two, "runs/*/*/attempts/*/*.json")} == {1}
     only = [word for stage in TRAINING for word in ("--only", stage)]
-    assert nanochat(one, "run", "small.yaml", *only).returncode == 0
+    assert nanochat(one, "run", "small.yaml", *only, **UNTRACKED).returncode == 0
     for stage in TRAINING:
         expected = losses(one, stage)
         assert expected and losses(two, stage) == pytest.approx(expected, rel=1e-5), stage
@@ -102,7 +94,7 @@ def test_a_rank_torchrun_or_launcher_that_is_killed_is_replaced_and_a_stop_is_ag
 ) -> None:
     home = fresh("killed")
     long_run(home, 2)
-    process = started(home, "run", "small.yaml")
+    process = started(home, "run", "small.yaml", **UNTRACKED)
     victims = ("nanochat.stages", "torch.distributed.run", "nanochat.pipeline.launcher")
     try:
         for turn, word in enumerate(victims, start=1):
@@ -136,7 +128,7 @@ def test_a_rank_torchrun_or_launcher_that_is_killed_is_replaced_and_a_stop_is_ag
     # One process goes on from where two stopped, and an interrupt of it is as clean.
     reached = max(checkpoint_steps(home))
     long_run(home, 1)
-    process = started(home, "run", "small.yaml")
+    process = started(home, "run", "small.yaml", **UNTRACKED)
     try:
         wait_until(lambda: max(checkpoint_steps(home)) > reached, process=process, home=home)
         process.send_signal(signal.SIGINT)

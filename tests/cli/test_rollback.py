@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from mlflow_server import serving
-from small_pipeline import mistake, nanochat
+from small_pipeline import called, mistake
 
 from nanochat.cli.mlflow_proxy import registry_of, service_of
 from nanochat.spec.errors import UserError
@@ -42,18 +42,18 @@ def test_on_this_machine(tmp_path: Path) -> None:
     status = {"name": "demo", "namespace": "default", "phase": "Succeeded", "message": "", "stages": []}
     (run / "status.json").write_text(json.dumps(status))
     registry = Registry(f"sqlite:///{tmp_path}/state/mlflow.db")
-    assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback"))
+    assert "has no model 'robin'" in mistake(called(tmp_path, "rollback"))
     release(registry, "robin", "one")
-    assert "no former champion: choose a version with --to: 1" in mistake(nanochat(tmp_path, "rollback", "demo"))
+    assert "no former champion: choose a version with --to: 1" in mistake(called(tmp_path, "rollback", "demo"))
     release(registry, "robin", "two")
-    done = nanochat(tmp_path, "rollback", "demo")
+    done = called(tmp_path, "rollback", "demo")
     assert done.stdout.splitlines() == [
         "Version 1 of robin is now champion instead of version 2, which is now the former one.",
         "Servers that follow the registry serve it from now on: s3://bucket/artifacts/model/one/01-a",
     ], done.stderr
     champion = registry.champion("robin")
     assert champion is not None and champion.version == "1"
-    assert "has no version 7: there are 1, 2" in mistake(nanochat(tmp_path, "rollback", "demo", "--to", "7"))
+    assert "has no version 7: there are 1, 2" in mistake(called(tmp_path, "rollback", "demo", "--to", "7"))
 
 
 class ApiServer:
@@ -121,22 +121,22 @@ def api_server(tracking: str, tmp_path: Path) -> Iterator[ApiServer]:
 
 def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
     kubeconfig = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
-    assert "has no model 'robin'" in mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
+    assert "has no model 'robin'" in mistake(called(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert server.refused, "the API server's own name is none of MLflow's"
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
     release(registry, "robin", "one", "two", "three")
     for options, now, before in (([], "2", "3"), ([], "3", "2"), (["--to", "1"], "1", "3")):
-        done = nanochat(tmp_path, "rollback", "demo", "-n", "team", *options, **kubeconfig)
+        done = called(tmp_path, "rollback", "demo", "-n", "team", *options, **kubeconfig)
         assert f"Version {now} of robin is now champion instead of version {before}" in done.stdout, done.stderr
         champion = registry.champion("robin")
         assert champion is not None and champion.version == now
-    done = nanochat(tmp_path, "rollback", "demo", "-n", "team", "--to", "1", **kubeconfig)
+    done = called(tmp_path, "rollback", "demo", "-n", "team", "--to", "1", **kubeconfig)
     assert "Version 1 of robin was already champion; a server that gave it up tries it again." in done.stdout
     server.pipeline["status"] = {"profile": {"tracking": "http://absent.tools.svc:5000"}}
-    said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
+    said = mistake(called(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert "MLflow (service tools/absent): " in said and "not found" in said
     server.pipeline["status"] = {}
-    said = mistake(nanochat(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
+    said = mistake(called(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert "demo has no tracking server" in said
 
 

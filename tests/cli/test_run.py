@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from small_pipeline import lines, nanochat, variables_of
+from small_pipeline import called, lines, nanochat, output, started, wait_until
 
 
 def test_run_again_does_nothing_and_says_why(home: Path) -> None:
@@ -31,33 +28,29 @@ def test_one_setting_changed_runs_what_depends_on_it_and_names_it(home: Path) ->
 
 
 def test_status_and_logs(home: Path) -> None:
-    done = nanochat(home, "status", "small")
+    done = called(home, "status", "small")
     assert "Succeeded" in done.stdout and "eval-rl" in done.stdout
-    assert "base" in nanochat(home, "logs", "small", "base").stdout
-    missing = nanochat(home, "status", "nothing")
+    assert "base" in called(home, "logs", "small", "base").stdout
+    missing = called(home, "status", "nothing")
     assert missing.returncode == 2 and "it has runs of small" in missing.stderr
 
 
 def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
-    done = nanochat(home, "run", "small.yaml", "--set", "stages.base.matrixLr=0.5", "--only", "sft")
+    done = called(home, "run", "small.yaml", "--set", "stages.base.matrixLr=0.5", "--only", "sft")
     assert done.returncode == 2
     assert "--only mid" in done.stderr
 
 
 def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) -> None:
-    command = [sys.executable, "-m", "nanochat.cli.main", "run", "small.yaml", "--set", "stages.base.steps=100000"]
-    live = subprocess.Popen(command, cwd=home, env=variables_of(home, {}), stdout=subprocess.PIPE, text=True)
+    live = started(home, "run", "small.yaml", "--set", "stages.base.steps=100000")
     try:
-        while "training" not in nanochat(home, "status", "small").stdout:
-            assert live.poll() is None
-            time.sleep(0.5)
-        second = nanochat(home, "run", "small.yaml")
+        wait_until(lambda: "training" in called(home, "status", "small").stdout, process=live, home=home)
+        second = called(home, "run", "small.yaml")
         assert second.returncode == 2
         assert "already running" in second.stderr and "nanochat cancel small" in second.stderr
-        assert nanochat(home, "cancel", "small").returncode == 0
-        out, _ = live.communicate(timeout=120)
-        assert live.returncode == 1
-        assert "Go on with: nanochat run small.yaml --set stages.base.steps=100000" in out
+        assert called(home, "cancel", "small").returncode == 0
+        assert live.wait(120) == 1
+        assert "Go on with: nanochat run small.yaml --set stages.base.steps=100000" in output(home)
     finally:
         live.kill()
 

@@ -25,7 +25,8 @@ import yaml
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.spec.load import check_pipeline
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = Path(os.environ.get("NANOCHAT_CLUSTER_MANIFESTS") or ROOT / ".." / "shared" / "cluster")

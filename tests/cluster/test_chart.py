@@ -13,7 +13,8 @@ import pytest
 import yaml
 from site_of_tests import ROOT, Site, say
 
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile, Store
 
 pytestmark = pytest.mark.cluster
 

@@ -51,7 +51,7 @@ def test_more_conversations_keep_the_first(tmp_path: Path) -> None:
     assert read(tmp_path / "many")[:10] == read(tmp_path / "few")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(name=st.text(min_size=1).filter(str.strip), maker=st.text(min_size=1).filter(str.strip))
 def test_any_names_make_valid_lines(tmp_path_factory: pytest.TempPathFactory, name: str, maker: str) -> None:
     path = tmp_path_factory.mktemp("identity") / "out.jsonl"

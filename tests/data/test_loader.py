@@ -35,7 +35,7 @@ def make(folder: Path, lengths: list[int]) -> list[Shard]:
     return shards
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, rows=st.integers(1, 5), length=st.integers(1, 9), seed=st.integers(0, 3))
 def test_each_epoch_has_every_token_once(lengths: list[int], rows: int, length: int, seed: int) -> None:
     with TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def test_each_epoch_has_every_token_once(lengths: list[int], rows: int, length: 
     assert inputs[:total] == list(range(total))  # the first epoch is in order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, rows=st.integers(1, 6), length=st.integers(1, 9), step=st.integers(0, 30), data=st.data())
 def test_the_global_batch_is_the_same_however_it_is_cut(
     lengths: list[int], rows: int, length: int, step: int, data: st.DataObject

@@ -51,7 +51,7 @@ def test_an_empty_mixture_is_an_error(chat_file: MakeFile) -> None:
         Mixture([Part(chat_file([]))], seed=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(turns=CONVERSATIONS, rows=st.integers(1, 4), length=st.integers(1, 12))
 def test_packing_has_every_token_of_an_epoch_once(turns: list[list[tuple[int, int]]], rows: int, length: int) -> None:
     with TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def test_packing_has_every_token_of_an_epoch_once(turns: list[list[tuple[int, in
             assert inputs[epoch * total : (epoch + 1) * total] == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(turns=CONVERSATIONS, rows=st.integers(1, 5), length=st.integers(1, 30), step=st.integers(0, 9), data=st.data())
 def test_rows_are_the_same_however_the_batch_is_cut(
     turns: list[list[tuple[int, int]]], rows: int, length: int, step: int, data: st.DataObject
@@ -85,7 +85,7 @@ def test_rows_are_the_same_however_the_batch_is_cut(
             assert np.array_equal(np.concatenate([part for _, part in parts]), targets)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(turns=CONVERSATIONS, rows=st.integers(1, 5), length=st.integers(1, 40))
 def test_rows_hold_whole_conversations_or_their_beginning(
     turns: list[list[tuple[int, int]]], rows: int, length: int

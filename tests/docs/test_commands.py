@@ -21,6 +21,7 @@ from typing import Any
 
 import doc_pages
 import jsonschema
+import mlflow_server
 import pytest
 import typer.main
 import yaml
@@ -115,8 +116,7 @@ class Terminal:
         doc_pages.program(self.programs, "mlflow", "mlflow")
         kept = {n: v for n, v in os.environ.items() if not n.startswith(("NANOCHAT_", "MLFLOW_", "KUBECONFIG"))}
         path = os.pathsep.join([str(self.programs), kept["PATH"]])
-        self.environment = {**kept, "HOME": str(folder), "PATH": path, "COLUMNS": "200"}
-        self.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven idle processes
+        self.environment = {**kept, **mlflow_server.LEAN, "HOME": str(folder), "PATH": path, "COLUMNS": "200"}
 
     def run(self, command: str) -> str:
         return doc_pages.run(command, self.folder, self.environment, timeout=300)
@@ -213,7 +213,7 @@ def check_command(simple: list[str], *, where: str) -> None:
         verb = next(word for word in simple[1:] if not word.startswith("-") and word not in ("nanochat", "kubeflow"))
         assert verb in KUBECTL, f"{where}: kubectl {verb}"
     else:
-        known = ("docker", "curl", "kind", "mlflow", "python3", "gcloud", "pip")
+        known = ("docker", "curl", "kind", "mlflow", "python3", "gcloud", "az", "pip")
         assert name in known, f"{where}: {name}"
     for word in simple[1:]:
         check_path(word, where)

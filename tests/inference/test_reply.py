@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.inference.reply import Piece, Reply, Vocabulary
@@ -24,7 +24,6 @@ def text_of(pieces: list[Piece]) -> str:
 
 
 @given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=4), max_size=3))
-@settings(deadline=None)
 def test_what_is_shown_ends_before_the_first_stop_text(tokenizer: Tokenizer, text: str, stops: list[str]) -> None:
     reply = Reply(Vocabulary(tokenizer), stop=tuple(stops))
     shown = text_of(feed(reply, tokenizer.encode(text)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.inference.sampling import (
@@ -28,7 +28,6 @@ def logits_of(seed: int, rows: int, vocabulary: int) -> torch.Tensor:
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(0, 40), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_top_k_keeps_the_k_best(seed: int, counts: list[int]) -> None:
     scores = logits_of(seed, len(counts), 30)
     kept = top_k_mask(scores, torch.tensor(counts), most=max(1, min(30, *[max(counts)])))
@@ -39,7 +38,6 @@ def test_top_k_keeps_the_k_best(seed: int, counts: list[int]) -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 1.0))
-@settings(deadline=None)
 def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(seed: int, mass: float) -> None:
     probabilities = torch.softmax(logits_of(seed, 1, 30), dim=-1)
     kept = top_p_mask(probabilities, torch.tensor([mass]))[0]
@@ -51,7 +49,6 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(seed: int, mass: flo
 
 
 @given(st.integers(0, 1000), st.floats(0, 1, exclude_max=True, width=32))
-@settings(deadline=None)
 def test_a_token_without_mass_is_never_chosen(seed: int, draw: float) -> None:
     probabilities = torch.softmax(logits_of(seed, 1, 50), dim=-1)
     probabilities[0, ::2] = 0

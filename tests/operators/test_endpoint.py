@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 from operators.access import DAY, INVALID_TOKEN, Access
 from operators.endpoint import NEXT, StoredRun, build_app
 from operators.kube_client import KubeError

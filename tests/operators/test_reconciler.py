@@ -14,7 +14,8 @@ from nanochat.pipeline.graph import build_graph
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.store import Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Store
 from operators.claims import Claims
 from operators.config import Config
 from operators.kube_client import PODS, KubeError
@@ -52,7 +53,7 @@ class Rig:
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": "demo", "namespace": "team"},
-            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world"}}},
+            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world", "shards": 1}}},
         }
 
     def reconcile(self, *, after: float = 5.0, watched: bool = True) -> dict[str, Any]:

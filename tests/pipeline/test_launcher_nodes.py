@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,8 @@ from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.load import check_pipeline
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 
 SPEC = {
     "model": {"depth": 1, "width": 32, "headDim": 16, "sequenceLength": 64},
@@ -114,6 +116,21 @@ class Attempt:
         return int(path.read_text())
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with what `base` reads."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for stage in ("dataset", "tokenizer", "tokens"):
+        assert Attempt(folder, stage).start().codes() == [0]
+    return folder / "store"
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> None:
+    """The test's store has what `base` reads."""
+    shutil.copytree(prepared, tmp_path / "store")
+
+
 @pytest.fixture
 def attempt(tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
     """Makes attempts in one store; nothing of them outlives the test."""
@@ -130,11 +147,9 @@ def attempt(tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
             process.wait()
 
 
+@pytest.mark.usefixtures("data")
 def test_two_nodes_train_stop_and_go_on(attempt: Callable[..., Attempt]) -> None:
     """SIGTERM at one node stops both after a checkpoint; the next attempt goes on from there and succeeds."""
-    for stage in ("dataset", "tokenizer", "tokens"):
-        assert attempt(stage).start().codes() == [0]
-
     first = attempt("base", nodes=2, steps=100_000).start()
     first.until(first.trains, "no checkpoint came")
     first.processes[1].send_signal(signal.SIGTERM)
@@ -160,9 +175,8 @@ def test_two_nodes_train_stop_and_go_on(attempt: Callable[..., Attempt]) -> None
     assert "rank0" not in store.children(paths.logs("base", "01-pod11-aa"))
 
 
+@pytest.mark.usefixtures("data")
 def test_two_nodes_finish(attempt: Callable[..., Attempt]) -> None:
-    for stage in ("dataset", "tokenizer", "tokens"):
-        assert attempt(stage).start().codes() == [0]
     done = attempt("base", nodes=2).start()
     assert done.codes() == [0, 0]
     manifests = list((done.folder / "store" / "artifacts" / "model").glob("*/manifest.json"))

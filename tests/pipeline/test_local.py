@@ -47,6 +47,12 @@ Story = dict[str, list[str]]
 Start = Callable[..., LocalRunner]
 
 
+@pytest.fixture(autouse=True)
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runners look ten times a second at what their stages do."""
+    monkeypatch.setattr(local, "OBSERVE_SECONDS", 0.1)
+
+
 @pytest.fixture
 def resolved(tmp_path: Path) -> ResolvedProfile:
     home = tmp_path / "home"

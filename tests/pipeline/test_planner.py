@@ -160,7 +160,7 @@ def test_only_names_the_stage_whose_output_is_missing() -> None:
 REASONS = st.sampled_from([r for r in Reason if r is not Reason.SUCCEEDED])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(REASONS, st.booleans(), st.floats(0, 60)), max_size=60))
 def test_whatever_happens_it_ends_and_never_doubles(story: list[tuple[Reason, bool, float]]) -> None:
     """A world that fails at random: no stage is launched twice at once, none is forgotten, and it ends."""

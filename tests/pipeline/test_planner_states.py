@@ -213,7 +213,7 @@ class World:
         self.retry_at = self.now  # a user who asks for one more try
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), turns=st.integers(0, 60))
 def test_whatever_happens_it_neither_doubles_nor_forgets_nor_loops(seed: int, turns: int) -> None:
     world = World(seed)
@@ -234,7 +234,7 @@ def test_whatever_happens_it_neither_doubles_nor_forgets_nor_loops(seed: int, tu
     assert world.act() is Phase.SUCCEEDED, "once things go well it comes to its end in as many turns as it has stages"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_without_progress_it_ends(seed: int) -> None:
     """Failures that change nothing are not answered for ever."""

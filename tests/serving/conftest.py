@@ -107,7 +107,7 @@ def until() -> Callable[[Callable[[], bool]], None]:
     """Waits until something is so."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it never came about"
             time.sleep(0.01)

@@ -34,7 +34,7 @@ def test_no_word_is_in_both_splits(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(first=st.integers(0, 79_999), second=st.integers(0, 1_999), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_test_row_is_a_training_row(name: str, folder: Path, first: int, second: int, seed: int) -> None:
     kind = tasks.find(name)
     train, test = kind(folder, "train", seed=seed), kind(folder, "test", seed=seed)

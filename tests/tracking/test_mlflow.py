@@ -216,3 +216,17 @@ def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0] == said[1] and not said[0][1], said  # nor is there a word of tables that were made
+
+
+def test_a_process_that_is_killed_leaves_no_half_made_database(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    program = (
+        "import os, sys\n"
+        "from mlflow.store.db import utils\n"
+        "from nanochat.tracking.client import connect\n"
+        "utils._upgrade_db = lambda engine: os._exit(9)  # the first tables are there\n"
+        "connect(sys.argv[1])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, uri], timeout=120, check=False).returncode == 9
+    assert [experiment.name for experiment in connect(uri).search_experiments()] == ["Default"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

@@ -17,7 +17,8 @@ from nanochat.runtime.device import Device
 from nanochat.runtime.distributed import World
 from nanochat.spec.errors import Stopped
 from nanochat.storage.checkpoints import Checkpoints
-from nanochat.storage.store import Profile, Store, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile, Store
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
 from nanochat.training.checkpoint import Checkpointer

@@ -1,4 +1,4 @@
-"""What is particular to each kind of object storage behind fsspec's calls: one module for each, imported when used.
+"""Each kind of object storage behind fsspec's calls has a module for its particulars, imported when used.
 
 backend = find_backend("gs")        # UserError where its extra is not installed
 fs = backend.connect(profile, credentials)

@@ -1,0 +1,147 @@
+"""The files of a run's folder: what is written is read back, by whoever wrote it and by versions before."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.pipeline import control
+from nanochat.pipeline.admission import admit
+from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, read_attempts
+from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.planner import Observed, plan
+from nanochat.pipeline.ref import ArtifactRef
+from nanochat.pipeline.run_status import RunStatus, StatusFile, read_status
+from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.errors import StorageError
+from nanochat.spec.load import check_pipeline
+from nanochat.storage import Profile, Store, open_store
+from nanochat.tracking.progress import State
+from operators.attempts import JobAttempt
+
+PATHS = RunPaths.of(namespace="team", name="demo", uid="uid-1")
+ENDED = Outcome(Reason.INFRASTRUCTURE, "a peer was lost", rank=1, time=120.0)
+RECORD = AttemptRecord(
+    stage="base", number=2, started=100.0, device_batch_size=4, keys=("k1", "k2"), launch="02-aa", heartbeat=110.0,
+    stopping="suspended", ended=120.0, outcome=ENDED, reached=7,
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(Profile(root=str(tmp_path)))
+
+
+def test_records_come_back(store: Store) -> None:
+    log = AttemptLog(store, PATHS, AttemptRecord)
+    log.put(RECORD)
+    log.put(replace(RECORD, number=1, ended=None, outcome=None, stopping=""))
+    log.save()
+    again = AttemptLog(store, PATHS, AttemptRecord).load()
+    assert list(again.of("base")) == list(log.of("base"))
+    assert again.last("base") == RECORD and [record.number for record in again.open()] == [1]
+    assert again.reached("base", before=2) == 7 and again.reached("base", before=1) == 0
+    assert read_attempts(store, PATHS, "base") == list(log.of("base"))
+
+
+def test_only_what_changed_is_stored(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AttemptLog(store, PATHS, AttemptRecord)
+    log.put(RECORD)
+    log.save()
+    written: list[str] = []
+    monkeypatch.setattr(store, "write_json", lambda path, value: written.append(path))
+    log.put(replace(RECORD, heartbeat=130.0))  # a sign of life is kept in memory alone
+    log.save()
+    assert written == []
+    log.put(replace(RECORD, reached=8))
+    log.save()
+    assert written == [PATHS.attempt("base", 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "old"),
+    [
+        (AttemptRecord, {"waiting": "", "stale": False, "stopping": True, "heartbeat": None, "launch": "01-aa"}),
+        (JobAttempt, {"stage": "base", "job": "demo-1-base-1", "hosts": ["a"], "decided": {"reason": "Stalled"}}),
+    ],
+    ids=["of a runner", "of a controller"],
+)  # fmt: skip
+def test_records_of_the_first_version_are_read(store: Store, kind: type[AttemptRecord], old: dict[str, Any]) -> None:
+    common = {"number": 1, "started": 100.0, "device_batch_size": 4, "ended": 120.0, "outcome": ENDED.to_dict()}
+    store.write_json(PATHS.attempt("base", 1), common | old)
+    record = AttemptLog(store, PATHS, kind).load().get("base", 1)
+    assert (record.stage, record.number, record.outcome) == ("base", 1, ENDED)
+    assert record.stopping == ("stopped" if old.get("stopping") else "")
+    if isinstance(record, JobAttempt):
+        assert record.hosts == ("a",) and record.decided == Outcome(Reason.STALLED)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"number": "x", "outcome": 3}', b'{"outcome": {"reason": "Bored"}}'])
+def test_a_record_that_makes_no_sense(store: Store, text: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    store.write(PATHS.attempt("base", 1), text)
+    AttemptLog(store, PATHS, AttemptRecord).put(RECORD)
+    store.write_json(PATHS.attempt("base", 2), RECORD.to_dict())
+    with caplog.at_level(logging.WARNING):
+        assert read_attempts(store, PATHS, "base") == [RECORD], "the others are there"
+    assert "0001.json" in caplog.text
+    with pytest.raises(StorageError, match=r"0001\.json"):
+        AttemptLog(store, PATHS, AttemptRecord).load()
+
+
+def status() -> RunStatus:
+    document = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "demo"}}
+    admitted = admit(check_pipeline(document | {"spec": {"sources": {"text": {"kind": "world"}}}}), {})
+    _, planned = plan(admitted.graph, admitted.spec, Observed(present=frozenset()), 0.0)
+    progress = {"dataset": State("dataset", "01-aa", warnings=("a file was damaged",))}
+    attempts = [replace(RECORD, stage="dataset")]
+    return RunStatus.of(admitted.pipeline, admitted.graph, planned, {"dataset": "new"}, progress, attempts)
+
+
+def test_a_status_comes_back(store: Store) -> None:
+    assert read_status(store, PATHS) is None
+    StatusFile(store, PATHS).write(status())
+    found = read_status(store, PATHS)
+    assert found == status()
+    dataset = found.of_stage("dataset") if found else None
+    assert dataset is not None and dataset.warnings == ("a file was damaged",) and dataset.ended == 120.0
+    assert found is not None and found.keys()[ArtifactRef.of("tokenizer", "bpe")]
+
+
+def test_a_status_is_written_where_it_differs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = StatusFile(store, PATHS)
+    assert file.differs(status())
+    file.write(status())
+    assert not file.differs(status())
+    monkeypatch.setattr(store, "write", None)
+    file.write(status())
+
+
+@pytest.mark.parametrize("text", [b"[]", b'{"stages": [{"keys": {"no slash": "k"}}]}', b'{"stages": 3}'])
+def test_a_status_that_makes_no_sense(store: Store, text: bytes) -> None:
+    store.write(PATHS.status, text)
+    with pytest.raises(StorageError, match=r"status\.json"):
+        read_status(store, PATHS)
+
+
+def test_a_cancellation_is_asked_for_and_forgotten(store: Store) -> None:
+    assert not control.is_cancelled(store, PATHS)
+    control.ask_cancel(store, PATHS)
+    assert control.is_cancelled(store, PATHS)
+    control.forget(store, PATHS)
+    assert not control.is_cancelled(store, PATHS)
+
+
+@pytest.mark.parametrize("text", ["", "/", "kind", "kind/", "/name"])
+def test_not_a_reference(text: str) -> None:
+    with pytest.raises(ValueError, match="kind/name"):
+        ArtifactRef.parse(text)
+
+
+def test_a_reference_is_its_text() -> None:
+    ref = ArtifactRef.parse("text/shard_00001")
+    assert (ref.kind, ref.name, ref) == ("text", "shard_00001", ArtifactRef.of("text", "shard_00001"))
+    assert {ref: 1} == {"text/shard_00001": 1}
