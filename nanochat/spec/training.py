@@ -54,7 +54,7 @@ class TrainingStage(ComputeStage):
     deterministic: bool = setting(
         False,
         "deterministic says whether a GPU computes the same bits each time, so that a resumed stage ends with the "
-        "weights of an undisturbed one; at depth 20 a step of an H200 then takes 10 % longer. A CPU always computes so.",
+        "weights of an undisturbed one; at depth 20 an H200 then takes 10 % longer. A CPU always computes so.",
         key=False,
     )
     embedding_lr: float = setting(
