@@ -24,7 +24,7 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster test-cluster-smoke lint format generate lock images \
+.PHONY: help setup demo test test-slow test-gpu test-cluster test-cluster-smoke lint format generate lock images \
     kind-up kind-demo kind-down
 
 help: ## list the targets
@@ -54,10 +54,13 @@ demo: setup ## train a small chat model on this machine, and ask it five questio
 	$(BIN)/nanochat report demo
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest tests -m "not slow and not cluster" $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu" $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
+
+test-gpu: $(VENV)/.dev ## run the tests that need a CUDA GPU; without one they are skipped
+	$(BIN)/python -m pytest tests/gpu -m gpu -n 4 -rs
 
 # It makes the cluster with kind and removes it again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
 test-cluster: $(VENV)/.dev ## run the tests on a cluster that it makes with kind

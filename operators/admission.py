@@ -27,7 +27,7 @@ class Accepted(Admitted):
     profile: StoreProfile
 
 
-def accept(found: Object, config: Config, cluster: Cluster) -> Accepted:
+def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
     """Check a ChatPipeline; UserError with all that is wrong, KubeError where the API server does not answer."""
     meta = found["metadata"]
     pipeline = check_pipeline(

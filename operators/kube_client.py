@@ -284,9 +284,10 @@ class KubeClient:
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
         content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
     ) -> Object:
         """The JSON object that answers a request; see `request`."""
-        answer = self.request(verb, path, what=what, query=query, body=body, content_type=content_type)
+        answer = self.request(verb, path, what=what, query=query, body=body, content_type=content_type, headers=headers)
         return json.loads(answer or b"{}")
 
     def request(

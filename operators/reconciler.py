@@ -18,7 +18,7 @@ from nanochat.pipeline.planner import Phase, Status
 from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import StorageError, UserError
 from operators import metrics, status
-from operators.admission import accept
+from operators.admission import admit_object
 from operators.index import read_pipeline
 from operators.kube_client import Object
 from operators.kueue import queue_state, workload_of
@@ -103,7 +103,7 @@ class Run:
         if isinstance(state, Ready) and self._generation == generation:
             return state, ""
         try:
-            accepted = accept(found, self.services.config, self.services.cluster)
+            accepted = admit_object(found, self.services.config, self.services.cluster)
             if isinstance(state, Ready):
                 state.admit(accepted, self.services.cache)
             else:

@@ -159,12 +159,21 @@ class AzureServer(StoreServer):
 
     @classmethod
     @contextmanager
-    def start(cls, folder: Path) -> Iterator[AzureServer]:
+    def start(cls, folder: Path, certificate: Path | None = None) -> Iterator[AzureServer]:
+        """With a certificate (and its key) it speaks TLS, and takes tokens whose signatures it does not check."""
         port, key, wrong = free_port(), *(base64.b64encode(os.urandom(64)).decode() for _ in range(2))
         place = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder / "azure")]
         command = ["node", str(_azurite()), *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+        if certificate:
+            command += ["--oauth", "basic", "--cert", str(certificate), "--key", str(certificate)]
         name = "AZURE_STORAGE_ACCOUNT_KEY"
-        server = cls(command, f"http://127.0.0.1:{port}/account", {name: key}, [{name: wrong}], (key, wrong))
+        server = cls(
+            command,
+            f"http{'s' if certificate else ''}://127.0.0.1:{port}/account",
+            {name: key},
+            [{name: wrong}],
+            (key, wrong),
+        )
         server.settings = {"AZURITE_ACCOUNTS": f"account:{key}"}
         server.persistent = False  # its tables of what it holds are written every few seconds
         with server.running():
@@ -188,6 +197,12 @@ def serving(folder: Path) -> Iterator[StoreServer]:
         yield server
 
 
+class Service(ThreadingHTTPServer):
+    """A server of the test's own, never at the port of another that listens already."""
+
+    allow_reuse_address = False
+
+
 @contextmanager
 def token_service() -> Iterator[tuple[str, str]]:
     """A token service as Google's: yields the key of a service account that it knows, and one that it does not."""
@@ -199,9 +214,6 @@ def token_service() -> Iterator[tuple[str, str]]:
     pem = serialization.Encoding.PEM
     public = keys[0].public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
     verifier = crypt.RSAVerifier.from_string(public)
-
-    class Service(ThreadingHTTPServer):
-        allow_reuse_address = False  # or it may get the port of a server that listens already
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

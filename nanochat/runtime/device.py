@@ -2,11 +2,16 @@
 
 Both are chosen by capability, never by a stopwatch: a resumed run must choose again what it chose before, or its
 weights would not be equal bit for bit.
+
+    with deterministic(device.device, wanted=True):
+        loss.backward()
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +51,7 @@ def choose_device(precision: Literal["auto", "bf16", "fp32"] = "auto") -> Device
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition for equal bits
     elif torch.backends.mps.is_available() and local_size == 1:
         device = torch.device("mps")
     else:
@@ -53,9 +59,22 @@ def choose_device(precision: Literal["auto", "bf16", "fp32"] = "auto") -> Device
         # Compiled kernels would add up the embedding's gradient atomically, in the order in which threads come: a
         # resumed run has to end with the same bits. (`use_deterministic_algorithms` would import the compiler.)
         torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     dtype = compute_dtype_for(device) if precision == "auto" else PRECISIONS[precision]
     return Device(device, dtype, peak_flops(device) if dtype == torch.bfloat16 else None)
+
+
+@contextmanager
+def deterministic(device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """Inside, a GPU computes gradients with the same bits each time, if that is wanted; a CPU always does."""
+    wanted = wanted and device.type == "cuda"
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.use_deterministic_algorithms(False)
 
 
 def compute_dtype_for(device: torch.device | str) -> torch.dtype:

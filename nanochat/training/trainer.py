@@ -21,7 +21,7 @@ import torch
 
 from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
-from nanochat.runtime.device import Device
+from nanochat.runtime.device import Device, deterministic
 from nanochat.runtime.distributed import World
 from nanochat.spec.errors import Diverged, Stopped
 from nanochat.tracking.journal import Journal
@@ -68,6 +68,7 @@ class TrainerPlan:
     checkpoint_seconds: float | None = None
     log_every: int = 1  # steps
     skip_steps: int = 50  # steps of data that are skipped when training diverges
+    deterministic: bool = False  # on a GPU; a CPU always is
     measurements: tuple[Measurement, ...] = ()
 
 
@@ -181,11 +182,13 @@ class Trainer:
     def _update(self, local: LocalBatch, weight: float) -> tuple[float, float]:
         """Gradients of the global batch's mean loss, and one step of the optimizer -> loss, gradient norm."""
         state = self.state
-        total = torch.zeros((), device=self.device.device)
-        for batch in local.batches:
-            loss = micro_loss(self.forward, batch.to(self.device.device))
-            (loss / weight).backward()
-            total += loss.detach()
+        device = self.device.device
+        total = torch.zeros((), device=device)
+        with deterministic(device, wanted=self.plan.deterministic):
+            for batch in local.batches:
+                loss = micro_loss(self.forward, batch.to(device))
+                (loss / weight).backward()
+                total += loss.detach()
         (summed,) = self.world.sum(float(total))
         mean = summed / weight
         self.guard.check(state.step + 1, mean)

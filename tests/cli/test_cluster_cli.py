@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import yaml
-from kubernetes.config import kube_config
 from small_pipeline import PIPELINE, called
 
 from nanochat.cli.cluster_run import ClusterRun
@@ -124,10 +122,7 @@ def run(server: Server, tmp_path: Path) -> Run:
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
 
     def command(*arguments: str, **environment: str) -> tuple[int, str]:
-        found = {"KUBECONFIG": str(tmp_path / "kubeconfig"), **environment}
-        # The client takes it from the environment once, on its import.
-        with mock.patch.object(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", found["KUBECONFIG"]):
-            done = called(tmp_path, *arguments, **found)
+        done = called(tmp_path, *arguments, **{"KUBECONFIG": str(tmp_path / "kubeconfig"), **environment})
         return done.returncode, done.stdout + done.stderr
 
     return command

@@ -195,7 +195,7 @@ def checkpoints(state: Path) -> list[Path]:
 
 
 def test_a_corrupt_checkpoint(finished: Path) -> None:
-    settings = ["stages.base.steps=800", "stages.base.checkpointEvery=50", "stages.base.keepCheckpoints=4"]
+    settings = ["stages.base.steps=500", "stages.base.checkpointEvery=50", "stages.base.keepCheckpoints=4"]
     live = started(finished, *words(settings), **UNTRACKED)
     try:
         wait_until(lambda: len(checkpoints(finished / "state")) >= 3, process=live, home=finished)
@@ -213,7 +213,7 @@ def test_a_corrupt_checkpoint(finished: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{newest.name} is damaged and passed over" in done.stdout
     log = nanochat(finished, "logs", "tried", "base").stdout
-    assert f"resumed after step {int(before.name.split('-')[1]):,} of 800" in log
+    assert f"resumed after step {int(before.name.split('-')[1]):,} of 500" in log
     assert f"{newest.name} is damaged" in nanochat(finished, "status", "tried").stdout
 
 

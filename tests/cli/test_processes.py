@@ -35,6 +35,11 @@ def training(processes: int) -> dict[str, dict[str, object]]:
     return sections | {"rl": {**common, "evalEvery": 2}}
 
 
+def only(*stages: str) -> list[str]:
+    """Options of `nanochat run`."""
+    return [word for stage in stages for word in ("--only", stage)]
+
+
 def losses(home: Path, stage: str) -> dict[int, float]:
     """Step -> loss, of all launches."""
     found = {}
@@ -57,15 +62,14 @@ def fresh(trained: Path, tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-def test_two_processes_make_the_whole_pipeline_with_the_losses_of_one(fresh: Callable[[str], Path]) -> None:
+def test_two_processes_make_every_kind_of_model_with_the_losses_of_one(fresh: Callable[[str], Path]) -> None:
     one, two = fresh("one"), fresh("two")
     write_pipeline(one, **training(1))
     write_pipeline(two, **training(2))
-    done = nanochat(two, "run", "small.yaml")
+    done = nanochat(two, "run", "small.yaml", *only(*TRAINING, "rl", "eval-base", "eval-rl"), **UNTRACKED)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {attempt["number"] for attempt in stored(two, "runs/*/*/attempts/*/*.json")} == {1}
-    only = [word for stage in TRAINING for word in ("--only", stage)]
-    assert nanochat(one, "run", "small.yaml", *only, **UNTRACKED).returncode == 0
+    assert nanochat(one, "run", "small.yaml", *only(*TRAINING), **UNTRACKED).returncode == 0
     for stage in TRAINING:
         expected = losses(one, stage)
         assert expected and losses(two, stage) == pytest.approx(expected, rel=1e-5), stage

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server
-from small_pipeline import PIPELINE, UNTRACKED, lines, nanochat, output, started, wait_until, write_pipeline
+from small_pipeline import PIPELINE, UNTRACKED, called, lines, nanochat, output, started, wait_until, write_pipeline
 from store_servers import StoreServer
 
 from nanochat.storage import Store, open_store
@@ -42,14 +42,14 @@ def test_the_commands_work_and_a_second_run_does_nothing(remote: tuple[Path, dic
     again = nanochat(folder, "run", "small.yaml", **environment)
     assert again.returncode == 0
     assert all(said.startswith("cached") for stage, said in lines(again.stdout).items() if stage in ("base", "release"))
-    status = nanochat(folder, "status", "small", **environment)
+    status = called(folder, "status", "small", **environment)
     assert "Succeeded" in status.stdout
-    assert "the model is in s3://" in nanochat(folder, "logs", "small", "base", **environment).stdout
-    report = nanochat(folder, "report", "small", **environment)
+    assert "the model is in s3://" in called(folder, "logs", "small", "base", **environment).stdout
+    report = called(folder, "report", "small", **environment)
     assert report.returncode == 0 and "report.html" in report.stdout, report.stderr
-    chat = nanochat(folder, "chat", "small", "--prompt", "Who are you?", "--max-tokens", "4", **environment)
+    chat = called(folder, "chat", "small", "--prompt", "Who are you?", "--max-tokens", "4", **environment)
     assert chat.returncode == 0, chat.stderr
-    assert nanochat(folder, "gc", **environment).returncode == 0
+    assert called(folder, "gc", **environment).returncode == 0
     again = nanochat(folder, "run", "small.yaml", **environment)
     assert lines(again.stdout)["release"].startswith("cached")
     assert not (folder / "state" / "artifacts").exists() and not list((folder / "state" / "work").glob("*/*"))

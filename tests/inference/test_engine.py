@@ -29,7 +29,7 @@ def plain(model: Transformer, prompt: list[int], steps: int, *, ends: set[int]) 
     """Greedy decoding without a cache, and whether all of it is beyond rounding."""
     tokens, clear = list(prompt), True
     for _ in range(steps):
-        best = model(torch.tensor([tokens]))[0, -1].topk(2)
+        best = model(torch.tensor([tokens], device=model.device))[0, -1].topk(2)
         clear &= float(best.values[0] - best.values[1]) > ROUNDING
         tokens.append(int(best.indices[0]))
         if tokens[-1] in ends:

@@ -16,7 +16,7 @@ from nanochat.pipeline.planner import Start
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from operators import resources
-from operators.admission import Accepted, accept
+from operators.admission import Accepted, admit_object
 from operators.config import Config
 from operators.job_backend import JobRequest
 from operators.kube_models import from_json, to_json
@@ -220,7 +220,7 @@ class NoCluster:
 )
 def test_what_the_controller_refuses(spec: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says.replace("(", r"\(")):
-        accept({**HEAD, "spec": spec}, CONFIG, NoCluster())  # type: ignore[arg-type]
+        admit_object({**HEAD, "spec": spec}, CONFIG, NoCluster())  # type: ignore[arg-type]
 
 
 def test_a_pipeline_stays_in_the_store_it_began_in() -> None:
@@ -228,8 +228,8 @@ def test_a_pipeline_stays_in_the_store_it_began_in() -> None:
     moved = CONFIG.model_copy(
         update={"profiles": {"default": CONFIG.profiles["default"].model_copy(update={"root": "s3://new"})}}
     )
-    assert accept({**HEAD, "status": began}, moved, NoCluster()).profile.root == "s3://b/p"  # type: ignore[arg-type]
-    assert accept(HEAD, moved, NoCluster()).profile.root == "s3://new"  # type: ignore[arg-type]
+    assert admit_object({**HEAD, "status": began}, moved, NoCluster()).profile.root == "s3://b/p"  # type: ignore[arg-type]
+    assert admit_object(HEAD, moved, NoCluster()).profile.root == "s3://new"  # type: ignore[arg-type]
 
 
 def test_a_configuration_says_what_is_wrong(tmp_path: Path) -> None:

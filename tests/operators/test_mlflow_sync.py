@@ -19,7 +19,7 @@ from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.client import connect
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
-from operators.admission import accept
+from operators.admission import admit_object
 from operators.attempts import Attempts, JobAttempt
 from operators.config import Config
 from operators.mlflow_sync import MlflowSync
@@ -45,7 +45,7 @@ class Run:
             "metadata": {"name": "demo", "namespace": "team"},
             "spec": {"model": {"depth": 2}, "sources": {"text": {"kind": "world"}}},
         }
-        self.accepted = accept(found, Config.model_validate(config, by_alias=True), None)  # type: ignore[arg-type]
+        self.accepted = admit_object(found, Config.model_validate(config, by_alias=True), None)  # type: ignore[arg-type]
         self.store = open_store(Profile(root=str(folder / "store")))
         self.paths = RunPaths.of(namespace="team", name="demo", uid=uid)
         self.view = RunSnapshot(uid, self.accepted, Artifacts(self.store, folder / "cache"), self.paths, Phase.RUNNING)

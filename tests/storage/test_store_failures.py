@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import pytest
 from store_servers import StoreServer
 
 from nanochat.spec.errors import StorageError, UserError
-from nanochat.storage import Artifacts, Profile, Store, failures, open_store
+from nanochat.storage import Artifacts, FileRecord, Profile, Store, failures, open_store
 from nanochat.storage.failures import translate_errors, with_retries
 
 STORES = ("s3", "gcs", "azure")
@@ -94,6 +95,9 @@ OPERATIONS: tuple[Callable[[Store], object], ...] = (
     lambda store: store.children("x"),
     lambda store: store.write("x", b""),
     lambda store: store.delete("x"),
+    lambda store: store.create("x", b""),
+    lambda store: store.upload(Path(__file__), "x"),
+    lambda store: store.download(FileRecord("x", 0, ""), Path(tempfile.gettempdir()) / "x"),
 )
 
 

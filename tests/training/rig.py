@@ -83,7 +83,7 @@ class Rig:
             self.store, "run/progress.json", stage="base", launch=self.launch, enabled=self.world.first
         )
         self.plain = Forward(self.model, compiled=False)
-        loop = Trainer(
+        trainer = Trainer(
             TrainerPlan(
                 steps=self.steps,
                 schedule=lambda step: Rates(1.0 - 0.5 * step / self.steps, 0.85 + 0.01 * min(step, 10)),
@@ -105,9 +105,9 @@ class Rig:
             guard=self.guard,
             journal=self.journal,
             progress=self.progress,
-            stop=lambda: self.stop_at is not None and loop.state.step >= self.stop_at,
+            stop=lambda: self.stop_at is not None and trainer.state.step >= self.stop_at,
         )
-        return loop
+        return trainer
 
     def _forward(self, *args: torch.Tensor, **options: str) -> torch.Tensor:
         assert self.forward is not None

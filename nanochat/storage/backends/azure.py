@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from azure.core.exceptions import (
 from azure.identity import CredentialUnavailableError
 from azure.identity.aio import DefaultAzureCredential
 from azure.storage.blob.aio import BlobServiceClient, LinearRetry
+from fsspec.asyn import sync
 
 from nanochat.spec.errors import UserError
 from nanochat.storage.backends import PART, PARTS_AT_ONCE, REQUEST_RETRIES, Backend, Credentials
@@ -70,13 +72,14 @@ class _FileSystem(AzureBlobFileSystem):
 
     def __init__(self, profile: Profile, folder: Path | None, **options: Any) -> None:
         self._profile, self._folder = profile, folder
-        super().__init__(anon=True, assume_container_exists=True, **options)
+        super().__init__(anon=True, assume_container_exists=False, **options)
 
     def do_connect(self) -> None:
         url = self._profile.endpoint or _account_url()
+        self.credential = None if self._profile.anonymous else _credential(url, self._folder)  # adlfs closes it
         self.service_client = BlobServiceClient(
             url,
-            credential=None if self._profile.anonymous else _credential(url, self._folder),
+            credential=self.credential,
             retry_policy=LinearRetry(backoff=1, retry_total=REQUEST_RETRIES, random_jitter_range=0),
             connection_timeout=5,
             read_timeout=60,
@@ -103,7 +106,13 @@ class Azure(Backend):
         return (fs.info(address)["metadata"] or {}).get("writer")
 
     def find_bucket(self, fs: Any, bucket: str) -> None:
-        fs.ls(bucket)
+        # adlfs asks for the container's properties, for which a token of the container alone gives no right.
+        async def look() -> None:
+            async with fs.service_client.get_container_client(bucket) as container:
+                async for _ in container.list_blobs(results_per_page=1):
+                    return
+
+        sync(fs.loop, look)
 
     def upload_options(self, size: int) -> dict[str, Any]:
         return {"max_concurrency": PARTS_AT_ONCE, "validate_content": True}
@@ -138,6 +147,7 @@ def _credential(url: str, folder: Path | None) -> Any:
         raise UserError(f"{folder} must hold the file {KEY} or {TOKEN}")
     if parts.scheme != "https":
         raise CredentialUnavailableError("an identity's token is only sent over https")
+    logging.getLogger("azure.identity").setLevel(logging.ERROR)  # its list of what it tried is said in one sentence
     return DefaultAzureCredential()
 
 
