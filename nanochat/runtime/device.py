@@ -3,7 +3,7 @@
 Both are chosen by capability, never by a stopwatch: a resumed run must choose again what it chose before, or its
 weights would not be equal bit for bit.
 
-    with deterministic(device.device):
+    with deterministic(device.device, wanted=True):
         loss.backward()
 """
 
@@ -65,19 +65,16 @@ def choose_device(precision: Literal["auto", "bf16", "fp32"] = "auto") -> Device
 
 
 @contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """A GPU computes the same bits each time inside; a CPU always does.
-
-    Only training has to: without gradients the kernels give equal bits anyway, and would write to caches by sorting.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    torch.use_deterministic_algorithms(True)
+def deterministic(device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """Inside, a GPU computes gradients with the same bits each time, if that is wanted; a CPU always does."""
+    wanted = wanted and device.type == "cuda"
+    if wanted:
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        if wanted:
+            torch.use_deterministic_algorithms(False)
 
 
 def compute_dtype_for(device: torch.device | str) -> torch.dtype:

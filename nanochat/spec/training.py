@@ -51,6 +51,12 @@ class TrainingStage(ComputeStage):
         "compile says whether torch.compile compiles the model; auto does so where that saves more time than it takes.",
         key=False,
     )
+    deterministic: bool = setting(
+        False,
+        "deterministic says whether a GPU computes the same bits each time, so that a resumed stage ends with the "
+        "weights of an undisturbed one; at depth 20 an H200 then takes 10 % longer. A CPU always computes so.",
+        key=False,
+    )
     embedding_lr: float = setting(
         0.2,
         "embeddingLr is AdamW's learning rate for the embedding at width 768; it falls with the width's root.",

@@ -106,6 +106,7 @@ class TrainingSession:
                 checkpoint_seconds=settings.checkpoint_every_seconds,
                 log_every=settings.log_every,
                 skip_steps=settings.skip_on_divergence,
+                deterministic=settings.deterministic,
                 measurements=tuple(measurements),
             ),
             world=self.world,

@@ -68,6 +68,7 @@ class TrainerPlan:
     checkpoint_seconds: float | None = None
     log_every: int = 1  # steps
     skip_steps: int = 50  # steps of data that are skipped when training diverges
+    deterministic: bool = False  # on a GPU; a CPU always is
     measurements: tuple[Measurement, ...] = ()
 
 
@@ -183,7 +184,7 @@ class Trainer:
         state = self.state
         device = self.device.device
         total = torch.zeros((), device=device)
-        with deterministic(device):
+        with deterministic(device, wanted=self.plan.deterministic):
             for batch in local.batches:
                 loss = micro_loss(self.forward, batch.to(device))
                 (loss / weight).backward()

@@ -24,7 +24,8 @@ from nanochat.runtime.device import choose_device
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.manifest import Manifest
-from nanochat.storage.store import Profile, open_store
+from nanochat.storage.opening import open_store
+from nanochat.storage.store import Profile
 from nanochat.tracking.journal import JournalReader
 from tests.cli.small_pipeline import PIPELINE
 from tests.inference.conftest import model, tokenizer
