@@ -12,6 +12,7 @@ The library `kubernetes` is imported when a connection is made: it takes half a 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,14 +169,15 @@ class KubeClient:
         from kubernetes import client, config
 
         configuration = _configuration(connections)
+        file = os.environ.get("KUBECONFIG") or "~/.kube/config"  # kubernetes reads the variable on its import alone
         try:
             contexts: Any
-            contexts, active = config.list_kube_config_contexts()
+            contexts, active = config.list_kube_config_contexts(file)
             chosen = next((c for c in contexts if c["name"] == context), None) if context else active
             if chosen is None:
                 known = ", ".join(c["name"] for c in contexts)
                 raise UserError(f"the kubeconfig has no context '{context}': it has {known}")
-            config.load_kube_config(context=chosen["name"], client_configuration=configuration)
+            config.load_kube_config(file, context=chosen["name"], client_configuration=configuration)
         except (config.ConfigException, TypeError, yaml.YAMLError) as error:
             why = " ".join(str(error).split()).rstrip(".")
             raise NoCluster(f"no cluster is configured: {why}; KUBECONFIG names the file") from None

@@ -145,7 +145,7 @@ def same(before: Object, told: Object) -> bool:
     return all(_bare(before.get(name)) == _bare(value) for name, value in told.items())
 
 
-def _bare(value: Any) -> Any:
+def _bare(value: object) -> object:
     """A value as the API server keeps it: without what is None."""
     if isinstance(value, Mapping):
         return {str(k): _bare(v) for k, v in value.items() if v is not None}
@@ -245,5 +245,5 @@ def _time(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -20,6 +21,8 @@ from operators.kube_client import KubeClient, KubeError
 
 log = logging.getLogger(__name__)
 
+logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are not its own
+
 DISCOVERY_SECONDS = 20.0  # between looks for definitions that came or went
 
 
@@ -27,17 +30,19 @@ async def watch(index: Index, kube: KubeClient, namespaces: Collection[str], sto
     """Watch until `stop` is set; no namespaces are all. RuntimeError where a watch ends by itself."""
     stopping = asyncio.create_task(stop.wait())
     while not stop.is_set():
-        served = await _served(index, kube)
-        ending = asyncio.Event()
+        served, ending = await _served(index, kube), threading.Event()
         changing = asyncio.create_task(_changed(index, kube, served))
-        operator = asyncio.create_task(_kopf(served, namespaces, ending))
-        await asyncio.wait({stopping, changing, operator}, return_when=asyncio.FIRST_COMPLETED)
-        changing.cancel()
-        if operator.done():
-            operator.result()
-            raise RuntimeError("kopf's watches ended by themselves")
-        ending.set()
+        # In an event loop of its own: when kopf ends, it cancels all tasks of its loop that began after it.
+        operator = asyncio.create_task(asyncio.to_thread(asyncio.run, _kopf(served, namespaces, ending)))
+        try:
+            await asyncio.wait({stopping, changing, operator}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changing.cancel()
+            ended = operator.done()
+            ending.set()
         await operator
+        if ended:
+            raise RuntimeError("kopf's watches ended by themselves")
 
 
 async def _served(index: Index, kube: KubeClient) -> list[SomeCache]:
@@ -59,7 +64,7 @@ async def _changed(index: Index, kube: KubeClient, served: list[SomeCache]) -> N
         await asyncio.sleep(DISCOVERY_SECONDS)
 
 
-async def _kopf(served: list[SomeCache], namespaces: Collection[str], ending: asyncio.Event) -> None:
+async def _kopf(served: list[SomeCache], namespaces: Collection[str], ending: threading.Event) -> None:
     """Run kopf until `ending` is set."""
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -77,14 +82,17 @@ async def _kopf(served: list[SomeCache], namespaces: Collection[str], ending: as
         if cache.label:
             settings.watching.label_selectors[kind] = cache.label
         kopf.on.event(*kind, registry=registry, id=cache.resource.plural)(_handler(cache))
-    await kopf.operator(
-        registry=registry,
-        settings=settings,
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=list(namespaces),
-        stop_flag=ending,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=list(namespaces),
+            stop_flag=ending,
+        )
+    finally:
+        ending.set()  # where kopf fails, its thread that waits for this would keep the loop from closing
 
 
 def _handler(cache: SomeCache) -> Callable[..., Awaitable[None]]:

@@ -103,7 +103,9 @@ def fault(error: BaseException, errors: ErrorTable = LOCAL) -> Fault | None:
     if is_disk_full(error):
         return Fault.FULL
     for item in _chain(error):
-        for kind, found in ({MissingBucket: Fault.NO_BUCKET} | dict(errors.types)).items():
+        if isinstance(item, MissingBucket):
+            return Fault.NO_BUCKET
+        for kind, found in errors.types.items():
             if isinstance(item, kind):
                 return found
     if isinstance(error, TimeoutError | ConnectionError):

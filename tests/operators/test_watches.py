@@ -167,10 +167,13 @@ def test_jobs_are_watched_when_their_definition_comes(server: ApiServer) -> None
         await until(lambda: len(server.watched("pods")) == 1)
         await asyncio.sleep(0.5)
         assert server.watched("pytorchjobs") == [] and len(server.watched("pods")) == 1, "nothing has changed"
+        bystander = asyncio.create_task(asyncio.sleep(60))
         server.kinds.append(PYTORCHJOBS)
         await until(lambda: len(server.watched("pytorchjobs")) == 1)
         server.events["pytorchjobs"].append({"type": "ADDED", "object": job})
         await until(lambda: list(index.owned("team", "o").jobs) == ["p"])
+        assert not bystander.done(), "kopf that ends takes no task of the controller's with it"
+        bystander.cancel()
 
     run(server, ("team",), story)
     ((path, query),) = server.watched("pytorchjobs")

@@ -22,7 +22,7 @@ from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from store_servers import BUCKET, AzureServer, GcsServer, Service
+from store_servers import BUCKET, AzureServer, GcsServer, Service, StoreServer
 
 from nanochat.storage import open_store
 
@@ -61,7 +61,16 @@ def service(answer: Answer, context: ssl.SSLContext | None = None) -> Iterator[i
         server.server_close()
 
 
-def test_a_pod_on_gke(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def check(server: StoreServer, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Try a store there without the server's credentials, in a process of its own: libraries read variables once."""
+    program = "import sys; from nanochat.storage import *; open_store(Profile(sys.argv[1], sys.argv[2])).check()"
+    profile = server.profile("identity")
+    kept = {name: value for name, value in server.environment.items() if name not in server.credentials}
+    command = [sys.executable, "-c", program, profile.root, str(profile.endpoint)]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_pod_on_gke(gcs_server: GcsServer, tmp_path: Path) -> None:
     asked = []
 
     def metadata(path: str, _body: bytes) -> tuple[int, dict[str, object] | str]:
@@ -71,10 +80,9 @@ def test_a_pod_on_gke(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch, tm
         return 200, "project" if "project" in path else {"email": "trainer@project", "scopes": ["scope"]}
 
     with service(metadata) as port:
-        for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"):
-            monkeypatch.setenv(name, f"127.0.0.1:{port}")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        open_store(gcs_server.profile("identity")).check()
+        names = ("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT")
+        done = check(gcs_server, HOME=str(tmp_path), **dict.fromkeys(names, f"127.0.0.1:{port}"))
+    assert done.returncode == 0, done.stderr
     assert any("/token" in path for path in asked)
 
 
@@ -126,24 +134,17 @@ def test_a_pod_on_aks(certificate: Path, tmp_path: Path, monkeypatch: pytest.Mon
     context.load_cert_chain(certificate)
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.setenv(name, str(certificate))
-    program = "import sys; from nanochat.storage import *; open_store(Profile(sys.argv[1], sys.argv[2])).check()"
     with AzureServer.start(tmp_path, certificate) as server, service(exchange, context) as port:
-        profile = server.profile("identity")
-        environment = {name: value for name, value in server.environment.items() if name not in server.credentials} | {
+        identity = {
             "AZURE_TENANT_ID": "tenant",
             "AZURE_CLIENT_ID": "trainer",
             "AZURE_FEDERATED_TOKEN_FILE": str(tmp_path / "federated"),
             "AZURE_AUTHORITY_HOST": f"https://127.0.0.1:{port}",
         }
-
-        def check() -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-c", program, profile.root, str(profile.endpoint)]
-            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-        done = check()
+        done = check(server, **identity)
         assert done.returncode == 0, done.stderr
         (tmp_path / "federated").write_text("another pod's token")
-        refused = check()
+        refused = check(server, **identity)
         assert "UserError: there are no credentials for abfs://bucket/identity" in refused.stderr
         assert "token" not in refused.stderr.splitlines()[-1]
 

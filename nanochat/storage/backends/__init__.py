@@ -10,7 +10,6 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +71,12 @@ class Backend(ABC):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Named values from a folder with a file for each, or from the environment."""
-
-    folder: Path | None
-
-    def get(self, name: str) -> str:
-        """The value, '' where there is none."""
-        if self.folder is None:
-            return os.environ.get(name, "").strip()
-        file = self.folder / name
-        return file.read_text().strip() if file.exists() else ""
+def credential(name: str, folder: Path | None) -> str:
+    """A value with credentials: the folder's file of that name, without a folder the variable; '' where not given."""
+    if folder is None:
+        return os.environ.get(name, "").strip()
+    file = folder / name
+    return file.read_text().strip() if file.exists() else ""
 
 
 def find_backend(scheme: str) -> Backend:

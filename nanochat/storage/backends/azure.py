@@ -26,7 +26,7 @@ from azure.storage.blob.aio import BlobServiceClient, LinearRetry
 from fsspec.asyn import sync
 
 from nanochat.spec.errors import UserError
-from nanochat.storage.backends import PART, PARTS_AT_ONCE, REQUEST_RETRIES, Backend, Credentials
+from nanochat.storage.backends import PART, PARTS_AT_ONCE, REQUEST_RETRIES, Backend, credential
 from nanochat.storage.failures import ErrorTable, Fault
 from nanochat.storage.store import Profile
 
@@ -132,16 +132,16 @@ def _account_url() -> str:
 
 def _credential(url: str, folder: Path | None) -> Any:
     """A key or token that is given, else the identity of the machine, pod or user."""
-    given, parts = Credentials(folder), urlsplit(url)
-    if key := given.get(KEY):
+    parts = urlsplit(url)
+    if key := credential(KEY, folder):
         # An emulator has its accounts in the path.
-        account = given.get(ACCOUNT) or parts.path.strip("/") or parts.netloc.partition(".")[0]
+        account = credential(ACCOUNT, folder) or parts.path.strip("/") or parts.netloc.partition(".")[0]
         try:
             base64.b64decode(key, validate=True)
         except ValueError:
             raise UserError(f"{KEY} is not a key, which are base64: copy it again") from None
         return AzureNamedKeyCredential(account, key)
-    if token := given.get(TOKEN):
+    if token := credential(TOKEN, folder):
         return AzureSasCredential(token)
     if folder is not None:
         raise UserError(f"{folder} must hold the file {KEY} or {TOKEN}")

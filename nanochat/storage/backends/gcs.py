@@ -15,7 +15,7 @@ from gcsfs.retry import ChecksumError, HttpError, NonRetryableError
 from google.oauth2 import service_account
 
 from nanochat.spec.errors import UserError
-from nanochat.storage.backends import PART, REQUEST_RETRIES, Backend, Credentials
+from nanochat.storage.backends import PART, REQUEST_RETRIES, Backend, credential
 from nanochat.storage.failures import ErrorTable, Fault
 from nanochat.storage.store import Profile
 
@@ -123,7 +123,7 @@ class Gcs(Backend):
 
 def _token(folder: Path | None) -> Any:
     """gcsfs' `token`: the credentials of a key, or the usual chain of Google's libraries (files, the machine's)."""
-    key = Credentials(folder).get(KEY)
+    key = credential(KEY, folder)
     if key:
         try:
             return service_account.Credentials.from_service_account_info(json.loads(key), scopes=[SCOPE])

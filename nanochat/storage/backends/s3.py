@@ -11,7 +11,7 @@ import botocore.exceptions
 import s3fs
 
 from nanochat.spec.errors import UserError
-from nanochat.storage.backends import PART, PARTS_AT_ONCE, REQUEST_RETRIES, Backend
+from nanochat.storage.backends import PART, PARTS_AT_ONCE, REQUEST_RETRIES, Backend, credential
 from nanochat.storage.failures import ErrorTable, Fault
 from nanochat.storage.store import Entry, Profile
 
@@ -122,7 +122,7 @@ def _credentials(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {}
     names = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "token": "AWS_SESSION_TOKEN"}
-    found = {name: (folder / file).read_text().strip() for name, file in names.items() if (folder / file).exists()}
+    found = {name: value for name, file in names.items() if (value := credential(file, folder))}
     if not {"key", "secret"} <= found.keys():
         raise UserError(f"{folder} must hold the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return found
