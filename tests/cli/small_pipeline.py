@@ -17,7 +17,6 @@ from unittest import mock
 import psutil
 import pytest
 import yaml
-from kubernetes.config import kube_config
 
 from nanochat.cli.main import main
 
@@ -81,11 +80,8 @@ def nanochat(home: Path, *arguments: str, **environment: str) -> subprocess.Comp
 def called(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in this process, which saves the start of one; for what trains nothing."""
     command, out, err = ["nanochat", *arguments], io.StringIO(), io.StringIO()
-    own = variables_of(home, environment)
     with (
-        mock.patch.dict(os.environ, own, clear=True),
-        # The client of Kubernetes reads the environment once, on its import.
-        mock.patch.object(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", own.get("KUBECONFIG", os.devnull)),
+        mock.patch.dict(os.environ, variables_of(home, environment), clear=True),
         mock.patch.object(sys, "argv", command),
         contextlib.chdir(home),
         contextlib.redirect_stdout(out),

@@ -185,7 +185,7 @@ def test_no_answer(server: Server) -> None:
 
 def test_the_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     path = tmp_path / "config"
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.setenv("KUBECONFIG", str(path))
     with pytest.raises(NoCluster, match="no cluster is configured"):
         KubeClient.connect()
     context = {"cluster": "c", "user": "u", "namespace": "team"}
