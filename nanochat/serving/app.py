@@ -126,7 +126,7 @@ class _Api:
     async def _authorize(self, request: Request) -> None:
         keys = self._settings.api_keys
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if not keys or (scheme == "Bearer" and _among(given.strip(), keys)):
+        if not keys or (scheme.lower() == "bearer" and _among(given.strip(), keys)):
             return
         raise ApiError(
             401,
