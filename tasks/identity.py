@@ -13,7 +13,6 @@ from nanochat.parse.json_text import read_json
 from tasks.conversation import conversation_problem
 from tasks.task import DataError, Example, Message, SourceFile, Task
 
-
 LARGEST = 256 << 20  # bytes of a file, which is held in memory
 LINE = 1 << 20  # bytes
 
