@@ -28,6 +28,7 @@ from nanochat.serving.exchange import Exchange
 from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, Hosts, body_limit
 from nanochat.serving.health import health_router
 from nanochat.serving.holder import Model, ModelHolder
+from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed, Overloaded
@@ -139,7 +140,7 @@ class _Api:
         self._settings = settings
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1")
+        router = APIRouter(prefix="/v1", route_class=JsonRoute)
         router.add_api_route("/models", self._models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self._model, methods=["GET"])
         router.add_api_route("/chat/completions", self._chat, methods=["POST"], response_model=None)
