@@ -10,7 +10,8 @@ import typer
 
 from nanochat.cli import cluster, rollback, run, runs
 from nanochat.cli.options import Set, Store
-from nanochat.spec.errors import NanochatError
+from nanochat.pipeline.orphan import in_folder
+from nanochat.spec.errors import NanochatError, UserError
 
 app = typer.Typer(
     help="A whole ChatGPT from one declared pipeline.",
@@ -107,6 +108,8 @@ def identity_generate(
 def main() -> None:
     """Entry point: an error that the user can mend is one sentence and exit code 2."""
     try:
+        if not in_folder():
+            raise UserError("the folder that you are in is gone: go to one that exists, then run this again")
         app()
     except NanochatError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -22,13 +22,12 @@ from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
+from nanochat.spec.stages import CHATCORE
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from tasks import Example, Message, Program, Task
 
 Tick = Callable[[int], None]  # called with the number of problems done since the last call
-
-CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")
 
 
 def no_tick(done: int) -> None:

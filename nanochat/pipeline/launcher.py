@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanochat.pipeline.logs import LogUploader
-from nanochat.pipeline.orphan import LIFELINE, PLAN, die_with_starter, end_launches
+from nanochat.pipeline.orphan import PLAN, die_with_starter, end_launches, start_child
 from nanochat.pipeline.outcomes import (
     EXIT_DISK_FULL,
     EXIT_STOPPED,
@@ -161,14 +161,11 @@ def last_words(path: Path, outcome: Outcome, launch: str) -> None:
 
 
 def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
-    """Start the stage in a session of its own and with a lifeline, its output in the work folder."""
-    environment = {**os.environ, LIFELINE: "1"}
-    environment.update(thread_variables(plan.threads), PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
-    environment.setdefault("USER", "nanochat")  # PyTorch asks for it, and a pod's user may have no name
-    stage = ["-m", "nanochat.stages", str(path)]
-    if plan.processes * plan.nodes == 1:
-        command = [sys.executable, *stage]
-    else:
+    """Start the stage, its output in the work folder."""
+    variables = {**thread_variables(plan.threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables["USER"] = os.environ.get("USER", "nanochat")  # PyTorch asks for it, and a pod's user may have no name
+    arguments = ["-m", "nanochat.stages", str(path)]
+    if plan.processes * plan.nodes > 1:
         meeting = ["--standalone", "--nnodes=1"]
         if plan.nodes > 1:
             meeting = [
@@ -178,16 +175,8 @@ def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
                 f"--master-port={os.environ['NANOCHAT_MASTER_PORT']}",
             ]
         processes = [f"--nproc-per-node={plan.processes}", "--max-restarts=0"]
-        command = [sys.executable, "-m", "torch.distributed.run", *meeting, *processes, *stage]
-    with (work / "launch.log").open("ab") as output:  # each rank has a log of its own
-        return subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
+        arguments = ["-m", "torch.distributed.run", *meeting, *processes, *arguments]
+    return start_child(arguments, log=work / "launch.log", variables=variables)  # each rank has a log of its own
 
 
 def forward(work: Path, processes: int) -> bool:

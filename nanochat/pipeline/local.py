@@ -26,7 +26,7 @@ from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.logs import LogSync
-from nanochat.pipeline.orphan import PLAN, end_launches
+from nanochat.pipeline.orphan import PLAN, end_launches, in_folder
 from nanochat.pipeline.outcomes import Outcome, Reason, read_outcome
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.plan import StagePlan
@@ -83,6 +83,7 @@ class LocalRunner:
         self.interrupts = 0
         self.cancelled = False
         self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
+        self._in_folder = True
         self._began = 0.0
         self._observed_at = 0.0
         self._reached_at = 0.0  # when storage was last reached
@@ -161,6 +162,7 @@ class LocalRunner:
                 self._stop(action, now)
             elif not self.interrupts:
                 self._storage(lambda action=action: self._start(action, now))
+        status = self.outputs.remarked(status)
         self._storage(lambda: self._keep(status))
         self._bear_trouble(now)
         return status
@@ -291,6 +293,9 @@ class LocalRunner:
             threads=self.devices.threads(processes),
             tracking=self.resolved.tracking,
         )
+        if not in_folder() and self._in_folder:
+            log.warning("the folder in which this run was started is gone: what was named relative to it is not found")
+        self._in_folder = in_folder()
         path = work / PLAN
         with translate_errors(doing="writing", where=str(work)):
             work.mkdir(parents=True)

@@ -4,9 +4,10 @@ The runner starts the launcher, and the launcher its stage, with a lifeline: sta
 writes to and whose other end only the starter holds. It ends when the starter does, also by SIGKILL, also while the
 child still starts, and whatever stands between them (torchrun):
 
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, LIFELINE: "1"})
+    child = start_child(["-m", "nanochat.stages", plan], log=work / "launch.log", variables={})
     die_with_starter(cleanup=...)            # in the child, first thing
 
+What lies in the working folder is not imported: a `tasks.py` or `torch.py` there is somebody else's.
 A stopped process (SIGSTOP) runs no thread of its own: `end_launches` kills it from outside.
 """
 
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +29,35 @@ LIFELINE = "NANOCHAT_LIFELINE"  # set where standard input is one
 PLAN = "plan.json"
 MODULES = {"nanochat.pipeline.launcher", "nanochat.stages"}
 END_SECONDS = 10.0  # that a process killed by SIGKILL may take to be gone
+
+
+def start_child(arguments: Sequence[str], *, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start Python in a session of its own and with a lifeline, its output at the end of `log`.
+
+    Its folder is this process's, to which variables of the environment may be relative, or else that of the log.
+    """
+    safe = {LIFELINE: "1", "PYTHONSAFEPATH": "1"}
+    if path := os.environ.get("PYTHONPATH"):  # where an empty entry, as in ":/opt/lib", means the working folder
+        safe["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
+            env={**os.environ, **safe, **variables},
+            cwd=None if in_folder() else log.parent,
+            start_new_session=True,
+        )
+
+
+def in_folder() -> bool:
+    """Whether this process's working folder is still there."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def die_with_starter(*, cleanup: Callable[[], None] | None = None) -> None:

@@ -10,16 +10,14 @@ if code is not None:
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.pipeline.attempts import AttemptRecord
 from nanochat.pipeline.launcher import read_outcomes
-from nanochat.pipeline.orphan import LIFELINE, PLAN, end_launches
+from nanochat.pipeline.orphan import PLAN, end_launches, start_child
 from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
 
 
@@ -35,16 +33,9 @@ class RunningAttempt:
 
     @classmethod
     def start(cls, record: AttemptRecord, work: Path, processes: int) -> RunningAttempt:
-        """Start the launcher of the plan in `work`, with a lifeline, in a session of its own."""
-        with (work / "launcher.log").open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nanochat.pipeline.launcher", str(work / PLAN)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.PIPE,
-                env={**os.environ, LIFELINE: "1"},
-                start_new_session=True,
-            )
+        """Start the launcher of the plan in `work`."""
+        arguments = ["-m", "nanochat.pipeline.launcher", str(work / PLAN)]
+        process = start_child(arguments, log=work / "launcher.log", variables={})
         return cls(record, process, work, processes)
 
     def stop(self, reason: str, *, deadline: float) -> None:

@@ -92,12 +92,12 @@ def called(home: Path, *arguments: str, **environment: str) -> subprocess.Comple
     return subprocess.CompletedProcess(command, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
-def started(home: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the command; its output is in `home/output.log` as well."""
+def started(home: Path, *arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Start the command; its output is in `output.log` of the home, or of the folder `log`."""
     own = variables_of(home, environment)
-    with (home / "output.log").open("w") as log:
+    with ((log or home) / "output.log").open("w") as out:
         return subprocess.Popen(
-            [*COMMAND, *arguments], cwd=home, env=own, stdout=log, stderr=subprocess.STDOUT, text=True
+            [*COMMAND, *arguments], cwd=home, env=own, stdout=out, stderr=subprocess.STDOUT, text=True
         )
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.evaluation.chat import CHATCORE, Chat, ChatSettings, TaskResult, chatcore
+from nanochat.evaluation.chat import Chat, ChatSettings, TaskResult, chatcore
 from nanochat.evaluation.figure import centered, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Engine, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
+from nanochat.spec.stages import CHATCORE
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from tasks import Example, Program, Task

@@ -186,6 +186,9 @@ def test_keys(start: Callable[..., Any]) -> None:
             else:
                 with pytest.raises(openai.AuthenticationError):
                     client.models.list()
+    for scheme, status in (("bearer", 200), ("BEARER ", 200), ("Basic", 401)):
+        headers = {"Authorization": f"{scheme} first"}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == status
     assert httpx.get(f"{server.url}/v1/models").status_code == 401
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert httpx.get(f"{server.url}/").status_code == 200

@@ -189,6 +189,13 @@ def test_identity_files_are_checked_by_line(tmp_path: Path) -> None:
     for line, problem in (
         (b"\xff\xfe", "line 2: not UTF-8"),
         (b"{", "line 2: not JSON"),
+        (b"[" * 20_000, "line 2: nested more than 200 deep"),
+        (
+            b'[{"role": "user", "content": "' + b"a" * (1 << 20) + b'"}]',
+            "line 2: 1,048,609 bytes, and at most 1,048,576",
+        ),
+        (rb'[{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "b"}]', "line 2: not JSON"),
+        (b'[{"role": "user", "content": NaN}]', "line 2: not JSON"),
         (b'"text"', "line 2: a conversation is a list"),
         (json.dumps(good[:1]).encode(), "line 2: the last message must be the assistant's"),
         (json.dumps(good + good[1:]).encode(), "line 2: message 3 is from 'assistant' and must be from 'user'"),
