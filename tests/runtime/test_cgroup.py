@@ -26,7 +26,10 @@ def machine(root: Path, **files: str) -> Path:
 
 def group(folder: str, names: tuple[str, str, str], limit: object, used: int, cached: int) -> dict[str, str]:
     stat = f"anon 5\ninactive_file {cached}\ntotal_inactive_file {cached}\n"
-    return {f"sys/fs/cgroup/{folder}{name}": text for name, text in zip(names, (f"{limit}\n", f"{used}\n", stat), strict=True)}
+    return {
+        f"sys/fs/cgroup/{folder}{name}": text
+        for name, text in zip(names, (f"{limit}\n", f"{used}\n", stat), strict=True)
+    }
 
 
 @pytest.mark.parametrize(
