@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
 from typing import Any
 
+from nanochat.parse import Malformed
+from nanochat.parse.json_text import read_json
 from tasks.conversation import conversation_problem
 from tasks.task import DataError, Example, Message, SourceFile, Task
+
+LARGEST = 256 << 20  # bytes of a file, which is held in memory
+LINE = 1 << 20  # bytes
 
 
 class Identity(Task):
@@ -37,6 +41,8 @@ def read_conversations(path: Path) -> list[list[Message]]:
 
     Raises DataError, with the line, for what is not UTF-8, not JSON, or no conversation of texts up to an answer.
     """
+    if path.stat().st_size > LARGEST:
+        raise DataError(path, f"more than {LARGEST >> 20} MiB: leave conversations out")
     rows: list[list[Message]] = []
     for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
         try:
@@ -46,10 +52,9 @@ def read_conversations(path: Path) -> list[list[Message]]:
         if not line:
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            problem = f"not JSON ({error}): write one conversation a line"
-            raise DataError(path, problem, line=number) from None
+            row = read_json(line, limit=LINE)
+        except Malformed as error:
+            raise DataError(path, f"{error}: write one conversation a line", line=number) from None
         messages: Any = row.get("messages") if isinstance(row, dict) else row
         problem = conversation_problem(messages, last="assistant", parts=False)
         if problem:
