@@ -8,7 +8,7 @@ from typing import Literal
 from nanochat.inference.reply import Kind, Piece, Reply
 from nanochat.inference.sampling import Sampling, TokenLogprob
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
