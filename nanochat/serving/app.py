@@ -29,6 +29,7 @@ from nanochat.serving.exchange import Exchange
 from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, Hosts, body_limit
 from nanochat.serving.health import health_router
 from nanochat.serving.holder import Model, ModelHolder
+from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.messages import conversation
 from nanochat.serving.objects import ChatCompletion, ChosenToken, ModelList, ModelObject
 from nanochat.serving.openapi import ANSWER, BEARER, documented
@@ -149,7 +150,9 @@ class _Api:
         self._unknown = UnknownFields()
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)], responses=documented(401, 503))
+        router = APIRouter(
+            prefix="/v1", route_class=JsonRoute, dependencies=[Depends(BEARER)], responses=documented(401, 503)
+        )
         router.add_api_route("/models", self._models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self._model, methods=["GET"], responses=documented(404))
         router.add_api_route(
