@@ -38,7 +38,7 @@ def chat(
     url: str | None = None,
     prompt: str | None = None,
     temperature: float = 0.6,
-    top_k: int | None = 50,
+    top_k: int = 50,
     max_tokens: int = 256,
     system: str | None = None,
 ) -> None:
@@ -182,7 +182,7 @@ class Session:
             self._note(f"/{name:<12} {meaning}")
         settings = self.settings
         self._note(
-            f"Now: temperature {settings.temperature:g}, topk {settings.top_k or 0}, maxtokens {settings.max_tokens}."
+            f"Now: temperature {settings.temperature:g}, topk {settings.top_k}, maxtokens {settings.max_tokens}."
         )
 
     def _clear(self, _argument: str) -> None:
@@ -204,7 +204,7 @@ class Session:
         self.settings = replace(self.settings, temperature=_number(argument, low=0, high=2))
 
     def _top_k(self, argument: str) -> None:
-        self.settings = replace(self.settings, top_k=int(_number(argument, low=0, high=1e6)) or None)
+        self.settings = replace(self.settings, top_k=int(_number(argument, low=0, high=1e6)))
 
     def _max_tokens(self, argument: str) -> None:
         self.settings = replace(self.settings, max_tokens=int(_number(argument, low=1, high=1e6)))
