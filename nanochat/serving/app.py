@@ -37,7 +37,7 @@ from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed, Overloaded
 from nanochat.spec.errors import UserError
-from nanochat.tokenizer.chat import render_prompt
+from nanochat.tokenizer.chat import least_prompt, render_prompt
 
 T = TypeVar("T")
 
@@ -217,8 +217,14 @@ class _Api:
                 exchange.close()
 
     def _render(self, model: Model, body: ChatRequest) -> list[int]:
+        messages = conversation(body.messages)
         try:
-            return render_prompt(model.tokenizer, conversation(body.messages))
+            least, limit = least_prompt(model.tokenizer, messages), model.service.length
+            if least >= limit:
+                raise ContextTooLong(prompt=least, limit=limit, at_least=True)
+            return render_prompt(model.tokenizer, messages)
+        except ContextTooLong as error:
+            raise _too_long(error) from None
         except UserError as error:
             raise ApiError(400, error.message, param="messages") from error
 
@@ -249,8 +255,7 @@ class _Api:
         try:
             return Exchange(model.service, prompt, samplings)
         except ContextTooLong as error:
-            code = "context_length_exceeded"
-            raise ApiError(400, error.message, param="messages", code=code) from error
+            raise _too_long(error) from None
         except EngineFailed as error:
             raise ApiError(503, str(error), kind="server_error", code="engine_failed", retry_after=5) from error
         except Overloaded as error:
@@ -310,6 +315,10 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._exchange.close()
+
+
+def _too_long(error: ContextTooLong) -> ApiError:
+    return ApiError(400, error.message, param="messages", code="context_length_exceeded")
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
