@@ -258,7 +258,7 @@ class Engine:
         except Exception as error:
             if self.on_error is None:
                 raise
-            request.finish_reason = "error"
+            request.finish_reason = "cancelled"
             if slot.request is request:
                 self._release(slot)
             self.on_error(request, error)

@@ -8,7 +8,7 @@ from typing import Literal
 from nanochat.inference.reply import Kind, Piece, Reply
 from nanochat.inference.sampling import Sampling, TokenLogprob
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
