@@ -122,7 +122,7 @@ async def _read(receive: Receive, *, declared: int, limit: int) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """What an application receives when the body was read before: all of it, then what comes from the client."""
+    """Give the application the whole body, which was read before, and then what comes from the client."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

@@ -201,6 +201,8 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
             result = chat.measure(task, rows, tick=subject.counter(name, subject.local_count(rows)))
         measured[name] = result
         results.metrics[name] = result.accuracy
+        if result.lenient is not None:
+            results.metrics[f"{name}-lenient"] = result.lenient
         results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
     for name in CHATCORE:
         if name not in measured:

@@ -108,6 +108,26 @@ def test_a_body_that_does_not_come_is_given_up(start: Callable[..., Any], monkey
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("{", "EOF while parsing an object at column 1"),
+        ("[" * 200_000, "nested more than 200 deep"),
+        ('{"a":' * 40_000, "nested more than 200 deep"),
+        ('{"messages": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 200 deep"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "unexpected end of hex escape"),
+        ('{"temperature": NaN}', "expected value"),
+        ('{"temperature": 1e999}', "a number that is too large"),
+        ('{"seed": ' + "9" * 5000 + "}", "number out of range"),
+        (b"\xff\xfe", "expected value"),
+    ],
+)
+def test_bodies_that_are_not_json_are_one_sentence(server: Any, body: str | bytes, problem: str) -> None:
+    answer = httpx.post(f"{server.url}{CHAT}", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(f"The body is not valid JSON: {problem}")
+
+
 def test_too_many_headers_are_refused(server: Any) -> None:
     few, many = ({f"x-{number}": "1" for number in range(count)} for count in (50, 200))
     assert httpx.get(f"{server.url}/livez", headers=few).status_code == 200

@@ -120,7 +120,7 @@ def test_sigterm_finishes_what_was_begun(
         body = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 450, "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
             lines = response.iter_lines()
-            assert '"nanochat-sft"' in next(lines)
+            assert '"model":"nanochat"' in next(lines)
             process.send_signal(signal.SIGTERM)
             rest = list(lines)
         assert rest[-2] == "data: [DONE]"
