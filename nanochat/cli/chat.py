@@ -43,7 +43,7 @@ def chat(
     url: str | None = None,
     prompt: str | None = None,
     temperature: float = 0.6,
-    top_k: int | None = 50,
+    top_k: int = 50,
     max_tokens: int = 256,
     system: str | None = None,
 ) -> None:
@@ -187,7 +187,7 @@ class Session:
             self._note(f"/{name:<12} {meaning}")
         settings = self.settings
         self._note(
-            f"Now: temperature {settings.temperature:g}, topk {settings.top_k or 0}, maxtokens {settings.max_tokens}."
+            f"Now: temperature {settings.temperature:g}, topk {settings.top_k}, maxtokens {settings.max_tokens}."
         )
 
     def _clear(self, _argument: str) -> None:
@@ -209,7 +209,7 @@ class Session:
         self.settings = replace(self.settings, temperature=_number(options.temperature, argument))
 
     def _top_k(self, argument: str) -> None:
-        self.settings = replace(self.settings, top_k=_number(options.top_k, argument) or None)
+        self.settings = replace(self.settings, top_k=_number(options.top_k, argument))
 
     def _max_tokens(self, argument: str) -> None:
         self.settings = replace(self.settings, max_tokens=_number(options.max_tokens, argument))

@@ -72,7 +72,7 @@ def chat(
     from nanochat.cli.chat import chat as talk
 
     folder = None if url else runs.model_folder(model, stage=stage, store=store)
-    talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k or None, max_tokens=max_tokens)
+    talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k, max_tokens=max_tokens)
 
 
 @app.command()

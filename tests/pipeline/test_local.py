@@ -81,14 +81,14 @@ def start(resolved: ResolvedProfile, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def outcomes(runner: LocalRunner, stage: str = "dataset") -> list[str]:
     """The reasons in the store, by attempt, which the attempts' own records repeat."""
     folder = f"{runner.paths.root}/outcomes/{stage}"
-    told = [runner.store.read_json(f"{folder}/{name}")["reason"] for name in runner.store.children(folder)]
+    told = [runner.store.read_json(f"{folder}/{name}", 1 << 20)["reason"] for name in runner.store.children(folder)]
     assert told == [str(attempt.outcome.reason) for attempt in runner.attempts.of(stage) if attempt.outcome]
     return told
 
 
 def log_of(runner: LocalRunner, stage: str = "dataset") -> str:
     paths = [entry.path for entry in runner.store.list(runner.paths.logs(stage)) if "/rank0/" in entry.path]
-    return "".join(runner.store.read(path).decode() for path in paths)
+    return "".join(runner.store.read(path, 1 << 20).decode() for path in paths)
 
 
 def leftovers(resolved: ResolvedProfile) -> list[psutil.Process]:
@@ -218,15 +218,15 @@ def test_a_stage_that_does_not_stop_is_ended_after_its_grace(
 
 def test_storage_that_is_away_is_borne(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = start({"dataset": ["waits", "ok"]})
-    real, away, troubles = runner.store.exists, [5], []
+    real, away, troubles = runner.store.read, [5], []
 
-    def exists(path: str) -> bool:
+    def read(path: str, *limits: Any, **more: Any) -> bytes:
         if path == runner.paths.control and away[0]:
             away[0] -= 1
             raise StorageError("it does not answer")
-        return real(path)
+        return real(path, *limits, **more)
 
-    monkeypatch.setattr(runner.store, "exists", exists)
+    monkeypatch.setattr(runner.store, "read", read)
 
     def look(view: RunProgress) -> None:
         troubles.append(view.trouble)
