@@ -34,7 +34,9 @@ def found(url: str) -> dict[tuple[str, str], dict]:
         assert ran.returncode == 0, ran.stderr
         for name, result in json.loads(ran.stdout.splitlines()[-1]).items():
             everything[language, name] = result
-    print("\n" + "\n".join(f"{language:8} {name:26} {found['version']}" for (language, name), found in everything.items()))
+    print(
+        "\n" + "\n".join(f"{language:8} {name:26} {found['version']}" for (language, name), found in everything.items())
+    )
     return everything
 
 
