@@ -212,6 +212,8 @@ class _Api:
             raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=5) from None
         except EngineFailed as error:
             raise ApiError(500, str(error), kind="server_error") from error
+        except UserError as error:  # which only the engine can find, as a token that its vocabulary does not have
+            raise ApiError(400, error.message) from error
         finally:
             if not handed_on:
                 exchange.close()

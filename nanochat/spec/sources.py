@@ -7,6 +7,8 @@ from typing import Literal
 
 from nanochat.spec.fields import Section, Text, Uri, setting
 
+PUBLIC_HUB = "https://huggingface.co"
+
 
 class TextSource(Section):
     """The pretraining text: parquet shards with one string column `text`, or the generated demo world."""
@@ -116,7 +118,10 @@ class Sources(Section):
         key=False,
     )
     hub: Uri = setting(
-        "https://huggingface.co", "hub is the base address of the hub that text and task data come from.", key=False
+        PUBLIC_HUB,
+        "hub is the base address of the hub that text and task data come from. Where it is the default, HF_ENDPOINT "
+        "of the environment is used in its place.",
+        key=False,
     )
     hub_revision: Text = setting("main", "hubRevision is the revision of the task data sets on the hub.")
     text: TextSource = setting(TextSource, "text is the text that the tokenizer and the base model are trained on.")
