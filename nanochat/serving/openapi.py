@@ -1,4 +1,4 @@
-"""What /openapi.json says of answers: the shapes of the good ones, and which errors there are and why.
+"""The part of /openapi.json about answers: the shapes of the good ones, and which errors there are and why.
 
 router.add_api_route("/things", things, responses={200: ANSWER, **documented(400, 404)})
 """

@@ -21,12 +21,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from nanochat.runtime.signals import on_stop
+from nanochat.serving.connections import Connection, most_connections
 from nanochat.serving.holder import ModelHolder
 from nanochat.spec.errors import NanochatError, UserError
 
 # That a connection may be idle. Most load balancers keep theirs for 60 s: with a shorter time here they would send
 # requests into connections that are being closed.
 KEEP_ALIVE_SECONDS = 75
+HEAD_BYTES = 32 << 10  # of a request's line and headers
 DEAD_TICKS = 50  # uvicorn's, of a tenth of a second, in which /livez says so before the process ends
 
 
@@ -60,14 +62,27 @@ def is_local(socket: sockets.socket) -> bool:
     return ipaddress.ip_address(socket.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def server_config(app: FastAPI, *, grace: int) -> uvicorn.Config:
+    """The settings of uvicorn: what of a connection is bounded in number, size and time."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        limit_concurrency=most_connections(),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=grace,
+    )
+
+
 def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
     """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped.
 
     Raises NanochatError where it ended because the engine can't go on: the process has to be started again.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=grace, timeout_keep_alive=KEEP_ALIVE_SECONDS
-    )
+    config = server_config(app, grace=grace)
     server = _DrainingServer(config, host, linger)
 
     def stop(number: int, frame: FrameType | None) -> None:

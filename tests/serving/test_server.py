@@ -136,7 +136,7 @@ def test_settings_that_the_engine_refuses(
 def test_an_engine_that_fails_is_made_anew(
     service: EngineService, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
-    """What was being answered ends with the error; what waited is answered."""
+    """Requests that were being answered end with the error; those that waited are answered."""
     original, failures = Transformer.extend, iter([MemoryError("too little")])
 
     def fail_once(*given: Any, **named: Any) -> Any:
