@@ -22,6 +22,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.records import read_object
 from nanochat.storage.store import Store
@@ -49,6 +50,10 @@ class LocalRun(RunHandle):
         return self.status.name
 
     @property
+    def place(self) -> str:
+        return f"{self.resolved.profile.root}\n{self.resolved.profile.endpoint or ''}\n{self.status.namespace}"
+
+    @property
     def is_live(self) -> bool:
         """Whether a runner on this machine works on it."""
         return RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
@@ -67,7 +72,8 @@ class LocalRun(RunHandle):
     def headline(self) -> str:
         phase = self.phase
         gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
-        return f"{self.name}: {phase}{gone} {self.status.message}".rstrip()
+        message = self.status.message
+        return f"{self.name}: {phase}{gone}" + (f", {message}" if message and message != phase.lower() else "")
 
     @property
     def stages(self) -> Sequence[StageRunStatus]:
@@ -101,7 +107,8 @@ class LocalRun(RunHandle):
         from nanochat.report.record import gather
 
         record = gather(self.store, Artifacts(self.store, self.resolved.cache), run=self.paths.root)
-        write_report(record, folder)
+        with translate_errors(doing="writing", where=str(folder)):
+            write_report(record, folder)
         if markdown:
             print((folder / "report.md").read_text(encoding="utf-8"))
         else:

@@ -50,7 +50,11 @@ class ResolvedProfile:
 
 def resolve_profile(name: str = "default") -> ResolvedProfile:
     """The resolved that a profile name means on this machine; UserError where it is not declared."""
-    home = Path(os.environ.get("NANOCHAT_HOME") or Path.home() / ".cache" / "nanochat").absolute()
+    user = _user_folder()
+    named = os.environ.get("NANOCHAT_HOME") or (user / ".cache" / "nanochat" if user else None)
+    if named is None:
+        raise UserError("HOME is not set: set it, or set NANOCHAT_HOME to a folder in which nanochat may keep files")
+    home = Path(named).absolute()
     declared = _declared()
     data = dict(declared.get(name) or {})
     if name == "default":
@@ -79,8 +83,20 @@ def resolve_profile(name: str = "default") -> ResolvedProfile:
     return ResolvedProfile(name=name, profile=profile, tracking=tracking, home=home)
 
 
+def _user_folder() -> Path | None:
+    """The user's home; None where this machine knows of none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def _declared() -> dict[str, dict[str, Any]]:
-    path = Path(os.environ.get("NANOCHAT_PROFILES") or Path.home() / ".config" / "nanochat" / "profiles.yaml")
+    user = _user_folder()
+    named = os.environ.get("NANOCHAT_PROFILES") or (user / ".config" / "nanochat" / "profiles.yaml" if user else None)
+    if named is None:
+        return {}
+    path = Path(named)
     if not path.exists():
         return {}
     data = yaml.safe_load(path.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,12 @@ def test_status_and_logs(home: Path) -> None:
 
 
 def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
+    before = sorted((home / "state" / "runs").glob("*/*"))
     done = called(home, "run", "small.yaml", "--set", "stages.base.matrixLr=0.5", "--only", "sft")
     assert done.returncode == 2
     assert "--only mid" in done.stderr
+    assert sorted((home / "state" / "runs").glob("*/*")) == before, "no run is marked as failed, for none began"
+    assert called(home, "status", "small").stdout.startswith("small: Succeeded\n")
 
 
 def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) -> None:
@@ -70,11 +74,13 @@ def test_gc_keeps_the_runs_of_champions(home: Path) -> None:
     assert released and released < every
 
     def gone(*options: str) -> set[str]:
-        out = nanochat(home, "gc", "--dry-run", "--keep-runs", "0", *options).stdout
-        return {run for run in every if f"{run.partition('runs/')[2]}: not among the latest 0" in out}
+        done = nanochat(home, "gc", "--dry-run", "--keep-runs", "0", *options)
+        told = re.findall(r"(runs/\S+): [\d,]+ bytes, not among the latest 0", done.stdout)
+        return {run for run in every if f"runs/{run.partition('runs/')[2]}" in told}
 
     assert gone() == every - released
-    assert gone("--champions") == every
+    assert gone("--champions") == every - released, "it is champion"
+    assert gone("--keep-releases", "--champions") == every - released, "it was released"
 
 
 @pytest.mark.parametrize(
