@@ -125,7 +125,7 @@ class Store(ABC):
         """Remove one of `leftovers`."""
 
     def _bounded(self, data: bytes, path: str, limit: int) -> bytes:
-        """What was read, `limit` + 1 bytes at most, if there was no more."""
+        """The data of a read of `limit` + 1 bytes; `Damaged` where there were more than `limit`."""
         if len(data) > limit:
             raise Damaged(f"{self.uri(path)} has more than {limit:,} bytes: it is not what was written")
         return data

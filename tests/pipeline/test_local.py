@@ -186,15 +186,15 @@ def test_a_stage_that_does_not_stop_is_ended_after_its_grace(
 
 def test_storage_that_is_away_is_borne(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = start({"dataset": ["waits", "ok"]})
-    real, away, troubles = runner.store.exists, [5], []
+    real, away, troubles = runner.store.read, [5], []
 
-    def exists(path: str) -> bool:
+    def read(path: str, limit: int) -> bytes:
         if path == runner.paths.control and away[0]:
             away[0] -= 1
             raise StorageError("it does not answer")
-        return real(path)
+        return real(path, limit)
 
-    monkeypatch.setattr(runner.store, "exists", exists)
+    monkeypatch.setattr(runner.store, "read", read)
 
     def look(view: RunProgress) -> None:
         troubles.append(view.trouble)
