@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import cluster, gc, models, options, rollback, run, runs
+from nanochat.cli import cluster, collect, models, options, rollback, run, runs
 from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
@@ -34,7 +34,7 @@ app.command("submit")(cluster.submit)
 app.command("suspend")(cluster.suspend)
 app.command("resume")(cluster.resume)
 app.command("rollback")(rollback.rollback)
-app.command("gc")(gc.gc)
+app.command("gc")(collect.gc)
 
 
 @app.command()
