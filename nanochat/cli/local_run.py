@@ -52,15 +52,14 @@ class LocalRun(RunHandle):
 
     @property
     def is_live(self) -> bool:
-        """Whether a runner works on it: of this home its lock tells, of another one the store."""
-        if self.is_own:
-            return RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
-        return live_run(self.store, self.paths.root)
+        """Whether a runner works on it: of this home its lock tells, of others the store."""
+        held = RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
+        return held if self.is_own else held or live_run(self.store, self.paths.root)
 
     @property
     def is_own(self) -> bool:
-        """Whether this home runs it; a version before did not say whose a run was."""
-        return self.status.home in ("", self.resolved.identity)
+        """Whether it is this home's, and not another one's or a cluster's; versions before did not say whose a run was."""
+        return bool(self.status.home) and self.status.home == self.resolved.identity
 
     @property
     def phase(self) -> str:
@@ -76,7 +75,8 @@ class LocalRun(RunHandle):
     def headline(self) -> str:
         phase = self.phase
         gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
-        whose = "" if self.is_own else f" (run from another home, on {self.status.host})"
+        others = self.status.home and not self.is_own
+        whose = f" (run from another home, on {self.status.host})" if others else ""
         return f"{self.name}: {phase}{gone}{whose} {self.status.message}".rstrip()
 
     @property

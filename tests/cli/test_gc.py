@@ -20,7 +20,14 @@ LONG = {"steps": 400, "checkpointEverySeconds": 5}
 
 def prepare(folder: Path) -> Path:
     folder.mkdir()
-    write_pipeline(folder, base=LONG, rl={"enabled": False}, evalChat={"enabled": False}, evalBase={"enabled": False})
+    write_pipeline(
+        folder,
+        base=LONG,
+        rl={"enabled": False},
+        evalChat={"enabled": False},
+        evalBase={"enabled": False},
+        release={"enabled": False},
+    )
     return folder
 
 
