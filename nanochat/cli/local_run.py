@@ -58,7 +58,7 @@ class LocalRun(RunHandle):
 
     @property
     def is_own(self) -> bool:
-        """Whether it is this home's, and not another one's or a cluster's; versions before did not say whose a run was."""
+        """Whether it is this home's, not another one's or a cluster's; versions before did not say whose a run was."""
         return bool(self.status.home) and self.status.home == self.resolved.identity
 
     @property
