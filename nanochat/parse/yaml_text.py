@@ -53,7 +53,7 @@ def read_yaml(data: bytes | str) -> Any:
     except UnicodeEncodeError:
         raise Malformed("not UTF-8") from None
     if len(raw) > LARGEST:
-        raise Malformed(f"{len(raw):,} bytes, and at most {LARGEST:,} are read")
+        raise Malformed(f"more than {LARGEST:,} bytes")
     try:
         return _Document(text).read()
     except ReaderError as error:

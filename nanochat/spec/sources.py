@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from nanochat.spec.fields import Section, Text, Uri, setting
+from nanochat.spec.fields import BaseAddress, FileAddress, Section, Text, setting
 
 
 class TextSource(Section):
@@ -16,7 +16,7 @@ class TextSource(Section):
         "kind is where the text comes from: hub for shards that are fetched, world for text that the demo's world "
         "generates.",
     )
-    base: Uri | None = setting(
+    base: BaseAddress | None = setting(
         None, "base is the address that the shards' path is appended to. Defaults to sources.hub.", key=False
     )
     path: Text = setting(
@@ -52,8 +52,8 @@ class TextSource(Section):
 class FileSource(Section):
     """One file (or, for the bundle, a zip or a folder) by its address."""
 
-    url: Uri = setting(
-        help="url is the address of the file: https://, s3://, file:// or a local path.",
+    url: FileAddress = setting(
+        help="url is the address of the file.",
         key=False,
     )
     revision: Text = setting(
@@ -64,12 +64,12 @@ class FileSource(Section):
 class Encodings(Section):
     """The vocabularies of GPT-2 and GPT-4, for the compression table."""
 
-    gpt2: Uri = setting(
+    gpt2: FileAddress = setting(
         "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken",
         "gpt2 is the address of GPT-2's vocabulary, in tiktoken's format.",
         key=False,
     )
-    gpt4: Uri = setting(
+    gpt4: FileAddress = setting(
         "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
         "gpt4 is the address of GPT-4's vocabulary, in tiktoken's format.",
         key=False,
@@ -79,9 +79,9 @@ class Encodings(Section):
 class EvalBundle(FileSource):
     """CORE's evaluation bundle: a zip or a folder."""
 
-    url: Uri = setting(
+    url: FileAddress = setting(
         "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip",
-        "url is the address of the bundle, a zip or a folder: https://, s3://, file:// or a local path.",
+        "url is the address of the bundle, a zip or a folder.",
         key=False,
     )
 
@@ -89,9 +89,9 @@ class EvalBundle(FileSource):
 class Words(FileSource):
     """The word list of the spelling tasks, one word a line."""
 
-    url: Uri = setting(
+    url: FileAddress = setting(
         "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt",
-        "url is the address of the word list: https://, s3://, file:// or a local path.",
+        "url is the address of the word list.",
         key=False,
     )
 
@@ -99,9 +99,9 @@ class Words(FileSource):
 class Identity(FileSource):
     """Identity conversations, where stages.mid.identity names none: one JSON list of messages a line."""
 
-    url: Uri = setting(
+    url: FileAddress = setting(
         "https://karpathy-public.s3.us-west-2.amazonaws.com/identity_conversations.jsonl",
-        "url is the address of the conversations: https://, s3://, file:// or a local path.",
+        "url is the address of the conversations.",
         key=False,
     )
 
@@ -109,13 +109,13 @@ class Identity(FileSource):
 class Sources(Section):
     """All places that data comes from. A mirror replaces every public address at once."""
 
-    mirror: Uri | None = setting(
+    mirror: BaseAddress | None = setting(
         None,
         "mirror is a folder or address that replaces all public addresses: it has the hub's layout, eval_bundle/, "
         "words_alpha.txt, identity_conversations.jsonl and encodings/. By default there is none.",
         key=False,
     )
-    hub: Uri = setting(
+    hub: BaseAddress = setting(
         "https://huggingface.co", "hub is the base address of the hub that text and task data come from.", key=False
     )
     hub_revision: Text = setting("main", "hubRevision is the revision of the task data sets on the hub.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanochat.spec.fields import Name, Section, Uri, setting
+from nanochat.spec.fields import IdentityAddress, Name, Section, setting
 from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
 
 # Comments of fields that several stages have.
@@ -159,10 +159,10 @@ class MidStage(TrainingStage):
 
     mixture: Mixture = setting(_mid_mixture, MIXTURE, min_length=1)
     validation: Mixture = setting(_mid_validation, VALIDATION, min_length=1)
-    identity: Uri | None = setting(
+    identity: IdentityAddress | None = setting(
         None,
-        "identity is the address of a JSONL file of conversations that say who the model is: a local path, file://, "
-        "s3:// or, on a cluster, configmap://NAME/KEY. Defaults to sources.identity.",
+        "identity is the address of a JSONL file of conversations that say who the model is; on a cluster "
+        "that may be configmap://NAME/KEY. Defaults to sources.identity.",
         key=False,
     )
     steps: int | None = setting(
