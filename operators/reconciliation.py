@@ -90,6 +90,7 @@ class Reconciliation:
                 self._storage(lambda action=action: self._start(action))
         self._stop_dropped()
         self._clean()
+        planned = self.ready.outputs.remarked(planned)
         self._storage(lambda: self._keep(planned))
         return planned
 

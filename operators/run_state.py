@@ -75,7 +75,7 @@ class Ready:
         known = self.outputs
         self.accepted, self.looked = accepted, 0.0
         self.outputs = Outputs(Artifacts(accepted.profile.open(), cache), accepted.graph)
-        self.outputs.present, self.outputs.scores = known.present, known.scores
+        self.outputs.present, self.outputs.scores, self.outputs.release = known.present, known.scores, known.release
 
     @property
     def store(self) -> Store:

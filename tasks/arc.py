@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from tasks.choice import choice_example, is_letter
 from tasks.table import Row, TableTask, hub_files
 from tasks.task import Example
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]$")]  # one token
 
-class _Arc(TableTask):
-    """Some questions label their choices 1, 2, 3: the position decides the letter, whatever the label."""
 
+class Choices(Row):
+    """The possible answers, and what each is called: A to E, in some questions 1 to 5."""
+
+    text: list[str] = Field(min_length=2)
+    label: list[Label]
+
+
+class ArcRow(Row):
+    """A question of either set."""
+
+    question: str
+    choices: Choices
+    answer: str = Field(alias="answerKey")
+
+
+class _Arc(TableTask[ArcRow]):
+    row = ArcRow
     kind = "choice"
+    version = 2
     baseline = 0.25
     splits = ("train", "validation", "test")
-    columns = ("question", "choices", "answerKey")
 
-    def example(self, row: Row) -> Example:
-        labels = row["choices"]["label"]
-        return choice_example(row["question"], row["choices"]["text"], labels.index(row["answerKey"]))
+    def example(self, row: ArcRow) -> Example:
+        texts, labels = row.choices.text, row.choices.label
+        if len(labels) != len(texts) or len(set(labels)) != len(labels):
+            raise ValueError("choices: each needs a label of its own")
+        if row.answer not in labels:
+            raise ValueError(f"answerKey: '{row.answer}' is none of the labels {', '.join(labels)}")
+        return choice_example(row.question, texts, labels.index(row.answer), labels)
 
     def grade(self, example: Example, completion: str) -> bool:
         return is_letter(example, completion)

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from tasks.task import Example
 
 LETTERS = "ABCDEFGHIJ"
-INSTRUCTION = "Reply with the letter of the right choice and nothing else."
+INSTRUCTION = "Respond only with the letter of the correct answer."
 
 
-def choice_example(question: str, choices: Sequence[str], answer: int) -> Example:
+def choice_example(question: str, choices: Sequence[str], answer: int, letters: Sequence[str] = LETTERS) -> Example:
     """A question with its choices as '- text=LETTER', the letter last so that it follows what it stands for.
 
-    No space comes before a letter: the answer is the same token as the letter in the list.
+    The text is the reference's. No space comes before a letter: the answer is the same token as the letter in the list.
     """
-    letters = tuple(LETTERS[: len(choices)])
-    lines = [f"- {choice}={letter}" for letter, choice in zip(letters, choices, strict=True)]
-    text = "\n".join([f"Multiple-choice question: {question}", *lines, "", INSTRUCTION])
-    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": letters[answer]}]
-    return Example(messages, letters=letters, reference=letters[answer])
+    used = tuple(letters[: len(choices)])
+    lines = [f"- {choice}={letter}" for letter, choice in zip(used, choices, strict=True)]
+    text = "\n".join([f"Multiple Choice question: {question}", *lines, "", INSTRUCTION])
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": used[answer]}]
+    return Example(messages, letters=used, reference=used[answer])
 
 
 def is_letter(example: Example, completion: str) -> bool:

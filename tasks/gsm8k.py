@@ -14,25 +14,39 @@ from tasks.task import Example
 _CALCULATION = re.compile(r"<<([^<>]*)>>")
 
 
-class GSM8K(TableTask):
+class GSM8KRow(Row):
+    """A problem and its solution, which ends with '#### ' and the number."""
+
+    question: str
+    answer: str
+
+
+class GSM8K(TableTask[GSM8KRow]):
     name = "gsm8k"
+    row = GSM8KRow
     kind = "generative"
+    version = 2
     splits = ("train", "test")
     files = hub_files(
         "datasets/openai/gsm8k/resolve/main/main/{split}-00000-of-00001.parquet", train="train", test="test"
     )
-    columns = ("question", "answer")
 
-    def example(self, row: Row) -> Example:
-        answer = row["answer"]
+    def example(self, row: GSM8KRow) -> Example:
+        answer = row.answer
+        number = parts.final_number(answer)
+        if number is None or not parts.same_number(answer, number):
+            raise ValueError("answer: it must end with '#### ' and a number")
         messages = [
-            {"role": "user", "content": row["question"]},
+            {"role": "user", "content": row.question},
             {"role": "assistant", "content": solution_parts(answer)},
         ]
-        return Example(messages, reference=parts.final_number(answer))
+        return Example(messages, reference=number)
 
     def grade(self, example: Example, completion: str) -> bool:
-        return example.reference is not None and parts.final_number(completion) == example.reference
+        return parts.final_number(completion) == example.reference
+
+    def lenient(self, example: Example, completion: str) -> bool:
+        return parts.same_number(completion, example.reference)
 
 
 def solution_parts(answer: str) -> list[parts.Part]:

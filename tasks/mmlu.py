@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from tasks.choice import choice_example, is_letter
 from tasks.table import Row, TableTask, hub_files
 from tasks.task import Example
 
 
-class MMLU(TableTask):
+class MmluRow(Row):
+    """A question of one of the subjects."""
+
+    question: str
+    choices: list[str] = Field(min_length=4, max_length=4)
+    answer: int = Field(ge=0, le=3)
+
+
+class MMLU(TableTask[MmluRow]):
     name = "mmlu"
+    row = MmluRow
     kind = "choice"
+    version = 2
     baseline = 0.25
     splits = ("auxiliary-train", "dev", "validation", "test")
     files = hub_files(
@@ -19,10 +31,9 @@ class MMLU(TableTask):
         validation="validation",
         test="test",
     )
-    columns = ("question", "choices", "answer")
 
-    def example(self, row: Row) -> Example:
-        return choice_example(row["question"], row["choices"], row["answer"])
+    def example(self, row: MmluRow) -> Example:
+        return choice_example(row.question, row.choices, row.answer)
 
     def grade(self, example: Example, completion: str) -> bool:
         return is_letter(example, completion)

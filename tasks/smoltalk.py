@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from tasks.conversation import conversation_problem
 from tasks.table import Row, TableTask, hub_files
 from tasks.task import Example
 
 
-class SmolTalk(TableTask):
+class Said(Row):
+    """One message."""
+
+    role: str
+    content: str
+
+
+class SmolTalkRow(Row):
+    """A conversation."""
+
+    messages: list[Said]
+
+
+class SmolTalk(TableTask[SmolTalkRow]):
     name = "smoltalk"
+    row = SmolTalkRow
     kind = "chat"
     splits = ("train", "test")
     files = hub_files(
@@ -15,7 +30,9 @@ class SmolTalk(TableTask):
         train="train",
         test="test",
     )
-    columns = ("messages",)
 
-    def example(self, row: Row) -> Example:
-        return Example([{"role": each["role"], "content": each["content"]} for each in row["messages"]])
+    def example(self, row: SmolTalkRow) -> Example:
+        messages = [{"role": each.role, "content": each.content} for each in row.messages]
+        if problem := conversation_problem(messages):
+            raise ValueError(problem)
+        return Example(messages)

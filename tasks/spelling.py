@@ -40,6 +40,7 @@ class _Spelling(Task):
 class SpellingBee(_Spelling):
     name = "spelling-bee"
     kind = "generative"
+    version = 2
     rows = MappingProxyType({"train": 80_000, "test": 2_000})
 
     def __getitem__(self, index: int) -> Example:
@@ -51,15 +52,19 @@ class SpellingBee(_Spelling):
             {"role": "user", "content": count_question(random, word, letter)},
             {"role": "assistant", "content": count_answer(word, letter)},
         ]
-        return Example(messages, reference=word.count(letter))
+        return Example(messages, reference=str(word.count(letter)))
 
     def grade(self, example: Example, completion: str) -> bool:
         return parts.final_number(completion) == example.reference
+
+    def lenient(self, example: Example, completion: str) -> bool:
+        return parts.same_number(completion, example.reference)
 
 
 class SimpleSpelling(_Spelling):
     name = "simple-spelling"
     kind = "generative"
+    version = 2
     rows = MappingProxyType({"train": 200_000, "test": 2_000})
 
     def __getitem__(self, index: int) -> Example:
@@ -76,8 +81,11 @@ class SimpleSpelling(_Spelling):
 
 
 def spelled(word: str) -> str:
-    """'word: w,o,r,d': the commas keep letters from merging into longer tokens."""
-    return f"{word}: {','.join(word)}"
+    """'word:w,o,r,d': the commas keep letters from merging into longer tokens.
+
+    No space comes before a letter, here and where letters are counted: a letter with a space is another token.
+    """
+    return f"{word}:{','.join(word)}"
 
 
 def count_question(random: Random, word: str, letter: str) -> str:
@@ -98,9 +106,9 @@ def count_answer(word: str, letter: str) -> list[parts.Part]:
     for position, each in enumerate(word, start=1):
         if each == letter:
             count += 1
-            lines.append(f"{position}: {each} - that makes {count}")
+            lines.append(f"{position}:{each} - that makes {count}")
         else:
-            lines.append(f"{position}: {each}")
+            lines.append(f"{position}:{each}")
     by_hand = "\n".join(lines)
     return [
         parts.text(f"{by_hand}\n\nBy hand I count {count}. I check it with Python.\n\n"),

@@ -117,9 +117,20 @@ class Task(ABC):
         """Whether an answer is right, or the program that decides it."""
         raise NotImplementedError(f"task {self.name} has no grader")
 
+    def lenient(self, example: Example, completion: str) -> bool | Program | None:
+        """A more forgiving verdict, which is measured beside the grade; None where the task has none."""
+        return None
+
     def reward(self, example: Example, completion: str) -> float:
         """The reward of an answer in reinforcement learning: 1 where it is right, else 0."""
         return float(self.grade(example, completion) is True)
+
+    def check(self) -> int:
+        """Read the split as evaluation and training will; returns its rows. DataError where it holds nothing usable."""
+        if not len(self):
+            raise DataError(self.folder, f"task {self.name} has no row in its split '{self.split}'")
+        self[0]
+        return len(self)
 
     def paths(self) -> list[Path]:
         """The files of this split in the task's folder; DataError where one is missing."""

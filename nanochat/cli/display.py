@@ -119,6 +119,8 @@ class Display:
         elif status.phase is Phase.SUCCEEDED:
             took = time.time() - view.starts.get(stage, time.time())
             self.say(f"{stage:<10} done        {duration(took)}")
+        if status.phase in (Phase.CACHED, Phase.SUCCEEDED) and status.message:
+            self.say(f"{stage:<10} {status.message}")
         elif status.phase in (Phase.FAILED, Phase.RETRYING, Phase.BLOCKED, Phase.STOPPING):
             self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
 

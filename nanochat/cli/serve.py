@@ -3,20 +3,22 @@
     serve(folder=folder, host="127.0.0.1", port=8000, slots=8)
 
 NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+NANOCHAT_ALLOWED_HOSTS are further names under which the server may be asked.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from nanochat.inference import Engine
-from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.app import NO_KEYS, ServerSettings, create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.loading import fingerprint, load
-from nanochat.serving.server import bind, run
+from nanochat.serving.server import bind, is_local, run
 from nanochat.serving.service import EngineService
 
 
@@ -24,12 +26,16 @@ def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
     console = Console(highlight=False, soft_wrap=True)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
+        local = is_local(socket)
+        settings = ServerSettings.from_environment(os.environ, local=local)
+        if not (local or settings.api_keys):
+            print(f"warning: {host} is reached from other machines. {NO_KEYS}", file=sys.stderr)
         model, tokenizer, extra = load(folder)
         hosted = ModelHolder()
         served = Served(name or f"nanochat-{extra.get('stage', 'model')}", fingerprint(folder))
         service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)
         hosted.open(Model(served, service, tokenizer))
-        app = create_app(hosted, ServerSettings.from_environment(os.environ))
+        app = create_app(hosted, settings)
         address = f"http://{host}:{socket.getsockname()[1]}"
         console.print(f"Serving {served.name} at {address} (API: {address}/v1). Ctrl-C ends it.", markup=False)
         run(app, hosted, socket=socket)

@@ -22,14 +22,12 @@ from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
-from nanochat.runtime.threads import cores
+from nanochat.spec.stages import CHATCORE
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from tasks import Example, Message, Program, Task
 
 Tick = Callable[[int], None]  # called with the number of problems done since the last call
-
-CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")
 
 
 def no_tick(done: int) -> None:
@@ -55,6 +53,7 @@ class TaskResult:
     centered: Figure
     baseline: float
     cut: int  # questions that were longer than the context
+    lenient: Figure | None = None  # by the task's more forgiving verdict, where it has one
 
 
 class Chat:
@@ -74,6 +73,7 @@ class Chat:
         """The proportion of the task's first `rows` problems that the model gets right."""
         mine = range(self._world.rank, rows, self._world.size)
         examples = [task[i] for i in mine]
+        lenient: list[bool | None] = []
         if task.kind == "choice":
             prompts, cut = self._prompts(examples, room=self._model.config.sequence_length)
             letters = self._letters(examples, prompts, tick)
@@ -81,11 +81,15 @@ class Chat:
         else:
             prompts, cut = self._prompts(examples, room=self._room())
             answers = self._answers(prompts, indices=mine, tick=tick)
-            grades = [task.grade(example, answer.text) for example, answer in zip(examples, answers, strict=True)]
-            right = sum(self._passed(grades))
-        right, count, cuts = self._world.sum(right, len(examples), cut)
+            said = [(example, answer.text) for example, answer in zip(examples, answers, strict=True)]
+            grades = [task.grade(*pair) for pair in said]
+            verdicts = self._passed([*grades, *(task.lenient(*pair) for pair in said)])
+            right, lenient = sum(map(bool, verdicts[: len(said)])), verdicts[len(said) :]
+        forgiven, forgivable = sum(map(bool, lenient)), sum(verdict is not None for verdict in lenient)
+        right, count, cuts, forgiven, forgivable = self._world.sum(right, len(examples), cut, forgiven, forgivable)
         accuracy = proportion(right, count)
-        return TaskResult(accuracy, centered(accuracy, task.baseline), task.baseline, int(cuts))
+        also = proportion(forgiven, count) if forgivable else None
+        return TaskResult(accuracy, centered(accuracy, task.baseline), task.baseline, int(cuts), also)
 
     def ask(self, messages: Sequence[Message]) -> Completion:
         """The answer to one conversation."""
@@ -141,12 +145,12 @@ class Chat:
             tick(len(batch))
         return answers
 
-    def _passed(self, grades: Sequence[bool | Program]) -> list[bool]:
-        """The grades, with programs run in the sandbox: on this rank's part of the cores."""
-        programs = [grade for grade in grades if isinstance(grade, Program)]
-        workers = max(1, cores() // self._world.size)
-        verdicts = iter(Sandbox().run_all(programs, workers=workers))
-        return [next(verdicts).passed if isinstance(grade, Program) else grade for grade in grades]
+    def _passed(self, grades: Sequence[bool | Program | None]) -> list[bool | None]:
+        """The grades, with programs run in the sandbox (equal ones once): on this rank's part of the machine."""
+        programs = list(dict.fromkeys(grade for grade in grades if isinstance(grade, Program)))
+        ran = Sandbox().run_all(programs, share=self._world.size)
+        passed = {program: verdict.passed for program, verdict in zip(programs, ran, strict=True)}
+        return [passed[grade] if isinstance(grade, Program) else grade for grade in grades]
 
 
 def chatcore(results: Mapping[str, TaskResult]) -> Figure:

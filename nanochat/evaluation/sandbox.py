@@ -23,9 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.runtime.cgroup import free_memory
 from nanochat.runtime.threads import cores
 from tasks import Program
 
+PROCESSES = 2  # of each program: the candidate and its judge
 CHILD = Path(__file__).with_name("sandbox_child.py")
 
 # What must not work inside, as a program that names what did.
@@ -82,10 +84,15 @@ class Sandbox:
         verdict = self.run(PROBE)
         return None if verdict.passed else f"programs cannot be isolated here: {verdict.reason}"
 
-    def run_all(self, programs: Sequence[Program], *, workers: int | None = None) -> list[Verdict]:
-        """Run programs side by side, by default one a core."""
-        with ThreadPoolExecutor(workers or cores()) as pool:
+    def run_all(self, programs: Sequence[Program], *, share: int = 1) -> list[Verdict]:
+        """Run programs side by side, on one `share`th of this machine."""
+        with ThreadPoolExecutor(self.workers(share)) as pool:
             return list(pool.map(self.run, programs))
+
+    def workers(self, share: int = 1) -> int:
+        """Programs at a time: one a core, and no more than the free memory has room for at their limits."""
+        room = free_memory() // (PROCESSES * self.memory)
+        return max(1, min(cores(), room) // share)
 
     def run(self, program: Program) -> Verdict:
         """Run one program against its test."""

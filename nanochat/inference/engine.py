@@ -43,7 +43,7 @@ class Engine:
         self._cache = KVCache(config, slots=slots, length=self.length, device=device, dtype=model.compute_dtype)
         self._slots = [Slot(index) for index in range(slots)]
         self._waiting: deque[Request] = deque()
-        self._sampler = Sampler(slots, terminal=self._vocabulary.terminal, device=device)
+        self._sampler = Sampler(slots, vocabulary=config.vocab_size, terminal=self._vocabulary.terminal, device=device)
         self._clock = 0
         # Logits of each row's next token, and those at the end of each slot's prompt, which samples share.
         self._logits = torch.zeros(slots, config.vocab_size, device=device)  # (slots, V)
@@ -174,9 +174,17 @@ class Engine:
             uniforms[slot.index] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
             no_end[slot.index] = len(request.ids) < request.sampling.min_tokens
             top[slot.index] = request.sampling.logprobs
-        chosen = self._sampler.choose(self._logits, uniforms=uniforms, no_end=no_end).tolist()
-        logprobs = token_logprobs(self._logits, chosen, top)
+        scores = self._sampler.shifted(self._logits, no_end=no_end)
+        chosen = self._sampler.choose(scores, uniforms=uniforms).tolist()
+        logprobs = token_logprobs(scores, chosen, top)
+        self._count(ready, chosen)
         return [self._accept(slot, chosen[slot.index], logprobs[slot.index]) for slot in ready]
+
+    def _count(self, ready: list[Slot], chosen: list[int]) -> None:
+        """Tell the sampler the tokens that penalties are about: sampled ones of the text, not of a reply's form."""
+        penalised = [slot.index for slot in ready if (r := _occupant(slot)).sampling.penalised and not r.reply.forced]
+        special = self._vocabulary.special
+        self._sampler.count([(row, chosen[row]) for row in penalised if chosen[row] not in special])
 
     def _accept(self, slot: Slot, sampled: int, logprob: TokenLogprob | None) -> Event:
         request = _occupant(slot)

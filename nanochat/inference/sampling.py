@@ -3,6 +3,9 @@
 A row's choice is a function of its own logits, its own settings and one uniform number that is a function of
 (seed, position). Filters only decide which tokens may be chosen; the choice itself inverts the cumulative
 distribution in vocabulary order. So the settings of a neighbour can never change a row's token.
+
+A request may shift its logits: by `logit_bias`, and by penalties on the tokens that it has sampled. What is likeliest,
+what is drawn and what is reported as log-probabilities all follow the shifted logits.
 """
 
 from __future__ import annotations
@@ -15,10 +18,18 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 
+# Below this temperature the likeliest token is taken: float32 tells no two of the likeliest apart by then, and the
+# smallest numbers, which divide to infinity, would leave no distribution at all.
+COLDEST = 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """One request's settings. Temperature 0 takes the likeliest token; `max_tokens` counts forced ones."""
+    """One request's settings. Temperature 0 takes the likeliest token; `max_tokens` counts forced ones.
+
+    The penalties are OpenAI's: a token that was sampled c times so far has frequency_penalty * c + presence_penalty
+    taken off its logit. Special tokens, which give a reply its form, and those that the tool forced count as none.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -28,6 +39,24 @@ class Sampling:
     stop: tuple[str, ...] = ()  # texts that end the reply and are not part of it
     min_tokens: int = 0  # before this many tokens neither a terminal token nor a stop text ends the reply
     logprobs: int | None = None  # None: none; k: of each sampled token, and of its k likeliest alternatives
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+
+    @property
+    def hot(self) -> bool:
+        """Whether tokens are drawn; otherwise the likeliest is taken."""
+        return self.temperature >= COLDEST
+
+    @property
+    def penalised(self) -> bool:
+        """Whether what was sampled changes the logits of what comes next."""
+        return bool(self.frequency_penalty or self.presence_penalty)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the model's logits are changed at all."""
+        return self.penalised or bool(self.logit_bias)
 
     def split(self, count: int) -> list[Sampling]:
         """`count` settings that differ in their seeds, for samples of one prompt; the first is this one."""
@@ -37,7 +66,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probabilities (nats) of the model's own distribution, at temperature 1 and without filters."""
+    """Log-probabilities (nats) at temperature 1 and without filters, after what the request does to its logits."""
 
     token: int
     logprob: float
@@ -63,28 +92,42 @@ def _mix(seed: int, counter: int) -> int:
 class Sampler:
     """The settings of all rows as tensors, and the choice of their next tokens. `put` sets one row's."""
 
-    def __init__(self, rows: int, *, terminal: Sequence[int], device: torch.device) -> None:
+    def __init__(self, rows: int, *, vocabulary: int, terminal: Sequence[int], device: torch.device) -> None:
         self._settings: list[Sampling | None] = [None] * rows
+        self._vocabulary = vocabulary
         self._terminal = torch.tensor(list(terminal), dtype=torch.int64, device=device)
-        self._temperature = torch.zeros(rows, dtype=torch.float32, device=device)
+        self._temperature = torch.zeros(rows, dtype=torch.float32, device=device)  # 0: the likeliest
         self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)  # 0: all
         self._top_p = torch.ones(rows, dtype=torch.float32, device=device)
+        # What is added to each row's logits (B, V), once a request wants it; and the tokens that the row has sampled.
+        self._shift: Tensor | None = None
+        self._sampled: list[set[int]] = [set() for _ in range(rows)]
 
     def put(self, row: int, sampling: Sampling | None) -> None:
         self._settings[row] = sampling
-        self._temperature[row] = sampling.temperature if sampling else 0.0
+        self._temperature[row] = sampling.temperature if sampling and sampling.hot else 0.0
         self._top_k[row] = (sampling.top_k or 0) if sampling else 0
         self._top_p[row] = sampling.top_p if sampling else 1.0
+        self._sampled[row].clear()
+        if self._shift is not None:
+            self._shift[row] = 0.0
+        self._add([(row, token, bias) for token, bias in sampling.logit_bias] if sampling else [])
 
-    def choose(self, logits: Tensor, *, uniforms: list[float], no_end: list[bool]) -> Tensor:
-        """Tokens (B,) for logits (B, V). Rows with `no_end` may not choose a terminal token."""
+    def shifted(self, logits: Tensor, *, no_end: Sequence[bool]) -> Tensor:
+        """Logits (B, V) as float32 with each row's bias and penalties; `no_end` rows can't choose a terminal token."""
         scores = logits.float()  # (B, V)
+        if self._shift is not None and any(s is not None and s.shifts for s in self._settings):
+            scores = scores + self._shift
         if any(no_end):
             rows = torch.tensor(no_end, device=scores.device)  # (B,)
             scores = scores.clone()
             scores[:, self._terminal] = scores[:, self._terminal].masked_fill(rows[:, None], -torch.inf)
+        return scores
+
+    def choose(self, scores: Tensor, *, uniforms: list[float]) -> Tensor:
+        """Tokens (B,) for the shifted logits (B, V)."""
         greedy = scores.argmax(dim=-1)  # (B,)
-        settings = [s for s in self._settings if s is not None and s.temperature > 0]
+        settings = [s for s in self._settings if s is not None and s.hot]
         if not settings:
             return greedy
         hot = self._temperature > 0  # (B,)
@@ -97,6 +140,29 @@ class Sampler:
             probabilities = probabilities * top_p_mask(probabilities, self._top_p)
         draw = torch.tensor(uniforms, dtype=torch.float32, device=scores.device)
         return torch.where(hot, invert(probabilities, draw), greedy)
+
+    def count(self, sampled: Sequence[tuple[int, int]]) -> None:
+        """Take note of (row, token) that were sampled, for the penalties of what comes next."""
+        amounts: list[tuple[int, int, float]] = []
+        for row, token in sampled:
+            sampling, seen = self._settings[row], self._sampled[row]
+            if sampling is not None:
+                presence = 0.0 if token in seen else sampling.presence_penalty
+                amounts.append((row, token, -sampling.frequency_penalty - presence))
+                seen.add(token)
+        self._add(amounts)
+
+    def _add(self, amounts: Sequence[tuple[int, int, float]]) -> None:
+        """Add to what shifts the logit of each (row, token)."""
+        if not amounts:
+            return
+        device = self._temperature.device
+        if self._shift is None:
+            with torch.inference_mode(False):  # rows are cleared by a cancellation too, which is outside of a step
+                self._shift = torch.zeros(len(self._settings), self._vocabulary, dtype=torch.float32, device=device)
+        rows, tokens, values = zip(*amounts, strict=True)
+        at = (torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
+        self._shift.index_put_(at, torch.tensor(values, dtype=torch.float32, device=device), accumulate=True)
 
 
 def top_k_mask(scores: Tensor, top_k: Tensor, *, most: int) -> Tensor:

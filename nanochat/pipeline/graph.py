@@ -14,7 +14,14 @@ from typing import Any
 
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_shards
-from nanochat.pipeline.task_selection import find_task, mixture_parts, task_recipe, used_tasks
+from nanochat.pipeline.task_selection import (
+    find_task,
+    known_metrics,
+    metrics_of,
+    mixture_parts,
+    task_recipe,
+    used_tasks,
+)
 from nanochat.spec.errors import UserError
 from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.pipeline import PipelineSpec
@@ -280,8 +287,9 @@ def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
     if spec.stages.report.enabled:
         builder.add("report", "cpu", [builder.output("report", "report", {}, [*made, TOKENIZER])])
     if spec.stages.release.enabled:
-        for gate in spec.stages.release.gates:
-            parse_gate(gate)  # a mistyped gate is an error now, not after the training
+        measured = {ref.name: metrics_of(spec, ref.name) for ref in made if ref.kind == "evaluation"}
+        for gate in spec.stages.release.gates:  # a mistyped one is an error now, not after the training
+            parse_gate(gate).check_names(measured, of_champion=known_metrics())
         inputs = [_ref("model", last)] + [ref for ref in made if ref.kind == "evaluation"]
         if spec.stages.report.enabled:
             inputs.append(_ref("report", "report"))

@@ -162,6 +162,7 @@ class LocalRunner:
                 self._stop(action, now)
             elif not self.interrupts:
                 self._storage(lambda action=action: self._start(action, now))
+        status = self.outputs.remarked(status)
         self._storage(lambda: self._keep(status))
         self._bear_trouble(now)
         return status

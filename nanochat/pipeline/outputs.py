@@ -8,10 +8,13 @@ outputs.explain()                        # fills `explanations` for the stages t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Graph, Output
+from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.checkpoints import newest_step
 
@@ -23,6 +26,7 @@ class Outputs:
         self.artifacts, self.graph = artifacts, graph
         self.present: set[str] = set()  # keys
         self.explanations: dict[str, str] = {}  # stage -> why its outputs have to be made
+        self.release: ReleaseRecord | None = None
         self.scores: dict[str, Mapping[str, Any]] = {}  # trained stage -> metrics of its evaluation
 
     def refresh(self, outputs: Iterable[Output] | None = None) -> bool:
@@ -34,6 +38,8 @@ class Outputs:
             self.present.add(key)
             if kind == "evaluation":
                 self.scores[str(manifest.metadata.get("stage", ""))] = manifest.metadata
+            elif kind == "release":
+                self.release = ReleaseRecord.of(manifest.metadata)
         return bool(found)
 
     def recheck_inputs(self, stage: str) -> None:
@@ -48,6 +54,17 @@ class Outputs:
             missing = self.missing(node.stage)
             if missing and node.stage not in self.explanations:
                 self.explanations[node.stage] = explain_miss(self.artifacts, missing, total=len(node.outputs))
+
+    def remarked(self, status: Status) -> Status:
+        """The status with a message of what the release came to, which its stage's success does not tell."""
+        if self.release is None:
+            return status
+        message, made = self.release.sentence, (Phase.SUCCEEDED, Phase.CACHED)
+        stages = (
+            replace(item, message=message) if item.stage == "release" and item.phase in made else item
+            for item in status.stages
+        )
+        return replace(status, stages=tuple(stages))
 
     def missing(self, stage: str) -> list[Output]:
         """The outputs of a stage that are not there."""

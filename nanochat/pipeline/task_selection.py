@@ -1,4 +1,4 @@
-"""Which tasks a pipeline uses, of which splits and rows; and the classes behind their names."""
+"""Which tasks a pipeline uses, of which splits and rows, their classes, and the metrics of evaluations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 import tasks
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.stages import CHATCORE
 from nanochat.spec.training import MixturePart
+
+BASE_METRICS = ("train_bpb", "val_bpb", "core")
 
 
 def find_task(name: str) -> type[tasks.Task]:
@@ -48,3 +51,15 @@ def used_tasks(spec: PipelineSpec) -> list[str]:
     if stages.eval_chat.enabled and any(stage.enabled for stage in (stages.mid, stages.sft, stages.rl)):
         names |= {part.task for part in stages.eval_chat.tasks}
     return sorted(names)
+
+
+def metrics_of(spec: PipelineSpec, stage: str) -> set[str]:
+    """Names of the metrics that the evaluation of a stage's model tells of, also those that it says were not run."""
+    if stage == "base":
+        return set(BASE_METRICS)
+    return {*CHATCORE, "chatcore", *(part.task for part in spec.stages.eval_chat.tasks)}
+
+
+def known_metrics() -> set[str]:
+    """Names of all metrics that a model of another pipeline may have."""
+    return {*BASE_METRICS, "chatcore", *tasks.names()}

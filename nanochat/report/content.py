@@ -295,7 +295,7 @@ def _release(release: Mapping[str, Any]) -> str:
     if not release.get("registered"):
         return f"Release: {release.get('reason', 'not registered')}."
     alias = release.get("alias") or {}
-    moved = "is now" if alias.get("moved") else "did not become"
+    moved = "became" if alias.get("moved") else "did not become"
     return (
         f"Release: version {release.get('version')} of {release.get('model')} {moved} champion ({alias.get('reason')})."
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+
+from nanochat.runtime.cgroup import cpu_quota
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those it may run on, and no more than its container has the time of."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return there if quota is None else max(1, min(there, math.ceil(quota)))
 
 
 def thread_variables(threads: int) -> dict[str, str]:

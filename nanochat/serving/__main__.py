@@ -2,6 +2,7 @@
 
 It listens at once and loads the model that the environment names (`nanochat.serving.loader`) in the background.
 NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+NANOCHAT_ALLOWED_HOSTS, if set, are the names under which the server may be asked, beside addresses and localhost.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import logging
 import os
 import sys
 
-from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.app import NO_KEYS, ServerSettings, create_app
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
-from nanochat.serving.server import bind, run
+from nanochat.serving.server import bind, is_local, run
 from nanochat.spec.errors import UserError
 
 
@@ -33,15 +34,14 @@ def main() -> int:
     host = ModelHolder(wanted.reason)
     try:
         with bind(options.host, options.port) as socket:
+            local = is_local(socket)
+            settings = ServerSettings.from_environment(os.environ, local=local)
+            if not (local or settings.api_keys):
+                logging.warning("%s", NO_KEYS)
             loader = Loader(host, wanted, slots=options.slots)
             loader.start()
             logging.info("listening on %s:%d; %s", options.host, socket.getsockname()[1], host.reason)
-            run(
-                create_app(host, ServerSettings.from_environment(os.environ)),
-                host,
-                socket=socket,
-                linger=options.linger,
-            )
+            run(create_app(host, settings), host, socket=socket, linger=options.linger)
             loader.stop()
     except UserError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -8,14 +8,13 @@ Without a model the API answers 503, with the reason.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -26,8 +25,10 @@ from nanochat.inference import Completion, ContextTooLong, Sampling
 from nanochat.serving.answers import Head, StreamEncoder, answer, logprob, sse
 from nanochat.serving.errors import ApiError, api_error, http_error, invalid_request
 from nanochat.serving.exchange import Exchange
+from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, Hosts, body_limit
 from nanochat.serving.health import health_router
 from nanochat.serving.holder import Model, ModelHolder
+from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed, Overloaded
@@ -35,6 +36,8 @@ from nanochat.spec.errors import UserError
 from nanochat.tokenizer.chat import render_prompt
 
 T = TypeVar("T")
+
+NO_KEYS = "No key is asked for: everyone who reaches the server may use it. NANOCHAT_API_KEYS sets keys."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,29 @@ class ServerSettings:
     temperature: float = 0.8
     top_k: int = 50
     api_keys: frozenset[str] = frozenset()  # none: everyone may ask
+    hosts: Hosts | None = None  # the names under which the server may be asked; None: under any
     queue_seconds: float = 60.0  # how long a request waits for its first token
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> ServerSettings:
-        """With the keys that NANOCHAT_API_KEYS holds, separated by commas."""
-        keys = environment.get("NANOCHAT_API_KEYS", "").split(",")
-        return cls(api_keys=frozenset(key.strip() for key in keys if key.strip()))
+    def from_environment(cls, environment: Mapping[str, str], *, local: bool) -> ServerSettings:
+        """With what NANOCHAT_API_KEYS and NANOCHAT_ALLOWED_HOSTS list, separated by commas.
+
+        A `local` server, which listens on a loopback address, is asked under its own names alone; any other under all
+        names, unless hosts are listed.
+        """
+        keys, names = _listed(environment, "NANOCHAT_API_KEYS"), _listed(environment, "NANOCHAT_ALLOWED_HOSTS")
+        hosts = Hosts(frozenset(name.lower() for name in names), addresses=not local) if local or names else None
+        return cls(api_keys=keys, hosts=hosts)
+
+
+def _listed(environment: Mapping[str, str], name: str) -> frozenset[str]:
+    """The items of a variable; UserError where it is set without any: who sets it does not mean everyone."""
+    items = frozenset(item.strip() for item in environment.get(name, "").split(",") if item.strip())
+    if name in environment and not items:
+        raise UserError(f"{name} is set and lists nothing; list at least one item, separated by commas, or unset it.")
+    if not all(item.isascii() and item.isprintable() for item in items):
+        raise UserError(f"{name} has a character outside of printable ASCII, which no client can send; leave it out.")
+    return items
 
 
 def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
@@ -67,7 +86,11 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
             host.metrics.rejected.labels(reason=error.code).inc()
         return await api_error(request, error)
 
+    def limit() -> int:
+        return LEAST_BODY_LIMIT if host.model is None else body_limit(host.model.service.length)
+
     app = FastAPI(title="nanochat", lifespan=lifespan, openapi_url=None)
+    app.add_middleware(Gate, keys=settings.api_keys, hosts=settings.hosts, limit=limit)
     app.add_middleware(CloseConnectionsMiddleware, host=host)
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RequestValidationError, invalid_request)
@@ -117,22 +140,11 @@ class _Api:
         self._settings = settings
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1", dependencies=[Depends(self._authorize)])
+        router = APIRouter(prefix="/v1", route_class=JsonRoute)
         router.add_api_route("/models", self._models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self._model, methods=["GET"])
         router.add_api_route("/chat/completions", self._chat, methods=["POST"], response_model=None)
         return router
-
-    async def _authorize(self, request: Request) -> None:
-        keys = self._settings.api_keys
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if not keys or (scheme.lower() == "bearer" and _among(given.strip(), keys)):
-            return
-        raise ApiError(
-            401,
-            "The API key is missing or unknown; send it as 'Authorization: Bearer KEY'.",
-            code="invalid_api_key",
-        )
 
     def _loaded(self, name: str | None) -> Model:
         """The model, if there is one and the request means it."""
@@ -292,8 +304,3 @@ async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
         for each in (task, watch):
             each.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-
-
-def _among(given: str, keys: frozenset[str]) -> bool:
-    """Whether a key is known, in a time that says nothing about it."""
-    return any([hmac.compare_digest(given.encode(), key.encode()) for key in keys])

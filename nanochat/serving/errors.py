@@ -50,7 +50,7 @@ async def invalid_request(request: Request, error: Exception) -> JSONResponse:
     place = ".".join(str(step) for step in first["loc"][1:])
     match first["type"]:
         case "json_invalid":
-            place, message = "", "The body is not valid JSON."
+            place, message = "", f"The body is not valid JSON: {first['ctx']['error']}."
         case "model_attributes_type" | "missing" if not place:
             message = "The body is not a JSON object; send one, as Content-Type: application/json."
         case "extra_forbidden":

@@ -10,6 +10,7 @@ takes a while to notice, it lingers first: not ready any more, it still answers,
 from __future__ import annotations
 
 import errno
+import ipaddress
 import signal
 import socket as sockets
 import threading
@@ -49,6 +50,11 @@ def bind(host: str, port: int) -> sockets.socket:
             message = f"{host}:{port} can't be listened on ({error.strerror}); choose another --host or --port."
         raise UserError(message) from error
     return socket
+
+
+def is_local(socket: sockets.socket) -> bool:
+    """Whether only this machine reaches the socket."""
+    return ipaddress.ip_address(socket.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.NotEq: operator.ne,
 }
 _MAX_LENGTH = 1024
+_LARGEST = 1e300
 CHAMPION = "champion"
 
 
@@ -68,6 +69,20 @@ class Gate:
 
     expression: str
     tree: ast.expr
+
+    def check_names(self, measured: Mapping[str, Collection[str]], *, of_champion: Collection[str]) -> None:
+        """UserError, with the nearest name, where the gate names a metric that there never will be.
+
+        `measured` are the metrics by the stage whose model they are of, `of_champion` those that any model may have.
+        """
+        own = {plain(name) for names in measured.values() for name in names}
+        champions = own | {plain(name) for name in of_champion}
+        own |= {f"{stage}.{plain(name)}" for stage, names in measured.items() for name in names}
+        for name in _names(self.tree):
+            metric = name.removeprefix(f"{CHAMPION}.")
+            known = own if metric == name else champions
+            if metric not in known:
+                raise _unknown(self.expression, metric, known)
 
     def evaluate(
         self,
@@ -110,6 +125,20 @@ def plain(name: str) -> str:
     return name.replace("-", "_").replace("/", "_").lower()
 
 
+def _unknown(expression: str, metric: str, known: Collection[str]) -> UserError:
+    there_are = nearest(metric, sorted(known)) if known else " This pipeline evaluates no model."
+    return UserError(f"the release gate '{expression}' names an unknown metric '{metric}'.{there_are}")
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """The metrics in an expression as they are written."""
+    if isinstance(node, ast.Name | ast.Attribute):
+        yield ast.unparse(node)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _names(child)
+
+
 def _refuse(expression: str, node: ast.AST, why: str) -> UserError:
     return UserError(f"the release gate '{expression}' {why} at '{ast.unparse(node)}'")
 
@@ -136,7 +165,12 @@ def _check_number(expression: str, node: ast.expr) -> None:
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         _check_number(expression, node.operand)
     elif (
-        (isinstance(node, ast.Constant) and type(node.value) in (int, float))
+        (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, int | float)
+            and type(node.value) is not bool
+            and abs(node.value) <= _LARGEST
+        )
         or isinstance(node, ast.Name)
         or (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
     ):
@@ -209,9 +243,7 @@ class _Evaluation:
         names = {*self.metrics, *self.not_run, *(self.champion if self.champion is not None else ())}
         known: list[str] = sorted(names)
         if metric not in known:
-            raise UserError(
-                f"the release gate '{self.expression}' names an unknown metric '{metric}'.{nearest(metric, known)}"
-            )
+            raise _unknown(self.expression, metric, known)
         if of_champion:
             value = None if self.champion is None else self.champion.get(metric)
             why = "there is no champion yet" if self.champion is None else f"the champion has no {metric}"

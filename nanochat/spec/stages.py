@@ -113,15 +113,11 @@ class TaskSelection(Section):
     )
 
 
+CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")  # tasks that it is the mean of
+
+
 def _chat_tasks() -> tuple[TaskSelection, ...]:
-    return (
-        TaskSelection(task="arc-easy"),
-        TaskSelection(task="arc-challenge"),
-        TaskSelection(task="mmlu"),
-        TaskSelection(task="gsm8k"),
-        TaskSelection(task="humaneval"),
-        TaskSelection(task="spelling-bee", rows=256),
-    )
+    return tuple(TaskSelection(task=name, rows=256 if name == "spelling-bee" else None) for name in CHATCORE)
 
 
 class ChatEvaluation(ComputeStage):

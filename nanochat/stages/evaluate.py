@@ -16,7 +16,7 @@ from typing import Any
 import tasks
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
-from nanochat.evaluation.chat import CHATCORE, Chat, ChatSettings, TaskResult, chatcore
+from nanochat.evaluation.chat import Chat, ChatSettings, TaskResult, chatcore
 from nanochat.evaluation.core import measure_core
 from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.evaluation.figure import Figure
@@ -29,7 +29,7 @@ from nanochat.pipeline.task_selection import find_task
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
-from nanochat.spec.stages import BaseEvaluation, ChatEvaluation
+from nanochat.spec.stages import CHATCORE, BaseEvaluation, ChatEvaluation
 from nanochat.stages.base import SAMPLE_PROMPTS
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
@@ -201,6 +201,8 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
             result = chat.measure(task, rows, tick=subject.counter(name, subject.local_count(rows)))
         measured[name] = result
         results.metrics[name] = result.accuracy
+        if result.lenient is not None:
+            results.metrics[f"{name}-lenient"] = result.lenient
         results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
     for name in CHATCORE:
         if name not in measured:

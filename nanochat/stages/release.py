@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.pipeline.graph import TRAINING
+from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.runs import RunPaths
 from nanochat.report.card import render_card
 from nanochat.report.record import Evaluation, evaluation_from, gather
 from nanochat.spec.errors import StorageError
 from nanochat.spec.gates import Gate, parse
 from nanochat.stages.context import StageContext
+from nanochat.tracking.client import shown
 from nanochat.tracking.registry import ALIAS, FOLDER_TAG, PIPELINE_TAG, Candidate, Registry, Version
 
 
@@ -56,10 +58,17 @@ def run(context: StageContext) -> None:
         context.store.write_json(path, _not_registered(context, model, f"{error.message}; it is tried again"))
         raise
     context.store.write_json(path, release)
+    record = ReleaseRecord(
+        model=model,
+        version=release["version"] or "",
+        promoted=release["alias"]["moved"],
+        reason=release["alias"]["reason"],
+        registry=shown(context.plan.tracking or ""),
+    )
     with context.writer(output) as writer:
         (writer.folder / "release.json").write_text(json.dumps(release, indent=1) + "\n", encoding="utf-8")
-        context.commit(writer, output, metadata={"version": release["version"]})
-    print(f"{_sentence(release)} Details: {context.store.uri(path)}")
+        context.commit(writer, output, metadata=record.metadata())
+    print(f"Release: {record.sentence}. Details: {context.store.uri(path)}")
 
 
 def _release(context: StageContext, gates: list[Gate], model: str) -> dict[str, Any]:
@@ -151,13 +160,5 @@ def _not_registered(context: StageContext, model: str, reason: str) -> dict[str,
     return {
         "registered": False, "reason": f"not registered: {reason}", "model": model, "version": None,
         "key": context.outputs[0].key, "gates": [],
-        "alias": {"name": ALIAS, "moved": False, "reason": "not registered"},
+        "alias": {"name": ALIAS, "moved": False, "reason": reason},
     }  # fmt: skip
-
-
-def _sentence(release: Mapping[str, Any]) -> str:
-    if not release["registered"]:
-        return f"Release {release['reason']}."
-    alias = release["alias"]
-    what = f"is now {alias['name']}" if alias["moved"] else f"does not become {alias['name']}"
-    return f"Version {release['version']} of {release['model']} is registered and {what}: {alias['reason']}."

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.evaluation.chat import CHATCORE, Chat, ChatSettings, TaskResult, chatcore
+from nanochat.evaluation.chat import Chat, ChatSettings, TaskResult, chatcore
 from nanochat.evaluation.figure import centered, proportion
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Engine, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
+from nanochat.spec.stages import CHATCORE
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from tasks import Example, Program, Task
@@ -54,6 +55,13 @@ class FakeAnswers(Task):
 
     def grade(self, example: Example, completion: str) -> bool:
         return example.reference % 2 == 0 and completion == self.says[example.reference]
+
+
+class FakeForgiving(FakeAnswers):
+    name = "fake-forgiving"
+
+    def lenient(self, example: Example, completion: str) -> bool:
+        return self.grade(example, completion) or example.reference == 1
 
 
 class FakePrograms(FakeAnswers):
@@ -107,8 +115,20 @@ def test_answers_come_from_the_engine(model: Transformer, tokenizer: Tokenizer) 
     sampling = Sampling(max_tokens=8)
     task.says = tuple(alone.generate([render_prompt(tokenizer, example.prompt)], sampling)[0].text for example in task)
     result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
-    assert result.accuracy == proportion(6, 11)
+    assert result.accuracy == proportion(6, 11) and result.lenient is None
     assert result.accuracy.stderr == pytest.approx((6 / 11 * 5 / 11 / 11) ** 0.5)
+
+
+def test_a_lenient_verdict_stands_beside_the_grade(model: Transformer, tokenizer: Tokenizer) -> None:
+    task = FakeForgiving(Path(), "test")
+    task.says = tuple(
+        completion.text
+        for completion in Engine(model, tokenizer, slots=3).generate(
+            [render_prompt(tokenizer, example.prompt) for example in task], Sampling(max_tokens=8)
+        )
+    )
+    result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
+    assert (result.accuracy, result.lenient) == (proportion(6, 11), proportion(7, 11))
 
 
 def test_sampled_answers_depend_on_the_problem_and_not_on_the_rank(model: Transformer, tokenizer: Tokenizer) -> None:

@@ -172,6 +172,19 @@ def test_plain_data_crosses_unchanged() -> None:
         encode(object())
 
 
+@pytest.mark.parametrize(
+    ("free", "share", "workers"),
+    [(64 << 30, 1, 64), (8 << 30, 1, 8), (8 << 30, 4, 2), (3 << 30, 4, 1), (100 << 20, 1, 1), (64 << 30, 8, 8)],
+)
+def test_programs_at_a_time_follow_the_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, share: int, workers: int
+) -> None:
+    """64 cores; a program and its judge may take half a GiB each."""
+    monkeypatch.setattr("nanochat.evaluation.sandbox.cores", lambda: 64)
+    monkeypatch.setattr("nanochat.evaluation.sandbox.free_memory", lambda: free)
+    assert Sandbox().workers(share) == workers
+
+
 @isolated
 def test_humanevals_own_solutions_pass(mirror: Path, tmp_path: Path) -> None:
     kind = tasks.find("humaneval")

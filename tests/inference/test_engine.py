@@ -61,6 +61,8 @@ def test_a_row_says_the_same_while_neighbours_come_and_go(model: Transformer, to
         (ids(5, 90), Sampling(max_tokens=3, temperature=1.0, seed=14)),
         (ids(6, 530), Sampling(max_tokens=20, temperature=1.0, seed=15)),
         (ids(7, 9), Sampling(max_tokens=50, temperature=1.0, seed=16, min_tokens=50)),
+        (ids(8, 9), Sampling(max_tokens=40, frequency_penalty=1.5, logit_bias=((70, 3.0),), min_tokens=40)),
+        (ids(9, 9), Sampling(max_tokens=40, temperature=0.8, seed=17, presence_penalty=2.0, min_tokens=40)),
     ]
     engine = Engine(model, tokenizer, slots=4)
     requests = []
@@ -76,6 +78,35 @@ def test_a_row_says_the_same_while_neighbours_come_and_go(model: Transformer, to
         expected = alone(model, tokenizer, prompt, sampling)
         assert request.completion.ids == expected.ids
         assert request.completion.text == expected.text
+
+
+def test_penalties_are_of_the_sampled_tokens_and_the_logprobs_follow_them(
+    scripted: Scripted, tokenizer: Tokenizer
+) -> None:
+    word, other = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    engine = scripted([word])  # 10 for the word, 0 for all others
+    setting = Sampling(
+        max_tokens=8, frequency_penalty=2.0, presence_penalty=1.5, logit_bias=((other, 0.75),), logprobs=1
+    )
+    done = engine.generate([[1, 2, 3, 4]], setting)[0]
+    # 10, 6.5, 4.5, 2.5, 0.5 for the word, against 0.75 for the other and then -2.75, less than the word's 0.5.
+    assert done.ids == [word, word, word, word, other, word, *done.ids[6:]]
+    assert done.ids[6] not in (word, other)  # -1.5 and -2.75 against 0
+    assert done.logprobs is not None
+    for token, logprob in zip(done.ids, done.logprobs, strict=True):
+        assert logprob is not None and logprob.top == ((token, logprob.logprob),)
+
+
+def test_what_the_tool_says_is_not_penalised(scripted: Scripted, tokenizer: Tokenizer) -> None:
+    special = tokenizer.special
+    call = [special["python_start"], *tokenizer.encode("6*7"), special["python_end"]]
+    output = [special["output_start"], *tokenizer.encode("42"), special["output_end"]]
+    script = [*call, *output, *tokenizer.encode("42"), *call, *output, special["assistant_end"]]
+    setting = Sampling(max_tokens=64, frequency_penalty=2.0, presence_penalty=2.0)
+    done = scripted(script).generate([[1, 2, 3, 4]], setting)[0]
+    assert done.ids == script
+    harsh = Sampling(max_tokens=len(call) + 1, frequency_penalty=2.0, logit_bias=((tokenizer.encode("6")[0], -11.0),))
+    assert scripted(script).generate([[1, 2, 3, 4]], harsh)[0].ids != script[: len(call) + 1]
 
 
 def test_samples_of_one_prompt_share_it_and_differ(model: Transformer, tokenizer: Tokenizer) -> None:

@@ -83,6 +83,8 @@ MIXED = [
     Sampling(max_tokens=8, temperature=0.7, top_k=3, seed=2),
     Sampling(max_tokens=8, temperature=1.0, top_p=0.6, seed=3),
     Sampling(max_tokens=8, temperature=1.0, top_k=5, top_p=0.6, seed=4, min_tokens=4),
+    Sampling(max_tokens=8, logit_bias=((5, 8.0), (6, -100.0))),
+    Sampling(max_tokens=8, temperature=0.9, seed=5, frequency_penalty=-2.0, presence_penalty=1.5),
 ]
 
 
@@ -91,22 +93,83 @@ def test_a_row_chooses_the_same_whatever_its_neighbours_want(row: int) -> None:
     logits = logits_of(9, len(MIXED), 64)
     draws = [uniform(each.seed, 10) for each in MIXED]
     no_end = [each.min_tokens > 0 for each in MIXED]
-    together, alone = (Sampler(len(MIXED), terminal=(62, 63), device=CPU) for _ in range(2))
+    together, alone = (Sampler(len(MIXED), vocabulary=64, terminal=(62, 63), device=CPU) for _ in range(2))
     for index, each in enumerate(MIXED):
         together.put(index, each)
     alone.put(row, MIXED[row])
     only = [value if index == row else False for index, value in enumerate(no_end)]
-    expected = alone.choose(logits, uniforms=draws, no_end=only)[row]
-    assert together.choose(logits, uniforms=draws, no_end=no_end)[row] == expected
+    expected = alone.choose(alone.shifted(logits, no_end=only), uniforms=draws)[row]
+    assert together.choose(together.shifted(logits, no_end=no_end), uniforms=draws)[row] == expected
+
+
+@given(
+    st.lists(st.integers(0, 15), max_size=40),
+    st.floats(-2, 2, width=32),
+    st.floats(-2, 2, width=32),
+    st.dictionaries(st.integers(0, 15), st.floats(-100, 100, width=32), max_size=4),
+)
+def test_penalties_and_biases_are_openais_formula(
+    said: list[int], frequency: float, presence: float, bias: dict[int, float]
+) -> None:
+    logits = logits_of(1, 2, 16)
+    sampler = Sampler(2, vocabulary=16, terminal=(), device=CPU)
+    for _ in range(2):  # what an earlier request left in the row is gone
+        sampler.put(1, Sampling(9, 0.0, logit_bias=((3, 7.0),), frequency_penalty=1.0))
+        sampler.count([(1, 4)])
+    setting = Sampling(
+        9, frequency_penalty=frequency, presence_penalty=presence, logit_bias=tuple(bias.items())
+    )  # fmt: skip
+    sampler.put(1, setting)
+    if setting.penalised:
+        for token in said:
+            sampler.count([(1, token)])
+    counts = torch.tensor(said, dtype=torch.int64).bincount(minlength=16).float()
+    expected = logits[1] - counts * frequency - (counts > 0) * presence
+    for token, value in bias.items():
+        expected[token] += value
+    shifted = sampler.shifted(logits, no_end=[False, False])
+    torch.testing.assert_close(shifted[1], expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(shifted[0], logits[0])
+    assert sampler.choose(shifted, uniforms=[0.0, 0.0])[1] == shifted[1].argmax()
+
+
+def test_without_biases_and_penalties_the_logits_are_the_models() -> None:
+    logits = logits_of(1, 2, 16)
+    sampler = Sampler(2, vocabulary=16, terminal=(), device=CPU)
+    sampler.put(0, BASE)
+    assert sampler.shifted(logits, no_end=[False, False]) is logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-323, 1e-45, 1e-39, 1e-30, 9e-6])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 1e-39}, {"top_p": 0.0}])
+def test_the_smallest_temperatures_are_greedy(temperature: float, options: dict) -> None:
+    logits = logits_of(2, 2, 16)
+    logits[0, 3] = logits[0, 11] = 20.0  # of equals the first
+    sampler = Sampler(2, vocabulary=16, terminal=(), device=CPU)
+    for row, setting in enumerate((replace(BASE, temperature=temperature, **options), BASE)):
+        sampler.put(row, setting)
+    for draw in (0.0, 0.5, 1 - 2.0**-24):
+        assert sampler.choose(logits, uniforms=[draw, draw])[0] == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-4, 2.0])
+def test_the_coldest_draws_have_a_distribution(temperature: float) -> None:
+    logits = logits_of(2, 1, 16)
+    sampler = Sampler(1, vocabulary=16, terminal=(15,), device=CPU)
+    bias = tuple((token, -100.0 if token % 2 else 100.0) for token in range(16))
+    sampler.put(0, replace(BASE, temperature=temperature, logit_bias=bias))
+    scores = sampler.shifted(logits, no_end=[True])
+    drawn = {int(sampler.choose(scores, uniforms=[step / 64])) for step in range(64)}
+    assert drawn <= set(range(0, 15, 2)) and int(scores.argmax()) in drawn
 
 
 def test_terminal_tokens_wait_for_min_tokens() -> None:
     logits = torch.zeros(2, 8)
     logits[:, 7] = 50.0
-    sampler = Sampler(2, terminal=(6, 7), device=CPU)
+    sampler = Sampler(2, vocabulary=8, terminal=(6, 7), device=CPU)
     for row in range(2):
         sampler.put(row, replace(BASE, min_tokens=2))
-    chosen = sampler.choose(logits, uniforms=[0.5, 0.5], no_end=[True, False]).tolist()
+    chosen = sampler.choose(sampler.shifted(logits, no_end=[True, False]), uniforms=[0.5, 0.5]).tolist()
     assert chosen[0] < 6
     assert chosen[1] == 7
 

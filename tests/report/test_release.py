@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fake_run import RUN, FakeRun
 
-from nanochat.pipeline.graph import Output
+from nanochat.pipeline.graph import Output, build_graph
+from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.plan import StagePlan
+from nanochat.pipeline.planner import Phase, StageStatus, Status
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.pipeline import PipelineSpec
@@ -78,6 +81,16 @@ def test_a_gate_that_does_not_hold_keeps_the_champion(run: FakeRun, uri: str) ->
     assert [gate["holds"] for gate in found["gates"]] == [True, False]
     assert found["alias"]["moved"] is False and found["alias"]["previous"] == "1"
     assert found["alias"]["reason"] == "these gates do not hold: arc_easy > champion.arc_easy"
+    graph = build_graph(PipelineSpec())
+    node = replace(graph.node("release"), outputs=(Output("release", "release", "release-k2", {}, {}),))
+    outputs = Outputs(run.artifacts, replace(graph, nodes=(node,)))
+    outputs.refresh()
+    status = outputs.remarked(Status(Phase.SUCCEEDED, (StageStatus("release", Phase.SUCCEEDED),)))
+    assert status.of("release").message == (
+        "version 2 of second is registered and does not become champion: "
+        "these gates do not hold: arc_easy > champion.arc_easy"
+    )
+    assert outputs.release is not None and outputs.release.refused
     champion = Registry(uri).champion("second")
     assert champion is not None and champion.version == "1"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nanochat.pipeline.graph import build_graph
 from nanochat.spec.errors import UserError
 from nanochat.spec.gates import parse
+from nanochat.spec.pipeline import PipelineSpec
 
 METRICS = {"core": 0.25, "arc-easy": 0.4, "base.val_bpb": 0.8, "val_bpb": 0.8, "gsm8k": 0.0, "sft.arc-easy": 0.41}
 CHAMPION = {"core": 0.24, "arc-easy": 0.5}
@@ -123,3 +125,37 @@ def test_an_unknown_metric_names_the_nearest(expression: str) -> None:
 def test_what_is_no_gate_is_refused(expression: str) -> None:
     with pytest.raises(UserError, match="release gate"):
         parse(expression)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("cor >= 0.2", "unknown metric 'cor'. Did you mean 'core'?"),
+        ("core >= champion.cor", "unknown metric 'cor'. Did you mean 'core'?"),
+        ("mid.arc_esy > 0.2", "unknown metric 'mid.arc_esy'. Did you mean 'mid.arc_easy'?"),
+        ("mid.core > 0.2", "unknown metric 'mid.core'"),
+        ("mid > 0.2", "unknown metric 'mid'"),
+        ("not (core > 1 or humanevl > 0)", "Did you mean 'humaneval'?"),
+        ("core > 1e400", "takes only numbers"),
+        (f"core > {'9' * 400}", "takes only numbers"),
+    ],
+)
+def test_a_mistyped_gate_is_refused_before_anything_runs(gate: str, said: str) -> None:
+    spec = PipelineSpec.model_validate({"stages": {"release": {"gates": [gate]}}})
+    with pytest.raises(UserError, match="release gate") as refused:
+        build_graph(spec)
+    assert said in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "gate",
+    ["core >= champion.core - 0.01", "chatcore > 0 and sft.arc_easy > base.val_bpb", "champion.world_facts < core"],
+)
+def test_a_gate_of_known_metrics_is_taken(gate: str) -> None:
+    assert build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": [gate]}}})).node("release")
+
+
+def test_where_nothing_is_measured_no_gate_can_hold() -> None:
+    stages = {"evalBase": {"enabled": False}, "evalChat": {"enabled": False}, "release": {"gates": ["core > 0"]}}
+    with pytest.raises(UserError, match="This pipeline evaluates no model"):
+        build_graph(PipelineSpec.model_validate({"stages": stages}))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
+from nanochat.data.text import read_text
+from nanochat.tokenizer import Tokenizer
 from tasks import DataError
-from tasks.spelling import count_answer, count_question
+from tasks.spelling import count_answer, count_question, spelled
 from tasks.spelling_words import COUNT_QUESTIONS, SPELL_QUESTIONS, is_test_word, split_words
+from tasks.world.text import documents
 
 NAMES = ("spelling-bee", "simple-spelling")
 
@@ -45,7 +49,7 @@ def test_no_test_row_is_a_training_row(name: str, folder: Path, first: int, seco
 
 def _spelled(answer: str | list[dict]) -> str:
     text = answer if isinstance(answer, str) else answer[0]["text"].split("\n")[1]
-    word, _, letters = text.partition(": ")
+    word, _, letters = text.partition(":")
     assert letters.replace(",", "") == word
     return word
 
@@ -74,8 +78,36 @@ def test_graders(folder: Path) -> None:
     bee, simple = (tasks.find(name)(folder, "test") for name in NAMES)
     example = bee[3]
     assert bee.grade(example, f"So\n#### {example.reference}")
-    assert not bee.grade(example, f"#### {example.reference + 1}") and not bee.grade(example, str(example.reference))
+    assert not bee.grade(example, f"#### {example.reference}1") and not bee.grade(example, example.reference)
+    assert bee.lenient(example, f"####{example.reference}.0") and not bee.grade(example, f"####{example.reference}.0")
     assert simple.grade(simple[3], simple[3].reference + "\n") and not simple.grade(simple[3], "a,b")
+
+
+def small_vocabulary() -> Tokenizer:
+    """A vocabulary of English sentences, in which letters after a space are tokens of their own."""
+    return Tokenizer.train(documents(0, 3000), vocab_size=1200)
+
+
+def large_vocabulary(mirror: Path) -> Tokenizer:
+    """32,768 tokens of web text."""
+    shards = sorted((mirror / "datasets/karpathy/fineweb-edu-100b-shuffle").rglob("*.parquet"))[:2]
+    return Tokenizer.train((text for path in shards for group in read_text(path) for text in group), vocab_size=32_768)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_letter_is_the_same_token_wherever_it_is_written(size: str, request: pytest.FixtureRequest) -> None:
+    """In the list of a word's letters, at its beginning too, and where the letters are counted by hand."""
+    mirror = request.getfixturevalue("mirror") if size == "large" else Path()
+    tokenizer = large_vocabulary(mirror) if size == "large" else small_vocabulary()
+    same = 0
+    for letter in ascii_lowercase:
+        (alone,) = tokenizer.encode(letter)
+        lines = count_answer(letter * 3, "-")[0]["text"].splitlines()
+        assert lines[1] == spelled(letter * 3) and [line.partition(":")[0] for line in lines[4:7]] == ["1", "2", "3"]
+        in_list = tokenizer.encode(lines[1])[-5::2]
+        counted = [tokenizer.encode(line)[-1] for line in lines[4:7]]
+        same += in_list == counted == [alone] * 3
+    assert same == 26
 
 
 def test_wordings_hold_what_is_asked() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -14,9 +13,8 @@ import pytest
 import tasks
 from tasks import DataError, Program, SourceFile, Task
 from tasks.gsm8k import solution_parts
-from tasks.humaneval import program_source
 from tasks.identity import read_conversations
-from tasks.parts import final_number
+from tasks.parts import final_number, same_number
 
 HUB = ("arc-challenge", "arc-easy", "gsm8k", "humaneval", "mmlu", "smoltalk")
 
@@ -60,13 +58,27 @@ def test_revisions_change_the_address_only() -> None:
     assert file.local == "c-d.parquet"
 
 
-def test_choices_become_letters_whatever_their_labels(tmp_path: Path) -> None:
-    row = {"question": "Which?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"}
-    task = write_rows(tasks.find("arc-easy"), tmp_path, "test", [row])
+@pytest.mark.parametrize("labels", ["ABC", "123"])
+def test_choices_are_asked_as_the_reference_asks(tmp_path: Path, labels: str) -> None:
+    """Its words, and the labels of the data set, each without a space before it."""
+    row = {"question": "Which?", "choices": {"text": ["x", "y", "z"], "label": list(labels)}, "answerKey": labels[2]}
+    example = write_rows(tasks.find("arc-easy"), tmp_path, "test", [row])[0]
+    a, b, c = labels
+    assert example.letters == (a, b, c)
+    assert example.messages == [
+        {
+            "role": "user",
+            "content": f"Multiple Choice question: Which?\n- x={a}\n- y={b}\n- z={c}\n\n"
+            "Respond only with the letter of the correct answer.",
+        },
+        {"role": "assistant", "content": c},
+    ]
+
+
+def test_letters_are_graded_alone(tmp_path: Path) -> None:
+    row = {"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": 2}
+    task = write_rows(tasks.find("mmlu"), tmp_path, "test", [row])
     example = task[0]
-    assert example.letters == ("A", "B", "C")
-    assert example.messages[-1] == {"role": "assistant", "content": "C"}
-    assert "\n- x=A\n- y=B\n- z=C\n" in example.messages[0]["content"]
     assert task.grade(example, "C") and task.grade(example, " C.\n")
     assert not any(task.grade(example, answer) for answer in ("A", "c", "CC", "C, I think", ""))
     assert (task.reward(example, "C"), task.reward(example, "B")) == (1.0, 0.0)
@@ -78,7 +90,7 @@ def test_rows_are_shuffled_by_the_seed(tmp_path: Path) -> None:
     write_rows(kind, tmp_path, "train", rows)
     order = [[example.reference for example in kind(tmp_path, "train", seed=seed)] for seed in (42, 42, 7)]
     assert order[0] == order[1] != order[2]
-    assert sorted(order[0]) == sorted(order[2]) == list(range(50))
+    assert sorted(map(int, order[0])) == sorted(map(int, order[2])) == list(range(50))
 
 
 def test_calculations_become_calls_of_the_tool() -> None:
@@ -98,27 +110,74 @@ def test_calculations_become_calls_of_the_tool() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("text", "strict", "lenient"),
     [
-        ("#### 18", "18"), ("so\n#### 1,234,567 apples", "1234567"), ("####-5", "-5"), ("#### $12.50", "12.5"),
-        ("#### -$3", "-3"), ("#### 7.", "7"), ("#### .5", "0.5"), ("#### 5 #### 6", "5"), ("18", None),
-        ("#### x", None), ("#### 18.00", "18"),
+        ("#### 18", "18", "18"), ("so\n#### 1,234,567 apples", "1234567", "1234567"), ("####-5", None, "-5"),
+        ("#### $12.50", None, "12.5"), ("#### -$3", None, "-3"), ("#### 7.", "7.", "7"), ("#### .5", ".5", "0.5"),
+        ("#### 5 #### 6", "5", "5"), ("18", None, None), ("#### x", None, None), ("#### 18.00", "18.00", "18"),
+        ("#### x\n#### 18", "18", "18"), ("####  18", None, "18"), ("##### 18", "18", "18"), ("#### -3", "-3", "-3"),
+        ("#### \u0661\u0668", None, None),
     ],
 )  # fmt: skip
-def test_final_numbers(text: str, number: str | None) -> None:
-    assert final_number(text) == (None if number is None else Decimal(number))
+def test_final_numbers(text: str, strict: str | None, lenient: str | None) -> None:
+    """As written and as the reference reads it; and, for the lenient verdict, by its value."""
+    assert final_number(text) == strict
+    assert same_number(text, lenient or "18") == (lenient is not None)
+    assert not same_number(text, "77")
 
 
-def test_programs_take_the_code_block_and_the_prompts_helpers() -> None:
-    prompt = 'import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    """Double."""\n'
-    whole = program_source(prompt, "f", "Sure!\n```python\ndef f(x):\n    return helper(2 * x)\n```\nDone.")
-    body = program_source(prompt, "f", "    return helper(2 * x)\n")
-    unclosed = program_source(prompt, "f", "```\ndef f(x):\n    return helper(2 * x)")
-    for source in (whole, body, unclosed):
-        space: dict = {}
-        exec(source, space)
-        assert space["f"](3) == 6
-    assert "Sure" not in whole
+def test_gsm8k_is_graded_as_the_reference_does_and_leniently_beside_it(tmp_path: Path) -> None:
+    rows = [{"question": "How many?", "answer": "It is <<9+9=18>>18.\n#### 18"}]
+    task = write_rows(tasks.find("gsm8k"), tmp_path, "test", rows)
+    example = task[0]
+    for said, strict, lenient in (
+        ("#### 18", True, True), ("#### 18 apples", True, True), ("#### 1,8", True, True), ("#### 18.0", False, True),
+        ("#### $18", False, True), ("####18", False, True), ("#### 17\n#### 18", False, False), ("18", False, False),
+        ("", False, False),
+    ):  # fmt: skip
+        assert (task.grade(example, said), task.lenient(example, said)) == (strict, lenient), said
+    assert task.reward(example, "#### 18.0") == 0.0
+
+
+PROMPT = 'import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    """Double."""\n'
+WHOLE = "def helper(x):\n    return x\ndef f(x):\n    return helper(2 * x)"
+ALONE = "def f(x):\n    return helper(2 * x)"
+
+
+@pytest.mark.parametrize(
+    ("completion", "strict", "lenient"),
+    [
+        (f"Sure!\n```python\n{WHOLE}\n```\nDone.", True, True),
+        (f"```\n{WHOLE}\n```\n```python\nx\n```", True, True),
+        (WHOLE, True, True),
+        (f"```python\n{ALONE}\n```", False, True),  # the reference knows no helper but the program's own
+        ("    return helper(2 * x)\n", False, True),  # nor the header
+        (f"```python\n{WHOLE}", False, True),  # nor a block that is not closed
+        (f"```py\n{WHOLE}\n```", False, True),
+        ("```python\nprint(1)\n```", False, False),
+    ],
+)
+def test_programs_are_the_references_and_lenient_ones_stand_beside(
+    tmp_path: Path, completion: str, strict: bool, lenient: bool
+) -> None:
+    test = "def check(candidate):\n    assert candidate(3) == helper(6)\n"
+    rows = [{"prompt": PROMPT, "canonical_solution": "    return 2 * x\n", "test": test, "entry_point": "f"}]
+    task = write_rows(tasks.find("humaneval"), tmp_path, "test", rows)
+    for verdict, expected in ((task.grade(task[0], completion), strict), (task.lenient(task[0], completion), lenient)):
+        assert isinstance(verdict, Program)
+        assert _passes(verdict) == expected
+
+
+def _passes(program: Program) -> bool:
+    """Whether a program of this file's own passes its test; run here, without the sandbox."""
+    try:
+        space, test = {}, {}
+        exec(program.source, space)
+        exec(program.test, test)
+        test["check"](space[program.entry_point])
+    except Exception:
+        return False
+    return True
 
 
 def test_identity_files_are_checked_by_line(tmp_path: Path) -> None:
@@ -177,6 +236,7 @@ def test_the_mirrors_rows_are_whole(name: str, tmp_path: Path, mirror: Path) -> 
             assert roles[first:] == ["user", "assistant"] * ((len(roles) - first) // 2)
             answer = example.messages[-1]["content"]
             said = answer if isinstance(answer, str) else "".join(p["text"] for p in answer if p["type"] == "text")
+            assert task.lenient(example, said) is not False
             if kind.kind in ("choice", "generative"):
                 assert task.grade(example, said) is True
             elif kind.kind == "program":

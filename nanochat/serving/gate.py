@@ -1,0 +1,168 @@
+"""The gate in front of the application: what a request has to show before anything of it is parsed.
+
+    app.add_middleware(Gate, keys=keys, hosts=hosts, limit=lambda: body_limit(context))
+
+In this order: few enough headers, a host that is ours, a key that is known, and a body that came whole, in time and
+within its limit. Who is refused is answered at once; what else he sends is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanochat.serving.errors import ApiError
+
+OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})  # paths that need no key
+MAX_HEADERS = 100
+BODY_SECONDS = 30.0  # in which a body has to arrive
+# A token is four bytes of usual text. The rest is room for escapes (\\u0041), long tokens, and fields besides the text.
+BODY_BYTES_PER_TOKEN = 256
+LEAST_BODY_LIMIT = 256 << 10  # bytes
+# What a refused client may still send: who sends no more gets to read the answer, for his connection is not cut.
+LEFTOVER_BYTES, LEFTOVER_SECONDS = 256 << 10, 1.0
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]*)?")
+
+
+def body_limit(context: int) -> int:
+    """The bytes that a body may have before a model with so many tokens of context."""
+    return max(LEAST_BODY_LIMIT, BODY_BYTES_PER_TOKEN * context)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The names under which the server may be asked. Where they are checked, no web page of another name reaches it,
+    though its name may have been made to point here (DNS rebinding). Loopback addresses and localhost are always ours.
+    """
+
+    names: frozenset[str] = frozenset()
+    addresses: bool = False  # whether any IP address is ours too: probes and Prometheus ask a pod by its address
+
+    def allows(self, host: str) -> bool:
+        """Whether the Host header of a request is one of ours; its port says nothing."""
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
+            return False
+        name = found["address"] or found["name"]
+        if name == "localhost" or name in self.names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self.addresses or address.is_loopback
+
+
+class Gate:
+    """The middleware; see the module's docstring. Without `keys` everyone may ask, without `hosts` under any name."""
+
+    def __init__(self, app: ASGIApp, *, keys: frozenset[str], hosts: Hosts | None, limit: Callable[[], int]) -> None:
+        self._app, self._keys, self._hosts, self._limit = app, keys, hosts, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check(scope, headers)
+            body = await _read(receive, declared=_length(headers), limit=self._limit())
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        if len(scope["headers"]) > MAX_HEADERS:
+            raise ApiError(431, f"The request has {len(scope['headers'])} headers; send at most {MAX_HEADERS}.")
+        if self._hosts is not None and not self._hosts.allows(headers.get("Host", "")):
+            message = (
+                "The server is not asked under this name; use localhost, "
+                "or name the host in NANOCHAT_ALLOWED_HOSTS where the server is started."
+            )
+            raise ApiError(403, message, code="host_not_allowed")
+        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        known = scheme.lower() == "bearer" and _among(given.strip(), self._keys)
+        if self._keys and not known and scope["path"] not in OPEN:
+            message = "The API key is missing or unknown; send it as 'Authorization: Bearer KEY'."
+            raise ApiError(401, message, code="invalid_api_key")
+
+
+async def _read(receive: Receive, *, declared: int, limit: int) -> bytes | None:
+    """The whole body; None where the client went before its end."""
+    too_large = ApiError(
+        413, f"The body is larger than the {limit:,} bytes that are read; send less.", code="body_too_large"
+    )
+    if declared > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        message = f"The body did not arrive within {BODY_SECONDS:.0f} seconds; send it again."
+        raise ApiError(408, message, code="body_timeout") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Give the application the whole body, which was read before, and then what comes from the client."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and end the connection; a client that is still sending gets a moment to see the answer."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await send({**message, "more_body": True})
+            await _leftover(receive)
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    response = JSONResponse(error.body, status_code=error.status, headers={**error.headers, "Connection": "close"})
+    await response(scope, receive, sent)
+
+
+async def _leftover(receive: Receive) -> None:
+    read = 0
+    try:
+        async with asyncio.timeout(LEFTOVER_SECONDS):
+            while read < LEFTOVER_BYTES:
+                message = await receive()
+                read += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+def _length(headers: Headers) -> int:
+    """The declared length of the body; 0 where none is declared (the HTTP parser lets only digits through)."""
+    return int(headers.get("Content-Length", "0"))
+
+
+def _among(given: str, keys: frozenset[str]) -> bool:
+    """Whether a key is known, in a time that says nothing about it."""
+    return any([hmac.compare_digest(given.encode(), key.encode()) for key in keys])
