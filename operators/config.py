@@ -92,7 +92,9 @@ class Serving(Section):
     )
     namespace: Name = setting(help="namespace is the namespace that the Deployment is in.")
     model: Name = setting("nanochat", "model is the name of the registered model that is served.")
-    tracking: TrackingAddress | None = setting(None, "tracking is the tracking URI of the registry. Defaults to the profile's.")
+    tracking: TrackingAddress | None = setting(
+        None, "tracking is the tracking URI of the registry. Defaults to the profile's."
+    )
     profile: Name = setting("default", "profile is the store profile by which the model's manifest is read.")
     poll_seconds: float = setting(
         15.0, "pollSeconds is the time in seconds between looks at the alias.", unit="seconds", ge=1

@@ -16,9 +16,10 @@ import psutil
 
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
+from nanochat.parse import Malformed
+from nanochat.parse.address import FILE, resolve, shown
 from nanochat.pipeline.admission import admit_local, localize
 from nanochat.pipeline.devices import Devices
-from nanochat.pipeline.preflight import local_file
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.pipeline.task_selection import find_task, used_tasks
@@ -217,15 +218,19 @@ def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
 def reach(uri: str, what: str) -> Check:
     """Whether an address answers."""
     advice = f"it is {what}"
-    path = local_file(uri)
-    if path is not None:
-        if path.exists():
-            return Check("sources", "ok", str(path))
-        return Check("sources", "fail", f"{path} does not exist", advice)
-    if not uri.startswith(("http://", "https://")):
-        return Check("sources", "ok", f"{uri} (checked when it is read)")
     try:
-        answer = httpx.head(uri, timeout=10.0, follow_redirects=True)
+        address = resolve(uri, FILE)
+    except Malformed as error:
+        return Check("sources", "fail", f"{shown(uri)}: {error}", advice)
+    if address.path is not None:
+        if address.path.exists():
+            return Check("sources", "ok", str(address.path))
+        return Check("sources", "fail", f"{address.path} does not exist", advice)
+    if address.scheme not in ("http", "https"):
+        return Check("sources", "ok", f"{uri} (checked when it is read)")
+    uri = shown(address.text)
+    try:
+        answer = httpx.head(address.text, timeout=10.0, follow_redirects=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Check(
             "sources", "fail", f"{uri} cannot be reached ({first_line(error)})", f"check the network; {advice}"

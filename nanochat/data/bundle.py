@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from nanochat.data.hub import Hub, shown
+from nanochat.data.hub import Hub
 from nanochat.data.verify import check_zip
+from nanochat.parse.address import shown
 from nanochat.spec.errors import UserError
 
 TASKS = "core.yaml"

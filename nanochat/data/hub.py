@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from nanochat.data.verify import DamagedFile
+from nanochat.parse import Malformed
+from nanochat.parse.address import FILE, Address, resolve, shown
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage.backends import SCHEMES, find_backend
 from nanochat.storage.failures import to_user_error, transient
@@ -90,7 +92,11 @@ class Hub:
         the source could not be reached.
         """
         part = target.with_name(target.name + ".part")
-        transfer = self._transfer(url, part, setting)
+        try:
+            address = resolve(url, FILE)
+        except Malformed as error:
+            raise UserError(f"{setting}: {error}") from None
+        transfer = self._transfer(address, part, setting)
         failures = damages = 0
         while True:
             try:
@@ -101,7 +107,7 @@ class Hub:
             except DamagedFile as error:
                 part.unlink()
                 damages += 1
-                if damages == DAMAGED_LIMIT or urlsplit(url).scheme not in ("http", "https"):
+                if damages == DAMAGED_LIMIT or address.scheme not in ("http", "https"):
                     raise UserError(
                         f"{shown(url)} is damaged: {error}; replace it there, or correct {setting}"
                     ) from None
@@ -118,29 +124,23 @@ class Hub:
         os.replace(part, target)
         return size
 
-    def _transfer(self, url: str, part: Path, setting: str) -> Callable[[], None]:
-        scheme = urlsplit(url).scheme
-        if scheme in ("http", "https"):
-            state = HttpTransfer(self._client, url, part, setting)
-            return lambda: state.run(self._watch)
-        if scheme in SCHEMES:
-            return lambda: self._object(url, part, setting)
-        if scheme in ("", "file"):
-            return lambda: self._local(url, part, setting)
-        raise UserError(
-            f"{shown(url)} ({setting}) "
-            "must begin with https://, http://, s3://, gs://, abfs:// or file://, or be a path"
-        )
+    def _transfer(self, address: Address, part: Path, setting: str) -> Callable[[], None]:
+        path = address.path
+        if path is not None:
+            return lambda: self._local(path, part, setting)
+        if address.scheme in SCHEMES:
+            return lambda: self._object(address, part, setting)
+        state = HttpTransfer(self._client, address.text, part, setting)
+        return lambda: state.run(self._watch)
 
-    def _local(self, url: str, part: Path, setting: str) -> None:
-        path = local_path(url)
+    def _local(self, path: Path, part: Path, setting: str) -> None:
         if not path.is_file():
             raise UserError(f"there is no file {path}: correct {setting}")
         with open(path, "rb") as source, open(part, "wb") as out:
             self._copy(source, out)
 
-    def _object(self, url: str, part: Path, setting: str) -> None:
-        scheme, store = urlsplit(url).scheme, self._store
+    def _object(self, address: Address, part: Path, setting: str) -> None:
+        url, scheme, store = address.text, address.scheme, self._store
         backend = find_backend(scheme)
         place = store if store and urlsplit(store.root).scheme == scheme else Profile(root=url)
         try:
@@ -242,14 +242,3 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
-
-
-def local_path(url: str) -> Path:
-    """The path of a file:// address or of a path."""
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url).expanduser()
-
-
-def shown(url: str) -> str:
-    """An address for messages: without credentials and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -22,7 +22,11 @@ LONGEST = 1024  # characters
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]\\]+)(?::[0-9]{1,5})?"
 _WEB = rf"https?://{_HOST}(?:/[^\s?#]*)?"
 _BUCKET = r"(?:s3|gs|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*"
-_PATHS = r"file:(?://(?:localhost)?)?/[^?#]*|[^\s:/\\][^:/\\]*(?:/.*)?|/.*"
+_ESCAPED = "%[0-9A-Fa-f]{2}"
+_PATHS = (
+    rf"file:(?://(?:localhost)?)?/(?:(?:[^/?#%]|{_ESCAPED})(?:[^?#%]|{_ESCAPED})*)?"
+    r"|[^\s:/\\][^:/\\]*(?:/.*)?|/.*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,17 @@ _FILES = "a path, or file:///, https://, s3://, gs:// or abfs:// with a host or 
 FILE = Kind(
     _FILES, ("https", "http", "s3", "gs", "abfs", "file"), (rf"{_WEB}(?:\?[^\s#]*)?", rf"{_BUCKET}/[^?#]+", _PATHS)
 )
-BASE = Kind("a folder, or file:///, https://, s3://, gs:// or abfs:// with a host or bucket", FILE.schemes, (_WEB, rf"{_BUCKET}(?:/[^?#]*)?", _PATHS))
+BASE = Kind(
+    "a folder, or file:///, https://, s3://, gs:// or abfs:// with a host or bucket",
+    FILE.schemes,
+    (_WEB, rf"{_BUCKET}(?:/[^?#]*)?", _PATHS),
+)
 IDENTITY = Kind(
     f"{_FILES}, or configmap://NAME/KEY",
     (*FILE.schemes, "configmap"),
     (*FILE.patterns, r"configmap://[a-z0-9][-.a-z0-9]*/[-._a-zA-Z0-9]+"),
 )
+_ANY = Kind(IDENTITY.words, IDENTITY.schemes, (*IDENTITY.patterns, *BASE.patterns))
 STORE = Kind(
     "a folder, s3://bucket/prefix, gs://bucket/prefix or abfs://container/prefix",
     ("s3", "gs", "abfs", "file"),
@@ -100,9 +109,14 @@ def resolve(text: str, kind: Kind) -> Address:
     return address
 
 
-def local_path(text: str, kind: Kind = IDENTITY) -> Path | None:
+def local_path(text: str) -> Path | None:
     """The file of this machine that an address means; None for one that is elsewhere."""
-    return resolve(text, kind).path
+    return resolve(text, _ANY).path
+
+
+def absolute(text: str) -> str:
+    """A path as an absolute one; addresses of other machines stay as they are."""
+    return resolve(text, _ANY).absolute()
 
 
 def shown(text: str) -> str:

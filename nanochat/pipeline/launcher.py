@@ -40,6 +40,7 @@ from nanochat.pipeline.outcomes import (
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.runtime.threads import thread_variables
+from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
 
@@ -133,7 +134,7 @@ def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping:
 
 def node_rank() -> int:
     """Which of the attempt's nodes this is."""
-    return int(os.environ.get("NANOCHAT_NODE_RANK", "0"))
+    return integer("NANOCHAT_NODE_RANK", 0)
 
 
 def memory_kills() -> int:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.bundle import fetch_bundle
-from nanochat.data.hub import Hub, shown
+from nanochat.data.hub import Hub
 from nanochat.data.text import until, write_text_shard
 from nanochat.data.verify import DamagedFile, TextStatistics, check_parquet, check_text_shard
+from nanochat.parse.address import shown
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import Stopped, StorageError, UserError

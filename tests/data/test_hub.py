@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import FakeHub, cut, status
 
-from nanochat.data.hub import Hub, Retry, shown
+from nanochat.data.hub import Hub, Retry
 from nanochat.data.verify import check_parquet
+from nanochat.parse.address import shown
 from nanochat.spec.errors import StorageError, UserError
 
 BODY = bytes(range(256)) * 4000  # about a megabyte
