@@ -97,7 +97,7 @@ class Serving(Section):
     )
     profile: Name = setting("default", "profile is the store profile by which the model's manifest is read.")
     poll_seconds: float = setting(
-        15.0, "pollSeconds is the time in seconds between looks at the alias.", unit="seconds", ge=1
+        15.0, "pollSeconds is the time in seconds between looks at the alias.", unit="seconds", ge=1, le=3600
     )
 
 
@@ -109,7 +109,7 @@ class Config(Section):
         help="profiles are the store profiles, by the name that spec.store has."
     )
     pools: Pools = setting(Pools, "pools holds the settings of the node pools.")
-    namespaces: tuple[Name, ...] = setting(
+    namespaces: Annotated[tuple[Name, ...], Field(max_length=1000)] = setting(
         (), "namespaces are the namespaces whose pipelines are run; all, where none is named."
     )
     store_patience_seconds: int = setting(
@@ -118,6 +118,7 @@ class Config(Section):
         "fail and are tried again.",
         unit="seconds",
         ge=0,
+        le=86_400,
     )
     serving: Serving | None = setting(
         None, "serving is the inference server that follows the registry. By default there is none."

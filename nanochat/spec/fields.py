@@ -34,6 +34,9 @@ class AddressOf:
         return handler(schema) | {"pattern": self.kind.pattern, "x-form": f"be {self.kind.words}"}
 
 
+MOST = 10**12  # of what is counted: tokens, steps, rows
+YEAR = 365 * 86_400  # seconds
+
 # Every string, list and map is bounded: the cost limits of CEL rules in the API server need it.
 Name = Annotated[
     str,
@@ -69,8 +72,10 @@ def setting(
 
     `help` is a sentence or two with the field as subject, to which its limits and default are added (`comments.py`);
     `unit` is what a number counts; `key` says whether the value changes a stage's output and so belongs to its artifact
-    key; `bounds` are pydantic's (ge, le, max_length, ...).
+    key; `bounds` are pydantic's (ge, le, max_length, ...). No number is without a largest value.
     """
+    if bounds.keys() & {"ge", "gt"} and "le" not in bounds:
+        bounds["le"] = YEAR if unit == "seconds" else MOST
     extra: dict[str, Any] = {"x-key": key}
     if unit:
         extra["x-unit"] = unit

@@ -14,7 +14,7 @@ from nanochat.spec.fields import LabelKey, LabelValue, Section, Text, setting
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
 Quantity = (
-    Annotated[int, Field(ge=0)]
+    Annotated[int, Field(ge=0, le=2**63 - 1)]
     | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY), Form("be a number or a quantity such as 16Gi")]
 )
 ObjectName = Annotated[
@@ -202,7 +202,11 @@ class PodSettings(Section):
         (), "envFrom is the list of Secrets and ConfigMaps whose keys become environment variables.", key=False
     )
     run_as_user: int | None = setting(
-        None, "runAsUser is the id of the user and group that the container runs as. Defaults to 1000.", ge=1, key=False
+        None,
+        "runAsUser is the id of the user and group that the container runs as. Defaults to 1000.",
+        ge=1,
+        le=2**31 - 1,
+        key=False,
     )
 
     def over(self, base: PodSettings) -> PodSettings:

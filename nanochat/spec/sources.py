@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import StringConstraints
+
+from nanochat.spec.comments import Form
 from nanochat.spec.fields import BaseAddress, FileAddress, Section, Text, setting
+
+# A template is filled in by str.format, which could otherwise be asked for other things and a gigabyte of zeros.
+ShardPath = Annotated[
+    Text,
+    StringConstraints(pattern=r"^([^{}]|\{revision\}|\{index(:0?[0-9]{1,2}d)?\})*$"),
+    Form("hold no braces but those of {revision}, {index} and the like of {index:05d}"),
+]
 
 
 class TextSource(Section):
@@ -19,7 +29,7 @@ class TextSource(Section):
     base: BaseAddress | None = setting(
         None, "base is the address that the shards' path is appended to. Defaults to sources.hub.", key=False
     )
-    path: Text = setting(
+    path: ShardPath = setting(
         "datasets/karpathy/fineweb-edu-100b-shuffle/resolve/{revision}/shard_{index:05d}.parquet",
         "path is the path of a shard under the base, in which {revision} and {index} are filled in.",
     )
@@ -45,6 +55,7 @@ class TextSource(Section):
         1822,
         "validationShard is the index of the shard that is kept for validation and never trained on.",
         ge=0,
+        le=1_000_000,
         key=False,
     )
 

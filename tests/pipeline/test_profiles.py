@@ -41,7 +41,12 @@ def test_a_profile_of_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("root", "folder"),
-    [("store", "store"), ("~/my store", "my store"), ("file://{home}/my%20store", "my store"), ("my%20store", "my%20store")],
+    [
+        ("store", "store"),
+        ("~/my store", "my store"),
+        ("file://{home}/my%20store", "my store"),
+        ("my%20store", "my%20store"),
+    ],
 )
 def test_folders(home: Path, monkeypatch: pytest.MonkeyPatch, root: str, folder: str) -> None:
     monkeypatch.chdir(home)
