@@ -22,6 +22,7 @@ from nanochat.pipeline.planner import Action, Attempt, Observed, Start, Status, 
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import StorageError
+from nanochat.spec.pods import hide_values
 from operators import metrics, observation, pod_template, resources, status
 from operators.attempts import JobAttempt
 from operators.claims import Claims
@@ -322,7 +323,7 @@ class Reconciliation:
         pipeline, graph, records = ready.accepted.pipeline, ready.accepted.graph, ready.attempts.all()
         document = RunStatus.of(pipeline, graph, planned, ready.outputs.explanations, ready.progress, records)
         if ready.status_file.differs(document):
-            ready.store.write_json(ready.paths.pipeline, pipeline.to_yaml_dict())
+            ready.store.write_json(ready.paths.pipeline, hide_values(pipeline.to_yaml_dict()))
             ready.status_file.write(document)
 
 

@@ -152,7 +152,7 @@ class Condition(StatusSection):
         help="lastTransitionTime is the time at which the condition's status last changed to another value."
     )
     observed_generation: int | None = setting(
-        None, "observedGeneration is the metadata.generation that the condition was found for.", ge=0
+        None, "observedGeneration is the metadata.generation that the condition was found for.", ge=0, le=None
     )
 
 
@@ -160,7 +160,7 @@ class PipelineStatus(StatusSection):
     """status says where the pipeline stands, as the controller saw it last."""
 
     observed_generation: int | None = setting(
-        None, "observedGeneration is the metadata.generation of the spec that is carried out.", ge=0
+        None, "observedGeneration is the metadata.generation of the spec that is carried out.", ge=0, le=None
     )
     phase: Phase | None = setting(
         None,

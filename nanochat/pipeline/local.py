@@ -38,6 +38,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
+from nanochat.spec.pods import hide_values
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
@@ -119,7 +120,7 @@ class LocalRunner:
             self.attempts.save()
             self.outputs.refresh()
             self.outputs.explain()
-            self.store.write_json(self.paths.pipeline, self.pipeline.to_yaml_dict())
+            self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))
             handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
             try:
                 while True:
@@ -315,7 +316,7 @@ class LocalRunner:
 
     def _spec_for(self, action: Start) -> dict[str, Any]:
         """The spec with this attempt's device batch size in it."""
-        data = self.spec.model_dump(mode="json", by_alias=True)
+        data = hide_values(self.spec.to_yaml_dict())
         for section in data["stages"].values():
             if "deviceBatchSize" in section and action.device_batch_size < section["deviceBatchSize"]:
                 section["deviceBatchSize"] = action.device_batch_size

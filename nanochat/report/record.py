@@ -19,6 +19,7 @@ from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
+from nanochat.spec.pods import hide_values
 from nanochat.storage import Artifacts, Manifest, Store
 from nanochat.tracking.environment import environment
 from nanochat.tracking.journal import History, JournalReader
@@ -139,7 +140,7 @@ def gather(
     paths = RunPaths(run)
     if not store.exists(paths.pipeline):
         raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists the runs")
-    pipeline = store.read_json(paths.pipeline)
+    pipeline = hide_values(store.read_json(paths.pipeline))  # an earlier version stored the values
     metadata = pipeline.get("metadata", {})
     status = read_status(store, paths) or RunStatus(metadata.get("name", ""), metadata.get("namespace", ""))
     keys = status.keys()

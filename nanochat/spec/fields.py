@@ -72,7 +72,8 @@ def setting(
 
     `help` is a sentence or two with the field as subject, to which its limits and default are added (`comments.py`);
     `unit` is what a number counts; `key` says whether the value changes a stage's output and so belongs to its artifact
-    key; `bounds` are pydantic's (ge, le, max_length, ...). No number is without a largest value.
+    key; `bounds` are pydantic's (ge, le, max_length, ...). A number without `le` gets a
+    largest value; of those that programs write `le` is None.
     """
     if bounds.keys() & {"ge", "gt"} and "le" not in bounds:
         bounds["le"] = YEAR if unit == "seconds" else MOST
