@@ -15,6 +15,7 @@ from typing import Self
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord
 from nanochat.pipeline.outcomes import Outcome
 from nanochat.pipeline.runs import RunPaths
+from nanochat.storage.records import Count, Seconds
 from nanochat.storage.store import Store
 from operators.objects import Job
 
@@ -24,16 +25,16 @@ class JobAttempt(AttemptRecord):
     """One attempt; it started when its job was created. Times are in seconds since 1970."""
 
     job: str
-    nodes: int = 1
-    processes: int = 1  # of one node
-    gpus: int = 0  # of all nodes
-    generation: int = 0  # of the job as it was created: a higher one is somebody else's change
+    nodes: Count = 1
+    processes: Count = 1  # of one node
+    gpus: Count = 0  # of all nodes
+    generation: Count = 0  # of the job as it was created: a higher one is somebody else's change
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime that they belong to: Kueue may stop a job and start it again
     launches: tuple[str, ...] = ()  # ids of all pods that ran
     hosts: tuple[str, ...] = ()
-    running_since: float | None = None
-    used: float = 0.0  # seconds that launches before ran
+    running_since: Seconds | None = None
+    used: Seconds = 0.0  # seconds that launches before ran
     decided: Outcome | None = None  # how it will have ended, once nothing of it runs any more
     cleaned: bool = False  # its job and plan are deleted
 

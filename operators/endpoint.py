@@ -15,6 +15,7 @@ the reason InvalidToken beside the detail.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -27,8 +28,11 @@ from nanochat.pipeline.log_reader import list_launches, read_log
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Manifest
+from nanochat.storage.records import MOST_RECORDS, read_object
 from nanochat.storage.store import Store
+from nanochat.tracking.mlflow import LARGEST_FILE
 from nanochat.tracking.progress import read_progress
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
@@ -96,8 +100,11 @@ def build_app(
 
     @app.get("/v1/{namespace}/{name}/attempts")
     def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Object]:
-        files = [entry.path for entry in run.store.list(run.paths.attempts)]
-        return [run.store.read_json(path) for path in files]
+        found = []
+        for entry in run.store.list(run.paths.attempts)[:MOST_RECORDS]:
+            with suppress(Damaged):
+                found.append(read_object(run.store, entry.path))
+        return [record for record in found if record is not None]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
     def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> Object:
@@ -134,7 +141,9 @@ def build_app(
         if file not in {record.path for record in manifest.files}:
             raise HTTPException(404, f"the report has no file {file}")
         folder = run.artifacts.folder(manifest.kind, manifest.key)
-        return Response(run.store.read(f"{folder}/{manifest.launch}/{file}"), media_type="application/octet-stream")
+        return Response(
+            run.store.read(f"{folder}/{manifest.launch}/{file}", LARGEST_FILE), media_type="application/octet-stream"
+        )
 
     return app
 

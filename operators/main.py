@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from nanochat.spec.bounds import integer, path
 from nanochat.spec.errors import NanochatError
 from operators import endpoint, logs, metrics, watches
 from operators.access import Access
@@ -243,9 +244,9 @@ class Controller:
 def main() -> int:
     """Run the controller; returns the exit code."""
     parser = argparse.ArgumentParser(prog="operators.main", description="The controller of ChatPipelines.")
-    parser.add_argument("--config", type=Path, required=True, help="configuration file (YAML)")
-    parser.add_argument("--port", type=int, default=8080, help="port of health, metrics and stored logs")
-    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--config", type=path, required=True, help="configuration file (YAML)")
+    parser.add_argument("--port", type=integer(0, 65535), default=8080, help="port of health, metrics and stored logs")
+    parser.add_argument("--log-level", type=str.upper, default="INFO", choices=logs.LEVELS)
     options = parser.parse_args()
     logs.configure(options.log_level)
     try:

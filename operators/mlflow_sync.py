@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from nanochat.report.tracked import RunTracker
 from nanochat.spec.errors import NanochatError
+from nanochat.storage.records import read_object
 from nanochat.tracking.client import unreachable
 from operators import logs, metrics
 from operators.run_state import RunSnapshot
@@ -95,10 +96,9 @@ class MlflowSync:
         digest = _digest(run, uri)
         if self._complete.get(folder) == digest:
             return True
-        store = run.store
         try:
-            complete = store.exists(f"{folder}/{MARK}") and store.read_json(f"{folder}/{MARK}")["digest"] == digest
-        except (NanochatError, KeyError, TypeError):
+            complete = (read_object(run.store, f"{folder}/{MARK}") or {}).get("digest") == digest
+        except NanochatError:
             return False
         if complete:
             self._complete[folder] = digest

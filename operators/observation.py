@@ -10,11 +10,12 @@ had failed, are consequences.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from nanochat.parse.json_text import read_json
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
+from nanochat.storage.records import RECORD
 from operators.attempts import JobAttempt
 from operators.kueue import Workload
 from operators.objects import Job, Pod
@@ -148,9 +149,9 @@ def _pod_outcome(pod: Pod) -> Outcome | None:
     if end.reason == "OOMKilled":
         return Outcome(Reason.OUT_OF_MEMORY, "the pod's memory is used up", time=end.time, host=True)
     try:
-        words = json.loads(end.message)
+        words = read_json(end.message or "", limit=RECORD)
         return Outcome.from_dict(words | {"time": words.get("time") or end.time})
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         pass  # it was killed before it could say a word, or this is not its word
     if end.code == 0:
         return Outcome(Reason.SUCCEEDED, time=end.time)

@@ -226,6 +226,8 @@ def _environment(request: JobRequest, placement: Placement, network: Network) ->
         "HOME": WORK,
         **network.environment,
     }
+    if request.launch.stage != "dataset":
+        values["HF_TOKEN"] = ""  # a Secret's keys are in all pods, and this one is for the stage that fetches data
     given = {item.name: from_json(client.V1EnvVar, item.to_yaml_dict()) for item in request.settings.env}
     sources = {
         name: client.V1EnvVarSource(field_ref=client.V1ObjectFieldSelector(field_path=path))

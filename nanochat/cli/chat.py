@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
+from nanochat.cli import options
 from nanochat.cli.chat_backends import (
     ChatBackend,
     ContextFull,
@@ -26,7 +28,10 @@ from nanochat.cli.chat_backends import (
     ReplySettings,
     Said,
 )
+from nanochat.spec.bounds import OutOfBounds, Reader
 from nanochat.spec.errors import NanochatError, UserError
+
+T = TypeVar("T")
 
 # A model's words could otherwise move the cursor, change the title or worse.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -38,7 +43,7 @@ def chat(
     url: str | None = None,
     prompt: str | None = None,
     temperature: float = 0.6,
-    top_k: int | None = 50,
+    top_k: int = 50,
     max_tokens: int = 256,
     system: str | None = None,
 ) -> None:
@@ -182,7 +187,7 @@ class Session:
             self._note(f"/{name:<12} {meaning}")
         settings = self.settings
         self._note(
-            f"Now: temperature {settings.temperature:g}, topk {settings.top_k or 0}, maxtokens {settings.max_tokens}."
+            f"Now: temperature {settings.temperature:g}, topk {settings.top_k}, maxtokens {settings.max_tokens}."
         )
 
     def _clear(self, _argument: str) -> None:
@@ -201,13 +206,13 @@ class Session:
             raise
 
     def _temperature(self, argument: str) -> None:
-        self.settings = replace(self.settings, temperature=_number(argument, low=0, high=2))
+        self.settings = replace(self.settings, temperature=_number(options.temperature, argument))
 
     def _top_k(self, argument: str) -> None:
-        self.settings = replace(self.settings, top_k=int(_number(argument, low=0, high=1e6)) or None)
+        self.settings = replace(self.settings, top_k=_number(options.top_k, argument))
 
     def _max_tokens(self, argument: str) -> None:
-        self.settings = replace(self.settings, max_tokens=int(_number(argument, low=1, high=1e6)))
+        self.settings = replace(self.settings, max_tokens=_number(options.max_tokens, argument))
 
     def _system(self, argument: str) -> None:
         self.system = argument or None
@@ -217,11 +222,11 @@ class Session:
         raise EOFError
 
 
-def _number(text: str, *, low: float, high: float) -> float:
-    with suppress(ValueError):
-        if low <= (number := float(text)) <= high:
-            return number
-    raise UserError(f"'{text}' is not a number from {low:g} to {high:g}.")
+def _number(read: Reader[T], argument: str) -> T:
+    try:
+        return read(argument)
+    except OutOfBounds as error:
+        raise UserError(f"{error}.") from None
 
 
 def _content(heard: list[Said]) -> str | list[dict[str, str]]:

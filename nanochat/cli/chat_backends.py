@@ -30,7 +30,7 @@ class ReplySettings:
     """Settings that the slash commands change."""
 
     temperature: float
-    top_k: int | None
+    top_k: int  # 0: all
     max_tokens: int
 
 
@@ -77,7 +77,7 @@ class LocalBackend:
         sampling = Sampling(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
-            top_k=settings.top_k,
+            top_k=settings.top_k or None,
             seed=secrets.randbits(62),
         )
         request = self._engine.submit(prompt, sampling)
@@ -105,6 +105,8 @@ class RemoteBackend:
     """A server at `url`, with or without /v1 at its end; the key goes into the Authorization header."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise UserError("NANOCHAT_API_KEY has a character outside of printable ASCII, which can't be sent.")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/").removesuffix("/v1")
         self.finish_reason = ""
@@ -118,7 +120,7 @@ class RemoteBackend:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{self._url} does not speak OpenAI's protocol; correct --url.") from error
+            raise self._stranger() from error
 
     def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]:
         body: dict[str, Any] = {
@@ -126,13 +128,15 @@ class RemoteBackend:
             "messages": list(messages),
             "stream": True,
             "temperature": settings.temperature,
+            "top_k": settings.top_k,
             "max_tokens": settings.max_tokens,
         }
-        if settings.top_k is not None:
-            body["top_k"] = settings.top_k
         try:
             address = f"{self._url}/v1/chat/completions"
-            with httpx.stream("POST", address, json=body, headers=self._headers, timeout=_TIMEOUT) as response:
+            # In ASCII: what a terminal gave that is no text is for the server to refuse.
+            sent: dict[str, Any] = {"content": json.dumps(body), "timeout": _TIMEOUT}
+            headers = {**self._headers, "Content-Type": "application/json"}
+            with httpx.stream("POST", address, headers=headers, **sent) as response:
                 self._check(response)
                 yield from self._read(response.iter_lines())
         except httpx.TransportError as error:
@@ -140,19 +144,28 @@ class RemoteBackend:
 
     def _read(self, lines: Iterator[str]) -> Iterator[Said]:
         for line in lines:
-            data = line.removeprefix("data: ")
-            if data == line or data == "[DONE]":
+            data = line.removeprefix("data:").strip()
+            if not line.startswith("data:") or data == "[DONE]":
                 continue
-            event = json.loads(data)
-            if "error" in event:
-                raise UserError(f"The server says: {event['error']['message']}")
-            for choice in event["choices"]:
-                self.finish_reason = choice["finish_reason"] or self.finish_reason
-                delta = choice["delta"]
-                if delta.get("content"):
-                    yield Said("text", delta["content"])
-                if part := delta.get("part"):
-                    yield Said(part["type"], part["text"])
+            try:
+                said = self._said(json.loads(data))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise self._stranger() from error
+            yield from said
+
+    def _said(self, event: dict[str, Any]) -> list[Said]:
+        """The stretches that one event of the stream adds; fields that other servers leave out are not missed."""
+        if "error" in event:
+            raise UserError(f"The server says: {event['error']['message']}")
+        said: list[Said] = []
+        for choice in event["choices"]:
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            delta = choice.get("delta") or {}
+            if content := delta.get("content"):
+                said.append(Said("text", str(content)))
+            if part := delta.get("part"):
+                said.append(Said(str(part["type"]), str(part["text"])))
+        return said
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
@@ -167,6 +180,9 @@ class RemoteBackend:
             raise ContextFull(message)
         hint = " Set NANOCHAT_API_KEY." if response.status_code == 401 else ""
         raise UserError(f"The server at {self._url} refused: {message}{hint}")
+
+    def _stranger(self) -> UserError:
+        return UserError(f"{self._url} does not speak OpenAI's protocol; correct --url.")
 
     def _unreachable(self, error: Exception) -> UserError:
         return UserError(

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from nanochat.data.hub_access import HubAccess
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
 from nanochat.parse import Malformed
@@ -189,7 +190,7 @@ def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
 
     One file of a hub stands for all: what is missing beside it is said by the dataset stage.
     """
-    sources, stages, needed = spec.sources, spec.stages, dict[str, str]()
+    sources, stages, needed = HubAccess.of().located(spec.sources), spec.stages, dict[str, str]()
     if sources.text.kind == "hub":
         path = sources.text.path.format(revision=sources.text.revision, index=plan.validation_shard)
         base = (sources.text.base or sources.hub).rstrip("/")
@@ -230,11 +231,16 @@ def reach(uri: str, what: str) -> Check:
         return Check("sources", "ok", f"{uri} (checked when it is read)")
     uri = shown(address.text)
     try:
-        answer = httpx.head(address.text, timeout=10.0, follow_redirects=True)
+        access = HubAccess.of()
+        headers = access.headers(address.text)
+        answer = httpx.head(address.text, timeout=10.0, follow_redirects=True, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Check(
             "sources", "fail", f"{uri} cannot be reached ({first_line(error)})", f"check the network; {advice}"
         )
+    if answer.status_code in (401, 403):
+        found = f"{uri} is refused (HTTP {answer.status_code})"
+        return Check("sources", "fail", found, f"{access.advice(uri)}; {advice}")
     if answer.status_code >= 400:
         return Check("sources", "fail", f"{uri} answers with HTTP {answer.status_code}", advice)
     return Check("sources", "ok", uri)

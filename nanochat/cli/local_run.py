@@ -17,12 +17,13 @@ from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.log_reader import LaunchLogs, list_launches, read_log
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
-from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_status
+from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
+from nanochat.storage.records import read_object
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from nanochat.tracking.registry import Registry
@@ -91,7 +92,7 @@ class LocalRun(RunHandle):
         ask_cancel(self.store, self.paths)
 
     def retry(self) -> int:
-        pipeline = check_pipeline(self.store.read_json(self.paths.pipeline), where=self.name)
+        pipeline = check_pipeline(read_declaration(self.store, self.paths), where=self.name)
         return execute(pipeline, only=[], start=None, again=self.command("retry"))
 
     def report(self, folder: Path, *, markdown: bool) -> None:
@@ -108,7 +109,7 @@ class LocalRun(RunHandle):
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        return self.store.read_json(self.paths.pipeline)["spec"]
+        return read_declaration(self.store, self.paths)["spec"]
 
     def registry(self) -> Registry:
         return Registry(self.resolved.tracking)
@@ -116,8 +117,7 @@ class LocalRun(RunHandle):
     @property
     def was_champion(self) -> bool:
         """Whether its model was ever made champion."""
-        path = self.paths.release
-        release = self.store.read_json(path) if self.store.exists(path) else {}
+        release = read_object(self.store, self.paths.release) or {}
         return bool(release.get("alias", {}).get("moved"))
 
     # ---- logs -------------------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import cluster, rollback, run, runs
-from nanochat.cli.options import Set, Store
+from nanochat.cli import cluster, options, rollback, run, runs
+from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
+from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
 from nanochat.spec.errors import NanochatError, UserError
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ app.command("gc")(runs.gc)
 
 @app.command()
 def doctor(
-    file: Annotated[Path | None, typer.Argument(help="Pipeline file to check for.")] = None,
+    file: Annotated[Path | None, argument(path, help="Pipeline file to check for.")] = None,
     set_: Set = None,
 ) -> None:
     """Check that this machine has what a run needs, or say what to do."""
@@ -49,33 +50,38 @@ def doctor(
 
 @app.command()
 def chat(
-    model: Annotated[str | None, typer.Argument(help="Pipeline's name, or folder or URI of a model artifact.")] = None,
+    model: Model = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Ask one question, print the answer and end.")
+        str | None,
+        option(text(TEXT, lines=True), "--prompt", "-p", help="Ask one question, print the answer and end."),
     ] = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="Chat with the server at this address instead of a local model.")
+        str | None, option(address, help="Chat with the server at this address instead of a local model.")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="Stage whose model is used; by default the last.")] = None,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")] = 0.6,
-    top_k: Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0 means all.")] = 50,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    stage: Stage = None,
+    temperature: Annotated[
+        float, option(options.temperature, help="Sampling temperature; 0 always takes the likeliest token.")
+    ] = 0.6,
+    top_k: Annotated[
+        int, option(options.top_k, help="Sample from this many of the likeliest tokens; 0 means all.")
+    ] = 50,
+    max_tokens: Annotated[int, option(options.max_tokens, help="Longest answer, in tokens.")] = 256,
     store: Store = "default",
 ) -> None:
     """Chat in the terminal with a model of a run, or with a server."""
     from nanochat.cli.chat import chat as talk
 
     folder = None if url else runs.model_folder(model, stage=stage, store=store)
-    talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k or None, max_tokens=max_tokens)
+    talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k, max_tokens=max_tokens)
 
 
 @app.command()
 def serve(
-    model: Annotated[str | None, typer.Argument(help="Pipeline's name, or folder or URI of a model artifact.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Stage whose model is used; by default the last.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    slots: Annotated[int, typer.Option(help="Requests that are answered at the same time.")] = 8,
+    model: Model = None,
+    stage: Stage = None,
+    host: Annotated[str, option(options.name, help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, option(integer(0, 65535), help="Port to listen on.")] = 8000,
+    slots: Annotated[int, option(integer(1, 1024), help="Requests that are answered at the same time.")] = 8,
     store: Store = "default",
 ) -> None:
     """Serve the OpenAI chat API and a chat page."""
@@ -86,23 +92,26 @@ def serve(
 
 @identity_app.command("generate")
 def identity_generate(
-    path: Annotated[Path, typer.Argument(help="JSONL file to write.")],
-    name: Annotated[str, typer.Option(help="The assistant's name.")] = "nanochat",
-    maker: Annotated[str, typer.Option(help="Who made it.")] = "its makers",
+    file: Annotated[Path, argument(path, help="JSONL file to write.")],
+    name: Annotated[str, option(options.name, help="The assistant's name.")] = "nanochat",
+    maker: Annotated[str, option(options.name, help="Who made it.")] = "its makers",
     fact: Annotated[
-        list[str] | None, typer.Option("--fact", help="A sentence that the model should know about itself.")
+        list[str] | None, option(text(SENTENCE), help="A sentence that the model should know about itself.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Number of conversations.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 42,
+    count: Annotated[int, option(integer(1, 1_000_000), help="Number of conversations.")] = 1000,
+    seed: Annotated[int, option(integer(0, 2**63 - 1), help="Random seed.")] = 42,
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint that writes them; without it, templates do.")
+        str | None, option(address, help="OpenAI-compatible endpoint that writes them; without it, templates do.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model at --url.")] = None,
+    model: Annotated[str | None, option(options.name, help="Name of the model at --url.")] = None,
 ) -> None:
     """Write identity conversations for stages.mid.identity."""
     from nanochat.cli.identity import generate
 
-    generate(path, name=name, maker=maker, facts=fact or [], count=count, seed=seed, url=url, model=model)
+    generate(file, name=name, maker=maker, facts=fact or [], count=count, seed=seed, url=url, model=model)
+
+
+UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer has a copy of click's, which it does not name
 
 
 def main() -> None:
@@ -110,10 +119,24 @@ def main() -> None:
     try:
         if not in_folder():
             raise UserError("the folder that you are in is gone: go to one that exists, then run this again")
-        app()
+        sys.exit(app(standalone_mode=False))
     except NanochatError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        sys.exit(2)
+    except UsageError as error:
+        print(_sentence(error), file=sys.stderr)
+    except typer.Abort:
+        print("Aborted.", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    """A mistake in the command line, and where to read what is right; the help itself where nothing was said."""
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    if "\n" in message:
+        return message
+    context: typer.Context | None = error.ctx  # type: ignore[attr-defined]
+    return f"error: {message.rstrip('.')}. See: {context.command_path if context else 'nanochat'} --help"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,73 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options, each with a reader that bounds its value; a value that is out of bounds is one sentence.
+
+port: Annotated[int, option(integer(0, 65535), help="Port to listen on.")] = 8000
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
-Name = Annotated[str, typer.Argument(help="Name of the pipeline.")]
-Run = Annotated[str | None, typer.Argument(help="Name of the pipeline; by default the one run last.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: path=value, e.g. model.depth=6.")]
-Store = Annotated[str, typer.Option("--store", help="Store profile.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace on a cluster.")]
-Context = Annotated[str | None, typer.Option("--context", help="The kubeconfig's context of a cluster.")]
+from nanochat.spec.bounds import (
+    NAME,
+    PATH,
+    TEXT,
+    OutOfBounds,
+    Reader,
+    integer,
+    path,
+    real,
+    text,
+)
+
+T = TypeVar("T")
+
+
+def option(read: Reader[Any], *names: str, help: str) -> Any:
+    """An option whose value `read` takes."""
+    return typer.Option(*names, parser=_parser(read), metavar=_metavar(read), help=help)
+
+
+def argument(read: Reader[Any], *, help: str) -> Any:
+    """An argument whose value `read` takes."""
+    return typer.Argument(parser=_parser(read), help=help)
+
+
+def _metavar(read: Reader[Any]) -> str:
+    return read.__name__.upper()
+
+
+def _parser(read: Reader[T]) -> Callable[[str], T]:
+    """The reader as Typer calls it, also with what is no text: with defaults."""
+
+    def parse(given: str) -> T:
+        try:
+            return read(given)
+        except OutOfBounds as error:
+            raise typer.BadParameter(f"{error}.") from None
+
+    return parse
+
+
+# How a model answers, on the command line and by the commands of a chat.
+temperature = real(0, 2)
+top_k = integer(0, 1_000_000)
+max_tokens = integer(1, 1_000_000)
+
+name = text(NAME, "name")
+
+File = Annotated[Path, argument(path, help="Pipeline file (YAML).")]
+Name = Annotated[str, argument(text(PATH), help="Name of the pipeline.")]
+Run = Annotated[str | None, argument(text(PATH), help="Name of the pipeline; by default the one run last.")]
+Model = Annotated[str | None, argument(text(PATH), help="Pipeline's name, or folder or URI of a model artifact.")]
+Stage = Annotated[str | None, option(name, "--stage", help="Stage whose model is used; by default the last.")]
+Set = Annotated[
+    list[str] | None,
+    option(text(TEXT, lines=True), "--set", help="Change a setting: path=value, e.g. model.depth=6."),
+]
+Store = Annotated[str, option(name, "--store", help="Store profile.")]
+Namespace = Annotated[str | None, option(name, "--namespace", "-n", help="Namespace on a cluster.")]
+Context = Annotated[str | None, option(name, "--context", help="The kubeconfig's context of a cluster.")]

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from nanochat.cli import options
 from nanochat.cli.display import Display
-from nanochat.cli.options import File, Set
+from nanochat.cli.options import File, Set, option
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
@@ -17,8 +18,8 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 
-Only = Annotated[list[str] | None, typer.Option("--only", help="Run just this stage (may be given again).")]
-From = Annotated[str | None, typer.Option("--from", help="Run this stage and what depends on it.")]
+Only = Annotated[list[str] | None, option(options.name, "--only", help="Run just this stage (may be given again).")]
+From = Annotated[str | None, option(options.name, "--from", help="Run this stage and what depends on it.")]
 
 
 def run(

@@ -11,15 +11,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nanochat.cli import options
 from nanochat.cli.find import find_handle
 from nanochat.cli.local_run import find_run, find_runs
 from nanochat.cli.logs import show
-from nanochat.cli.options import Context, Name, Namespace, Run, Store
+from nanochat.cli.options import Context, Name, Namespace, Run, Store, argument, option
 from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import StageRunStatus
+from nanochat.spec.bounds import integer
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.storage.artifacts import Artifacts
@@ -64,9 +66,11 @@ def _note(stage: StageRunStatus) -> str:
 
 def logs(
     name: Run = None,
-    stage: Annotated[str | None, typer.Argument(help="Stage; by default the one that ran last.")] = None,
-    attempt: Annotated[int | None, typer.Option(help="Attempt; by default the last.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank; by default all; -1 is the launcher's own output.")] = None,
+    stage: Annotated[str | None, argument(options.name, help="Stage; by default the one that ran last.")] = None,
+    attempt: Annotated[int | None, option(integer(1, 1_000_000), help="Attempt; by default the last.")] = None,
+    rank: Annotated[
+        int | None, option(integer(-1, 100_000), help="Rank; by default all; -1 is the launcher's own output.")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Keep printing, across attempts, until the end.")
     ] = False,
@@ -109,7 +113,7 @@ def report(
 
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    keep_runs: Annotated[int, typer.Option(help="Number of runs of each pipeline to keep.")] = 3,
+    keep_runs: Annotated[int, option(integer(0, 1_000_000), help="Number of runs of each pipeline to keep.")] = 3,
     champions: Annotated[bool, typer.Option("--champions", help="Also remove runs whose model was champion.")] = False,
     store: Store = "default",
 ) -> None:

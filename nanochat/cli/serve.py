@@ -22,7 +22,7 @@ from nanochat.serving.server import bind, is_local, run
 from nanochat.serving.service import EngineService
 
 
-def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8, name: str | None = None) -> None:
+def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
     console = Console(highlight=False, soft_wrap=True)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
@@ -32,11 +32,14 @@ def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int
             print(f"warning: {host} is reached from other machines. {NO_KEYS}", file=sys.stderr)
         model, tokenizer, extra = load(folder)
         hosted = ModelHolder()
-        served = Served(name or f"nanochat-{extra.get('stage', 'model')}", fingerprint(folder))
+        served = Served("nanochat", fingerprint(folder))
         service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)
         hosted.open(Model(served, service, tokenizer))
         app = create_app(hosted, settings)
         address = f"http://{host}:{socket.getsockname()[1]}"
-        console.print(f"Serving {served.name} at {address} (API: {address}/v1). Ctrl-C ends it.", markup=False)
+        what = f"the {extra['stage']} model" if "stage" in extra else str(folder)
+        console.print(
+            f"Serving {what} as {served.name} at {address} (API: {address}/v1). Ctrl-C ends it.", markup=False
+        )
         run(app, hosted, socket=socket)
         console.print("Ended.", markup=False)

@@ -1,7 +1,7 @@
 """Fetching files by address: https://, object storage, file:// or a local path, whole or not at all.
 
     hub = Hub()
-    hub.fetch("https://huggingface.co/datasets/...parquet", target, setting="sources.hub", check=check_parquet)
+    hub.fetch(address, target, setting="sources.hub", limit=16 << 30, check=check_parquet)
 
 A transfer goes into `<target>.part`, is continued where it was cut (if the server has ranges and says that the file is
 the same), checked, and renamed. What may pass is tried again with growing delay, or after the server's Retry-After.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import email.utils
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from nanochat.data.verify import DamagedFile
+from nanochat.data.hub_access import HubAccess
+from nanochat.data.verify import DamagedFile, WrongFile
 from nanochat.parse import Malformed
 from nanochat.parse.address import FILE, Address, resolve, shown
 from nanochat.spec.errors import StorageError, UserError
@@ -63,6 +65,7 @@ class Hub:
         sleep: Callable[[float], None] = time.sleep,
         watch: Callable[[int], None] | None = None,
         store: Profile | None = None,
+        access: HubAccess | None = None,
     ) -> None:
         """`watch` is told the bytes as they come (0 while waiting) and may raise to end a transfer.
 
@@ -70,8 +73,9 @@ class Hub:
         """
         self._retry = retry or Retry()
         self._sleep = sleep
-        self._watch = watch or (lambda count: None)
+        self.watch = watch or (lambda count: None)
         self._store = store
+        self._access = access or HubAccess()
         self._client = httpx.Client(
             follow_redirects=True,
             timeout=self._retry.timeout,
@@ -84,19 +88,27 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def fetch(self, url: str, target: Path, *, setting: str, check: Callable[[Path], object] | None = None) -> int:
-        """Fetch a file to `target` and return its size in bytes.
+    def fetch(
+        self,
+        url: str,
+        target: Path,
+        *,
+        setting: str,
+        limit: int,
+        check: Callable[[Path], object] | None = None,
+    ) -> int:
+        """Fetch a file of at most `limit` bytes to `target` and return its size in bytes.
 
         `setting` is the setting that names the address, for messages. `check` raises DamagedFile where the file is
-        not whole. Raises UserError where the address is wrong or the file damaged at its source, StorageError where
-        the source could not be reached.
+        not whole, WrongFile where it is and cannot be used. Raises UserError where the address is wrong or the file
+        damaged at its source, StorageError where the source could not be reached.
         """
         part = target.with_name(target.name + ".part")
         try:
             address = resolve(url, FILE)
         except Malformed as error:
             raise UserError(f"{setting}: {error}") from None
-        transfer = self._transfer(address, part, setting)
+        transfer = self._transfer(address, Source(address.text, setting, limit), part)
         failures = damages = 0
         while True:
             try:
@@ -112,6 +124,8 @@ class Hub:
                         f"{shown(url)} is damaged: {error}; replace it there, or correct {setting}"
                     ) from None
                 self._wait(self._retry.delay)
+            except WrongFile as error:
+                raise UserError(f"{shown(url)}: {error.problem}: replace it there, or correct {setting}") from None
             except Transient as error:
                 failures += 1
                 if failures == self._retry.attempts:
@@ -124,30 +138,30 @@ class Hub:
         os.replace(part, target)
         return size
 
-    def _transfer(self, address: Address, part: Path, setting: str) -> Callable[[], None]:
+    def _transfer(self, address: Address, source: Source, part: Path) -> Callable[[], None]:
         path = address.path
         if path is not None:
-            return lambda: self._local(path, part, setting)
+            return lambda: self._local(path, source, part)
         if address.scheme in SCHEMES:
-            return lambda: self._object(address, part, setting)
-        state = HttpTransfer(self._client, address.text, part, setting)
-        return lambda: state.run(self._watch)
+            return lambda: self._object(address.scheme, source, part)
+        state = HttpTransfer(self._client, source, part, self._access)
+        return lambda: state.run(self.watch)
 
-    def _local(self, path: Path, part: Path, setting: str) -> None:
+    def _local(self, path: Path, source: Source, part: Path) -> None:
         if not path.is_file():
-            raise UserError(f"there is no file {path}: correct {setting}")
-        with open(path, "rb") as source, open(part, "wb") as out:
-            self._copy(source, out)
+            raise UserError(f"there is no file {path}: correct {source.setting}")
+        with open(path, "rb") as file, open(part, "wb") as out:
+            self._copy(file, out, source)
 
-    def _object(self, address: Address, part: Path, setting: str) -> None:
-        url, scheme, store = address.text, address.scheme, self._store
+    def _object(self, scheme: str, source: Source, part: Path) -> None:
+        url, store = source.url, self._store
         backend = find_backend(scheme)
         place = store if store and urlsplit(store.root).scheme == scheme else Profile(root=url)
         try:
-            with backend.connect(place, None).open(url, "rb", block_size=8 * BLOCK) as source, open(part, "wb") as out:
-                self._copy(source, out)
+            with backend.connect(place, None).open(url, "rb", block_size=8 * BLOCK) as file, open(part, "wb") as out:
+                self._copy(file, out, source)
         except FileNotFoundError:
-            raise UserError(f"{url} does not exist: correct {setting}") from None
+            raise UserError(f"{url} does not exist: correct {source.setting}") from None
         except Exception as error:
             if transient(error, backend.errors):
                 raise Transient(type(error).__name__) from error
@@ -155,10 +169,11 @@ class Hub:
                 raise to_user_error(error, doing="reading", where=url, errors=backend.errors) from error
             raise
 
-    def _copy(self, source: Any, out: BinaryIO) -> None:
-        while block := source.read(BLOCK):
+    def _copy(self, file: Any, out: BinaryIO, source: Source) -> None:
+        while block := file.read(BLOCK):
             out.write(block)
-            self._watch(len(block))
+            source.check_size(out.tell())
+            self.watch(len(block))
 
     def _delay(self, failures: int, after: float | None) -> float:
         if after is not None:
@@ -168,28 +183,47 @@ class Hub:
 
     def _wait(self, seconds: float) -> None:
         while seconds > 0:
-            self._watch(0)
+            self.watch(0)
             self._sleep(min(seconds, 1.0))
             seconds -= 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to fetch; as text its address for messages."""
+
+    url: str
+    setting: str
+    limit: int  # bytes
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def check_size(self, size: int) -> None:
+        """UserError where a file of this many bytes, or so many of it, is larger than it may be."""
+        if size > self.limit:
+            raise UserError(f"{self} has more than {self.limit:,} bytes: correct {self.setting}")
 
 
 class HttpTransfer:
     """One file over HTTP: what is there of it stays, and is continued if the server has the same file still."""
 
-    def __init__(self, client: httpx.Client, url: str, part: Path, setting: str) -> None:
+    def __init__(self, client: httpx.Client, source: Source, part: Path, access: HubAccess) -> None:
         self._client = client
-        self._url = url
+        self._source = source
         self._part = part
-        self._setting = setting
+        self._access = access
         self._validator = ""  # ETag or Last-Modified of what is in the part file
         part.unlink(missing_ok=True)
 
     def run(self, watch: Callable[[int], None]) -> None:
         """Transfer the file, or what is missing of it; raises Transient where that may succeed later."""
         have = self._part.stat().st_size if self._part.exists() else 0
-        headers = {"Range": f"bytes={have}-", "If-Range": self._validator} if have and self._validator else {}
+        headers = self._access.headers(self._source.url)  # httpx leaves them out where it is sent to another origin
+        if have and self._validator:
+            headers |= {"Range": f"bytes={have}-", "If-Range": self._validator}
         try:
-            with self._client.stream("GET", self._url, headers=headers) as response:
+            with self._client.stream("GET", self._source.url, headers=headers) as response:
                 self._check_status(response)
                 goes_on = response.status_code == 206
                 if goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -201,14 +235,15 @@ class HttpTransfer:
                     # A body shorter than its Content-Length or its last chunk is an error of httpx.
                     for block in response.iter_bytes():  # as they come: what has come is kept
                         out.write(block)
+                        self._source.check_size(out.tell())
                         watch(len(block))
         except httpx.TransportError as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
         except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.DecodingError) as error:
-            raise UserError(f"{shown(self._url)} cannot be read ({error}): correct {self._setting}") from None
+            raise UserError(f"{self._source} cannot be read ({error}): correct {self._source.setting}") from None
 
     def _check_status(self, response: httpx.Response) -> None:
-        status, where = response.status_code, shown(self._url)
+        status, source = response.status_code, self._source
         if status in (200, 206):
             return
         if status == 416:
@@ -216,11 +251,14 @@ class HttpTransfer:
             raise Transient("the server has no such range")
         if status in (408, 425, 429) or status >= 500:
             raise Transient(f"HTTP {status}", after=_retry_after(response.headers.get("Retry-After")))
-        if status in (404, 410):
-            raise UserError(f"{where} does not exist (HTTP {status}): correct {self._setting}")
+        why = response.headers.get("X-Error-Code", "")  # of a hub, such as GatedRepo
+        answer = f"HTTP {status}, {why}" if re.fullmatch(r"\w{1,40}", why) else f"HTTP {status}"
         if status in (401, 403):
-            raise UserError(f"{where} is refused (HTTP {status}): it needs rights, or {self._setting} is wrong")
-        raise UserError(f"{where} answers with HTTP {status}: correct {self._setting}")
+            advice = self._access.advice(source.url)
+            raise UserError(f"{source} is refused ({answer}): {advice}, or correct {source.setting}")
+        if status in (404, 410):
+            raise UserError(f"{source} does not exist ({answer}): correct {source.setting}")
+        raise UserError(f"{source} answers with {answer}: correct {source.setting}")
 
 
 def _validator(response: httpx.Response) -> str:

@@ -13,20 +13,23 @@ A prompt is a few solved items, then the item. Three kinds of items (`icl_task_t
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nanochat.data.bundle import DATA, Kind, first_problem, read_baselines, read_tasks
+from nanochat.data.verify import WrongFile
+from nanochat.parse import Malformed
+from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
-KINDS = ("multiple_choice", "schema", "language_modeling")
+LINE = 4 << 20  # bytes of one item
 ORDER_SEED, SHOTS_SEED = 1337, 1234  # the reference's, so that results are about the same items
 
 Item = Mapping[str, Any]
@@ -53,7 +56,7 @@ class CoreTask:
     """One of the tasks."""
 
     label: str
-    kind: str
+    kind: Kind
     shots: int
     delimiter: str
     baseline: float  # the proportion that guessing gets right
@@ -65,7 +68,7 @@ class CoreTask:
         The solved items of each are drawn from all others, however few are measured; where there are fewer than
         asked for, all of them.
         """
-        items = read_items(self.data)
+        items = self.items()
         Random(ORDER_SEED).shuffle(items)
         found = []
         for index, item in enumerate(items[:most]):
@@ -76,7 +79,17 @@ class CoreTask:
 
     def size(self, most: int | None = None) -> int:
         """How many examples there are."""
-        return len(read_items(self.data)[:most])
+        return len(self.items()[:most])
+
+    def items(self) -> list[Item]:
+        """All items in the file's order; UserError, with the task's name and the line, where one is not right."""
+        try:
+            items = [_item(line, self.kind) for line in _lines(self.data)]
+        except (WrongItem, OSError) as error:
+            raise UserError(f"CORE's task {self.label}: {self.data.name}: {error}: see sources.evalBundle") from None
+        if not items:
+            raise UserError(f"CORE's task {self.label} has no item in {self.data.name}: see sources.evalBundle")
+        return items
 
     def sequences(self, tokenizer: Tokenizer, example: Example) -> list[Span]:
         """The sequences of an example that are scored, one for each option."""
@@ -107,34 +120,114 @@ class CoreTask:
 def load_tasks(folder: Path) -> list[CoreTask]:
     """The tasks of a bundle, in its order; UserError where it is not whole."""
     try:
-        declared = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-        with open(folder / "eval_meta_data.csv", encoding="utf-8", newline="") as file:
-            baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
-        tasks = [
-            CoreTask(
-                label=entry["label"],
-                kind=entry["icl_task_type"],
-                shots=entry["num_fewshot"][0],
-                delimiter=entry.get("continuation_delimiter", " "),
-                baseline=baselines[entry["label"]],
-                data=folder / "eval_data" / entry["dataset_uri"],
-            )
-            for entry in declared
-        ]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the evaluation bundle in {folder} is not whole ({error!r}): see sources.evalBundle") from None
-    for task in tasks:
-        if task.kind not in KINDS:
-            raise UserError(f"CORE's task {task.label} has the type '{task.kind}': known are {', '.join(KINDS)}")
-    return tasks
+        declared, baselines = read_tasks(folder), read_baselines(folder)
+    except WrongFile as error:
+        raise UserError(f"the evaluation bundle is not whole: {error.message}: see sources.evalBundle") from None
+    return [
+        CoreTask(
+            label=task.label,
+            kind=task.kind,
+            shots=task.shots[0],
+            delimiter=task.delimiter,
+            baseline=_baseline(task.label, baselines),
+            data=folder / DATA / task.data,
+        )
+        for task in declared
+    ]
 
 
-def read_items(path: Path) -> list[Item]:
-    """The items of a JSONL file."""
+def _baseline(label: str, baselines: Mapping[str, str]) -> float:
+    """A task's random baseline as a proportion, below 1."""
+    given = baselines.get(label)
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"the evaluation bundle's {path.name} cannot be read: {error}") from None
+        percent = float(given or "")
+    except ValueError:
+        percent = math.nan
+    if not 0 <= percent < 100:
+        raise UserError(
+            f"CORE's task {label} has the random baseline {given!r} in eval_meta_data.csv, which must be a number of "
+            "percent from 0 to below 100: see sources.evalBundle"
+        )
+    return percent / 100
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# items
+
+
+class WrongItem(ValueError):
+    """A line of a data file that is no item of its task; the message says which and why."""
+
+
+class _Item(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Choice(_Item):
+    """An item whose answer is the index `gold` of one of its options."""
+
+    gold: Annotated[int, Field(ge=0)]
+
+    def options(self) -> list[str]:
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _in_range(self) -> _Choice:
+        if self.gold >= len(self.options()):
+            raise ValueError(f"gold is {self.gold}, and there are {len(self.options())} options")
+        return self
+
+
+class _MultipleChoice(_Choice):
+    query: str
+    choices: Annotated[list[str], Field(min_length=2)]
+
+    def options(self) -> list[str]:
+        return self.choices
+
+
+class _Schema(_Choice):
+    context_options: Annotated[list[str], Field(min_length=2)]
+    continuation: Annotated[str, Field(min_length=1)]
+
+    def options(self) -> list[str]:
+        return self.context_options
+
+
+class _LanguageModeling(_Item):
+    context: str
+    continuation: Annotated[str, Field(min_length=1)]
+
+
+_ITEMS: Mapping[Kind, type[_Item]] = {
+    "multiple_choice": _MultipleChoice,
+    "schema": _Schema,
+    "language_modeling": _LanguageModeling,
+}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, each with its number."""
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(LINE + 1):
+            number += 1
+            if len(line) > LINE:
+                raise WrongItem(f"line {number}: more than {LINE >> 20} MiB")
+            if line.strip():
+                yield number, line
+
+
+def _item(line: tuple[int, bytes], kind: Kind) -> Item:
+    number, content = line
+    try:
+        item = read_json(content, limit=LINE)
+        _ITEMS[kind].model_validate(item)
+    except Malformed as error:
+        raise WrongItem(f"line {number}: {error}") from None
+    except ValidationError as error:
+        raise WrongItem(f"line {number}: {first_problem(error)}") from None
+    return item
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nanochat.spec.errors import UserError
 from nanochat.storage.artifacts import MANIFEST, ROOT
 from nanochat.storage.failures import Damaged
-from nanochat.storage.manifest import Manifest, check_name
+from nanochat.storage.manifest import LARGEST, Manifest, check_name
 from nanochat.storage.store import Store
 from nanochat.storage.transfer import check_sizes
 
@@ -45,7 +45,7 @@ def read_manifest(store: Store, address: ModelAddress) -> Manifest:
     """The manifest of a model whose files are all there in their sizes; `Damaged` says what is wrong."""
     base = f"{ROOT}/{KIND}/{address.key}"
     try:
-        manifest = Manifest.from_bytes(store.read(f"{base}/{MANIFEST}"))
+        manifest = Manifest.from_bytes(store.read(f"{base}/{MANIFEST}", LARGEST))
     except FileNotFoundError:
         raise Damaged(f"there is no model at {store.uri(base)}: it has no {MANIFEST}") from None
     except Damaged as damage:

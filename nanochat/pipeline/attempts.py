@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Attempt
 from nanochat.pipeline.runs import RunPaths
-from nanochat.spec.errors import StorageError
+from nanochat.storage.failures import Damaged
+from nanochat.storage.records import MOST_RECORDS, Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -30,17 +31,17 @@ class AttemptRecord:
     """One attempt of a stage. Times are in seconds since 1970."""
 
     stage: str
-    number: int
-    started: float = 0.0
-    device_batch_size: int = 1
+    number: Count
+    started: Seconds = 0.0
+    device_batch_size: Count = 1
     keys: tuple[str, ...] = ()  # of the outputs that it has to make
     launch: str = ""  # id of the present launch, on a cluster that of rank 0
-    memory: float = 1.0  # factor on the host memory request
-    heartbeat: float | None = None  # the last sign of life
+    memory: Seconds = 1.0  # factor on the host memory request
+    heartbeat: Seconds | None = None  # the last sign of life
     stopping: str = ""  # why it was asked to stop
-    ended: float | None = None
+    ended: Seconds | None = None
     outcome: Outcome | None = None
-    reached: int = 0  # newest checkpoint's step, or outputs made
+    reached: Count = 0  # newest checkpoint's step, or outputs made
 
     @property
     def reason(self) -> str:
@@ -83,35 +84,30 @@ class AttemptRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The record of JSON values; unknown fields are left out. TypeError or ValueError where it makes no sense."""
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        for name, value in known.items():
-            if isinstance(value, list):
-                known[name] = tuple(value)
-            elif name in ("outcome", "decided"):
-                known[name] = Outcome.from_dict(value) if value else None
-        if not isinstance(known.get("stopping", ""), str):  # a flag in records of before 0.2
-            known["stopping"] = "stopped" if known["stopping"] else ""
-        return cls(**known)
+        """The record of JSON values; unknown fields are left out. ValueError where it makes no sense."""
+        if isinstance(data.get("stopping"), bool):  # a flag in records of before 0.2
+            data = {**data, "stopping": "stopped" if data["stopping"] else ""}
+        return checked(cls, data)
+
+
+R = TypeVar("R", bound=AttemptRecord)
 
 
 def read_attempts(store: Store, paths: RunPaths, stage: str) -> list[AttemptRecord]:
     """The readable records of a stage, by number; the others are passed over with a warning."""
-    found = []
-    for path in _files(store, paths, stage):
-        try:
-            found.append(AttemptRecord.from_dict({"stage": stage} | store.read_json(path)))
-        except (StorageError, FileNotFoundError, TypeError, ValueError, KeyError, AttributeError) as error:
-            log.warning("the record %s is passed over: %s", store.uri(path), error)
-    return sorted(found, key=lambda record: record.number)
+    return sorted(_read(store, paths, stage, AttemptRecord), key=lambda record: record.number)
 
 
-def _files(store: Store, paths: RunPaths, stage: str) -> Iterator[str]:
+def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> Iterator[R]:
     folder = f"{paths.attempts}/{stage}"
-    return (f"{folder}/{name}" for name in store.children(folder))
-
-
-R = TypeVar("R", bound=AttemptRecord)
+    for name in store.children(folder)[:MOST_RECORDS]:
+        path = f"{folder}/{name}"
+        try:
+            found = read_object(store, path)
+            if found is not None:
+                yield kind.from_dict({**found, "stage": stage})
+        except (Damaged, ValueError) as error:
+            log.warning("the record %s is passed over: %s", store.uri(path), str(error).splitlines()[0])
 
 
 class AttemptLog(Generic[R]):
@@ -123,13 +119,9 @@ class AttemptLog(Generic[R]):
         self._stored: dict[tuple[str, int], R] = {}
 
     def load(self) -> Self:
-        """Read all records in storage; StorageError where it cannot be reached, or a record makes no sense."""
+        """Read all records in storage but those that make no sense; StorageError where it cannot be reached."""
         for stage in self._store.children(self._paths.attempts):
-            for path in _files(self._store, self._paths, stage):
-                try:
-                    record = self._kind.from_dict({"stage": stage} | self._store.read_json(path))
-                except (TypeError, ValueError, KeyError, AttributeError):
-                    raise StorageError(f"{self._store.uri(path)} is no attempt's record: remove it") from None
+            for record in _read(self._store, self._paths, stage, self._kind):
                 self._records[stage, record.number] = self._stored[stage, record.number] = record
         return self
 

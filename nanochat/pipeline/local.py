@@ -40,8 +40,9 @@ from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
 from nanochat.spec.pods import hide_values
 from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.failures import translate_errors
+from nanochat.storage.failures import Damaged, translate_errors
 from nanochat.storage.opening import open_store
+from nanochat.storage.records import read_object
 from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
@@ -261,10 +262,15 @@ class LocalRunner:
         path = self.paths.outcome(record.stage, record.launch)
         ended = record.heartbeat or record.started
         outcome = Outcome(reason=Reason.PREEMPTED, message="the runner was gone", time=ended)
-        if self.store.exists(path):
-            outcome = Outcome.from_dict(self.store.read_json(path))
-        else:
+        try:
+            stored = read_object(self.store, path)
+            known = None if stored is None else Outcome.from_dict(stored)
+        except (Damaged, ValueError):
+            log.warning("the outcome %s makes no sense and is passed over", self.store.uri(path))
+            known = None
+        if known is None:
             self.store.write_json(path, outcome.to_dict())
+        outcome = known or outcome
         keys = [out.key for out in self.graph.node(record.stage).outputs]
         reached = self.outputs.reached(record.stage, keys, before=record.reached)
         self.attempts.put(record.end(outcome, reached=reached, now=ended))

@@ -6,12 +6,15 @@ for launch in list_launches(store, paths.logs("base")):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nanochat.storage.store import Store
+from nanochat.storage.store import Entry, Store
 
 MOST_BYTES = 4 << 20  # of one read
+PIECE = 4 << 20  # bytes in a piece at most; what is larger was not written by `nanochat.pipeline.logs`
+_LAUNCH = re.compile(r"[0-9]{1,6}-.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,10 @@ def list_launches(store: Store, folder: str) -> list[LaunchLogs]:
     """All launches of a stage, in the order of attempts and within one as they began to write."""
     files: dict[str, dict[str, int]] = {}
     began: dict[str, float] = {}
-    for entry in store.list(folder):
-        name, file, _ = entry.path.split("/")[-3:]
+    for entry in _pieces(store, folder):
+        name, _, file = entry.path.removeprefix(f"{folder}/").rpartition("/")[0].partition("/")
+        if not (file and _LAUNCH.fullmatch(name)):
+            continue
         sizes = files.setdefault(name, {})
         sizes[file] = sizes.get(file, 0) + entry.size
         began[name] = min(began.get(name, entry.modified), entry.modified)
@@ -43,8 +48,12 @@ def list_launches(store: Store, folder: str) -> list[LaunchLogs]:
 def read_log(store: Store, folder: str, *, offset: int) -> bytes:
     """The bytes of a log from `offset` on, MOST_BYTES at most; empty at its end."""
     found, at = b"", 0
-    for piece in store.list(folder):
+    for piece in _pieces(store, folder):
         if at + piece.size > offset and len(found) < MOST_BYTES:
-            found += store.read(piece.path)[max(0, offset - at) :]
+            found += store.read(piece.path, PIECE)[max(0, offset - at) :]
         at += piece.size
     return found[:MOST_BYTES]
+
+
+def _pieces(store: Store, folder: str) -> list[Entry]:
+    return [entry for entry in store.list(folder) if entry.size <= PIECE]

@@ -13,10 +13,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.pipeline.log_reader import PIECE
 from nanochat.storage.store import Store
 
 LOG_SECONDS = 3.0
-PIECE = 4 << 20  # bytes in a piece at most
 
 
 @dataclass(slots=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from nanochat.parse.json_text import read_json
+from nanochat.storage.records import RECORD, Count, Seconds, checked
 
 EXIT_STOPPED = 143  # asked to stop, and a checkpoint is saved
 EXIT_DISK_FULL = 28  # the disk is full, so that even the outcome could not be written
@@ -34,8 +37,8 @@ class Outcome:
     reason: Reason
     message: str = ""
     detail: str = ""
-    rank: int | None = None
-    time: float = 0.0
+    rank: Count | None = None
+    time: Seconds = 0.0
     host: bool = False  # out of the host's memory, not of the device's
     peer_lost: bool = False  # a collective operation failed: most often because another rank was gone
 
@@ -43,10 +46,9 @@ class Outcome:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        known: dict[str, Any] = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        known["reason"] = Reason(data["reason"])
-        return cls(**known)
+    def from_dict(cls, data: Any) -> Outcome:
+        """The outcome of JSON values; ValueError where they make none."""
+        return checked(cls, data)
 
 
 def write_outcome(path: Path, outcome: Outcome) -> bool:
@@ -65,8 +67,9 @@ def write_outcome(path: Path, outcome: Outcome) -> bool:
 def read_outcome(path: Path) -> Outcome | None:
     """The outcome in a file; None where there is none."""
     try:
-        return Outcome.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError):
+        with path.open("rb") as file:
+            return Outcome.from_dict(read_json(file.read(RECORD + 1), limit=RECORD))
+    except (OSError, ValueError):
         return None
 
 

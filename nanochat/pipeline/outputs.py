@@ -7,6 +7,7 @@ outputs.explain()                        # fills `explanations` for the stages t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ class Outputs:
         self.present: set[str] = set()  # keys
         self.explanations: dict[str, str] = {}  # stage -> why its outputs have to be made
         self.release: ReleaseRecord | None = None
-        self.scores: dict[str, Mapping[str, Any]] = {}  # trained stage -> metrics of its evaluation
+        self.scores: dict[str, Mapping[str, float]] = {}  # trained stage -> metrics of its evaluation
 
     def refresh(self, outputs: Iterable[Output] | None = None) -> bool:
         """Look for those of `outputs` (by default all) that were not there; whether any is there now."""
@@ -37,7 +38,8 @@ class Outputs:
         for (kind, key), manifest in found.items():
             self.present.add(key)
             if kind == "evaluation":
-                self.scores[str(manifest.metadata.get("stage", ""))] = manifest.metadata
+                stage = str(manifest.metadata.get("stage", "")).removeprefix("eval-")
+                self.scores[stage] = _numbers(manifest.metadata.get("metrics"))
             elif kind == "release":
                 self.release = ReleaseRecord.of(manifest.metadata)
         return bool(found)
@@ -76,3 +78,9 @@ class Outputs:
         if made or stage not in TRAINING or not keys:
             return max(before, made)
         return max(before, newest_step(self.artifacts.store, stage, next(iter(keys))))
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """The finite numbers among an artifact's metadata."""
+    found = values.items() if isinstance(values, Mapping) else ()
+    return {str(name): value for name, value in found if type(value) in (int, float) and math.isfinite(value)}

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PlainValidator
 
 from nanochat.pipeline.attempts import AttemptRecord
 from nanochat.pipeline.graph import Graph
@@ -19,8 +21,15 @@ from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import Pipeline
+from nanochat.storage.manifest import check_name
+from nanochat.storage.records import Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import State
+
+LARGEST = 16 << 20  # bytes; one of 100,000 shards is about that
+DECLARATION = 4 << 20
+Ref = Annotated[ArtifactRef, PlainValidator(ArtifactRef.parse)]
+Key = Annotated[str, AfterValidator(check_name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +39,12 @@ class StageRunStatus:
     stage: str
     phase: str = ""
     message: str = ""
-    attempts: int = 0
+    attempts: Count = 0
     why: str = ""  # its outputs had to be made
     warnings: tuple[str, ...] = ()
-    keys: Mapping[ArtifactRef, str] = field(default_factory=dict)
-    started: float | None = None  # its first attempt
-    ended: float | None = None  # its last attempt
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StageRunStatus:
-        """The status of JSON values."""
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        known["warnings"] = tuple(known.get("warnings", ()))
-        known["keys"] = {ArtifactRef.parse(ref): key for ref, key in known.get("keys", {}).items()}
-        return cls(**known)
+    keys: Mapping[Ref, Key] = field(default_factory=dict)
+    started: Seconds | None = None  # its first attempt
+    ended: Seconds | None = None  # its last attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +90,6 @@ class RunStatus:
         summary = graph.horizon.summary()
         return cls(meta.name, meta.namespace, planned.phase, planned.message, summary, tuple(stages))
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunStatus:
-        """The status of JSON values."""
-        names = {f.name for f in fields(cls)}
-        known = {name: value for name, value in data.items() if name in names}
-        known["stages"] = tuple(StageRunStatus.from_dict(item) for item in known.get("stages", ()))
-        return cls(**known)
-
     def keys(self) -> dict[ArtifactRef, str]:
         """The keys of all outputs."""
         return {ref: key for item in self.stages for ref, key in item.keys.items()}
@@ -106,13 +99,24 @@ class RunStatus:
         return next((item for item in self.stages if item.stage == stage), None)
 
 
+def read_declaration(store: Store, paths: RunPaths) -> dict[str, Any]:
+    """The pipeline as it was run, as YAML has it, {"metadata": {...}, "spec": {...}}; StorageError where it is gone."""
+    found = read_object(store, paths.pipeline, DECLARATION)
+    if found is None:
+        raise StorageError(f"there is no run in {store.uri(paths.root)} any more: `nanochat run FILE` begins anew")
+    if not (isinstance(found.get("metadata"), dict) and isinstance(found.get("spec"), dict)):
+        raise StorageError(
+            f"{store.uri(paths.pipeline)} is no declaration of a pipeline: `nanochat run FILE` begins anew"
+        )
+    return found
+
+
 def read_status(store: Store, paths: RunPaths) -> RunStatus | None:
     """The status in storage; None where there is none yet. StorageError where it cannot be read."""
     try:
-        return RunStatus.from_dict(store.read_json(paths.status))
-    except FileNotFoundError:
-        return None
-    except (TypeError, ValueError, AttributeError):
+        found = read_object(store, paths.status, LARGEST)
+        return None if found is None else checked(RunStatus, found)
+    except ValueError:
         raise StorageError(f"{store.uri(paths.status)} is no status of a run: remove it, then run again") from None
 
 

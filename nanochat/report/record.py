@@ -16,7 +16,7 @@ from typing import Any
 from nanochat.pipeline.attempts import AttemptRecord, read_attempts
 from nanochat.pipeline.graph import TOKENIZER, TRAINING
 from nanochat.pipeline.ref import ArtifactRef
-from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_status
+from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
@@ -138,9 +138,7 @@ def gather(
     With `readers` (by run) kept from one call to the next, only what is new in the journals is read.
     """
     paths = RunPaths(run)
-    if not store.exists(paths.pipeline):
-        raise StorageError(f"there is no run in {store.uri(run)}: `nanochat status` lists the runs")
-    pipeline = hide_values(store.read_json(paths.pipeline))  # an earlier version stored the values
+    pipeline = hide_values(read_declaration(store, paths))  # an earlier version stored the values
     metadata = pipeline.get("metadata", {})
     status = read_status(store, paths) or RunStatus(metadata.get("name", ""), metadata.get("namespace", ""))
     keys = status.keys()

@@ -16,17 +16,21 @@ from nanochat.serving.app import NO_KEYS, ServerSettings, create_app
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
 from nanochat.serving.server import bind, is_local, run
-from nanochat.spec.errors import UserError
+from nanochat.spec.bounds import NAME, integer, real, text
+from nanochat.spec.errors import NanochatError, UserError
 
 
 def main() -> int:
     """Serve until SIGTERM; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m nanochat.serving", description="The chat API and the chat page.")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
-    parser.add_argument("--slots", type=int, default=8, help="requests that are answered at a time")
+    parser.add_argument("--host", type=text(NAME), default="0.0.0.0", help="address to listen on")
+    parser.add_argument("--port", type=integer(0, 65535), default=8000, help="port to listen on")
+    parser.add_argument("--slots", type=integer(1, 1024), default=8, help="requests that are answered at a time")
     parser.add_argument(
-        "--linger", type=float, default=5.0, help="seconds after SIGTERM in which new requests are still answered"
+        "--linger",
+        type=real(0, 3600),
+        default=5.0,
+        help="seconds after SIGTERM in which new requests are still answered",
     )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -46,6 +50,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
+    except NanochatError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -8,44 +8,47 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import Any
 
 from nanochat.inference import Completion, Event, Piece
+from nanochat.serving.objects import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChosenToken,
+    ChunkChoice,
+    Delta,
+    ErrorObject,
+    FinishReason,
+    Head,
+    Logprobs,
+    SpokenPart,
+    TokenLikelihood,
+    Usage,
+)
 from nanochat.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+def head(model: str, fingerprint: str) -> Head:
     """The fields common to an answer and all chunks of a stream."""
-
-    model: str
-    fingerprint: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def with_kind(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-        }
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": fingerprint,
+    }
 
 
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    """Counts of tokens; forced and special ones are tokens too."""
+def usage(prompt: int, completion: int) -> Usage:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def logprob(event: Event, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
     """The entry of `logprobs.content` for a sampled token of the text; [] for any other."""
     if event.logprob is None or event.kind != "text":
         return []
 
-    def entry(token: int, value: float) -> dict[str, Any]:
-        raw = tokenizer.decode_bytes([token])  # half a character has no text of its own, but bytes
+    def entry(token: int, value: float) -> TokenLikelihood:
+        raw = tokenizer.decode_bytes([token])
         return {"token": raw.decode("utf-8", errors="replace"), "logprob": value, "bytes": list(raw)}
 
     chosen = entry(event.logprob.token, event.logprob.logprob)
@@ -53,11 +56,12 @@ def logprob(event: Event, tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 def answer(
-    head: Head, completions: list[Completion], *, prompt: int, logprobs: list[list[dict[str, Any]]] | None
-) -> dict[str, Any]:
+    head: Head, completions: list[Completion], *, prompt: int, logprobs: list[list[ChosenToken]] | None
+) -> ChatCompletion:
     """The whole answer to a request that does not stream."""
     return {
-        **head.with_kind("chat.completion"),
+        **head,
+        "object": "chat.completion",
         "choices": [
             {
                 "index": index,
@@ -71,14 +75,14 @@ def answer(
     }
 
 
-def _message(completion: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text}
+def _message(completion: Completion) -> AnswerMessage:
+    message: AnswerMessage = {"role": "assistant", "content": completion.text, "refusal": None}
     if any(piece.kind != "text" for piece in completion.parts):
         message["parts"] = [_part(piece) for piece in completion.parts]
     return message
 
 
-def _part(piece: Piece) -> dict[str, str]:
+def _part(piece: Piece) -> SpokenPart:
     return {"type": piece.kind, "text": piece.text}
 
 
@@ -86,16 +90,15 @@ class StreamEncoder:
     """The chunks of one stream, event by event."""
 
     def __init__(self, head: Head, tokenizer: Tokenizer, *, choices: int, logprobs: bool) -> None:
-        self._head = head.with_kind("chat.completion.chunk")
+        self._head = head
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._choices = choices
-        self._held: list[list[dict[str, Any]]] = [[] for _ in range(choices)]  # log-probabilities not yet sent
+        self._held: list[list[ChosenToken]] = [[] for _ in range(choices)]  # log-probabilities not yet sent
         self._tokens = 0
 
     def begin(self) -> str:
-        delta = {"role": "assistant", "content": ""}
-        return "".join(self._chunk(index, delta) for index in range(self._choices))
+        return "".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._choices))
 
     def add(self, index: int, event: Event) -> str:
         self._tokens += 1
@@ -110,21 +113,29 @@ class StreamEncoder:
         """The usage, if `prompt` tokens are given, and the end mark."""
         last = ""
         if prompt is not None:
-            last = sse({**self._head, "choices": [], "usage": usage(prompt, self._tokens)})
+            last = _chunk(self._head, [], usage(prompt, self._tokens))
         return last + "data: [DONE]\n\n"
 
-    def _chunk(self, index: int, delta: dict[str, Any], *, finish_reason: str | None = None) -> str:
-        logprobs = None
+    def _chunk(self, index: int, delta: Delta, *, finish_reason: FinishReason | None = None) -> str:
+        logprobs: Logprobs | None = None
         if self._held[index] and (delta.get("content") or finish_reason):
             logprobs = {"content": self._held[index], "refusal": None}
             self._held[index] = []
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return sse({**self._head, "choices": [choice]})
+        choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return _chunk(self._head, [choice])
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _chunk(head: Head, choices: list[ChunkChoice], used: Usage | None = None) -> str:
+    chunk: ChatCompletionChunk = {**head, "object": "chat.completion.chunk", "choices": choices}
+    if used is not None:
+        chunk["usage"] = used
+    return sse(chunk)
+
+
+def _delta(piece: Piece) -> Delta:
     return {"content": piece.text} if piece.kind == "text" else {"part": _part(piece)}
 
 
-def sse(data: dict[str, Any]) -> str:
+def sse(data: ChatCompletionChunk | ErrorObject) -> str:
+    """A server-sent event."""
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -12,9 +12,9 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -22,20 +22,28 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.inference import Completion, ContextTooLong, Sampling
-from nanochat.serving.answers import Head, StreamEncoder, answer, logprob, sse
-from nanochat.serving.errors import ApiError, api_error, http_error, invalid_request
+from nanochat.serving.answers import StreamEncoder, answer, head, logprob, sse
+from nanochat.serving.bodies import UnknownFields
+from nanochat.serving.errors import ApiError, api_error, http_error, internal_error, invalid_request
 from nanochat.serving.exchange import Exchange
 from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, Hosts, body_limit
 from nanochat.serving.health import health_router
 from nanochat.serving.holder import Model, ModelHolder
 from nanochat.serving.json_route import JsonRoute
+from nanochat.serving.messages import conversation
+from nanochat.serving.objects import ChatCompletion, ChosenToken, ModelList, ModelObject
+from nanochat.serving.openapi import ANSWER, BEARER, documented
 from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed, Overloaded
 from nanochat.spec.errors import UserError
-from nanochat.tokenizer.chat import render_prompt
+from nanochat.tokenizer.chat import least_prompt, render_prompt
 
 T = TypeVar("T")
+
+SUMMARY = "OpenAI's chat API for one model; docs/serving.md says how each field is treated."
+# Under this name any server's model can be asked for.
+ANY_MODEL = "nanochat"
 
 NO_KEYS = "No key is asked for: everyone who reaches the server may use it. NANOCHAT_API_KEYS sets keys."
 
@@ -89,12 +97,13 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     def limit() -> int:
         return LEAST_BODY_LIMIT if host.model is None else body_limit(host.model.service.length)
 
-    app = FastAPI(title="nanochat", lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="nanochat", summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, keys=settings.api_keys, hosts=settings.hosts, limit=limit)
     app.add_middleware(CloseConnectionsMiddleware, host=host)
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, internal_error)
     app.include_router(_page_router())
     app.include_router(health_router(host))
     app.include_router(_Api(host, settings=settings).router())
@@ -138,12 +147,21 @@ class _Api:
     def __init__(self, host: ModelHolder, *, settings: ServerSettings) -> None:
         self._host = host
         self._settings = settings
+        self._unknown = UnknownFields()
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1", route_class=JsonRoute)
+        router = APIRouter(
+            prefix="/v1", route_class=JsonRoute, dependencies=[Depends(BEARER)], responses=documented(401, 503)
+        )
         router.add_api_route("/models", self._models, methods=["GET"])
-        router.add_api_route("/models/{name:path}", self._model, methods=["GET"])
-        router.add_api_route("/chat/completions", self._chat, methods=["POST"], response_model=None)
+        router.add_api_route("/models/{name:path}", self._model, methods=["GET"], responses=documented(404))
+        router.add_api_route(
+            "/chat/completions",
+            self._chat,
+            methods=["POST"],
+            response_model=None,
+            responses={200: ANSWER, **documented(400, 404, 408, 413, 429, 500)},
+        )
         return router
 
     def _loaded(self, name: str | None) -> Model:
@@ -152,18 +170,18 @@ class _Api:
         if model is None:
             message = f"There is no model to ask: {self._host.reason}."
             raise ApiError(503, message, kind="server_error", code="no_model", retry_after=5)
-        if name not in (None, model.served.name, model.served.full_name):
-            message = f"The model '{name}' is not served here; ask for '{model.served.name}'."
+        if name not in (None, ANY_MODEL, model.served.name, model.served.full_name):
+            message = f"The model '{name[:64]}' is not served here; ask for '{model.served.name}'."
             raise ApiError(404, message, param="model", code="model_not_found")
         return model
 
-    async def _models(self) -> dict[str, Any]:
+    async def _models(self) -> ModelList:
         return {"object": "list", "data": [self._description(self._loaded(None))]}
 
-    async def _model(self, name: str) -> dict[str, Any]:
+    async def _model(self, name: str) -> ModelObject:
         return self._description(self._loaded(name))
 
-    def _description(self, model: Model) -> dict[str, Any]:
+    def _description(self, model: Model) -> ModelObject:
         return {
             "id": model.served.name,
             "object": "model",
@@ -175,9 +193,11 @@ class _Api:
         }
 
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation, whole or as a stream of events."""
+        self._unknown.note(body)
         model = self._loaded(body.model)
         prompt = await run_in_threadpool(self._render, model, body)
-        exchange = self._submit(model, prompt, self._sampling(model, body, prompt).split(body.n))
+        exchange = self._submit(model, prompt, self._sampling(model, body, prompt).split(body.choices))
         talk = ChatResponder(model, exchange, body, prompt=len(prompt))
         handed_on = False
         try:
@@ -192,39 +212,52 @@ class _Api:
             raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=5) from None
         except EngineFailed as error:
             raise ApiError(500, str(error), kind="server_error") from error
+        except UserError as error:  # which only the engine can find, as a token that its vocabulary does not have
+            raise ApiError(400, error.message) from error
         finally:
             if not handed_on:
                 exchange.close()
 
     def _render(self, model: Model, body: ChatRequest) -> list[int]:
-        messages = [message.message() for message in body.messages]
+        messages = conversation(body.messages)
         try:
+            least, limit = least_prompt(model.tokenizer, messages), model.service.length
+            if least >= limit:
+                raise ContextTooLong(prompt=least, limit=limit, at_least=True)
             return render_prompt(model.tokenizer, messages)
+        except ContextTooLong as error:
+            raise _too_long(error) from None
         except UserError as error:
             raise ApiError(400, error.message, param="messages") from error
 
     def _sampling(self, model: Model, body: ChatRequest, prompt: Sequence[int]) -> Sampling:
         room = max(1, model.service.length - len(prompt))
-        settings = self._settings
-        if body.top_logprobs is not None and not body.logprobs:
+        settings, vocabulary = self._settings, model.tokenizer.vocab_size
+        if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
+        bias = body.logit_bias or {}
+        if bias and max(bias) >= vocabulary:
+            message = f"'logit_bias' names the token {max(bias)}, and the model's are 0 to {vocabulary - 1}."
+            raise ApiError(400, message, param="logit_bias")
         return Sampling(
             max_tokens=min(body.max_completion_tokens or body.max_tokens or room, room),
             temperature=settings.temperature if body.temperature is None else body.temperature,
-            top_k=body.top_k or settings.top_k,
+            top_k=settings.top_k if body.top_k is None else max(body.top_k, 0) or None,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=secrets.randbits(62) if body.seed is None else body.seed,
             stop=body.stops,
-            min_tokens=body.min_tokens,
+            min_tokens=body.min_tokens or 0,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            logit_bias=tuple(bias.items()),
         )
 
     def _submit(self, model: Model, prompt: Sequence[int], samplings: list[Sampling]) -> Exchange:
         try:
             return Exchange(model.service, prompt, samplings)
         except ContextTooLong as error:
-            code = "context_length_exceeded"
-            raise ApiError(400, error.message, param="messages", code=code) from error
+            raise _too_long(error) from None
         except EngineFailed as error:
             raise ApiError(503, str(error), kind="server_error", code="engine_failed", retry_after=5) from error
         except Overloaded as error:
@@ -240,24 +273,24 @@ class ChatResponder:
 
     def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
         self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, prompt
-        self._head = Head(model.served.full_name, model.served.fingerprint)
+        self._head = head(model.served.full_name, model.served.fingerprint)
 
-    async def collect(self) -> dict[str, Any]:
+    async def collect(self) -> ChatCompletion:
         """The whole answer."""
         body = self._body
         completions: dict[int, Completion] = {}
-        logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
+        logprobs: list[list[ChosenToken]] = [[] for _ in range(body.choices)]
         async for index, event in self._exchange:
             logprobs[index] += logprob(event, self._tokenizer)
             if event.finish_reason is not None:
                 completions[index] = event.request.completion
-        ordered = [completions[index] for index in range(body.n)]
+        ordered = [completions[index] for index in range(body.choices)]
         return answer(self._head, ordered, prompt=self._prompt, logprobs=logprobs if body.logprobs else None)
 
     async def chunks(self) -> AsyncIterator[str]:
         """The stream, chunk by chunk."""
         body = self._body
-        chunks = StreamEncoder(self._head, self._tokenizer, choices=body.n, logprobs=body.logprobs)
+        chunks = StreamEncoder(self._head, self._tokenizer, choices=body.choices, logprobs=bool(body.logprobs))
         yield chunks.begin()
         try:
             async for index, event in self._exchange:
@@ -266,7 +299,7 @@ class ChatResponder:
         except EngineFailed as error:
             yield sse(ApiError(500, str(error), kind="server_error").body)
             return
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         yield chunks.end(prompt=self._prompt if include_usage else None)
 
 
@@ -284,6 +317,10 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._exchange.close()
+
+
+def _too_long(error: ContextTooLong) -> ApiError:
+    return ApiError(400, error.message, param="messages", code="context_length_exceeded")
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.objects import ErrorObject
 
 
 class ApiError(Exception):
@@ -28,7 +30,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code or kind
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.body: ErrorObject = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
 
@@ -39,25 +41,45 @@ async def api_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
     return JSONResponse(ApiError(error.status_code, message).body, status_code=error.status_code, headers=error.headers)
 
 
-async def invalid_request(request: Request, error: Exception) -> JSONResponse:
+async def internal_error(_request: Request, _error: Exception) -> JSONResponse:
+    """The server's own fault; what it was is in the log alone."""
+    return JSONResponse(ApiError(500, "The server failed; its log says why.", kind="server_error").body, 500)
+
+
+async def invalid_request(_request: Request, error: Exception) -> JSONResponse:
     """The first thing that is wrong with a body, with the place where it is."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"][1:])
+    place = _place(first["loc"][1:], error.body, missing=first["type"] == "missing")
+    subject = f"'{place}'" if place else "The body"
     match first["type"]:
         case "json_invalid":
-            place, message = "", f"The body is not valid JSON: {first['ctx']['error']}."
-        case "model_attributes_type" | "missing" if not place:
+            message = f"The body is not valid JSON: {first['ctx']['error']}."
+        case "model_attributes_type" | "missing" if not isinstance(error.body, dict):
             message = "The body is not a JSON object; send one, as Content-Type: application/json."
-        case "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), ChatRequest.model_fields, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; leave it out."
-            message = f"The field '{place}' is not known{hint}"
+        case "missing":
+            message = f"{subject} is missing."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = f"{subject} must be an object."
+        case "value_error":
+            message = f"{subject} {first['ctx']['error']}."
         case _:
-            message = f"'{place}': {first['msg']}."
-    body = ApiError(400, message, param=place or None).body
-    return JSONResponse(body, status_code=400)
+            predicate = re.sub("^(Input|Value|List|Dictionary|String|Keys) (?=should)", "", first["msg"])
+            message = f"{subject}: {predicate}." if predicate == first["msg"] else f"{subject} {predicate}."
+    return JSONResponse(ApiError(400, message, param=place or None).body, status_code=400)
+
+
+def _place(steps: Sequence[str | int], body: Any, *, missing: bool) -> str:
+    """The path to what is wrong, as the client wrote it: without pydantic's names for alternatives and keys."""
+    kept: list[str] = []
+    for step in steps:
+        if isinstance(body, dict | list) and (step in body if isinstance(body, dict) else isinstance(step, int)):
+            body = body[step]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            kept.append(str(step)[:64])
+    if missing and steps:
+        kept.append(str(steps[-1]))
+    return ".".join(kept)

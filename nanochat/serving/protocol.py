@@ -1,73 +1,155 @@
-"""The requests of OpenAI's chat-completions API, read strictly.
+"""The request of OpenAI's chat-completions API, as its clients really send it.
 
-Extensions: `top_k` and `min_tokens` in requests; in messages of the assistant, content may be parts of the
-kinds "python" and "python_output"; answers that used the tool carry such parts in `message.parts`, streams
-one at a time in `delta.part`. `content` is the text alone.
+What the model can honour is honoured; what changes nothing is taken; what would change the answer and can't be
+honoured is refused, with a sentence; what is not declared here is ignored (`nanochat.serving.bodies`). Every optional
+field may be null. Each number and text has a bound. docs/serving.md has the fields in a table.
+
+Extensions: `top_k` and `min_tokens`; see `nanochat.serving.messages` for those of messages.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, TextOr
+from nanochat.serving.messages import ChatMessage
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1024
+MAX_METADATA = 64
+
+Count = Annotated[int, Field(lt=2**63)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Nothing: dict[str, Any] = {"maxItems": 0}
+_Null: dict[str, Any] = {"type": "null"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # changes nothing
 
 
-class Part(_Strict):
-    type: Literal["text", "python", "python_output"]
-    text: str
+class ResponseFormat(Body):
+    type: Annotated[Text, Field(json_schema_extra={"enum": ["text"]})] = "text"
+
+    @field_validator("type")
+    @classmethod
+    def _text_alone(cls, kind: str) -> str:
+        if kind != "text":
+            raise ValueError(f"is {kind[:64]!r}, and this model can't be held to a form; ask for it in a message")
+        return kind
 
 
-class ChatMessage(_Strict):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
-
-    def message(self) -> dict[str, Any]:
-        """The message as conversations hold it; several parts of text become one string."""
-        if isinstance(self.content, str):
-            return {"role": self.role, "content": self.content}
-        if all(part.type == "text" for part in self.content):
-            return {"role": self.role, "content": "".join(part.text for part in self.content)}
-        return {"role": self.role, "content": [part.model_dump() for part in self.content]}
-
-
-class StreamOptions(_Strict):
-    include_usage: bool = False
-
-
-class ChatRequest(_Strict):
+class ChatRequest(Body):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    min_tokens: int = Field(default=0, ge=0)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    stream: bool = False
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
+    model: Label | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
-    user: str | None = None  # accepted because clients send it; nothing is kept of it
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(2**64), le=2**64)] | None = None
+
+    # How long an answer may be
+    max_tokens: Annotated[Count, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
+    min_tokens: Annotated[Count, Field(ge=0)] | None = None
+    stop: Annotated[TextOr[Text] | None, Field(description=f"Up to {MAX_STOPS} texts that end an answer.")] = None
+
+    # Which tokens are chosen
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Count, Field(ge=-1, description="So many of the likeliest tokens; 0 and -1: all.")] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=MAX_BIASES),
+        ]
+        | None
+    ) = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    # Taken, and without effect
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    service_tier: Label | None = None
+    reasoning_effort: Label | None = None
+    verbosity: Label | None = None
+    metadata: Annotated[dict[Label, Any], Field(max_length=MAX_METADATA)] | None = None
+    prediction: dict[str, Any] | None = None
+    store: bool | None = None
+    parallel_tool_calls: bool | None = None
+
+    # Taken as long as they ask for nothing
+    response_format: ResponseFormat | None = None
+    modalities: list[Label] | None = Field(default=None, json_schema_extra={"items": {"enum": ["text"]}})
+    audio: Any = Field(default=None, json_schema_extra=_Null)
+    tools: list[Any] | None = Field(default=None, json_schema_extra=_Nothing)
+    functions: list[Any] | None = Field(default=None, json_schema_extra=_Nothing)
+    tool_choice: Any = Field(default=None, json_schema_extra={"enum": [None, "none", "auto"]})
+    function_call: Any = Field(default=None, json_schema_extra={"enum": [None, "none", "auto"]})
+    web_search_options: Any = Field(default=None, json_schema_extra=_Null)
+
+    @field_validator("messages")
+    @classmethod
+    def _bounded_and_unanswered(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
+        if sum(len(text) for message in messages for _, text in message.said()) > MAX_TEXT:
+            raise ValueError(f"have more than {MAX_TEXT:,} characters; shorten the conversation")
+        if messages[-1].role == "assistant":
+            raise ValueError("end with an answer of the assistant; end them with what it is to answer")
+        return messages
 
     @field_validator("stop")
     @classmethod
-    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > MAX_STOPS:
-            raise ValueError(f"has {len(stop)} texts; at most {MAX_STOPS} are allowed")
+    def _few_short_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        texts = [stop] if isinstance(stop, str) else stop or []
+        if len(texts) > MAX_STOPS:
+            raise ValueError(f"has {len(texts)} texts; at most {MAX_STOPS} are allowed")
+        if any(len(text) > MAX_STOP_CHARACTERS for text in texts):
+            raise ValueError(f"has a text of more than {MAX_STOP_CHARACTERS} characters")
         return stop
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _no_tools(cls, tools: list[Any] | None) -> list[Any] | None:
+        if tools:
+            raise ValueError("are not honoured: this model calls no tools of yours; leave them out")
+        return tools
+
+    @field_validator("tool_choice", "function_call")
+    @classmethod
+    def _no_choice(cls, choice: Any) -> Any:
+        if choice not in (None, "none", "auto"):
+            raise ValueError("asks for a call of a tool, and this model calls no tools of yours; leave it out")
+        return choice
+
+    @field_validator("modalities")
+    @classmethod
+    def _text_alone(cls, modalities: list[str] | None) -> list[str] | None:
+        if any(modality != "text" for modality in modalities or ()):
+            raise ValueError("ask for more than text, which is all that this model writes; leave them out")
+        return modalities
+
+    @field_validator("audio", "web_search_options")
+    @classmethod
+    def _not_here(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("is not honoured: this model neither speaks nor searches; leave it out")
+        return value
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ ShardPath = Annotated[
     Form("hold no braces but those of {revision}, {index} and the like of {index:05d}"),
 ]
 
+PUBLIC_HUB = "https://huggingface.co"
+
 
 class TextSource(Section):
     """The pretraining text: parquet shards with one string column `text`, or the generated demo world."""
@@ -127,7 +129,10 @@ class Sources(Section):
         key=False,
     )
     hub: BaseAddress = setting(
-        "https://huggingface.co", "hub is the base address of the hub that text and task data come from.", key=False
+        PUBLIC_HUB,
+        "hub is the base address of the hub that text and task data come from. Where it is the default, HF_ENDPOINT "
+        "of the environment is used in its place.",
+        key=False,
     )
     hub_revision: Text = setting("main", "hubRevision is the revision of the task data sets on the hub.")
     text: TextSource = setting(TextSource, "text is the text that the tokenizer and the base model are trained on.")

@@ -27,6 +27,7 @@ from nanochat.spec.errors import NanochatError, PeerLost
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.storage.failures import is_disk_full
 from nanochat.tracking.environment import environment
+from tasks.task import DataError
 
 MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluate", "eval-rl": "evaluate"}
 
@@ -86,6 +87,22 @@ def close(context: StageContext) -> None:
         logging.warning("the last metrics could not be stored: %s", error)
 
 
+def is_own(module: str | None) -> bool:
+    """Whether a module is the project's, which is never missing where it is installed whole."""
+    return (module or "").partition(".")[0] in ("nanochat", "operators")
+
+
+def missing_module(error: ImportError) -> str:
+    """One sentence about a module that cannot be imported."""
+    name = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and name:
+        return (
+            f"the Python module '{name}' is missing: install the package that has it into {sys.prefix}, or on a "
+            "cluster into the image that spec.pods.image names"
+        )
+    return f"a Python module cannot be loaded: {error}: install its package anew in {sys.prefix}"
+
+
 def report(outcome: Outcome) -> None:
     """Say in the log what ended the stage."""
     if outcome.reason is not Reason.PREEMPTED:
@@ -108,6 +125,10 @@ def classify(error: BaseException, *, rank: int) -> Outcome:
     text = str(error)
     if isinstance(error, NanochatError):
         reason, text = Reason(error.reason), error.message
+    elif isinstance(error, DataError):
+        reason = Reason.USER_ERROR
+    elif isinstance(error, ImportError) and not is_own(error.name):
+        reason, text = Reason.USER_ERROR, missing_module(error)
     elif is_out_of_memory(error):
         reason = Reason.OUT_OF_MEMORY
     elif isinstance(error, (ConnectionError, TimeoutError)):

@@ -7,7 +7,9 @@ with what is missing. Several are fetched at once.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,22 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.bundle import fetch_bundle
-from nanochat.data.hub import Hub
-from nanochat.data.text import until, write_text_shard
-from nanochat.data.verify import DamagedFile, TextStatistics, check_parquet, check_text_shard
+from nanochat.data.hub import Hub, Retry
+from nanochat.data.hub_access import HubAccess
+from nanochat.data.text import TextStatistics, check_text_shard, until, write_text_shard
+from nanochat.data.verify import DamagedFile, check_parquet
+from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.parse.address import shown
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.task_selection import find_task
-from nanochat.spec.errors import Stopped, StorageError, UserError
+from nanochat.spec.errors import NanochatError, Stopped, UserError
 from nanochat.spec.sources import Sources
 from nanochat.stages.context import StageContext
 from nanochat.storage import Profile
 from nanochat.tokenizer.compression import read_ranks
-from tasks.identity import read_conversations
 from tasks.task import DataError, SourceFile
 from tasks.world.text import documents
 
 log = logging.getLogger(__name__)
+
+OPTIONAL_SECONDS = 20.0
+LARGEST_RANKS = 64 << 20  # bytes of a peer's vocabulary
+LARGEST_FILE = 16 << 30  # bytes of one file of a task, or of one shard of text
 
 
 class Abandoned(Exception):
@@ -67,9 +74,11 @@ def run(context: StageContext) -> None:
     total = len(context.outputs)
     context.progress.update(phase="fetching", step=0, total=total)
     # What a user puts into object storage lies on the server that the store is on.
-    hub = Hub(watch=watch, store=Profile(**context.plan.profile))
+    access = HubAccess.of()
+    sources = access.located(context.spec.sources)
+    hub = Hub(watch=watch, store=Profile(**context.plan.profile), access=access)
     with hub, ThreadPoolExecutor(context.spec.sources.parallel_downloads) as pool:
-        waiting: set[Future[None]] = {pool.submit(_make, context, hub, out) for out in context.outputs}
+        waiting: set[Future[None]] = {pool.submit(_make, context, sources, hub, out) for out in context.outputs}
         failures: list[BaseException] = []
         done = 0
         while waiting:
@@ -90,9 +99,8 @@ def run(context: StageContext) -> None:
     log.info("%d data sets are in %s", total, context.store.uri("artifacts"))
 
 
-def _make(context: StageContext, hub: Hub, output: Output) -> None:
+def _make(context: StageContext, sources: Sources, hub: Hub, output: Output) -> None:
     makers = {"text": _text, "task-data": _task, "eval-bundle": _bundle, "encodings": _encodings}
-    sources = context.spec.sources.located()
     with context.writer(output) as writer:
         metadata = makers[output.kind](context, sources, hub, output, writer.folder)
         context.commit(writer, output, metadata)
@@ -109,7 +117,13 @@ def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
         base = (sources.text.base or sources.hub).rstrip("/")
         url = f"{base}/{_shard_path(sources, index)}"
         seen: list[TextStatistics] = []
-        hub.fetch(url, target, setting="sources.text", check=lambda path: seen.append(check_text_shard(path)))
+        hub.fetch(
+            url,
+            target,
+            setting="sources.text",
+            check=lambda path: seen.append(check_text_shard(path)),
+            limit=LARGEST_FILE,
+        )
         found = seen[0]
     if not found.characters:
         raise UserError(f"text shard {index} has no text: correct sources.text")
@@ -126,19 +140,20 @@ def _shard_path(sources: Sources, index: int) -> str:
 
 
 def _task(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
-    files = {file.local: file for split in find_task(output.name).files.values() for file in split}
-    rows: dict[str, int] = {}
-    for name, file in sorted(files.items()):
-        url, setting = _address(context, sources, file)
-        target = folder / name
-        if name.endswith(".parquet"):
-            seen: list[int] = []
-            hub.fetch(url, target, setting=setting, check=lambda path, seen=seen: seen.append(check_parquet(path)))
-            rows[name] = seen[0]
-            continue
-        hub.fetch(url, target, setting=setting)
-        rows[name] = _identity_rows(target, url) if file.source == "identity" else _lines(target, url, setting)
-    return {"rows": rows}
+    """The files of a task, every row of them read as training and evaluation will."""
+    task = find_task(output.name)
+    places: dict[str, tuple[str, str]] = {}
+    for file in sorted({file for split in task.files.values() for file in split}, key=lambda file: file.local):
+        url, setting = places[file.local] = _address(context, sources, file)
+        check = check_parquet if file.local.endswith(".parquet") else None
+        hub.fetch(url, folder / file.local, setting=setting, check=check, limit=LARGEST_FILE)
+    try:
+        return {"rows": {split: task(folder, split).check() for split in task.splits}}
+    except DataError as error:
+        url, setting = places.get(error.path.name, ("", ""))
+        line = f", line {error.line}" if error.line is not None else ""
+        where = f"{shown(url)}{line}: {error.problem}: correct it, or {setting}" if url else str(error)
+        raise UserError(where) from None
 
 
 def _address(context: StageContext, sources: Sources, file: SourceFile) -> tuple[str, str]:
@@ -151,45 +166,51 @@ def _address(context: StageContext, sources: Sources, file: SourceFile) -> tuple
     return f"{sources.hub.rstrip('/')}/{file.at(sources.hub_revision)}", "sources.hub"
 
 
-def _identity_rows(path: Path, url: str) -> int:
-    """The conversations of an identity file, all of them checked; UserError with file and line."""
-    try:
-        return len(read_conversations(path))
-    except DataError as error:
-        line = f", line {error.line}" if error.line is not None else ""
-        raise UserError(f"{shown(url)}{line}: {error.problem}") from None
-
-
-def _lines(path: Path, url: str, setting: str) -> int:
-    """The lines of a text file that are not empty; UserError where there is none or it is not UTF-8."""
-    try:
-        count = sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError:
-        raise UserError(f"{shown(url)} is not UTF-8: save it in that encoding, or correct {setting}") from None
-    if not count:
-        raise UserError(f"{shown(url)} is empty: correct {setting}")
-    return count
-
-
 def _bundle(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
-    return {"files": fetch_bundle(hub, sources.eval_bundle.url, folder, setting="sources.evalBundle.url")}
+    files = fetch_bundle(hub, sources.eval_bundle.url, folder, setting="sources.evalBundle.url")
+    return {"files": files, "items": {task.label: task.size() for task in load_tasks(folder)}}
 
 
 def _encodings(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
-    """The peers' vocabularies; one that cannot be had is left out, and the compression table says so."""
-    missing: dict[str, str] = {}
+    """The peers' vocabularies, for the compression table alone: they are waited for a few seconds, and once.
+
+    One that cannot be had is left out, which the artifact remembers and the report says.
+    """
     places = {
         "r50k_base.tiktoken": (sources.encodings.gpt2, "sources.encodings.gpt2"),
         "cl100k_base.tiktoken": (sources.encodings.gpt4, "sources.encodings.gpt4"),
     }
-    for name, (url, setting) in places.items():
-        try:
-            hub.fetch(url, folder / name, setting=setting, check=_check_ranks)
-        except (UserError, StorageError) as error:
-            log.warning("the compression table goes without %s: %s", name, error.message)
-            (folder / f"{name}.part").unlink(missing_ok=True)
-            missing[name] = error.message
-    return {"missing": missing}
+    missing = dict.fromkeys(places, f"it did not come within {OPTIONAL_SECONDS:g} s")
+    with tempfile.TemporaryDirectory() as beside:  # what comes later is in no artifact
+        threads = [
+            # Looking up a host's name cannot be interrupted, so threads are left behind where it hangs.
+            threading.Thread(target=_optional, args=(missing, Path(beside) / name, *place), daemon=True)
+            for name, place in places.items()
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + OPTIONAL_SECONDS
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            threads[0].join(0.05)
+            hub.watch(0)
+        without = dict(missing)
+        for name in places.keys() - without:
+            shutil.move(Path(beside) / name, folder / name)
+    for name, why in sorted(without.items()):
+        log.warning("the compression table goes without %s: %s", name, why)
+    return {"missing": without}
+
+
+def _optional(missing: dict[str, str], target: Path, url: str, setting: str) -> None:
+    """Fetch a file that nothing depends on; `missing` has why it is not there."""
+    try:
+        with Hub(retry=Retry(attempts=2, longest_asked=5.0, timeout=5.0)) as hub:
+            hub.fetch(url, target, setting=setting, check=_check_ranks, limit=LARGEST_RANKS)
+        del missing[target.name]
+    except NanochatError as error:
+        missing[target.name] = error.message
+    except OSError:
+        pass  # it came too late
 
 
 def _check_ranks(path: Path) -> None:

@@ -20,6 +20,7 @@ from nanochat.report.record import Evaluation, evaluation_from, gather
 from nanochat.spec.errors import StorageError
 from nanochat.spec.gates import Gate, parse
 from nanochat.stages.context import StageContext
+from nanochat.storage.records import read_object
 from nanochat.tracking.client import shown
 from nanochat.tracking.registry import ALIAS, FOLDER_TAG, PIPELINE_TAG, Candidate, Registry, Version
 
@@ -129,8 +130,8 @@ def _card(context: StageContext) -> str:
 
 
 def _earlier_gates(context: StageContext) -> list[dict[str, Any]]:
-    path = RunPaths(context.plan.run).release
-    return context.store.read_json(path).get("gates", []) if context.store.exists(path) else []
+    found = read_object(context.store, RunPaths(context.plan.run).release) or {}
+    return found.get("gates", [])
 
 
 def _record(

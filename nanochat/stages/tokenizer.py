@@ -37,8 +37,10 @@ def run(context: StageContext) -> None:
     validation = f"text/{shard_name(context.horizon.validation_shard)}"
     if context.has(validation):
         texts["validation"] = _slice(context, validation)
-    encodings = context.fetch("encodings/gpt") if context.has("encodings/gpt") else None
-    table = compression_table(tokenizer, texts, encodings=encodings)
+    encodings, missing = None, {}
+    if context.has("encodings/gpt"):
+        encodings, missing = context.fetch("encodings/gpt"), context.manifest("encodings/gpt").metadata["missing"]
+    table = compression_table(tokenizer, texts, encodings=encodings, missing=missing)
     with context.writer(output) as writer:
         tokenizer.save(writer.folder)
         (writer.folder / "compression.json").write_text(json.dumps(table, indent=2) + "\n")

@@ -32,7 +32,7 @@ from nanochat.storage import files
 from nanochat.storage.cache import Cache
 from nanochat.storage.explain import Near, nearest
 from nanochat.storage.failures import Damaged, is_disk_full, to_user_error, translate_errors
-from nanochat.storage.manifest import Manifest, check_name
+from nanochat.storage.manifest import LARGEST, Manifest, check_name
 from nanochat.storage.store import FileRecord, Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 
@@ -108,7 +108,7 @@ class Artifacts:
         manifests: list[Manifest] = []
         for entry in entries[:most]:
             try:
-                manifests.append(Manifest.from_bytes(self.store.read(entry.path)))
+                manifests.append(Manifest.from_bytes(self.store.read(entry.path, SMALL)))
             except (Damaged, FileNotFoundError):
                 # Who looks for this very artifact is warned.
                 continue
@@ -153,7 +153,7 @@ class Artifacts:
     def _read(self, kind: str, key: str) -> tuple[Manifest | None, bytes]:
         """The manifest as it lies there, and its bytes."""
         try:
-            data = self.store.read(f"{self.folder(kind, key)}/{MANIFEST}")
+            data = self.store.read(f"{self.folder(kind, key)}/{MANIFEST}", LARGEST)
         except FileNotFoundError:
             return None, b""
         manifest = Manifest.from_bytes(data)
@@ -177,9 +177,11 @@ class Artifacts:
         """
         path = f"{self.folder(kind, key)}/{MANIFEST}"
         try:
-            data = self.store.read(path)
+            data = self.store.read(path, LARGEST)
         except FileNotFoundError:
             return
+        except Damaged as damage:  # larger than a manifest: only that is kept
+            data = damage.message.encode()
         if bad is not None and data != bad:
             return
         self.store.create(f"{path}.damaged-{hashlib.sha256(data).hexdigest()[:12]}", data)

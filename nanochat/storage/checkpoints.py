@@ -24,14 +24,14 @@ from nanochat.storage import files
 from nanochat.storage.artifacts import MANIFEST
 from nanochat.storage.cache import Cache
 from nanochat.storage.failures import Damaged
-from nanochat.storage.manifest import Manifest, check_name
+from nanochat.storage.manifest import LARGEST, Manifest, check_name
 from nanochat.storage.store import Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
 
 ROOT = "checkpoints"
-_FOLDER = re.compile(r"step-(\d{7,})-(.+)")
+_FOLDER = re.compile(r"step-([0-9]{7,15})-(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,11 @@ class Checkpoints:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            return self.store.read(f"{self._base}/{name}/{MANIFEST}")
+            return self.store.read(f"{self._base}/{name}/{MANIFEST}", LARGEST)
         except FileNotFoundError:
             return None
+        except Damaged:  # larger than a manifest, and no manifest is b""
+            return b""
 
     def _inspect(self, name: str) -> Checkpoint | None:
         data = self._read(name)

@@ -39,9 +39,14 @@ class FolderStore(Store):
                 continue
         raise StorageError(f"the folder of {self.folder / path} cannot be made: correct the profile's root")
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int) -> bytes:
         target = self._path(path)
-        return self._with_retries(target.read_bytes, doing="reading", path=path)
+
+        def read() -> bytes:
+            with target.open("rb") as file:
+                return file.read(limit + 1)
+
+        return self._bounded(self._with_retries(read, doing="reading", path=path), path, limit)
 
     def write(self, path: str, data: bytes) -> None:
         target = self._path(path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nanochat.storage import artifacts, checkpoints
 from nanochat.storage.failures import Damaged
-from nanochat.storage.manifest import Manifest
+from nanochat.storage.manifest import LARGEST, Manifest
 from nanochat.storage.store import Entry, Store
 
 
@@ -104,7 +104,7 @@ def _unfinished(store: Store, base: str, entries: list[Entry], limit: float) -> 
 
 def _winner(store: Store, base: str) -> str | None:
     try:
-        return Manifest.from_bytes(store.read(f"{base}/{artifacts.MANIFEST}")).launch
+        return Manifest.from_bytes(store.read(f"{base}/{artifacts.MANIFEST}", LARGEST)).launch
     except (Damaged, FileNotFoundError):
         return None
 

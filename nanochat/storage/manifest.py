@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nanochat.parse.json_text import read_json
 from nanochat.storage.failures import Damaged
 from nanochat.storage.store import FileRecord, check_path
 
@@ -56,10 +57,8 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """The manifest in `data`; `Damaged` where it is not exactly what `to_bytes` wrote."""
-        if len(data) > LARGEST:
-            raise Damaged("it is too large to be a manifest")
         try:
-            body = json.loads(data)
+            body = read_json(data, limit=LARGEST)
             if not isinstance(body, dict):
                 raise Damaged("it is not a JSON object")
             claimed = body.pop("checksum", None)
@@ -69,7 +68,7 @@ class Manifest:
                 raise Damaged("it was written by another version of nanochat")
             manifest = cls(**{**body, "files": tuple(FileRecord(**record) for record in body["files"])})
             manifest._check()
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise Damaged("it is not a manifest") from error
         return manifest
 

@@ -34,6 +34,7 @@ from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 T = TypeVar("T")
 
 DELETIONS_AT_ONCE = 16
+NO_RANGE = {"InvalidRange", "416"}  # codes of a part of an empty object
 EXISTS = {"PreconditionFailed", "412"}  # codes of an exclusive creation that came second
 
 
@@ -85,9 +86,18 @@ class RemoteStore(Store):
                 raise MissingBucket(self._bucket) from error
             self._bucket_found = True
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int) -> bytes:
         address = self._address(check_path(path))
-        return self._with_retries(lambda: self._fs.cat_file(address), doing="reading", path=path)
+
+        def read() -> bytes:
+            try:
+                return self._fs.cat_file(address, start=0, end=limit + 1)
+            except Exception as error:
+                if NO_RANGE & set(codes(error, self._backend.errors)):
+                    return b""
+                raise
+
+        return self._bounded(self._with_retries(read, doing="reading", path=path), path, limit)
 
     def write(self, path: str, data: bytes) -> None:
         address = self._address(check_path(path))

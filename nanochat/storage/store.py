@@ -5,7 +5,8 @@
     store.create("artifacts/x/manifest.json", b"...")   # True for exactly one of those who try
 
 Paths are relative to the root, with '/'. Credentials come from the environment, the machine's identity or a folder.
-What is missing raises FileNotFoundError; all else a UserError or StorageError that says what to change.
+Whoever reads says how much at most. What is missing raises FileNotFoundError; all else a UserError or StorageError that
+says what to change.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat.parse import Malformed
+from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import StorageError, UserError
+from nanochat.storage.failures import Damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,8 @@ class Store(ABC):
         return f"{self.root}/{path}" if path else self.root
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
-        """A small file's content."""
+    def read(self, path: str, limit: int) -> bytes:
+        """A file's content of at most `limit` bytes; `Damaged` where there are more: no more of them are read."""
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
@@ -120,6 +124,12 @@ class Store(ABC):
     def delete_leftover(self, entry: Entry) -> None:
         """Remove one of `leftovers`."""
 
+    def _bounded(self, data: bytes, path: str, limit: int) -> bytes:
+        """What was read, `limit` + 1 bytes at most, if there was no more."""
+        if len(data) > limit:
+            raise Damaged(f"{self.uri(path)} has more than {limit:,} bytes: it is not what was written")
+        return data
+
     def exists(self, path: str) -> bool:
         """Whether there is a file at a path."""
         return self.size(path) is not None
@@ -128,19 +138,19 @@ class Store(ABC):
         """Write a value as JSON, atomically."""
         self.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
-    def read_json(self, path: str) -> Any:
-        """A JSON file's value."""
+    def read_json(self, path: str, limit: int) -> Any:
+        """The value of a JSON file of at most `limit` bytes; `Damaged` where it holds something else."""
         try:
-            return json.loads(self.read(path))
-        except (ValueError, RecursionError) as error:
-            raise StorageError(f"{self.uri(path)} is not JSON: remove it, then run again") from error
+            return read_json(self.read(path, limit), limit=limit)
+        except Malformed as error:
+            raise Damaged(f"{self.uri(path)} cannot be read ({error}): remove it, then run again") from None
 
     def check(self) -> None:
         """Try all that a run needs (write, exclusive create, list, read, delete); raises what is wrong."""
         path = f"checks/{uuid.uuid4().hex}"
         first, second = self.create(path, b"1"), self.create(path, b"2")
         listed = [entry.path for entry in self.list("checks")]
-        content = self.read(path)
+        content = self.read(path, 16)
         self.delete(path)
         if not first or second:
             raise UserError(

@@ -58,6 +58,13 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], *, where: s
     return [*_render(tokenizer, messages)[0], tokenizer.special["assistant_start"]]
 
 
+def least_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
+    """The fewest tokens that the prompt of these messages can have: what is surely too long need not be encoded."""
+    contents = (message["content"] for message in messages)
+    parts = ([content] if isinstance(content, str) else [part["text"] for part in content] for content in contents)
+    return sum(tokenizer.least_tokens(text) for texts in parts for text in texts)
+
+
 def _check(messages: Any, where: str, last: Literal["user"] | None = None) -> None:
     problem = conversation_problem(messages, last=last)
     if problem:

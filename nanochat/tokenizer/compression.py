@@ -86,19 +86,22 @@ PEERS = (
 )
 
 
-def compression_table(tokenizer: Tokenizer, texts: Mapping[str, str], *, encodings: Path | None) -> dict[str, Any]:
+def compression_table(
+    tokenizer: Tokenizer, texts: Mapping[str, str], *, encodings: Path | None, missing: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Bytes and tokens of each text for this vocabulary and its peers.
 
     {"vocabSize": {peer: n}, "missing": {peer: why},
      "texts": [{"name", "bytes", "tokens": {"ours": n, "gpt2": n, ...}}]}
-    `encodings` is the folder with the peers' files, None where there is none.
+    `encodings` is the folder with the peers' files, None where there is none; `missing` says why a file is not there.
     """
-    sizes, missing = {"ours": tokenizer.vocab_size}, {}
+    sizes, without = {"ours": tokenizer.vocab_size}, {}
     encoders = {"ours": tokenizer.encode}
     for peer in PEERS:
         path = encodings / peer.file if encodings else None
         if path is None or not path.is_file():
-            missing[peer.name] = "its vocabulary could not be had"
+            why = (missing or {}).get(peer.file)
+            without[peer.name] = "its vocabulary could not be had" + (f": {why}" if why else "")
             continue
         ranks = read_ranks(path)
         encoders[peer.name] = tiktoken.Encoding(
@@ -114,7 +117,7 @@ def compression_table(tokenizer: Tokenizer, texts: Mapping[str, str], *, encodin
         for name, text in texts.items()
         if text
     ]
-    return {"vocabSize": sizes, "texts": rows, "missing": missing}
+    return {"vocabSize": sizes, "texts": rows, "missing": without}
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

@@ -32,7 +32,8 @@ BYTE_LENGTHS = "byte_lengths.bin"
 
 # tiktoken's regular expressions overflow their stack on a run of about a million spaces.
 LONGEST_RUN = 65_536
-_LONG_RUN = re.compile(rf"\s{{{LONGEST_RUN}}}")
+# The look-behind tries each run once, at its beginning: tried at each of its characters, the search would be quadratic.
+_LONG_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_RUN}}}")
 
 
 class Tokenizer:
@@ -43,6 +44,7 @@ class Tokenizer:
         self.pattern = pattern
         self.special = dict(special or {name: len(ranks) + i for i, name in enumerate(SPECIAL)})
         self._ranks = list(ranks)
+        self._longest = max(map(len, ranks))  # bytes
         self._encoding = tiktoken.Encoding(
             "nanochat",
             pat_str=pattern,
@@ -92,6 +94,10 @@ class Tokenizer:
             pieces = [text[i : i + LONGEST_RUN] for i in range(0, len(text), LONGEST_RUN)]
             return [index for piece in pieces for index in self._encoding.encode_ordinary(piece)]
         return self._encoding.encode_ordinary(text)
+
+    def least_tokens(self, text: str) -> int:
+        """The fewest tokens that a text of so many bytes can have; far cheaper than encoding it."""
+        return -(-len(text.encode("utf-8", "surrogatepass")) // self._longest)
 
     def encode_batch(self, texts: Sequence[str], *, threads: int = 1) -> list[list[int]]:
         """The ids of many texts; the threads run side by side, outside of Python."""

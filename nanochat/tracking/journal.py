@@ -25,11 +25,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import NanochatError
 from nanochat.storage import Store
+from nanochat.storage.failures import Damaged
+from nanochat.storage.records import Count, Seconds
 from nanochat.tracking.background import Ticker
 
 log = logging.getLogger(__name__)
+
+PIECE = 16 << 20  # bytes of a piece that are read at most;
+PIECE_LINES = 20_000  # that are written, of some hundred bytes each
+MOST_PIECES = 20_000  # of a stage
+_TIME, _COUNT, _VALUES = TypeAdapter(Seconds), TypeAdapter(Count), TypeAdapter(dict[str, float])
+_DATA = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +130,11 @@ class Journal:
     def flush(self) -> None:
         """Write what was recorded so far; StorageError where that fails (it stays recorded and is written later)."""
         with self._write_lock:
-            with self._lines_lock:
-                lines, self._lines = self._lines, []
-            if not lines:
-                return
-            try:
+            while lines := self._lines[:PIECE_LINES]:
                 self._store.write(f"{self._folder}/{self._pieces:06d}.jsonl", "\n".join([*lines, ""]).encode())
-            except Exception:
+                self._pieces += 1
                 with self._lines_lock:
-                    self._lines = lines + self._lines
-                raise
-            self._pieces += 1
+                    del self._lines[: len(lines)]
 
     def close(self) -> None:
         """Write the rest and stop."""
@@ -179,7 +184,7 @@ class JournalReader:
     def history(self, stage: str) -> History:
         """The stage's final lineage."""
         folder = folder_of(self._run, stage)
-        paths = sorted(entry.path for entry in self._store.list(folder))
+        paths = sorted(entry.path for entry in self._store.list(folder))[:MOST_PIECES]
         new = [path for path in paths if path not in self._pieces]
         with ThreadPoolExecutor(8) as pool:
             self._pieces.update(zip(new, pool.map(self._read, new), strict=True))
@@ -189,15 +194,20 @@ class JournalReader:
         return merge(launches)
 
     def _read(self, path: str) -> tuple[dict[str, Any], ...]:
-        records = []
-        for line in self._store.read(path).decode("utf-8", "replace").splitlines():
+        """The records of a piece that make sense."""
+        try:
+            lines = self._store.read(path, PIECE).splitlines()
+        except Damaged as damage:
+            log.warning("a piece of the journal is passed over: %s", damage.message)
+            return ()
+        records, senseless = [], 0
+        for line in lines:
             try:
-                record = json.loads(line)
-            except ValueError:
-                log.warning("%s has a line that is not JSON; it is passed over", path)
-                continue
-            if isinstance(record, dict) and "time" in record:
-                records.append(record)
+                records.append(_record(read_json(line, limit=PIECE)))
+            except (ValueError, TypeError, KeyError):
+                senseless += 1
+        if senseless:
+            log.warning("%s has %d lines that are no records; they are passed over", path, senseless)
         return tuple(records)
 
 
@@ -254,6 +264,21 @@ def _event(launch: str, record: Mapping[str, Any]) -> Event:
         message=record.get("message", ""),
         data=record.get("data") or {},
     )
+
+
+def _record(data: Any) -> dict[str, Any]:
+    """A line's values, with the types and bounds that `merge` counts on; an error where one is of another kind."""
+    record: dict[str, Any] = {"time": _TIME.validate_python(data["time"])}
+    if "metrics" in data:
+        values = _VALUES.validate_python(data["metrics"])
+        return record | {"step": _COUNT.validate_python(data["step"]), "metrics": values}
+    step = data.get("step")
+    return record | {
+        "event": str(data["event"]),
+        "step": None if step is None else _COUNT.validate_python(step),
+        "message": str(data.get("message") or ""),
+        "data": _DATA.validate_python(data.get("data") or {}),
+    }
 
 
 def _to_json(value: float) -> float | str:

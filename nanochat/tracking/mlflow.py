@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.storage import Store
+from nanochat.storage.failures import Damaged
+from nanochat.storage.records import read_object
 from nanochat.tracking.client import connect, experiment_id
 from nanochat.tracking.journal import JournalReader
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "nanochat"
 RUN_TAG, STAGE_TAG = "nanochat.run", "nanochat.stage"
+LARGEST_FILE = 64 << 20  # bytes of a report or a plot
 # MLflow's limits.
 _VALUE_LENGTH, _TAG_LENGTH, _BATCH_METRICS, _BATCH_OTHERS = 6000, 5000, 1000, 100
 _STATUS = {"running": "RUNNING", "succeeded": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -97,7 +100,7 @@ class Projection:
         reader = self._readers.setdefault(folder, JournalReader(self._store, folder))
         marker = f"{folder}/mlflow.json"
         digest = _digest([self._uri, self._experiment, asdict(run), reader.pieces()])
-        if self._store.exists(marker) and self._store.read_json(marker).get("digest") == digest:
+        if _marked(self._store, marker) == digest:
             return True  # nothing is new: MLflow is not even imported
         client = self._client = self._client or connect(self._uri)
         experiment = experiment_id(client, self._uri, self._experiment)
@@ -171,7 +174,7 @@ class Projection:
     def _send_files(self, run: Run, files: Sequence[str]) -> None:
         assert self._client is not None
         for path in files:
-            content = self._store.read(path)
+            content = self._store.read(path, LARGEST_FILE)
             name = path.rsplit("/", 1)[-1]
             tag, digest = f"nanochat.file.{name}", hashlib.sha256(content).hexdigest()
             if run.data.tags.get(tag) == digest:
@@ -203,6 +206,13 @@ def find_run(client: MlflowClient, experiment: str, uid: str, stage: str = "") -
     query = f"tags.`{RUN_TAG}` = '{uid}' and tags.`{STAGE_TAG}` = '{stage}'"
     found = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=1)
     return found[0] if found else None
+
+
+def _marked(store: Store, path: str) -> Any:
+    try:
+        return (read_object(store, path) or {}).get("digest")
+    except Damaged:
+        return None  # it is written anew
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

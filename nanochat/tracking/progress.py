@@ -10,7 +10,6 @@ something: its time is the time of the last sign of life.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -22,6 +21,8 @@ from typing import Any
 
 from nanochat.spec.errors import NanochatError
 from nanochat.storage import Store
+from nanochat.storage.failures import Damaged
+from nanochat.storage.records import Count, Number, Seconds, checked, read_object
 from nanochat.tracking.background import Ticker
 
 log = logging.getLogger(__name__)
@@ -36,25 +37,21 @@ class State:
     stage: str
     launch: str
     phase: str = ""  # one or two words: "training", "evaluating"
-    step: int = 0
-    total: int | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)  # unit -> value, for example "tokens/s"
-    losses: Mapping[str, float] = field(default_factory=dict)
-    eta: float | None = None  # seconds to the end, where it can be told
-    time: float = 0.0  # seconds since the epoch
+    step: Count = 0
+    total: Count | None = None
+    rates: Mapping[str, Number] = field(default_factory=dict)  # unit -> value, for example "tokens/s"
+    losses: Mapping[str, Number] = field(default_factory=dict)
+    eta: Seconds | None = None  # seconds to the end, where it can be told
+    time: Seconds = 0.0  # seconds since the epoch
     warnings: tuple[str, ...] = ()  # sentences that people should read: damage that was passed over
 
 
 def read_progress(store: Store, path: str) -> State | None:
     """The state in storage; None where there is none that makes sense. StorageError where it is out of reach."""
     try:
-        if not store.exists(path):
-            return None
-        data = json.loads(store.read(path))
-        known: dict[str, Any] = {name: data[name] for name in State.__dataclass_fields__ if name in data}
-        known["warnings"] = tuple(known.get("warnings", ()))
-        return State(**known)
-    except (ValueError, TypeError, KeyError):
+        found = read_object(store, path)
+        return None if found is None else checked(State, found)
+    except (Damaged, ValueError):
         return None
 
 

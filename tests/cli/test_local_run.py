@@ -70,7 +70,7 @@ def test_cancel_asks_the_runner_that_lives(store: Store, capsys: Capture) -> Non
         runs.cancel("demo")
     with RunLock(lock_path(resolve_profile(), "default", "demo"), what="demo"):
         runs.cancel("demo.yaml")
-    assert store.read_json(PATHS.control) == {"cancel": True}
+    assert store.read_json(PATHS.control, 1 << 20) == {"cancel": True}
     said = "demo saves its checkpoints and stops; go on with it: nanochat retry demo\n"
     assert capsys.readouterr().out == said
 

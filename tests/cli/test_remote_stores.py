@@ -32,7 +32,7 @@ def weights(store: Store) -> dict[str, str]:
     found = {}
     for entry in store.list("artifacts/model"):
         if entry.path.count("/") == 3 and entry.path.endswith("/manifest.json"):
-            manifest = store.read_json(entry.path)
+            manifest = store.read_json(entry.path, 1 << 20)
             digests = {record["path"]: record["sha256"] for record in manifest["files"]}
             found[manifest["recipe"]["stage"]] = digests["model.safetensors"]
     return found

@@ -122,7 +122,7 @@ def test_a_release_comes_and_goes_and_its_data_stays(site: Site, tmp_path: Path)
 
     def read() -> tuple[bytes, list[str]]:
         with site.forward(OWN, "service/own-store", 7070) as url:
-            kept = store_of(url, tmp_path).read("kept")
+            kept = store_of(url, tmp_path).read("kept", 1 << 20)
         with site.forward(OWN, "service/own-mlflow", 5000) as url:
             return kept, [item.name for item in MlflowClient(url).search_experiments()]
 

@@ -102,9 +102,9 @@ def break_model(site: Site, status: Status) -> Candidate:
     """A release like the pipeline's, whose weights are not those of its manifest."""
     key = next(stage["keys"]["model/sft"] for stage in status["stages"] if stage["name"] == "sft")
     store, other = site.store(), "f" * 32
-    manifest = Manifest.from_bytes(store.read(f"artifacts/model/{key}/manifest.json"))
+    manifest = Manifest.from_bytes(store.read(f"artifacts/model/{key}/manifest.json", 1 << 20))
     for record in manifest.files:
-        data = store.read(f"artifacts/model/{key}/{manifest.launch}/{record.path}")
+        data = store.read(f"artifacts/model/{key}/{manifest.launch}/{record.path}", 1 << 20)
         if record.path.endswith(".safetensors"):
             data = data[:-64] + bytes(64)
         store.write(f"artifacts/model/{other}/{manifest.launch}/{record.path}", data)

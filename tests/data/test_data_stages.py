@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_helpers import FakeHub, status
 
@@ -167,7 +171,7 @@ def test_what_is_committed_stays_when_a_source_fails(world: Callable[..., FakePl
         (b'[{"role": "user", "content": "\xff"}]\n', "line 1: not UTF-8"),
         (b'[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]\n', "line 1: .* must alternate"),
         (b"", "no conversation"),
-        (b'[{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "b"}]\n', "surrogate"),
+        (b'[{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "b"}]\n', "line 1: not JSON"),
     ],
 )
 def test_an_identity_file_that_is_wrong(
@@ -263,6 +267,78 @@ def test_shards_of_a_hub(world: Callable[..., FakePlanner], hub_server: FakeHub,
     assert list(planner.folder_of("encodings/gpt").iterdir()) == []
     planner.run("tokenizer")
     assert hub_server.ranges("/shards/v1/0.parquet") == [None] * 3
+
+
+def test_the_stage_reads_gated_data_and_tells_no_one_the_token(
+    world: Callable[..., FakePlanner],
+    hub_server: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = world()
+    source.run("dataset")
+    shard = (source.folder_of("text/shard_00000") / "shard.parquet").read_bytes()
+    hub_server.files = {f"/{i}.parquet": shard for i in (0, 1, 5)}
+    monkeypatch.setenv("HF_ENDPOINT", hub_server.base)
+    monkeypatch.setenv("HF_TOKEN", "hf_SeCrEt")
+    text = WORLD["sources"]["text"] | {"kind": "hub", "path": "{index}.parquet"}
+    encodings = {"gpt2": "/nowhere/gpt2", "gpt4": "/nowhere/gpt4"}
+    with caplog.at_level(logging.DEBUG):
+        world(text=text, encodings=encodings).run("dataset")
+    assert {headers.get("Authorization") for _, headers in hub_server.requests} == {"Bearer hf_SeCrEt"}
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert "SeCrEt" not in caplog.text and b"SeCrEt" not in kept
+
+
+def test_vocabularies_that_do_not_come_hold_nothing_up(
+    world: Callable[..., FakePlanner], hub_server: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server does not answer, one refuses: the artifact and the table say so, and it is not tried again."""
+    source = world()
+    source.run("dataset")
+    text = WORLD["sources"]["text"] | {"kind": "hub", "path": "{index}.parquet", "base": hub_server.base}
+    hub_server.files = {f"/{i}.parquet": b"" for i in (0, 1, 5)}
+    shard = (source.folder_of("text/shard_00000") / "shard.parquet").read_bytes()
+    hub_server.files = dict.fromkeys(hub_server.files, shard)
+    release = threading.Event()
+    hub_server.answers["/silent"] = [lambda handler, body: release.wait(60) and None] * 9
+    monkeypatch.setattr(dataset, "OPTIONAL_SECONDS", 0.5)
+    planner = world(text=text, encodings={"gpt2": f"{hub_server.base}/silent", "gpt4": f"{hub_server.base}/gpt4"})
+    try:
+        planner.run("dataset")
+    finally:
+        release.set()
+    asked = len(hub_server.ranges("/silent"))
+    planner.run("dataset")
+    planner.run("tokenizer")
+    assert len(hub_server.ranges("/silent")) == asked
+    table = json.loads((planner.folder_of("tokenizer/bpe") / "compression.json").read_text())
+    assert table["missing"]["gpt2"] == "its vocabulary could not be had: it did not come within 0.5 s"
+    assert "/gpt4 does not exist (HTTP 404)" in table["missing"]["gpt4"]
+
+
+def test_a_task_whose_data_is_wrong_names_source_and_row(
+    world: Callable[..., FakePlanner], tmp_path: Path, identity: Path
+) -> None:
+    """Before anything is trained, and as the user's to mend."""
+    rows = {"question": ["q"] * 2, "choices": [["a", "b", "c", "d"]] * 2, "answer": [0, 4]}
+    for split in ("auxiliary_train", "dev", "validation", "test"):
+        path = tmp_path / f"hub/datasets/cais/mmlu/resolve/main/all/{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(rows), path)
+    words = tmp_path / "words.txt"
+    words.write_text("<html>\nno\n")
+    planner = world(hub=str(tmp_path / "hub"), words={"url": str(words)}, parallelDownloads=1)
+    problem = r"cais/mmlu/.*auxiliary_train-00000-of-00001\.parquet: row 1 of task mmlu: answer: .*, or sources\.hub"
+    for task, found in (
+        ("mmlu", problem),
+        ("spelling-bee", r"words\.txt: no word for the split .* sources\.words\.url"),
+    ):
+        spec = planner.spec.to_yaml_dict()
+        spec["stages"]["evalChat"] = {"tasks": [{"task": task}]}
+        with pytest.raises(UserError, match=found):
+            FakePlanner(spec, tmp_path).run("dataset")
 
 
 def test_a_shard_path_with_unknown_braces(world: Callable[..., FakePlanner]) -> None:

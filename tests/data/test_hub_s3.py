@@ -15,6 +15,7 @@ from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage import Profile
 
 BODY = bytes(range(256)) * 50_000
+LIMIT = len(BODY)
 
 
 class FakeS3(BaseHTTPRequestHandler):
@@ -79,14 +80,14 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_objects_of_s3(s3: None, tmp_path: Path) -> None:
     with Hub(retry=Retry(attempts=2), sleep=lambda seconds: None) as hub:
-        assert hub.fetch("s3://shards/a/b", tmp_path / "b", setting="sources.hub") == len(BODY)
+        assert hub.fetch("s3://shards/a/b", tmp_path / "b", setting="sources.hub", limit=LIMIT) == len(BODY)
         assert (tmp_path / "b").read_bytes() == BODY
         with pytest.raises(UserError, match=r"s3://shards/none does not exist: correct sources\.hub"):
-            hub.fetch("s3://shards/none", tmp_path / "c", setting="sources.hub")
+            hub.fetch("s3://shards/none", tmp_path / "c", setting="sources.hub", limit=LIMIT)
         with pytest.raises(UserError):
-            hub.fetch("s3://shards/refused", tmp_path / "c", setting="sources.hub")
+            hub.fetch("s3://shards/refused", tmp_path / "c", setting="sources.hub", limit=LIMIT)
         with pytest.raises(StorageError):
-            hub.fetch("s3://shards/failing", tmp_path / "c", setting="sources.hub")
+            hub.fetch("s3://shards/failing", tmp_path / "c", setting="sources.hub", limit=LIMIT)
 
 
 def test_the_server_of_the_store(s3: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,4 +95,4 @@ def test_the_server_of_the_store(s3: None, tmp_path: Path, monkeypatch: pytest.M
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     with Hub(store=Profile(root="s3://store", endpoint=endpoint, region="us-west-2")) as hub:
-        assert hub.fetch("s3://shards/a/b", tmp_path / "b", setting="sources.hub") == len(BODY)
+        assert hub.fetch("s3://shards/a/b", tmp_path / "b", setting="sources.hub", limit=LIMIT) == len(BODY)

@@ -181,10 +181,82 @@ def test_long_sequences_lose_their_beginning(model: Transformer) -> None:
 
 def test_a_broken_bundle_is_one_sentence(bundle: Path) -> None:
     (bundle / "eval_data" / "models.jsonl").write_text("{")
-    with pytest.raises(UserError, match=r"models\.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"CORE's task models_40: models\.jsonl: line 1: not JSON"):
         load_tasks(bundle)[-1].examples()
     (bundle / "core.yaml").unlink()
     with pytest.raises(UserError, match="not whole"):
+        load_tasks(bundle)
+
+
+RIGHT = {
+    "choices": {"query": "a", "choices": ["b", "c"], "gold": 1},
+    "schemas": {"context_options": ["a", "b"], "continuation": "c", "gold": 1},
+    "models": {"context": "a", "continuation": "b"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "problem"),
+    [
+        ("choices", {"gold": 2}, "gold is 2, and there are 2 options"),
+        ("choices", {"gold": -1}, "gold: "),
+        ("choices", {"gold": "1"}, "gold: "),
+        ("choices", {"gold": True}, "gold: "),
+        ("choices", {"gold": 1.0}, "gold: "),
+        ("choices", {"gold": None}, "gold: "),
+        ("choices", {"gold": ...}, "gold: Field required"),
+        ("choices", {"choices": []}, "choices: "),
+        ("choices", {"choices": ["b"], "gold": 0}, "choices: "),
+        ("choices", {"choices": ["b", 3]}, "choices.1: "),
+        ("choices", {"choices": "bc"}, "choices: "),
+        ("choices", {"query": None}, "query: "),
+        ("schemas", {"gold": 2}, "gold is 2, and there are 2 options"),
+        ("schemas", {"gold": False}, "gold: "),
+        ("schemas", {"context_options": ["a"], "gold": 0}, "context_options: "),
+        ("schemas", {"continuation": ""}, "continuation: "),
+        ("models", {"continuation": ""}, "continuation: "),
+        ("models", {"continuation": 7}, "continuation: "),
+        ("models", {"context": ...}, "context: Field required"),
+    ],
+)
+def test_an_item_that_is_wrong_fails_with_its_task(
+    bundle: Path, name: str, changed: dict[str, object], problem: str
+) -> None:
+    item = {key: value for key, value in (RIGHT[name] | changed).items() if value is not ...}
+    lines = [RIGHT[name], RIGHT[name] | {"more": 1}, item]
+    (bundle / "eval_data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = next(task for task in load_tasks(bundle) if task.label == f"{name}_0")
+    for read in (task.examples, task.size):
+        with pytest.raises(UserError, match=rf"CORE's task {name}_0: {name}\.jsonl: line 3: .*{problem}"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", r"has no item in models\.jsonl"),
+        (b"\n \n", "has no item"),
+        (b"{}\n[1]", "line 1: context: "),
+        (b"\n[1]", "line 2: "),
+        (b'{"context": "\xff", "continuation": "a"}', "line 1: not JSON"),
+        (b'{"context": NaN, "continuation": "a"}', "line 1: not JSON"),
+        (b"[" * 100_000, "line 1: nested more than 200 deep"),
+        (b'{"context": "' + b"a" * (4 << 20), "line 1: more than 4 MiB"),
+    ],
+    ids=range(8),
+)
+def test_a_file_without_right_items_is_no_score(bundle: Path, content: bytes, problem: str) -> None:
+    (bundle / "eval_data" / "models.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"CORE's task models_40.*{problem}"):
+        load_tasks(bundle)[-1].size()
+
+
+@pytest.mark.parametrize("baseline", ["100", "100.5", "-1", "nan", "inf", "", "a quarter", None])
+def test_a_baseline_that_is_impossible_fails_with_its_task(bundle: Path, baseline: str | None) -> None:
+    path = bundle / "eval_meta_data.csv"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("models_2,")]
+    path.write_text("\n".join(lines if baseline is None else [*lines, f"models_2,{baseline}"]))
+    with pytest.raises(UserError, match=r"CORE's task models_2 has the random baseline .* below 100"):
         load_tasks(bundle)
 
 

@@ -191,7 +191,7 @@ def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:
     assert status["phase"] == "Waiting" and "storage cannot be reached" in status["message"]
     assert rig.cluster.created == []
     with pytest.raises(StorageError):
-        rig.store.read("runs")
+        rig.store.read("runs", 1 << 20)
     rig.server.restart()
     rig.reconcile()
     assert rig.cluster.created == ["demo-12ab-dataset-1"]

@@ -95,7 +95,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def text(store: Store) -> str:
-    return "".join(store.read(entry.path).decode() for entry in store.list("logs/rank0"))
+    return "".join(store.read(entry.path, 1 << 20).decode() for entry in store.list("logs/rank0"))
 
 
 def test_logs_are_kept_in_pieces_and_gone_on_with_by_another_keeper(store: Store, tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_two_nodes_train_stop_and_go_on(attempt: Callable[..., Attempt]) -> None
 
     store = open_store(Profile(root=str(lost.folder / "store")))
     paths = RunPaths("runs/team.demo/x")
-    assert store.read_json(paths.outcome("base", "01-pod11-aa"))["reason"] == "Preempted", "each node has its own"
+    assert store.read_json(paths.outcome("base", "01-pod11-aa"), 1 << 20)["reason"] == "Preempted", (
+        "each node has its own"
+    )
     assert store.children(paths.logs("base", "01-pod01-aa")) == ["launch", "rank0"]
     assert "rank0" not in store.children(paths.logs("base", "01-pod11-aa"))
 

@@ -80,14 +80,14 @@ def start(resolved: ResolvedProfile, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def outcomes(runner: LocalRunner, stage: str = "dataset") -> list[str]:
     """The reasons in the store, by attempt, which the attempts' own records repeat."""
     folder = f"{runner.paths.root}/outcomes/{stage}"
-    told = [runner.store.read_json(f"{folder}/{name}")["reason"] for name in runner.store.children(folder)]
+    told = [runner.store.read_json(f"{folder}/{name}", 1 << 20)["reason"] for name in runner.store.children(folder)]
     assert told == [str(attempt.outcome.reason) for attempt in runner.attempts.of(stage) if attempt.outcome]
     return told
 
 
 def log_of(runner: LocalRunner, stage: str = "dataset") -> str:
     paths = [entry.path for entry in runner.store.list(runner.paths.logs(stage)) if "/rank0/" in entry.path]
-    return "".join(runner.store.read(path).decode() for path in paths)
+    return "".join(runner.store.read(path, 1 << 20).decode() for path in paths)
 
 
 def leftovers(resolved: ResolvedProfile) -> list[psutil.Process]:

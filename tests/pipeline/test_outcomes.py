@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome, write_outcome
 from nanochat.spec.errors import Diverged, OutOfMemory, PeerLost, Stopped, StorageError, UserError
 from nanochat.stages.__main__ import classify
+from tasks import DataError
 
 
 def error_of_the_cpu_allocator() -> RuntimeError:
@@ -35,7 +37,10 @@ def error_of_the_cpu_allocator() -> RuntimeError:
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), Reason.INFRASTRUCTURE),
         (TimeoutError(), Reason.INFRASTRUCTURE),
         (OSError(errno.ENOSPC, "No space left on device"), Reason.USER_ERROR),
-        (ModuleNotFoundError("No module named 'igloo'"), Reason.ERROR),
+        (ModuleNotFoundError("No module named 'igloo'", name="igloo.snow"), Reason.USER_ERROR),
+        (ImportError("libigloo.so: cannot open shared object file"), Reason.USER_ERROR),
+        (ModuleNotFoundError("No module named 'nanochat.igloo'", name="nanochat.igloo"), Reason.ERROR),
+        (DataError(Path("gsm8k.parquet"), "row 3 of task gsm8k: no number"), Reason.USER_ERROR),
         (RuntimeError("task igloo: can't allocate memory"), Reason.ERROR),
     ],
     ids=lambda value: str(value) if isinstance(value, Reason) else f"{type(value).__name__} {value}"[:40],
@@ -44,6 +49,12 @@ def test_an_exception_has_the_outcome_of_its_type(error: BaseException, reason: 
     outcome = classify(error, rank=1)
     assert (outcome.reason, outcome.rank) == (reason, 1)
     assert outcome.peer_lost == isinstance(error, PeerLost)
+
+
+def test_a_missing_module_is_named_with_what_to_do() -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module("igloo.snow")
+    assert "module 'igloo' is missing: install the package" in classify(caught.value, rank=0).message
 
 
 @pytest.mark.parametrize("task", ["nccl", "igloo"])

@@ -45,7 +45,7 @@ def released(run: FakeRun, work: StageContext) -> dict[str, Any]:
     manifest = work.artifacts.find("release", work.outputs[0].key)
     assert manifest is not None
     stored = json.loads((work.artifacts.fetch(manifest) / "release.json").read_text())
-    assert stored == run.store.read_json(f"{RUN}/release.json")
+    assert stored == run.store.read_json(f"{RUN}/release.json", 1 << 20)
     return stored
 
 
@@ -100,7 +100,7 @@ def test_a_second_attempt_finds_what_the_first_did(run: FakeRun, uri: str) -> No
     first = released(run, context(run, "release", **options))
     run.artifacts.remove("release", "release-k1")  # as if the first had died before it committed
     assert released(run, context(run, "release", **options))["version"] == first["version"] == "1"
-    found = run.store.read_json(f"{RUN}/release.json")
+    found = run.store.read_json(f"{RUN}/release.json", 1 << 20)
     assert found["alias"]["moved"] and found["gates"] == first["gates"]
 
 
@@ -112,7 +112,7 @@ def test_an_unreachable_server_is_said_and_tried_again(run: FakeRun) -> None:
     with pytest.raises(StorageError, match="cannot be reached"):
         release.run(work)
     work.close()
-    found = run.store.read_json(f"{RUN}/release.json")
+    found = run.store.read_json(f"{RUN}/release.json", 1 << 20)
     assert found["registered"] is False and found["reason"].startswith("not registered: the tracking server")
     assert work.artifacts.find("release", "release-k1") is None
 

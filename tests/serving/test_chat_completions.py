@@ -112,16 +112,13 @@ def test_a_long_reply_ends_where_the_context_does(client: openai.OpenAI) -> None
 
 
 BAD_REQUESTS: list[tuple[dict[str, Any], str, str | None]] = [
-    ({"temprature": 1}, "did you mean 'temperature'", "temprature"),
-    ({"tools": []}, "'tools' is not known", "tools"),
-    ({"temperature": 3}, "less than or equal to 2", "temperature"),
+    ({"temperature": 3}, "'temperature' should be less than or equal to 2.", "temperature"),
     ({"max_tokens": 0}, "greater than or equal to 1", "max_tokens"),
     ({"stop": ["a"] * 5}, "at most 4", "stop"),
     ({"top_logprobs": 2}, "needs logprobs", "top_logprobs"),
     ({"messages": []}, "at least 1", "messages"),
-    ({"messages": [{"role": "assistant", "content": "Hi"}]}, "must be from 'user'", "messages"),
-    ({"messages": [{"role": "robot", "content": "Hi"}]}, "'system', 'user' or 'assistant'", "messages.0.role"),
-    ({"messages": [{"role": "user", "content": "Hi", "color": 1}]}, "not known", "messages.0.color"),
+    ({"messages": [{"role": "assistant", "content": "Hi"}]}, "end with an answer", "messages"),
+    ({"messages": [{"role": "robot", "content": "Hi"}]}, "'developer', 'user' or 'assistant'", "messages.0.role"),
     ({"messages": [{"role": "user", "content": "word " * 2000}]}, "context holds 512", "messages"),
 ]
 
@@ -140,7 +137,7 @@ def test_bad_requests_are_400_in_openais_shape(
 
 def test_a_context_that_is_too_long_says_both_numbers(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "a b " * 1000}]
-    with pytest.raises(openai.BadRequestError, match=r"prompt has [\d,]+ tokens .* holds 512") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"prompt has at least [\d,]+ tokens .* holds 512") as caught:
         client.chat.completions.create(model="tiny", messages=messages)
     assert caught.value.code == "context_length_exceeded"
 

@@ -147,7 +147,7 @@ def test_damage_in_the_store_is_never_served(
     manifest = publish(s3)
     store = open_store(Profile(root=f"s3://{BUCKET}/nanochat", endpoint=s3.endpoint))
     path = f"artifacts/model/{KEY}/01-ab/model.safetensors"
-    good = store.read(path)
+    good = store.read(path, 1 << 20)
     store.write(path, good[:-1] + bytes([good[-1] ^ 1]))
     host = begin(wanted(s3, tmp_path / "node"))
     until(lambda: "model.safetensors is not what was written" in host.unready)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import http.server
 import io
-from collections.abc import Callable, Generator, Sequence
+import json
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from nanochat.cli.chat import Session, chat
 from nanochat.cli.chat_backends import ContextFull, LocalBackend, Message, RemoteBackend, ReplySettings, Said
+from nanochat.cli.main import app
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.serving.app import ServerSettings
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
-SETTINGS = ReplySettings(temperature=0.0, top_k=None, max_tokens=12)
+SETTINGS = ReplySettings(temperature=0.0, top_k=0, max_tokens=12)
 
 
 class FakeBackend:
@@ -170,10 +175,10 @@ def test_both_kinds_of_backends_answer_and_stop(folder: Path, server: Any, until
 
 
 def test_one_question_prints_one_answer(folder: Path, server: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    chat(folder=folder, prompt="Hello", max_tokens=5, temperature=0.0, top_k=None)
+    chat(folder=folder, prompt="Hello", max_tokens=5, temperature=0.0, top_k=0)
     local = capsys.readouterr()
     assert local.out.strip()
-    chat(url=server.url, prompt="Hello", max_tokens=5, temperature=0.0, top_k=None)
+    chat(url=server.url, prompt="Hello", max_tokens=5, temperature=0.0, top_k=0)
     assert capsys.readouterr().out.strip()
 
 
@@ -188,6 +193,71 @@ def test_a_history_that_leaves_no_room_is_full(folder: Path, server: Any) -> Non
             said(backend, [{"role": "user", "content": long * 9}])
         with pytest.raises(ContextFull):
             said(backend, [*history[:2], {"role": "user", "content": long * 5}])
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Some other server of OpenAI's protocol; it notes what it is sent, and streams `says`."""
+
+    sent: ClassVar[list[dict[str, Any]]] = []
+    says: ClassVar[bytes] = b""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(b'{"data": [{"id": "m"}]}')
+
+    def do_POST(self) -> None:
+        self.sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self._answer(self.says)
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[type[Stranger], str]]:
+    class Handler(Stranger):
+        sent: ClassVar[list[dict[str, Any]]] = []
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Handler, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("top_k", [0, 7])
+def test_what_the_user_set_is_sent(stranger: Any, top_k: int) -> None:
+    handler, url = stranger
+    handler.says = b'data:{"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n: ping\n\ndata: [DONE]\n\n'
+    options = ["--url", url, "-p", "Hi", "--top-k", str(top_k), "--temperature", "0", "--max-tokens", "3"]
+    assert CliRunner().invoke(app, ["chat", *options]).exit_code == 0
+    assert handler.sent == [
+        {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True, "temperature": 0.0,
+         "top_k": top_k, "max_tokens": 3}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "says", [b"data: {", b"data: 5", b"data: {}", b'data: {"error": "no"}', b'data: {"choices": [{"delta": 5}]}']
+)
+def test_a_stream_that_is_no_answer_is_one_sentence(stranger: Any, says: bytes) -> None:
+    handler, url = stranger
+    handler.says = says + b"\n\n"
+    with pytest.raises(UserError, match="does not speak OpenAI's protocol"):
+        said(RemoteBackend(url), [{"role": "user", "content": "Hi"}])
+
+
+def test_what_is_no_text_is_refused_in_a_sentence(server: Any) -> None:
+    with pytest.raises(UserError, match="refused"):
+        said(RemoteBackend(server.url), [{"role": "user", "content": "a\udcff"}])
+    with pytest.raises(UserError, match="NANOCHAT_API_KEY"):
+        RemoteBackend(server.url, api_key="schl\u00fcssel")
 
 
 def test_a_server_that_is_not_there_or_refuses_is_one_sentence(

@@ -122,7 +122,7 @@ def test_a_corrupt_manifest_is_passed_over_and_replaced(
 ) -> None:
     _make(artifacts, "one")
     path = "artifacts/model/key/manifest.json"
-    bad = DAMAGE[kind](store.read(path))
+    bad = DAMAGE[kind](store.read(path, 1 << 20))
     store.write(path, bad)
     with caplog.at_level(logging.WARNING):
         assert artifacts.find("model", "key") is None
@@ -134,7 +134,7 @@ def test_a_corrupt_manifest_is_passed_over_and_replaced(
     assert artifacts.find("model", "key") == again
     assert _read(artifacts.fetch(again)) == CONTENT
     aside = [entry.path for entry in store.list() if ".damaged-" in entry.path]
-    assert [store.read(path) for path in aside] == [bad]
+    assert [store.read(path, 1 << 20) for path in aside] == [bad]
     assert len(artifacts.damaged("model", "key")) == 1  # it stays known
 
 
@@ -150,7 +150,7 @@ def test_sixteen_writers_replace_a_corrupt_manifest_once(artifacts: Artifacts, s
 
 def test_a_manifest_of_another_artifact_is_damage(artifacts: Artifacts, store: Store) -> None:
     _make(artifacts, "one")
-    store.write("artifacts/model/other/manifest.json", store.read("artifacts/model/key/manifest.json"))
+    store.write("artifacts/model/other/manifest.json", store.read("artifacts/model/key/manifest.json", 1 << 20))
     assert artifacts.find("model", "other") is None
     assert len(artifacts.damaged("model", "other")) == 1
 

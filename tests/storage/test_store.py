@@ -27,8 +27,8 @@ def test_files_are_written_read_listed_and_deleted(store: Store) -> None:
     store.write("a/two", b"22")
     store.write("a/two", b"333")
     store.write("ab", b"")
-    assert store.read("a/b/one") == b"1"
-    assert store.read("a/two") == b"333"
+    assert store.read("a/b/one", 1 << 20) == b"1"
+    assert store.read("a/two", 1 << 20) == b"333"
     assert [(entry.path, entry.size) for entry in store.list("a")] == [("a/b/one", 1), ("a/two", 3)]
     assert [entry.path for entry in store.list()] == ["a/b/one", "a/two", "ab"]
     assert list(store.children("a")) == ["b", "two"]
@@ -41,7 +41,7 @@ def test_files_are_written_read_listed_and_deleted(store: Store) -> None:
 
 def test_what_is_not_there(store: Store) -> None:
     with pytest.raises(FileNotFoundError):
-        store.read("nothing")
+        store.read("nothing", 1 << 20)
     assert store.size("nothing") is None
     assert not store.list("nothing")
     assert not store.children("nothing")
@@ -52,16 +52,16 @@ def test_what_is_not_there(store: Store) -> None:
 
 def test_json_goes_both_ways_and_damage_is_named(store: Store) -> None:
     store.write_json("value.json", {"a": [1, None, "\u00e9"]})
-    assert store.read_json("value.json") == {"a": [1, None, "\u00e9"]}
+    assert store.read_json("value.json", 1 << 20) == {"a": [1, None, "\u00e9"]}
     store.write("value.json", b"{")
-    with pytest.raises(StorageError, match=r"value\.json is not JSON"):
-        store.read_json("value.json")
+    with pytest.raises(StorageError, match=r"value\.json cannot be read \(not JSON"):
+        store.read_json("value.json", 1 << 20)
 
 
 def test_only_the_first_creates(store: Store) -> None:
     assert store.create("one", b"first")
     assert not store.create("one", b"second")
-    assert store.read("one") == b"first"
+    assert store.read("one", 1 << 20) == b"first"
 
 
 def test_sixteen_racing_writers_leave_one_winner(store: Store) -> None:
@@ -74,7 +74,7 @@ def test_sixteen_racing_writers_leave_one_winner(store: Store) -> None:
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(write, range(16)))
     assert won.count(True) == 1
-    assert store.read("race") == b"%d" % won.index(True)
+    assert store.read("race", 1 << 20) == b"%d" % won.index(True)
     assert [entry.path for entry in store.list()] == ["race"]
 
 
@@ -99,7 +99,7 @@ def test_racing_processes_leave_one_winner(profile: Profile) -> None:
         process.stdin = None
     answers = [process.communicate(timeout=60)[0].strip() for process in processes]
     assert answers.count("True") == 1
-    assert open_store(profile).read("race") == str(answers.index("True")).encode()
+    assert open_store(profile).read("race", 1 << 20) == str(answers.index("True")).encode()
 
 
 def test_readers_meet_whole_files_while_they_are_replaced(store: Store) -> None:
@@ -116,7 +116,7 @@ def test_readers_meet_whole_files_while_they_are_replaced(store: Store) -> None:
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(replace)
         while not done.is_set() and not writing.done():
-            assert store.read("file") in contents
+            assert store.read("file", 1 << 20) in contents
         writing.result()
 
 
@@ -167,9 +167,20 @@ def test_check_finds_nothing_wrong_and_leaves_nothing(store: Store) -> None:
     assert not store.list()
 
 
+def test_no_more_is_read_than_was_asked_for(store: Store) -> None:
+    store.write("empty", b"")
+    store.write("file", b"12345")
+    assert store.read("empty", 0) == b"" and store.read("empty", 5) == b""
+    assert store.read("file", 5) == b"12345" and store.read("file", 1 << 30) == b"12345"
+    with pytest.raises(Damaged, match=r"file has more than 4 bytes"):
+        store.read("file", 4)
+    with pytest.raises(Damaged, match=r"empty cannot be read"):
+        store.read_json("empty", 4)
+
+
 @pytest.mark.parametrize("path", ["", "/a", "a/", "a//b", "..", "a/../../b", "./a", "a\\b", "a\nb", "a\0b"])
 def test_paths_stay_inside(store: Store, path: str) -> None:
-    for operation in (store.read, store.size, store.delete, lambda path: store.write(path, b"")):
+    for operation in (lambda path: store.read(path, 16), store.size, store.delete, lambda path: store.write(path, b"")):
         with pytest.raises(ValueError, match="not a path within a store"):
             operation(path)
 
@@ -179,7 +190,7 @@ def test_names_mean_themselves(store: Store, name: str) -> None:
     """Not what they mean in an address or a pattern."""
     store.write("odd/other", b"")
     store.write(f"odd/{name}", b"x")
-    assert store.read(f"odd/{name}") == b"x" and store.size(f"odd/{name}") == 1
+    assert store.read(f"odd/{name}", 1 << 20) == b"x" and store.size(f"odd/{name}") == 1
     assert {entry.path for entry in store.list("odd")} == {"odd/other", f"odd/{name}"}
     assert set(store.children("odd")) == {"other", name}
     store.delete(f"odd/{name}")

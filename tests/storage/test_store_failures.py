@@ -89,7 +89,7 @@ def test_programming_errors_and_missing_files_pass() -> None:
 
 OPERATIONS: tuple[Callable[[Store], object], ...] = (
     lambda store: store.check(),
-    lambda store: store.read("x"),
+    lambda store: store.read("x", 1 << 20),
     lambda store: store.size("x"),
     lambda store: store.list("x"),
     lambda store: store.children("x"),
@@ -162,7 +162,7 @@ def test_credentials_that_are_none_are_not_shown(name: str, value: str, monkeypa
     monkeypatch.setenv(name, value)
     profile = Profile(root="gs://bucket" if name.startswith("GOOGLE") else "abfs://bucket", endpoint="https://host")
     with pytest.raises(UserError, match=f"{name} is not ") as caught:
-        open_store(profile).read("x")
+        open_store(profile).read("x", 1 << 20)
     assert "hidden" not in "".join(traceback.format_exception(caught.value))
 
 
@@ -179,7 +179,7 @@ def test_an_endpoint_that_does_not_answer_is_named(server: StoreServer, waited: 
         bound.bind(("127.0.0.1", 0))
         store = open_store(replace(server.profile(), endpoint=f"http://127.0.0.1:{bound.getsockname()[1]}"))
         with pytest.raises(StorageError, match="does not answer: check the endpoint"):
-            store.read("x")
+            store.read("x", 1 << 20)
     assert waited == list(failures.DELAYS)
 
 
@@ -247,7 +247,7 @@ def test_a_server_that_fails_is_asked_again(server: StoreServer, waited: list[fl
     open_store(server.profile("faults")).write("x", b"content")
     proxy.answers = [status] * 4
     with proxy.running():
-        assert open_store(proxy.profile).read("x") == b"content"
+        assert open_store(proxy.profile).read("x", 1 << 20) == b"content"
     assert waited and waited == list(failures.DELAYS[: len(waited)])
     assert not proxy.answers
 
@@ -257,7 +257,7 @@ def test_a_right_that_is_missing_is_named(server: StoreServer, waited: list[floa
     proxy = FaultyProxy(server)
     proxy.answers = [status] * 9
     with proxy.running(), pytest.raises(UserError, match="refuses these credentials for reading: correct"):
-        open_store(proxy.profile).read("x")
+        open_store(proxy.profile).read("x", 1 << 20)
     assert waited == []
 
 
@@ -340,7 +340,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         ):
             with pytest.raises(UserError, match="is full: free space there, then run again"):
                 operation()
-    assert store.read("file") == b"before"
+    assert store.read("file", 1 << 20) == b"before"
     assert [entry.path for entry in store.list()] == ["file"]
     assert not store.leftovers()
 

@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_recorded(checkpoints: Checkpoin
     base = "checkpoints/base/key/step-0000030-one"
     match damage:
         case "manifest":
-            store.write(f"{base}/manifest.json", store.read(f"{base}/manifest.json")[:-50])
+            store.write(f"{base}/manifest.json", store.read(f"{base}/manifest.json", 1 << 20)[:-50])
         case "cut":
             store.write(f"{base}/model.bin", b"30" * 999)
         case "flipped":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 import tasks
-from tasks import DataError, Program, SourceFile, Task
+from tasks import DataError, Example, Program, SourceFile, Task
 from tasks.gsm8k import solution_parts
 from tasks.identity import read_conversations
 from tasks.parts import final_number, same_number
@@ -220,6 +221,104 @@ def test_damaged_and_missing_files_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / kind.files["test"][0].local).write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match="not a readable parquet file"):
         len(kind(tmp_path, "test"))
+
+
+CHOICES = {"text": ["x", "y"], "label": ["A", "B"]}
+RIGHT = {
+    "arc-easy": {"question": "q", "choices": CHOICES, "answerKey": "B"},
+    "mmlu": {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 3, "subject": "s"},
+    "gsm8k": {"question": "q", "answer": "#### 5"},
+    "humaneval": {"prompt": "def f():\n", "canonical_solution": "", "test": "def check(f): ...", "entry_point": "f"},
+    "smoltalk": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "problem"),
+    [
+        ("arc-easy", {"answerKey": "C"}, "answerKey: 'C' is none of the labels A, B"),
+        ("arc-easy", {"answerKey": None}, "answerKey: "),
+        ("arc-easy", {"choices": CHOICES | {"text": [], "label": []}}, "choices.text: "),
+        ("arc-easy", {"choices": CHOICES | {"text": ["x", "y", "z"]}}, "choices: each needs a label"),
+        ("arc-easy", {"choices": CHOICES | {"label": ["B", "B"]}}, "choices: each needs a label"),
+        ("arc-easy", {"choices": CHOICES | {"label": ["A", "(B)"]}}, "choices.label.1: "),
+        ("arc-easy", {"question": None}, "question: "),
+        ("mmlu", {"answer": 4}, "answer: "),
+        ("mmlu", {"answer": -1}, "answer: "),
+        ("mmlu", {"answer": None}, "answer: "),
+        ("mmlu", {"choices": ["a", "b", "c"]}, "choices: "),
+        ("mmlu", {"choices": []}, "choices: "),
+        ("mmlu", {"choices": ["a", "b", "c", None]}, "choices.3: "),
+        ("gsm8k", {"answer": "five"}, "answer: it must end with '#### ' and a number"),
+        ("gsm8k", {"answer": "#### ."}, "answer: it must end with '#### ' and a number"),
+        ("gsm8k", {"question": None}, "question: "),
+        ("humaneval", {"entry_point": "g"}, "entry_point: the prompt defines no function 'g'"),
+        ("humaneval", {"test": "assert f()"}, "test: it defines no function 'check'"),
+        ("humaneval", {"prompt": None}, "prompt: "),
+        ("smoltalk", {"messages": []}, "a conversation is a list of messages"),
+        ("smoltalk", {"messages": [{"role": "robot", "content": "a"}]}, "message 1 has the role 'robot'"),
+        ("smoltalk", {"messages": [{"role": "user", "content": None}]}, "messages.0.content: "),
+    ],
+)
+def test_a_row_that_is_wrong_is_named(tmp_path: Path, name: str, changed: dict, problem: str) -> None:
+    kind = tasks.find(name)
+    task = write_rows(kind, tmp_path, "test", [RIGHT[name], RIGHT[name] | changed])
+    path = tmp_path / kind.files["test"][0].local
+    for read in (task.check, lambda: list(task)):
+        with pytest.raises(DataError, match=rf"row 1 of task {name}: .*{re.escape(problem)}") as error:
+            read()
+        assert error.value.path == path
+    assert write_rows(kind, tmp_path, "test", [RIGHT[name]] * 3).check() == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        (pyarrow.array([True]), "answer: "),
+        (pyarrow.array(["1"]), "answer: "),
+        (pyarrow.array([1.0]), "answer: "),
+        (None, "the column 'answer' of task mmlu is missing"),
+    ],
+)
+def test_a_column_of_another_type_is_named(tmp_path: Path, column: pyarrow.Array | None, problem: str) -> None:
+    kind = tasks.find("mmlu")
+    table = pyarrow.table({"question": ["q"], "choices": [["a", "b", "c", "d"]]})
+    table = table if column is None else table.append_column("answer", column)
+    pyarrow.parquet.write_table(table, tmp_path / kind.files["test"][0].local)
+    with pytest.raises(DataError, match=problem):
+        kind(tmp_path, "test").check()
+
+
+def test_tables_that_hold_nothing_or_no_text(tmp_path: Path) -> None:
+    kind = tasks.find("gsm8k")
+    path = tmp_path / kind.files["test"][0].local
+    table = pyarrow.table({"question": ["q", "q"], "answer": ["#### 1", "#### 2"]})
+    latin = pyarrow.array([b"#### 1", b"caf\xe9 #### 1"], pyarrow.binary()).view(pyarrow.string())
+    twice = pyarrow.Table.from_arrays([*table.columns, table.column(0)], names=[*table.column_names, "question"])
+    for other, problem in (
+        (table.slice(0, 0), "this file of task gsm8k has no row"),
+        (table.set_column(1, "answer", latin), r"row 1 of task gsm8k: its text is not UTF-8 \(byte 3\)"),
+        (twice, "the column 'question' of task gsm8k is there twice"),
+    ):
+        pyarrow.parquet.write_table(other, path)
+        with pytest.raises(DataError, match=problem):
+            kind(tmp_path, "test").check()
+
+
+def test_a_split_without_rows_is_no_split(tmp_path: Path) -> None:
+    class Nothing(Task):
+        name = "nothing"
+        kind = "chat"
+        splits = ("train",)
+
+        def __len__(self) -> int:
+            return 0
+
+        def __getitem__(self, index: int) -> Example:
+            raise IndexError(index)
+
+    with pytest.raises(DataError, match="task nothing has no row in its split 'train'"):
+        Nothing(tmp_path, "train").check()
 
 
 @pytest.mark.parametrize("name", [*HUB, "identity"])

@@ -8,7 +8,7 @@ import pytest
 
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
-from nanochat.tokenizer.chat import render_conversation, render_prompt
+from nanochat.tokenizer.chat import least_prompt, render_conversation, render_prompt
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,13 @@ def test_a_prompt_ends_where_the_model_answers(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids).endswith("<|user_start|>c<|user_end|><|assistant_start|>")
     with pytest.raises(UserError, match="the last message must be the user's"):
         render_prompt(tokenizer, [user("a"), assistant("b")])
+
+
+def test_the_fewest_tokens_of_a_prompt(tokenizer: Tokenizer) -> None:
+    for messages in ([user("abc" * 50)], [system("a"), user("b")], [user("a"), assistant(TOOL), user("caf\u00e9")]):
+        least = least_prompt(tokenizer, messages)
+        assert 0 < least <= len(render_prompt(tokenizer, messages))
+    assert least_prompt(tokenizer, [user("a" * 1000)]) == 1000  # no token of this vocabulary is longer than a byte
 
 
 def test_cuts_are_after_an_answer(tokenizer: Tokenizer) -> None:

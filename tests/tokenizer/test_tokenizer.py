@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rustbpe
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.tokenizer import SPECIAL, Tokenizer
 from nanochat.tokenizer.stream import StreamDecoder
+from nanochat.tokenizer.tokenizer import LONGEST_RUN
 from nanochat.tokenizer.training import PATTERN, limited
 
 TEXTS = [
@@ -127,6 +129,50 @@ def test_batches_are_texts_one_by_one(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_batch(texts) == expected
     assert tokenizer.encode_batch(texts, threads=2) == expected
     assert tokenizer.encode_batch(texts[:4], threads=2) == expected[:4]
+
+
+AWKWARD = [
+    " ", "\n", "\t", "\r\n", " \n", "\u3000", "a", "7", "!", "'", "'s", "\0", "\x1b", "<|bos|>", "\u6f22", "e\u0301",
+    "\U0001f469\u200d\U0001f680", "\u2028", "\u00a0",
+]  # fmt: skip
+
+
+@given(runs=st.lists(st.tuples(st.one_of(st.sampled_from(AWKWARD), st.text(max_size=9)), st.integers(1, 3000))))
+def test_ids_are_those_of_plain_tiktoken(tokenizer: Tokenizer, runs: list[tuple[str, int]]) -> None:
+    text = "".join(part * count for part, count in runs)
+    assert tokenizer.encode(text) == _plain(tokenizer).encode_ordinary(text)
+
+
+@pytest.mark.parametrize("unit", AWKWARD)
+def test_ids_of_long_texts_of_one_kind(tokenizer: Tokenizer, unit: str) -> None:
+    text = (unit * LONGEST_RUN)[: LONGEST_RUN - 1]
+    for awkward in (text, f"{text}x{text}x", f"x{text}"):
+        ids = tokenizer.encode(awkward)
+        assert ids == _plain(tokenizer).encode_ordinary(awkward)
+        assert tokenizer.least_tokens(awkward) <= len(ids)
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "\t ", "\u3000\u2028\u0085"])
+def test_a_run_that_is_too_long_for_tiktoken_is_cut(tokenizer: Tokenizer, unit: str) -> None:
+    run = (unit * LONGEST_RUN)[:LONGEST_RUN]
+    for text in (run + run, f"ab {run[:-1]}x{run}y", f"{run[1:]}x{run[1:]}"):
+        cut = [text[i : i + LONGEST_RUN] for i in range(0, len(text), LONGEST_RUN)] if run in text else [text]
+        assert tokenizer.encode(text) == [i for part in cut for i in _plain(tokenizer).encode_ordinary(part)]
+
+
+@given(text=st.text())
+def test_no_text_has_fewer_tokens(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text))
+
+
+def _plain(tokenizer: Tokenizer) -> tiktoken.Encoding:
+    ranks = [tokenizer.decode_bytes([i]) for i in range(tokenizer.bos)]
+    return tiktoken.Encoding(
+        "plain",
+        pat_str=PATTERN,
+        mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
+        special_tokens={},
+    )
 
 
 def test_a_million_spaces(tokenizer: Tokenizer) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Profile, Store, open_store
-from nanochat.tracking.journal import Journal, JournalReader, merge
+from nanochat.tracking.journal import PIECE, Journal, JournalReader, merge
 
 RUN = "runs/default.demo/0123456789ab"
 LONG = 1e9  # an interval that never passes in a test
@@ -66,7 +66,7 @@ def test_only_rank_zero_writes(store: Store) -> None:
 def test_values_that_are_not_finite_are_strict_json_and_come_back(store: Store) -> None:
     with journal(store, "01-a", Clock()) as log:
         log.metrics(1, {"loss": math.nan, "up": math.inf, "down": -math.inf})
-    line = store.read(f"{RUN}/metrics/base/01-a/000000.jsonl").decode()
+    line = store.read(f"{RUN}/metrics/base/01-a/000000.jsonl", 1 << 20).decode()
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert math.isnan(steps(store)[1])
     assert steps(store, "up") == {1: math.inf}
@@ -115,10 +115,17 @@ def test_events_of_all_launches_are_kept(store: Store) -> None:
 
 
 def test_lines_that_cannot_be_read_are_passed_over(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    good = '{"step":1,"time":1.0,"metrics":{"loss":2.0}}'
-    store.write(f"{RUN}/metrics/base/01-a/000000.jsonl", f'{good}\n[]\n{{"step":2,"ti'.encode())
+    good = b'{"step":1,"time":1.0,"metrics":{"loss":2.0}}'
+    bad = [
+        b"[]", b"[" * 10_000, b'"\\ud800"', b"\xff", b'{"step":2,"time":1e300,"metrics":{"loss":1}}',
+        b'{"step":2e99,"time":1,"metrics":{"loss":1}}', b'{"step":2,"time":1,"metrics":{"loss":"x"}}',
+        b'{"step":2,"time":1,"metrics":[]}', b'{"time":1}', b'{"time":1,"event":"x","data":3}', b'{"step":2,"ti',
+    ]  # fmt: skip
+    store.write(f"{RUN}/metrics/base/01-a/000000.jsonl", b"\n".join([good, *bad]))
+    store.write(f"{RUN}/metrics/base/01-a/000001.jsonl", b" " * (PIECE + 1))
     assert steps(store) == {1: 2.0}
-    assert "not JSON" in caplog.text
+    assert f"000000.jsonl has {len(bad)} lines that are no records" in caplog.text
+    assert "000001.jsonl has more than" in caplog.text
 
 
 def test_pieces_are_read_once(store: Store) -> None:
