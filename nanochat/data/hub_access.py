@@ -32,8 +32,10 @@ class HubAccess:
         endpoint = environment.get("HF_ENDPOINT", "").strip().rstrip("/") or PUBLIC_HUB
         try:
             endpoint = resolve(endpoint, SERVER).text
-        except Malformed as error:
-            raise UserError(f"HF_ENDPOINT must be an address such as {PUBLIC_HUB}: {error}") from None
+        except Malformed:
+            raise UserError(
+                f"HF_ENDPOINT must be an address such as {PUBLIC_HUB}, without a password or query"
+            ) from None
         token = environment.get("HF_TOKEN", "").strip()
         if token and not _TOKEN.fullmatch(token):
             raise UserError("HF_TOKEN is no token: it must be printable ASCII without blanks")
