@@ -39,6 +39,7 @@ from nanochat.pipeline.outcomes import (
 )
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
+from nanochat.runtime.signals import on_stop
 from nanochat.runtime.threads import thread_variables
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
@@ -58,7 +59,7 @@ def main() -> int:
         plan, path = in_pod(plan)
     work = Path(plan.work)
     stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    on_stop(lambda *_: stopping.set())
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)

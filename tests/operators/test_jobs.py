@@ -254,3 +254,18 @@ def test_names_fit_into_a_label() -> None:
     )
     asked = replace(asked, accepted=replace(asked.accepted, pipeline=long), launch=replace(asked.launch, attempt=999))
     assert len(build(asked)[1]["metadata"]["name"] + "-worker-1023") <= 63
+
+
+@pytest.mark.parametrize("stage", ["dataset", "tokenizer", "base", "eval-base", "report"])
+def test_the_hubs_token_reaches_the_stage_that_fetches_data_alone(stage: str) -> None:
+    """It may be a key of the profile's Secret, all of which are variables; one that is named for a stage goes there."""
+    _, job = build(request(stage, **training()))
+    container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    assert {"secretRef": {"name": "s3"}} in container["envFrom"]
+    assert [item for item in container["env"] if item["name"] == "HF_TOKEN"] == (
+        [] if stage == "dataset" else [{"name": "HF_TOKEN", "value": ""}]
+    )
+    named = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+    _, job = build(request(stage, **training() | {"pods": {"env": [named]}}))
+    env = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["env"]
+    assert [item for item in env if item["name"] == "HF_TOKEN"] == [named]

@@ -36,7 +36,7 @@ def connect() -> Iterator[Open]:
 
 
 def _ended(connection: socket.socket) -> bytes:
-    """What a connection gave until its end."""
+    """All that a connection gave until its end."""
     received = b""
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(65_536):
