@@ -16,6 +16,7 @@ HELM_OPTIONS ?=
 PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
 
+CLIENTS := tests/clients
 CODE := nanochat operators tasks tests docs/examples docs/pictures
 # A file's tests share what they start, and the longest files come first.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
@@ -24,7 +25,7 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-cluster test-cluster-smoke lint format generate lock images \
+.PHONY: help setup demo test test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock images \
     kind-up kind-demo kind-down
 
 help: ## list the targets
@@ -54,13 +55,29 @@ demo: setup ## train a small chat model on this machine, and ask it five questio
 	$(BIN)/nanochat report demo
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu" $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu and not clients" $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
 
 test-gpu: $(VENV)/.dev ## run the tests that need a CUDA GPU; without one they are skipped
 	$(BIN)/python -m pytest tests/gpu -m gpu -n 4 -rs
+
+test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done ## try the chat API with other projects' clients
+	$(BIN)/python -m pytest tests/clients -m clients -s
+
+# Environments of their own: these clients need much, and not what the project needs.
+$(CLIENTS)/.venv/.done: $(CLIENTS)/requirements.txt
+	@echo "Installing the clients in Python."
+	@$(PYTHON) -m venv $(CLIENTS)/.venv
+	@$(CLIENTS)/.venv/bin/python -m pip install -qq -r $<
+	@touch $@
+
+$(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json
+	@command -v npm > /dev/null || { echo "npm is missing: install Node.js 20 or newer." >&2; exit 1; }
+	@echo "Installing the clients in JavaScript."
+	@npm ci --silent --no-audit --no-fund --prefix $(CLIENTS)
+	@touch $@
 
 # It makes the cluster with kind and removes it again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
 test-cluster: $(VENV)/.dev ## run the tests on a cluster that it makes with kind

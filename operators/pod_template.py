@@ -16,6 +16,7 @@ from kubernetes import client
 
 from nanochat.pipeline.plan import StagePlan
 from nanochat.spec.chatpipeline import API_VERSION, ATTEMPT, KIND, PIPELINE, STAGE, UID
+from nanochat.spec.pods import hide_values
 from operators import resources
 from operators.admission import CONFIG_MAP
 from operators.job_backend import JobRequest
@@ -91,7 +92,7 @@ def plan_of(request: JobRequest) -> str:
 
 def _spec(request: JobRequest, cores: float) -> Object:
     """The spec with this attempt's device batch size and, for the tokens, as many workers as cores are asked for."""
-    data = request.spec.to_yaml_dict()
+    data = hide_values(request.spec.to_yaml_dict())
     stage = request.launch.stage
     section = data["stages"]["evalBase" if stage == "eval-base" else "evalChat" if stage.startswith("eval-") else stage]
     if "deviceBatchSize" in section:
@@ -225,6 +226,8 @@ def _environment(request: JobRequest, placement: Placement, network: Network) ->
         "HOME": WORK,
         **network.environment,
     }
+    if request.launch.stage != "dataset":
+        values["HF_TOKEN"] = ""  # a Secret's keys are in all pods, and this one is for the stage that fetches data
     given = {item.name: from_json(client.V1EnvVar, item.to_yaml_dict()) for item in request.settings.env}
     sources = {
         name: client.V1EnvVarSource(field_ref=client.V1ObjectFieldSelector(field_path=path))

@@ -154,7 +154,7 @@ class RemoteBackend:
             yield from said
 
     def _said(self, event: dict[str, Any]) -> list[Said]:
-        """What one event of the stream adds; what other servers than this project's leave out is not missed."""
+        """The stretches that one event of the stream adds; fields that other servers leave out are not missed."""
         if "error" in event:
             raise UserError(f"The server says: {event['error']['message']}")
         said: list[Said] = []

@@ -16,7 +16,8 @@ An engine belongs to one thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -35,18 +36,27 @@ class Engine:
     """Serves requests over `slots` rows of `length` tokens each (the model's own context unless given)."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, slots: int = 8, length: int | None = None) -> None:
-        config, device = model.config, model.device
-        self.length = length or config.sequence_length
+        self.length = length or model.config.sequence_length
+        # Called with a request and the error that ended it, which is its own; without it `step` raises that error.
+        self.on_error: Callable[[Request, Exception], None] | None = None
         self._model = model
-        self._device = device
+        self._device = model.device
         self._vocabulary = Vocabulary(tokenizer)
-        self._cache = KVCache(config, slots=slots, length=self.length, device=device, dtype=model.compute_dtype)
+        self._cache = KVCache(
+            model.config, slots=slots, length=self.length, device=model.device, dtype=model.compute_dtype
+        )
         self._slots = [Slot(index) for index in range(slots)]
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as an error in the middle of a step demands: no request is left, and nothing is remembered."""
+        vocabulary, device = self._model.config.vocab_size, self._device
+        self._slots = [Slot(index) for index in range(len(self._slots))]
         self._waiting: deque[Request] = deque()
-        self._sampler = Sampler(slots, vocabulary=config.vocab_size, terminal=self._vocabulary.terminal, device=device)
+        self._sampler = Sampler(self.slots, vocabulary=vocabulary, terminal=self._vocabulary.terminal, device=device)
         self._clock = 0
         # Logits of each row's next token, and those at the end of each slot's prompt, which samples share.
-        self._logits = torch.zeros(slots, config.vocab_size, device=device)  # (slots, V)
+        self._logits = torch.zeros(self.slots, vocabulary, device=device)  # (slots, V)
         self._prompt_logits = torch.zeros_like(self._logits)  # (slots, V)
 
     # ----------------------------------------------------------------------------------------------------
@@ -61,6 +71,10 @@ class Engine:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def waits(self, request: Request) -> bool:
+        """Whether nothing was computed for the request yet."""
+        return request in self._waiting
+
     @property
     def slots(self) -> int:
         return len(self._slots)
@@ -71,6 +85,9 @@ class Engine:
             raise UserError("The prompt has no tokens; give it at least one.")
         if sampling.max_tokens < 1:
             raise UserError(f"max_tokens is {sampling.max_tokens}; it must be at least 1.")
+        known = range(self._model.config.vocab_size)
+        if not all(token in known for token in (*prompt, *(token for token, _ in sampling.logit_bias))):
+            raise UserError(f"A token is not in the vocabulary: ids go from 0 to {len(known) - 1}.")
         if len(prompt) >= self.length:
             raise ContextTooLong(prompt=len(prompt), limit=self.length)
         request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop))
@@ -146,7 +163,8 @@ class Engine:
             self._prompt_logits[slot.index] = self._prompt_logits[source.index]
             self._logits[slot.index] = self._prompt_logits[slot.index]
         slot.request, slot.prompt, slot.filled = request, request.prompt, length
-        self._sampler.put(slot.index, request.sampling)
+        with self._blaming(slot):
+            self._sampler.put(slot.index, request.sampling)
         return slot
 
     def _prefill_chunk(self, slot: Slot) -> int:
@@ -171,14 +189,20 @@ class Engine:
             request = _occupant(slot)
             if request.reply.forced:
                 continue
-            uniforms[slot.index] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
-            no_end[slot.index] = len(request.ids) < request.sampling.min_tokens
-            top[slot.index] = request.sampling.logprobs
+            with self._blaming(slot):
+                uniforms[slot.index] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
+                no_end[slot.index] = len(request.ids) < request.sampling.min_tokens
+                top[slot.index] = request.sampling.logprobs
+        ready = [slot for slot in ready if slot.request is not None]
         scores = self._sampler.shifted(self._logits, no_end=no_end)
         chosen = self._sampler.choose(scores, uniforms=uniforms).tolist()
         logprobs = token_logprobs(scores, chosen, top)
         self._count(ready, chosen)
-        return [self._accept(slot, chosen[slot.index], logprobs[slot.index]) for slot in ready]
+        events: list[Event] = []
+        for slot in ready:
+            with self._blaming(slot):
+                events.append(self._accept(slot, chosen[slot.index], logprobs[slot.index]))
+        return events
 
     def _count(self, ready: list[Slot], chosen: list[int]) -> None:
         """Tell the sampler the tokens that penalties are about: sampled ones of the text, not of a reply's form."""
@@ -224,6 +248,20 @@ class Engine:
             self._logits = logits[:, 0]  # (slots, V)
         else:
             self._logits[rows] = logits[rows, 0]
+
+    @contextmanager
+    def _blaming(self, slot: Slot) -> Iterator[None]:
+        """An error inside is that of the slot's request: it ends this request, if there is someone to be told."""
+        request = _occupant(slot)
+        try:
+            yield
+        except Exception as error:
+            if self.on_error is None:
+                raise
+            request.finish_reason = "cancelled"
+            if slot.request is request:
+                self._release(slot)
+            self.on_error(request, error)
 
     def _release(self, slot: Slot) -> None:
         self._clock += 1

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.model.artifact import KIND, ModelAddress
+from nanochat.parse.address import shown
 from nanochat.pipeline.leases import Collecting
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.release_record import ReleaseRecord
@@ -28,7 +29,6 @@ from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import read_object
 from nanochat.storage.store import Store
-from nanochat.tracking.client import shown
 from nanochat.tracking.registry import FOLDER_TAG, Registry
 
 log = logging.getLogger(__name__)

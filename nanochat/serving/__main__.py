@@ -17,7 +17,7 @@ from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
 from nanochat.serving.server import bind, is_local, run
 from nanochat.spec.bounds import NAME, integer, real, text
-from nanochat.spec.errors import UserError
+from nanochat.spec.errors import NanochatError, UserError
 
 
 def main() -> int:
@@ -50,6 +50,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 2
+    except NanochatError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
     return 0
 
 

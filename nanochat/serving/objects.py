@@ -61,7 +61,7 @@ class Choice(TypedDict):
 
 
 class Head(TypedDict):
-    """What an answer and all chunks of a stream have in common."""
+    """The fields of an answer and of all chunks of a stream."""
 
     id: str
     created: int
@@ -121,6 +121,6 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorObject(TypedDict):
-    """What is wrong, in a sentence; `param` is the place in the body."""
+    """An error: in a sentence what is wrong; `param` is the place in the body."""
 
     error: ErrorDetail

@@ -3,8 +3,9 @@
     with bind(address, port) as socket:
         run(create_app(host, settings), host, socket=socket)
 
-On SIGTERM or Ctrl-C it accepts nothing more, answers what it has begun, and returns. Behind a load balancer, which
-takes a while to notice, it lingers first: not ready any more, it still answers, and lets each connection go after that.
+On SIGTERM, SIGHUP or Ctrl-C it accepts nothing more, answers what it has begun, and returns. Behind a load balancer,
+which takes a while to notice, it lingers first: not ready any more, it still answers, and then lets connections go.
+Where the engine has failed for good, it ends by itself.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from nanochat.runtime.signals import on_stop
+from nanochat.serving.connections import Connection, most_connections
 from nanochat.serving.holder import ModelHolder
-from nanochat.spec.errors import UserError
+from nanochat.spec.errors import NanochatError, UserError
 
 # That a connection may be idle. Most load balancers keep theirs for 60 s: with a shorter time here they would send
 # requests into connections that are being closed.
 KEEP_ALIVE_SECONDS = 75
+HEAD_BYTES = 32 << 10  # of a request's line and headers
+DEAD_TICKS = 50  # uvicorn's, of a tenth of a second, in which /livez says so before the process ends
 
 
 def bind(host: str, port: int) -> sockets.socket:
@@ -57,29 +62,52 @@ def is_local(socket: sockets.socket) -> bool:
     return ipaddress.ip_address(socket.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
-    """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped."""
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=grace, timeout_keep_alive=KEEP_ALIVE_SECONDS
+def server_config(app: FastAPI, *, grace: int) -> uvicorn.Config:
+    """The settings of uvicorn: what of a connection is bounded in number, size and time."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        limit_concurrency=most_connections(),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=grace,
     )
+
+
+def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
+    """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped.
+
+    Raises NanochatError where it ended because the engine can't go on: the process has to be started again.
+    """
+    config = server_config(app, grace=grace)
     server = _DrainingServer(config, host, linger)
-    # uvicorn raises the signal again when it has drained; this is a normal end, so it finds no one.
-    former = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # of the others uvicorn takes care, and raises them again when it has drained
+            server.handle_exit(signal.SIGTERM, frame)
+
+    restore = on_stop(stop, signal.SIGINT)
     try:
         server.run(sockets=[socket])
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    pass
+        restore()
+    if server.dead_ticks > DEAD_TICKS:
+        raise NanochatError("the engine failed and could not be made anew (the log says why): start the server again")
 
 
 class _DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, host: ModelHolder, linger: float) -> None:
         super().__init__(config)
         self._host, self._linger = host, linger
+        self.dead_ticks = 0  # how often the engine was found dead without a break
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end. A process that was stopped for a while (Ctrl-Z) finds its engine late, but not for long."""
+        self.dead_ticks = 0 if self._host.alive else self.dead_ticks + 1
+        return await super().on_tick(counter) or self.dead_ticks > DEAD_TICKS
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._host.leaving or not self._linger:  # asked twice, it ends at once

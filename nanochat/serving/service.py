@@ -7,6 +7,9 @@
     service.stop()
 
 Between two steps the thread takes what was submitted and cancelled: a cancellation costs at most one token.
+
+An error that belongs to a request ends that request. Any other ends the requests that were being answered, and the
+engine begins anew; where it then does not give a token, the thread ends, `alive` is false, and the process has to.
 """
 
 from __future__ import annotations
@@ -20,8 +23,12 @@ from dataclasses import dataclass, field
 
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
 from nanochat.serving.metrics import Metrics
+from nanochat.spec.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+STALLED_SECONDS = 60.0  # a step that takes longer will never end
+STOP_SECONDS = 10.0  # how long an end waits for a step to end
 
 
 class Overloaded(Exception):
@@ -29,7 +36,11 @@ class Overloaded(Exception):
 
 
 class EngineFailed(Exception):
-    """The engine ended with an error; nothing more is served."""
+    """The engine failed while it answered, or is not running any more."""
+
+
+class RequestFailed(EngineFailed):
+    """One request ended with an error of its own."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,6 +64,7 @@ class EngineService:
         self.slots = engine.slots
         self.draining = False  # whether new requests are refused because the server ends
         self._engine = engine
+        engine.on_error = self._ended
         self._metrics = metrics or Metrics()
         self._capacity = engine.slots + queue
         self._inbox: deque[Submission] = deque()
@@ -71,7 +83,7 @@ class EngineService:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout=STOP_SECONDS)
 
     @property
     def open(self) -> int:
@@ -91,7 +103,7 @@ class EngineService:
     @property
     def alive(self) -> bool:
         """Whether the thread runs and has lately begun a step or waited for work."""
-        return self._thread.is_alive() and time.monotonic() - self._beat < 60
+        return self._thread.is_alive() and time.monotonic() - self._beat < STALLED_SECONDS
 
     def submit(
         self,
@@ -127,17 +139,58 @@ class EngineService:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        while True:
+            try:
+                while self._take():
+                    for event in self._engine.step():
+                        self._deliver(event)
+                return
+            except BaseException as error:  # compiled modules raise panics that are no Exception
+                _log.exception("the engine failed")
+                self._drop(error)
+                if self._renewed():
+                    continue
+                with self._changed:
+                    self._stopping = True
+                self._drop(error, everything=True)
+                return
+
+    def _drop(self, error: BaseException, *, everything: bool = False) -> None:
+        """End what was being answered; what had not been begun is submitted again, unless `everything` has to end."""
+        with self._changed:
+            held, self._submissions = [*self._submissions.values(), *self._inbox], {}
+            again = (
+                [] if everything else [each for each in held if not each.request or self._engine.waits(each.request)]
+            )
+            self._inbox = deque(again)
+            lost = [each for each in held if each not in again]
+            self._open -= len(lost)
+        for submission in lost:
+            _tell(submission, EngineFailed(f"The engine failed: {error}"))
+
+    def _renewed(self) -> bool:
+        """Whether the engine, begun anew, gives a token."""
         try:
-            while self._take():
-                for event in self._engine.step():
-                    self._deliver(event)
-        except Exception as error:
-            _log.exception("the engine failed")
-            with self._changed:
-                self._stopping = True
-                lost = [*self._submissions.values(), *self._inbox]
-            for submission in lost:
-                submission.deliver(EngineFailed(f"The engine failed: {error}"))
+            self._engine.reset()
+            self._engine.generate([[0]], Sampling(max_tokens=1))
+        except BaseException:
+            _log.exception("the engine could not be made anew")
+            return False
+        _log.warning("the engine was made anew")
+        return True
+
+    def _ended(self, request: Request, error: Exception) -> None:
+        """A request of the engine ended with an error of its own."""
+        _log.error("a request ended with an error", exc_info=error)
+        submission = self._submissions.pop(request)
+        self._left()
+        _tell(submission, RequestFailed(f"The request failed: {type(error).__name__}: {error}"))
+
+    def _left(self, *, cancelled: bool = False) -> None:
+        """One request less runs or waits."""
+        with self._changed:
+            self._open -= 1
+        self._metrics.cancelled.inc(cancelled)
 
     def _take(self) -> bool:
         """Wait for work and take it over; False when it is time to end."""
@@ -146,20 +199,24 @@ class EngineService:
                 self._beat = time.monotonic()
                 self._changed.wait(timeout=10)
             self._beat = time.monotonic()
-            arrived = [submission for submission in self._inbox if not submission.cancelled]
-            dropped = len(self._inbox) - len(arrived)
-            self._open -= dropped
-            self._inbox.clear()
+            arrived, self._inbox = self._inbox, deque()
             gone = [submission for submission in self._submissions.values() if submission.cancelled]
-            self._open -= len(gone)
-        self._metrics.cancelled.inc(dropped + len(gone))
+        for submission in arrived:
+            if submission.cancelled:
+                self._left(cancelled=True)
+                continue
+            try:
+                submission.request = self._engine.submit(submission.prompt, submission.sampling)
+            except Exception as error:
+                self._left()
+                _tell(submission, error if isinstance(error, UserError) else RequestFailed(str(error)))
+            else:
+                self._submissions[submission.request] = submission
         for submission in gone:
             assert submission.request is not None
             self._engine.cancel(submission.request)
             del self._submissions[submission.request]
-        for submission in arrived:
-            submission.request = self._engine.submit(submission.prompt, submission.sampling)
-            self._submissions[submission.request] = submission
+            self._left(cancelled=True)
         return not self._stopping
 
     def _deliver(self, event: Event) -> None:
@@ -169,6 +226,14 @@ class EngineService:
         self._metrics.generated.inc()
         if event.finish_reason is not None:
             del self._submissions[event.request]
-            with self._changed:
-                self._open -= 1
-        submission.deliver(event)
+            self._left()
+        _tell(submission, event)
+
+
+def _tell(submission: Submission, what: Event | Exception) -> None:
+    """Deliver; who can't take what he asked for is no concern of the others."""
+    try:
+        submission.deliver(what)
+    except Exception:
+        _log.exception("a request's event could not be delivered")
+        submission.cancelled = True

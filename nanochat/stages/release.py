@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.parse.address import shown
 from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.runs import RunPaths
@@ -22,7 +23,6 @@ from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.spec.gates import Gate, parse
 from nanochat.stages.context import StageContext
 from nanochat.storage.records import read_object
-from nanochat.tracking.client import shown
 from nanochat.tracking.mlflow import Projection
 from nanochat.tracking.registry import ALIAS, FOLDER_TAG, PIPELINE_TAG, Candidate, Registry, Version
 

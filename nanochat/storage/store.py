@@ -125,7 +125,7 @@ class Store(ABC):
         """Remove one of `leftovers`."""
 
     def _bounded(self, data: bytes, path: str, limit: int) -> bytes:
-        """The data of a read of `limit` + 1 bytes; `Damaged` where there were more than `limit`."""
+        """The data as it is, where of the `limit` + 1 bytes that were asked for the last was not there."""
         if len(data) > limit:
             raise Damaged(f"{self.uri(path)} has more than {limit:,} bytes: it is not what was written")
         return data

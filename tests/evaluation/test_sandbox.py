@@ -2,39 +2,117 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import re
 import shutil
+import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import pytest
+from hostile_programs import CHEATS, ESCAPES, cheat_program, escape_program
 
+import nanochat
 import tasks
 from nanochat.evaluation import confinement
-from nanochat.evaluation.sandbox import CHILD, PROBE, Sandbox
+from nanochat.evaluation.sandbox import PROBE, Sandbox, Verdict
 from nanochat.evaluation.sandbox_child import decode, encode
 from tasks import Program
 
-TEST = """
-def check(candidate):
-    assert candidate(2) == 4
-    assert candidate(3) == 9
-"""
 REASON = Sandbox().unavailable()
 isolated = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+# How an escape may end that is refused: a mistake in an attempt (NameError, TypeError, ...) is none of these.
+REFUSALS = (
+    "PermissionError", "OSError", "FileNotFoundError", "AssertionError", "RuntimeError", "ValueError", "itimer_error",
+    "ImportError", "ModuleNotFoundError", "URLError", "gaierror",
+)  # fmt: skip
+NOBODY = 65534
+DRIVER = """
+import json, sys
+from nanochat.evaluation.sandbox import Sandbox
+from tasks import Program
+limits, programs = json.load(sys.stdin)
+verdicts = Sandbox(**limits).run_all([Program(*each) for each in programs])
+print(json.dumps([[verdict.passed, verdict.reason] for verdict in verdicts]))
+"""
+
+Run = Callable[[Sandbox, Sequence[Program]], list[Verdict]]
 
 
-def run(source: str, *, test: str = TEST, seconds: float = 6.0) -> bool:
-    return Sandbox(seconds=seconds, cpu_seconds=1).run(Program(source, test, "f")).passed
+@pytest.fixture(scope="module", params=["this user", "nobody"])
+def run_all(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Runs programs as the user of the tests, and, where that is root, from a process of nobody's."""
+    if request.param == "this user":
+        yield lambda sandbox, programs: sandbox.run_all(programs)
+        return
+    if os.geteuid() != 0:
+        pytest.skip("only root can become nobody")
+    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to others
+    for module in ("evaluation/sandbox", "evaluation/sandbox_child", "evaluation/confinement", "runtime/cgroup",
+                   "runtime/threads"):  # fmt: skip
+        copied = folder / f"nanochat/{module}.py"
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(nanochat.__file__).parent / f"{module}.py", copied)
+    shutil.copytree(Path(tasks.__file__).parent, folder / "tasks")
+    subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+    pythons = [sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin")]
+    python = next((each for each in pythons if each and _runs_as_nobody(each)), None)
+
+    def run(sandbox: Sandbox, programs: Sequence[Program]) -> list[Verdict]:
+        ran = subprocess.run(
+            [str(python), "-c", DRIVER],
+            input=json.dumps([asdict(sandbox), [astuple(program) for program in programs]]),
+            user=NOBODY, group=NOBODY, extra_groups=[], cwd=folder, env={}, text=True, capture_output=True, check=True,
+        )  # fmt: skip
+        return [Verdict(*each) for each in json.loads(ran.stdout)]
+
+    try:
+        if python is None:
+            pytest.skip("nobody can run no Python here")
+        yield run
+    finally:
+        shutil.rmtree(folder)
 
 
-def escaped(attempt: str) -> object:
-    """What an attempt inside the sandbox comes to: its result, or 'refused' where it raises."""
-    body = "\n".join(f"        {line}" for line in attempt.strip().splitlines())
-    source = f"def f():\n    try:\n{body}\n    except BaseException as error:\n        return 'refused'\n"
-    test = "def check(candidate):\n    raise ValueError(candidate())\n"
-    return Sandbox(seconds=6.0, cpu_seconds=2).run(Program(source, test, "f")).reason
+def _runs_as_nobody(python: str) -> bool:
+    try:
+        subprocess.run([python, "-c", "import ctypes"], user=NOBODY, group=NOBODY, cwd="/", env={}, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+@isolated
+def test_every_escape_is_refused(run_all: Run) -> None:
+    attempts = [(mechanism, attempt) for mechanism, each in ESCAPES.items() for attempt in each]
+    assert len(attempts) >= 100
+    if platform.machine() != "x86_64":  # system calls have other numbers there
+        attempts = [each for each in attempts if not re.search(r"\b(call|machine_code)\(", each[1])]
+    verdicts = run_all(Sandbox(seconds=20.0, cpu_seconds=5), [escape_program(attempt) for _, attempt in attempts])
+    for (mechanism, attempt), verdict in zip(attempts, verdicts, strict=True):
+        assert not verdict.passed
+        error, _, name = verdict.reason.partition(": ")
+        killed = mechanism == "other numbers of the same calls" and error == "WrongAnswer"
+        assert killed or (error == "LookupError" and name in REFUSALS), (mechanism, attempt, verdict)
+
+
+@isolated
+def test_no_cheat_passes(run_all: Run) -> None:
+    cheats = [source for each in CHEATS.values() for source in each]
+    assert len(CHEATS) >= 12 and len(cheats) >= 40
+    honest = "def f(x): return x * x"
+    verdicts = run_all(Sandbox(seconds=4.0, cpu_seconds=1), [cheat_program(source) for source in (*cheats, honest)])
+    passed = [source for source, verdict in zip((*cheats, honest), verdicts, strict=True) if verdict.passed]
+    assert passed == [honest]
+
+
+def run(source: str, *, seconds: float = 6.0) -> bool:
+    return Sandbox(seconds=seconds, cpu_seconds=1).run(cheat_program(source)).passed
 
 
 @isolated
@@ -48,102 +126,18 @@ def test_right_passes_and_wrong_fails() -> None:
 
 
 @isolated
-def test_ending_the_program_is_not_passing() -> None:
-    for end in ("import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit(0)", "quit()"):
-        assert not run(end)
-        assert not run(f"def f(x):\n    {end}")
-
-
-@isolated
-def test_answers_that_claim_to_equal_everything_fail() -> None:
-    source = """
-class Same(int):
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    __hash__ = int.__hash__
-def f(x): return Same(7)
-"""
-    assert not run(source)
-    assert not run(source.replace("(int)", "").replace("Same(7)", "Same()").replace("int.__hash__", "None"))
-
-
-@isolated
-def test_patching_and_searching_find_nothing() -> None:
-    search = """
-import builtins, gc, json, os, sys
-def f(x):
-    frame, seen = sys._getframe(), []
-    while frame:
-        seen += [str(v) for v in frame.f_locals.values()] + [str(v) for v in frame.f_globals.values()]
-        frame = frame.f_back
-    seen += [str(v) for o in gc.get_objects() if isinstance(o, dict) for v in o.values()]
-    seen = {s for s in seen if len(s) == 32 and set(s) <= set("0123456789abcdef")}
-    for token in [*seen, "token", "pass"]:
-        line = json.dumps({"confined": True, "token": token}).encode() + b"\\n"
-        for fd in range(10):
-            try: os.write(fd, line)
-            except OSError: pass
-    return 0
-"""
-    assert not run(search)
-    assert not run("import builtins\nbuiltins.AssertionError = Exception\ncheck = lambda c: None\ndef f(x): return 0")
-    assert not run("import sys, __main__\n__main__.encode = lambda v: ['list']\ndef f(x): return 0")
-
-
-@isolated
-def test_what_must_not_work_is_refused() -> None:
-    own = os.getpid()
-    attempts = {
-        "return open('/etc/passwd').read()[:9]",
-        "return open('/proc/self/environ').read()[:9]",
-        f"return open('/proc/{own}/mem', 'rb').read(1)",
-        f"return open({str(CHILD)!r}).read()[:9]",
-        f"return open({str(Path(confinement.__file__))!r}).read()[:9]",
-        "import os; return os.listdir('/')",
-        "import os; return os.listdir('.')",
-        "return open('written', 'w').write('x')",
-        "return open('/tmp/written', 'w').write('x')",
-        "import os; os.mkdir('/tmp/made'); return 'made'",
-        "import os; os.unlink('/tmp/none'); return 'removed'",
-        "import socket; socket.socket(); return 'socket'",
-        "import socket; socket.socketpair(); return 'socket'",
-        "import posix; return 'ran' if posix.system('true') == 0 else 1 / 0",
-        "import os; return os.posix_spawn('/bin/true', ['true'], {})",
-        "import os; os.execv('/bin/true', ['true'])",
-        "import os; return os.fork()",
-        "import threading; threading.Thread(target=print).start(); return 'thread'",
-        "import os; os.kill(os.getppid(), 0); return 'signalled'",
-        f"import os; os.kill({own}, 0); return 'signalled'",
-        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (99, 99)); return 'raised'",
-        "import subprocess; return subprocess.check_output(['true'])",
-        "import ctypes; return 'traced' if ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0 else 1 / 0",
-        "import ctypes; return 'unshared' if ctypes.CDLL(None).unshare(0x10000000) == 0 else 1 / 0",
-    }
-    for attempt in sorted(attempts):
-        assert escaped(attempt) == "ValueError: refused", attempt
-
-
-@isolated
 def test_environment_is_empty() -> None:
     os.environ["NANOCHAT_TEST_SECRET"] = "secret"
     try:
-        assert "SECRET" not in str(escaped("import os; return sorted(os.environ)"))
+        verdict = Sandbox().run(escape_program("raise LookupError(sorted(os.environ))"))
+        assert verdict.reason == "LookupError: LookupError"
+        assert (
+            Sandbox()
+            .run(escape_program("assert 'NANOCHAT_TEST_SECRET' in os.environ"))
+            .reason.endswith("AssertionError")
+        )
     finally:
         del os.environ["NANOCHAT_TEST_SECRET"]
-
-
-@isolated
-def test_bombs_are_bounded() -> None:
-    started = time.monotonic()
-    assert not run("def f(x): return len(bytearray(4 << 30))")
-    assert not run("import os\ndef f(x):\n    while True:\n        try: os.fork()\n        except OSError: pass")
-    assert not run("def f(x):\n    while True: print('endless' * 1000)")
-    assert not run("import os\nos.write(3, b'1' * (4 << 20))\ndef f(x): return 1")
-    assert not run("def f(x): return 'long' * 1000000")
-    assert not run("import time\ndef f(x): time.sleep(60)", seconds=0.5)
-    assert not run("def f(x): return f(x)\nimport sys; sys.setrecursionlimit(10 ** 9)")
-    assert not run("def f(x): return 10 ** 10000")
-    assert time.monotonic() - started < 60  # far above what it takes, far below for ever
 
 
 @isolated
@@ -186,14 +180,13 @@ def test_programs_at_a_time_follow_the_memory(
 
 
 @isolated
-def test_humanevals_own_solutions_pass(mirror: Path, tmp_path: Path) -> None:
+def test_humanevals_own_solutions_pass(mirror: Path, tmp_path: Path, run_all: Run) -> None:
     kind = tasks.find("humaneval")
     (file,) = kind.files["test"]
     shutil.copy(mirror / file.path, tmp_path / file.local)
     task = kind(tmp_path, "test")
-    examples = [task[i] for i in range(0, len(task), 10)]
-    programs = [task.grade(example, example.messages[-1]["content"]) for example in examples]
-    assert all(isinstance(program, Program) for program in programs)
-    verdicts = Sandbox(seconds=30.0).run_all([program for program in programs if isinstance(program, Program)])
-    assert [verdict.reason for verdict in verdicts] == [""] * len(examples)
+    assert len(task) == 164
+    programs = [task.grade(example, example.messages[-1]["content"]) for example in task]
+    verdicts = run_all(Sandbox(seconds=30.0), [program for program in programs if isinstance(program, Program)])
+    assert [verdict.reason for verdict in verdicts] == [""] * 164
     assert all(verdict.passed for verdict in verdicts)

@@ -19,7 +19,7 @@ from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.serving.app import ServerSettings, create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
-from nanochat.serving.server import bind
+from nanochat.serving.server import bind, server_config
 from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def running(
     service = EngineService(engine(model, tokenizer, slots=slots), queue=queue, metrics=host.metrics)
     host.open(Model(Served("tiny", "f00dfeed"), service, tokenizer))
     app = create_app(host, settings or ServerSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(server_config(app, grace=5))
     with bind("127.0.0.1", 0) as socket:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()

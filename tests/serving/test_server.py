@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from nanochat.inference import Engine
+from nanochat.inference import Engine, Event, Sampling, engine
+from nanochat.inference.reply import Reply
+from nanochat.inference.sampling import Sampler
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.server import bind
-from nanochat.serving.service import EngineFailed, EngineService, Overloaded
+from nanochat.serving.service import EngineFailed, EngineService, Overloaded, RequestFailed
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -56,6 +60,143 @@ def test_an_engine_that_fails_ends_its_requests_and_is_not_alive(
     assert "out of luck" in failed.json()["error"]["message"]
     until(lambda: httpx.get(f"{server.url}/livez").status_code == 503)
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 503
+
+
+@pytest.fixture
+def service(model: Transformer, tokenizer: Tokenizer) -> Iterator[EngineService]:
+    service = EngineService(Engine(model, tokenizer, slots=2), queue=8)
+    service.start()
+    yield service
+    service.stop()
+
+
+class Heard:
+    """All that was delivered about some requests."""
+
+    def __init__(self, service: EngineService, *, samplings: list[Sampling], prompt: Sequence[int] = (1, 2, 3)) -> None:
+        self.ends: dict[int, str | Exception] = {}
+        service.submit(prompt, samplings, self._deliver)
+
+    def _deliver(self, index: int, what: Event | Exception) -> None:
+        if isinstance(what, Exception) or what.finish_reason:
+            self.ends[index] = what if isinstance(what, Exception) else what.finish_reason or ""
+
+
+def test_an_error_of_a_request_ends_it_alone(
+    service: EngineService, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    """In each place where a request's own data are looked at: settings, number, reply, delivery."""
+    long, bad = Sampling(max_tokens=40, min_tokens=40), Sampling(max_tokens=7, temperature=1.0, seed=13)
+
+    def unless(bad_one: Callable[..., bool], original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            if bad_one(*given):
+                raise ValueError("not this one")
+            return original(*given, **named)
+
+        return call
+
+    places = [
+        (Sampler, "put", lambda _self, _row, sampling: sampling == bad),
+        (engine, "uniform", lambda seed, _position: seed == 13),
+        (Reply, "accept", lambda self, _token: self._stop == ("stop",)),
+    ]
+    for owner, name, bad_one in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, unless(bad_one, getattr(owner, name)))
+            heard = Heard(service, samplings=[long, replace(bad, stop=("stop",)) if owner is Reply else bad, long])
+            until(lambda heard=heard: len(heard.ends) == 3)
+        error = heard.ends.pop(1)
+        assert isinstance(error, RequestFailed) and "not this one" in str(error)
+        assert set(heard.ends.values()) == {"length"}
+        until(lambda: service.open == 0)
+    assert service.alive
+
+
+def test_who_can_not_be_told_is_forgotten(service: EngineService, until: Callable[..., None]) -> None:
+    def deliver(_index: int, _what: Event | Exception) -> None:
+        raise OSError("gone")
+
+    service.submit([1], [Sampling(max_tokens=400, min_tokens=400)], deliver)
+    heard = Heard(service, samplings=[Sampling(max_tokens=3)])
+    until(lambda: len(heard.ends) == 1 and service.open == 0)
+    assert set(heard.ends.values()) <= {"length", "stop"} and service.alive
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=0), Sampling(max_tokens=3, logit_bias=((10**6, 1.0),))])
+def test_settings_that_the_engine_refuses(
+    service: EngineService, sampling: Sampling, until: Callable[..., None]
+) -> None:
+    refused = Heard(service, samplings=[sampling])
+    heard = Heard(service, samplings=[Sampling(max_tokens=3)])
+    until(lambda: len(heard.ends) == len(refused.ends) == 1 and service.open == 0)
+    assert isinstance(refused.ends[0], UserError) and not isinstance(heard.ends[0], Exception)
+
+
+def test_an_engine_that_fails_is_made_anew(
+    service: EngineService, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    """Requests that were being answered end with the error; those that waited are answered."""
+    original, failures = Transformer.extend, iter([MemoryError("too little")])
+
+    def fail_once(*given: Any, **named: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return original(*given, **named)
+
+    monkeypatch.setattr(Transformer, "extend", fail_once)
+    heard = Heard(service, samplings=[Sampling(max_tokens=3, min_tokens=3)] * 6)
+    until(lambda: len(heard.ends) == 6 and service.open == 0)
+    failed = [each for each in heard.ends.values() if isinstance(each, EngineFailed)]
+    assert 1 <= len(failed) <= 2 and "too little" in str(failed[0])
+    assert list(heard.ends.values()).count("length") == 6 - len(failed)
+    assert service.alive
+
+
+def test_a_panic_of_a_compiled_module_is_a_failure_too(
+    service: EngineService, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(_self: Engine) -> None:
+        raise Panic("called `Result::unwrap()`")
+
+    monkeypatch.setattr(Engine, "step", panic)
+    heard = Heard(service, samplings=[Sampling(max_tokens=3)])
+    until(lambda: not service.alive)
+    assert isinstance(heard.ends[0], EngineFailed) and "unwrap" in str(heard.ends[0])
+
+
+def test_a_process_whose_engine_has_failed_ends(folder: Path, until: Callable[..., None]) -> None:
+    script = (
+        "from pathlib import Path; from nanochat.cli.serve import serve; from nanochat.inference import Engine\n"
+        "def fail(engine): raise RuntimeError('out of luck')\n"
+        f"Engine.step = fail\nserve(folder=Path({str(folder)!r}), port=PORT)"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script.replace("PORT", str(port))], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        answers: list[int] = []
+
+        def answered() -> bool:
+            body = {"messages": [{"role": "user", "content": "Hi"}]}
+            with contextlib.suppress(httpx.TransportError):
+                answers.append(httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body).status_code)
+            return bool(answers)
+
+        until(answered)
+        assert answers == [500]
+        assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 503
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1 and "the engine failed and could not be made anew" in said
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_page_allows_only_itself(server: Any) -> None:
@@ -100,8 +241,9 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     return tmp_path
 
 
-def test_sigterm_finishes_what_was_begun(
-    folder: Path, ready: Callable[[str], bool], until: Callable[..., None]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_what_was_begun(
+    folder: Path, ready: Callable[[str], bool], until: Callable[..., None], number: signal.Signals
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,7 +263,7 @@ def test_sigterm_finishes_what_was_begun(
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
             lines = response.iter_lines()
             assert '"model":"nanochat"' in next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             rest = list(lines)
         assert rest[-2] == "data: [DONE]"
         assert process.wait(timeout=30) == 0

@@ -26,6 +26,9 @@ env:
   {{- with $profile.region }}
   - {name: AWS_DEFAULT_REGION, value: {{ . | quote }}}
   {{- end }}
+  {{- if $profile.controllerSecret }}
+  - {name: HF_TOKEN, value: ""} # the Secret may have it, for the stage that fetches data
+  {{- end }}
   {{- end }}
   {{- with $values.env }}
   {{- toYaml . | nindent 2 }}

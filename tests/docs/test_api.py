@@ -1,0 +1,32 @@
+"""docs/serving.md has every field of the chat API and the versions of the clients that are tried."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nanochat.serving.messages import ChatMessage
+from nanochat.serving.protocol import ChatRequest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/serving.md").read_text()
+PYTHON = ("openai", "litellm", "langchain-openai", "llm")
+NODE = ("openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible")
+
+
+@pytest.mark.parametrize(("head", "body"), [("| field |", ChatRequest), ("| field of a message |", ChatMessage)])
+def test_every_field_is_in_its_table(head: str, body: type[ChatRequest | ChatMessage]) -> None:
+    rows = PAGE[PAGE.index(head) :].split("\n\n")[0].splitlines()[2:]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(body.model_fields)
+
+
+def test_the_clients_have_their_versions() -> None:
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "tests/clients/requirements.txt").read_text(), re.M))
+    installed = json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"]
+    rows = PAGE[PAGE.index("| client |") :].split("\n\n")[0]
+    for version in [*(pinned[name] for name in PYTHON), *(installed[name] for name in NODE)]:
+        assert version in rows
