@@ -60,7 +60,7 @@ class PipelineReconciler:
             claims.settle(self.run.uid)
             return ACTIVE_SECONDS
         try:
-            return self.run.reconcile(found, time.time())
+            return self.run.reconcile(found, time.time(), time.monotonic())
         finally:
             claims.settle(self.run.uid, *self.run.claimed)
 
@@ -78,8 +78,11 @@ class Run:
     _state: NotAdmitted | Ready = field(default_factory=NotAdmitted)
     _generation: int = 0  # of the declaration that was accepted last
 
-    def reconcile(self, found: Object, now: float) -> float:
-        """Admit, observe, plan, act and report; returns the seconds until the next look at the latest."""
+    def reconcile(self, found: Object, now: float, steady: float) -> float:
+        """Admit, observe, plan, act and report; returns the seconds until the next look at the latest.
+
+        `now` is seconds since 1970 by a clock that may be set, `steady` seconds by one that may not.
+        """
         state, refused = self._admit(found)
         self._state = state
         if isinstance(state, NotAdmitted):
@@ -89,7 +92,7 @@ class Run:
                 return TROUBLE_SECONDS
             self._report(found, status.refused(found, state.refused, now))
             return IDLE_SECONDS
-        reconciliation = Reconciliation(self.services, state, found, refused, now, self._event)
+        reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
         planned = reconciliation.run()
         self.claimed = (state.accepted.profile.root, state.claim(planned))
         self.snapshot = state.snapshot()

@@ -58,7 +58,7 @@ class Ready:
     status_file: StatusFile
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
-    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (reported, heard)
+    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (its date, when heard)
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
@@ -95,20 +95,20 @@ class Ready:
 
     # ---- progress -----------------------------------------------------------------------------------------------
 
-    def take_progress(self, record: JobAttempt, now: float) -> None:
+    def take_progress(self, record: JobAttempt, steady: float) -> None:
         """The progress of a running attempt. Its heartbeat is when the news was heard here: clocks may differ."""
         state = read_progress(self.store, self.paths.progress(record.stage))
         if state is None or state.launch not in record.launches:
             return
         reported, _ = self.heartbeats.get(record.job, (0.0, 0.0))
         if state.time != reported:
-            self.heartbeats[record.job] = (state.time, now)
+            self.heartbeats[record.job] = (state.time, steady)
         self.progress[record.stage] = state
 
-    def excuse_silence(self, record: JobAttempt, now: float) -> None:
+    def excuse_silence(self, record: JobAttempt, steady: float) -> None:
         """News of an attempt cannot reach us: that is no silence, nor is it one when storage is just back."""
-        self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], now)
+        self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], steady)
 
-    def heard(self, record: JobAttempt) -> float:
-        """When the last news of an attempt was heard."""
-        return self.heartbeats.get(record.job, (0.0, 0.0))[1]
+    def silence(self, record: JobAttempt, steady: float) -> float:
+        """Seconds since the last news of an attempt, or since it was seen first."""
+        return steady - self.heartbeats.setdefault(record.job, (0.0, steady))[1]

@@ -117,8 +117,7 @@ class Display:
             reason = status.message or ("" if why.endswith(NEW) else why)
             self.say(f"{stage:<10} starts      {reason}")
         elif status.phase is Phase.SUCCEEDED:
-            took = time.time() - view.starts.get(stage, time.time())
-            self.say(f"{stage:<10} done        {duration(took)}")
+            self.say(f"{stage:<10} done        {duration(view.took.get(stage, 0.0))}")
         if status.phase in (Phase.CACHED, Phase.SUCCEEDED) and status.message:
             self.say(f"{stage:<10} {status.message}")
         elif status.phase in (Phase.FAILED, Phase.RETRYING, Phase.BLOCKED, Phase.STOPPING):

@@ -17,9 +17,10 @@ import psutil
 from nanochat.data.hub_access import HubAccess
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
+from nanochat.parse import Malformed
+from nanochat.parse.address import FILE, resolve, shown
 from nanochat.pipeline.admission import admit_local, localize
 from nanochat.pipeline.devices import Devices
-from nanochat.pipeline.preflight import local_file
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.pipeline.task_selection import find_task, used_tasks
@@ -218,16 +219,21 @@ def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
 def reach(uri: str, what: str) -> Check:
     """Whether an address answers."""
     advice = f"it is {what}"
-    path = local_file(uri)
-    if path is not None:
-        if path.exists():
-            return Check("sources", "ok", str(path))
-        return Check("sources", "fail", f"{path} does not exist", advice)
-    if not uri.startswith(("http://", "https://")):
+    try:
+        address = resolve(uri, FILE)
+    except Malformed as error:
+        return Check("sources", "fail", f"{shown(uri)}: {error}", advice)
+    if address.path is not None:
+        if address.path.exists():
+            return Check("sources", "ok", str(address.path))
+        return Check("sources", "fail", f"{address.path} does not exist", advice)
+    if address.scheme not in ("http", "https"):
         return Check("sources", "ok", f"{uri} (checked when it is read)")
+    uri = shown(address.text)
     try:
         access = HubAccess.of()
-        answer = httpx.head(uri, timeout=10.0, follow_redirects=True, headers=access.headers(uri))
+        headers = access.headers(address.text)
+        answer = httpx.head(address.text, timeout=10.0, follow_redirects=True, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Check(
             "sources", "fail", f"{uri} cannot be reached ({first_line(error)})", f"check the network; {advice}"

@@ -57,7 +57,7 @@ def status(
 
 
 def _took(stage: StageRunStatus) -> str:
-    return "" if stage.started is None else duration((stage.ended or time.time()) - stage.started)
+    return "" if stage.started is None else duration(max(0.0, (stage.ended or time.time()) - stage.started))
 
 
 def _note(stage: StageRunStatus) -> str:

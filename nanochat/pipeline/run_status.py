@@ -71,7 +71,7 @@ class RunStatus:
         """The status of what the planner said, with what was observed."""
         stages = []
         for item in planned.stages:
-            own = [record for record in attempts if record.stage == item.stage]
+            own = sorted((r for r in attempts if r.stage == item.stage), key=lambda r: r.number)
             state = progress.get(item.stage)
             stages.append(
                 StageRunStatus(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from nanochat.parse.address import shown
 from nanochat.spec.errors import StorageError
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",  # its own handlers write into the runner's display
 }
-
-
-def shown(uri: str) -> str:
-    """The address without user name and password, for messages."""
-    parts = urlsplit(uri)
-    return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2]) if parts.username else uri
 
 
 def unreachable(uri: str) -> str | None:

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nanochat.parse.address import shown
 from nanochat.spec.errors import NanochatError, StorageError, UserError
-from nanochat.tracking.client import connect, experiment_id, shown
+from nanochat.tracking.client import connect, experiment_id
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
 
 if TYPE_CHECKING:

@@ -435,7 +435,7 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
             "metadata": {"name": "demo", "namespace": "team"},
             "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
         }
-        run.reconcile(cluster.declare(found, uid="u2"), cluster.now)
+        run.reconcile(cluster.declare(found, uid="u2"), cluster.now, cluster.now)
         return status.condition(cluster.status, "Serving")
 
     assert turn() is None and asked == [("runs/team.demo/u2", False)]

@@ -222,7 +222,7 @@ def test_identity_files_are_checked_by_line(tmp_path: Path) -> None:
         (b"[" * 20_000, "line 2: nested more than 200 deep"),
         (
             b'[{"role": "user", "content": "' + b"a" * (1 << 20) + b'"}]',
-            "line 2: 1,048,609 bytes, and at most 1,048,576",
+            "line 2: more than 1,048,576 bytes",
         ),
         (rb'[{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "b"}]', "line 2: not JSON"),
         (b'[{"role": "user", "content": NaN}]', "line 2: not JSON"),

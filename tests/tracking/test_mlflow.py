@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from nanochat.parse.address import shown
 from nanochat.storage import Profile, Store, open_store
-from nanochat.tracking.client import connect, shown, unreachable
+from nanochat.tracking.client import connect, unreachable
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.mlflow import EXPERIMENT, Projection, TrackedRun, TrackedStage, find_run, flatten
 
