@@ -40,7 +40,7 @@ class JobAttempt(AttemptRecord):
 
     def ran(self, now: float) -> float:
         """Seconds that its pods ran."""
-        return self.used + (now - self.running_since if self.running_since is not None else 0.0)
+        return self.used + (max(0.0, now - self.running_since) if self.running_since is not None else 0.0)
 
     def launch_of(self, pod_uid: str) -> str:
         """The id of the launch in a pod."""

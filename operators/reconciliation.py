@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +19,9 @@ from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Action, Attempt, Observed, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
-from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import StorageError
+from nanochat.spec.pods import hide_values
+from nanochat.tracking.registry import Registry
 from operators import metrics, observation, pod_template, resources, status
 from operators.attempts import JobAttempt
 from operators.claims import Claims
@@ -33,6 +33,7 @@ from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
 from operators.kueue import Workload, workload_of
 from operators.run_state import Ready
+from operators.store_leases import StoreLeases
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Services:
     claims: Claims
     events: Events
     cache: Path
+    leases: StoreLeases = field(default_factory=StoreLeases)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving
 
@@ -65,13 +67,15 @@ class EventOf(Protocol):
 
 @dataclass(slots=True)
 class Reconciliation:
-    """A single pass. `refused` says why a change of the declaration was not accepted, `now` is seconds since 1970."""
+    """A single pass. `refused` says why a change of the declaration was not accepted; of `now`, seconds since 1970,
+    the clock may be set, of `steady` not."""
 
     services: Services
     ready: Ready
     found: Object
     refused: str
     now: float
+    steady: float
     event: EventOf
     trouble: str = ""  # why storage cannot be reached now
     workloads: list[Workload] = field(default_factory=list)  # Kueue's
@@ -81,7 +85,7 @@ class Reconciliation:
     def run(self) -> Status:
         """Observe, plan and act; returns where the pipeline stands."""
         self._observe()
-        actions, planned = self._plan()
+        actions, planned = self._plan_held()
         self.ready.phase = planned.phase
         for action in actions:
             if isinstance(action, Stop):
@@ -118,8 +122,17 @@ class Reconciliation:
             self._take_in(record)
         self._storage(self._find_outputs)
         for record in ready.attempts.open():
-            if not self._storage(lambda record=record: ready.take_progress(record, self.now)):
-                ready.excuse_silence(record, self.now)
+            told = self._storage(lambda record=record: ready.take_progress(record, self.steady))
+            if not told or record.running_since is None:
+                ready.excuse_silence(record, self.steady)
+        self._take_retry()
+
+    def _take_retry(self) -> None:
+        """Where a new retry is asked for, the attempts that have ended count no more."""
+        asked = status.retry_asked(self.found)
+        if asked and asked != (self.found.get("status") or {}).get("retriedAt"):
+            self.ready.attempts.retire()
+            self._storage(self.ready.attempts.save)
 
     def _look(self) -> None:
         """Jobs, pods and the observations of all attempts that run.
@@ -170,7 +183,7 @@ class Reconciliation:
             outputs.recheck_inputs(record.stage)
         before = ready.attempts.reached(record.stage, before=record.number)
         reached = outputs.reached(record.stage, record.keys, before=before)
-        ready.take_progress(record, self.now)
+        ready.take_progress(record, self.steady)
         record = ready.attempts.put(record.end(outcome, reached=reached, now=self.now))
         useful = reached > before or outcome.reason is Reason.SUCCEEDED
         metrics.attempt_ended(record, outcome, lost=0.0 if useful else record.used)
@@ -180,14 +193,31 @@ class Reconciliation:
 
     def _find_outputs(self) -> None:
         ready = self.ready
-        if self.now - ready.looked < ARTIFACT_SECONDS:
+        if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
         ready.outputs.refresh()
         if ready.looked == 0.0:
+            told = self.found.get("status") or {}
+            is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
+            if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
+                ready.outputs.check_release(Registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
-        ready.looked = self.now
+        ready.looked = self.steady
 
     # ---- planning -------------------------------------------------------------------------------------------
+
+    def _plan_held(self) -> tuple[list[Action], Status]:
+        """Plan, with the run named in the store's lease unless it has ended: what it needs is then not removed."""
+        leases, store, run = self.services.leases, self.ready.store, self.ready.paths.root
+        actions, planned = self._plan()
+        if planned.phase in status.DONE:
+            leases.let_go(store, run)
+        elif not leases.is_held(store, run) and self._storage(lambda: leases.hold(store, run)):
+            self.ready.looked = 0.0  # what was seen before may be gone
+            self.ready.outputs.present.clear()
+            self._storage(self._find_outputs)
+            actions, planned = self._plan()
+        return actions, planned
 
     def _plan(self) -> tuple[list[Action], Status]:
         """Plan, and look once more for what would be made: another pipeline may have made it since the last look."""
@@ -216,7 +246,6 @@ class Reconciliation:
             slots={"cpu": UNLIMITED, "gpu": UNLIMITED},
             suspended=accepted.spec.suspend,
             cancelled=accepted.spec.cancel,
-            retry_at=_retry_at(self.found),
             elsewhere=claims.elsewhere(self.ready.uid, accepted.profile.root, missing),
             memory_limits=resources.memory_limits(self.services.config, accepted.spec, accepted.graph),
             hold=hold,
@@ -227,8 +256,8 @@ class Reconciliation:
         outputs = {out.key for out in self.ready.accepted.graph.node(record.stage).outputs}
         observed = self.observations.get(record.job)
         runs = record.outcome is None
-        seen = replace(record, started=record.running_since or record.started, heartbeat=self.ready.heard(record))
-        return seen.observed(
+        return record.observed(
+            silence=self.ready.silence(record, self.steady) if runs else 0.0,
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else "",
             stale=not outputs.issuperset(record.keys),
@@ -322,14 +351,5 @@ class Reconciliation:
         pipeline, graph, records = ready.accepted.pipeline, ready.accepted.graph, ready.attempts.all()
         document = RunStatus.of(pipeline, graph, planned, ready.outputs.explanations, ready.progress, records)
         if ready.status_file.differs(document):
-            ready.store.write_json(ready.paths.pipeline, pipeline.to_yaml_dict())
+            ready.store.write_json(ready.paths.pipeline, hide_values(pipeline.to_yaml_dict()))
             ready.status_file.write(document)
-
-
-def _retry_at(found: Object) -> float:
-    """When a retry was asked for; 0 where it never was or the annotation is not a time."""
-    text = (found["metadata"].get("annotations") or {}).get(RETRY, "")
-    try:
-        return datetime.fromisoformat(text).timestamp() if text else 0.0
-    except ValueError:
-        return 0.0

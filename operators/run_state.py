@@ -5,12 +5,12 @@ What is here is a memory of the API server and of storage, and may be lost at an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.planner import Observed, Phase, Status, required_outputs
-from nanochat.pipeline.run_status import StatusFile
+from nanochat.pipeline.run_status import StatusFile, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Store
@@ -58,7 +58,7 @@ class Ready:
     status_file: StatusFile
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
-    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (reported, heard)
+    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (its date, when heard)
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
@@ -82,6 +82,13 @@ class Ready:
         """The store of the run."""
         return self.outputs.artifacts.store
 
+    def mark_deleted(self) -> None:
+        """Say in the run's folder that it goes on no more; StorageError where that cannot be written."""
+        told = read_status(self.store, self.paths)
+        if told is not None and told.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED):
+            message = "the pipeline was deleted"
+            self.status_file.write(replace(told, phase=str(Phase.CANCELLED), message=message))
+
     def snapshot(self) -> RunSnapshot:
         """The run as others may see it."""
         attempts = tuple((record.job, record.ended) for record in self.attempts.all())
@@ -95,20 +102,20 @@ class Ready:
 
     # ---- progress -----------------------------------------------------------------------------------------------
 
-    def take_progress(self, record: JobAttempt, now: float) -> None:
+    def take_progress(self, record: JobAttempt, steady: float) -> None:
         """The progress of a running attempt. Its heartbeat is when the news was heard here: clocks may differ."""
         state = read_progress(self.store, self.paths.progress(record.stage))
         if state is None or state.launch not in record.launches:
             return
         reported, _ = self.heartbeats.get(record.job, (0.0, 0.0))
         if state.time != reported:
-            self.heartbeats[record.job] = (state.time, now)
+            self.heartbeats[record.job] = (state.time, steady)
         self.progress[record.stage] = state
 
-    def excuse_silence(self, record: JobAttempt, now: float) -> None:
+    def excuse_silence(self, record: JobAttempt, steady: float) -> None:
         """News of an attempt cannot reach us: that is no silence, nor is it one when storage is just back."""
-        self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], now)
+        self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], steady)
 
-    def heard(self, record: JobAttempt) -> float:
-        """When the last news of an attempt was heard."""
-        return self.heartbeats.get(record.job, (0.0, 0.0))[1]
+    def silence(self, record: JobAttempt, steady: float) -> float:
+        """Seconds since the last news of an attempt, or since it was seen first."""
+        return steady - self.heartbeats.setdefault(record.job, (0.0, steady))[1]

@@ -57,6 +57,11 @@ class StatusInputs:
     serving: tuple[str, str, str] | None = None
 
 
+def retry_asked(found: Object) -> str | None:
+    """The value of the annotation that asks for a retry, as the status repeats it once the retry is carried out."""
+    return (found["metadata"].get("annotations") or {}).get(RETRY, "")[:LONGEST] or None
+
+
 def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> Object:
     """The whole status. Fields that no longer hold are None, which a merge patch removes."""
     meta, before, planned = found["metadata"], found.get("status") or {}, inputs.planned
@@ -78,12 +83,12 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "started": _time(started),
         "finished": (before.get("finished") or _time(now)) if finished else None,
         "run": inputs.run,
-        "retriedAt": (meta.get("annotations") or {}).get(RETRY, "")[:LONGEST] or None,
+        "retriedAt": before.get("retriedAt") if inputs.trouble else retry_asked(found),
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
         "stages": [_stage(item, inputs, now) for item in planned.stages],
-        "attempts": [_attempt(r) for r in sorted(inputs.attempts, key=lambda r: r.started)[-ATTEMPTS:]],
+        "attempts": [_attempt(r) for r in inputs.attempts[-ATTEMPTS:]],
         "profile": {
             "root": accepted.profile.root,
             "endpoint": accepted.profile.endpoint,

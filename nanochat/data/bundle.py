@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanochat.data.archive import path_problem, unpack
-from nanochat.data.hub import Hub, shown
+from nanochat.data.hub import Hub
 from nanochat.data.verify import WrongFile
+from nanochat.parse.address import shown
 from nanochat.spec.errors import UserError
 
 TASKS = "core.yaml"

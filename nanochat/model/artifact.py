@@ -8,7 +8,7 @@ fingerprint(manifest)        # "90ce5fcc1fdd0a4b"
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nanochat.spec.errors import UserError
@@ -77,3 +77,13 @@ def combined(digests: Mapping[str, str]) -> str:
     """The fingerprint of a model whose files have these SHA-256 sums."""
     lines = "".join(f"{digests[name]}  {name}\n" for name in SERVED)  # as sha256sum writes them
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def missing_weights(uri: str, open_root: Callable[[str], Store]) -> str:
+    """Why the model at an address cannot be used, '' where it can; `open_root` opens the store with that root."""
+    try:
+        address = ModelAddress.parse(uri)
+        read_manifest(open_root(address.root), address)
+    except (UserError, Damaged) as error:
+        return error.message
+    return ""

@@ -42,6 +42,7 @@ class AttemptRecord:
     ended: Seconds | None = None
     outcome: Outcome | None = None
     reached: Count = 0  # newest checkpoint's step, or outputs made
+    former: bool = False  # it had ended when the run was begun again or tried again
 
     @property
     def reason(self) -> str:
@@ -62,15 +63,15 @@ class AttemptRecord:
         """The record with how the attempt ended."""
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
-    def observed(self, *, stopping: bool, waiting: str = "", stale: bool = False) -> Attempt:
+    def observed(self, *, stopping: bool, silence: float, waiting: str = "", stale: bool = False) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
             number=self.number,
-            started=self.started,
             device_batch_size=self.device_batch_size,
             ended=self.ended,
             outcome=self.outcome,
-            heartbeat=self.heartbeat,
+            silence=silence,
+            former=self.former,
             stopping=stopping,
             reached=self.reached,
             waiting=waiting,
@@ -126,8 +127,12 @@ class AttemptLog(Generic[R]):
         return self
 
     def all(self) -> Sequence[R]:
-        """All records in the order of their starts."""
-        return sorted(self._records.values(), key=lambda r: (r.started, r.stage, r.number))
+        """All records in the order of their starts; those of a stage by number, should the clock have been set back."""
+        begun: dict[str, float] = {}
+        at: dict[tuple[str, int], float] = {}
+        for (stage, number), record in sorted(self._records.items()):
+            at[stage, number] = begun[stage] = max(begun.get(stage, 0.0), record.started)
+        return [self._records[key] for key in sorted(at, key=lambda key: (at[key], key))]
 
     def open(self) -> Sequence[R]:
         """The records of attempts that have not ended."""
@@ -153,6 +158,12 @@ class AttemptLog(Generic[R]):
         """Take in a record; `save` stores it."""
         self._records[record.stage, record.number] = record
         return record
+
+    def retire(self) -> None:
+        """From now on the attempts that have ended count no more: the run is begun again, or tried again."""
+        for record in self.all():
+            if record.outcome is not None:
+                self.put(replace(record, former=True))
 
     def save(self) -> None:
         """Store what changed; StorageError where that fails, and then the next call does it."""

@@ -39,7 +39,9 @@ from nanochat.pipeline.outcomes import (
 )
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
+from nanochat.runtime.signals import on_stop
 from nanochat.runtime.threads import thread_variables
+from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
 
@@ -57,7 +59,7 @@ def main() -> int:
         plan, path = in_pod(plan)
     work = Path(plan.work)
     stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    on_stop(lambda *_: stopping.set())
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
@@ -133,7 +135,7 @@ def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping:
 
 def node_rank() -> int:
     """Which of the attempt's nodes this is."""
-    return int(os.environ.get("NANOCHAT_NODE_RANK", "0"))
+    return integer("NANOCHAT_NODE_RANK", 0)
 
 
 def memory_kills() -> int:

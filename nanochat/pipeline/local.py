@@ -24,6 +24,7 @@ from nanochat.pipeline import control
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
 from nanochat.pipeline.devices import Devices
+from nanochat.pipeline.leases import Lease
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.orphan import PLAN, end_launches, in_folder
@@ -35,14 +36,18 @@ from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.run_status import RunStatus, StatusFile
 from nanochat.pipeline.running_attempt import RunningAttempt
 from nanochat.pipeline.runs import RunPaths
+from nanochat.runtime.signals import on_stop
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
+from nanochat.spec.pods import hide_values
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import Damaged, translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.records import read_object
+from nanochat.tracking.dates import Dates
 from nanochat.tracking.progress import State, read_progress
+from nanochat.tracking.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ class RunProgress:
     status: Status
     progress: Mapping[str, State]
     explanations: Mapping[str, str]  # stage -> why its output has to be made
-    starts: Mapping[str, float]
+    took: Mapping[str, float]  # stage -> seconds of its last attempt
     trouble: str = ""  # why storage cannot be reached at the moment
     interrupts: int = 0
 
@@ -76,7 +81,9 @@ class LocalRunner:
         self.selected: frozenset[str] | None = None
         self.devices = devices or Devices.detect()
         meta = self.pipeline.metadata
-        digest = hashlib.sha256(f"{meta.namespace}.{meta.name}\n{self.graph.digest()}".encode()).hexdigest()
+        self._home = resolved.make_identity()  # two homes that share a store have runs of their own
+        what = f"{meta.namespace}.{meta.name}\n{self.graph.digest()}\n{self._home}"
+        digest = hashlib.sha256(what.encode()).hexdigest()
         self.paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=digest[:12])
         self.attempts = AttemptLog(self.store, self.paths, AttemptRecord)
         self.running: dict[str, RunningAttempt] = {}  # by stage
@@ -85,8 +92,8 @@ class LocalRunner:
         self.cancelled = False
         self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
         self._in_folder = True
-        self._began = 0.0
-        self._observed_at = 0.0
+        self._dates = Dates()
+        self._observed_at = 0.0  # by the monotonic clock, as is
         self._reached_at = 0.0  # when storage was last reached
         self._status = StatusFile(self.store, self.paths)
         lock = lock_path(resolved, meta.namespace, meta.name)
@@ -110,18 +117,21 @@ class LocalRunner:
 
     def run(self, on_change: Callable[[RunProgress], None] = lambda view: None) -> Status:
         """Run to the end; returns the last status. UserError where the same run is already live."""
-        with self._lock:
-            self._began = self._reached_at = time.time()
+        with self._lock, Lease(self.store, runs=[self.paths.root]) as lease:
+            lease.await_collection()
+            self._reached_at = time.monotonic()
             self._clear_dead_launches()
             control.forget(self.store, self.paths)
             self.attempts.load()
             for record in self.attempts.open():
                 self._abandon(record)
+            self.attempts.retire()
             self.attempts.save()
             self.outputs.refresh()
+            self.outputs.check_release(Registry(self.resolved.tracking))
             self.outputs.explain()
-            self.store.write_json(self.paths.pipeline, self.pipeline.to_yaml_dict())
-            handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))
+            restore = on_stop(self._interrupt, signal.SIGINT)
             try:
                 while True:
                     status = self._reconcile()
@@ -134,8 +144,7 @@ class LocalRunner:
             finally:
                 for running in self.running.values():
                     running.end()
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
+                restore()
 
     def _snapshot(self, status: Status) -> RunProgress:
         last = {stage: self.attempts.last(stage) for stage in self.graph.stages}
@@ -143,29 +152,28 @@ class LocalRunner:
             status=status,
             progress=dict(self.progress),
             explanations=self.outputs.explanations,
-            starts={stage: record.started for stage, record in last.items() if record},
+            took={stage: record.duration for stage, record in last.items() if record},
             trouble=self.trouble.message if self.trouble else "",
             interrupts=self.interrupts,
         )
 
     def _reconcile(self) -> Status:
         """Observe, plan, act, keep. What storage does not let it observe or keep now, it does the next time."""
-        now = time.time()
         self.trouble = None
-        if now - self._observed_at >= OBSERVE_SECONDS:
-            self._observed_at = now
+        if time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
+            self._observed_at = time.monotonic()
             self._storage(self._observe_control)
             self._storage(self._observe_progress)
-        self._observe_processes(now)
-        actions, status = plan(self.graph, self.spec, self._observed(), now)
+        self._observe_processes()
+        actions, status = plan(self.graph, self.spec, self._observed(), self._dates())
         for action in actions:
             if isinstance(action, Stop):
-                self._stop(action, now)
+                self._stop(action)
             elif not self.interrupts:
-                self._storage(lambda action=action: self._start(action, now))
+                self._storage(lambda action=action: self._start(action))
         status = self.outputs.remarked(status)
         self._storage(lambda: self._keep(status))
-        self._bear_trouble(now)
+        self._bear_trouble()
         return status
 
     def _storage(self, operation: Callable[[], object]) -> None:
@@ -176,15 +184,15 @@ class LocalRunner:
             except StorageError as error:
                 self.trouble = error
 
-    def _bear_trouble(self, now: float) -> None:
+    def _bear_trouble(self) -> None:
         """Go on without storage while stages run, and for a while longer; then StorageError."""
         if self.trouble is None:
-            self._reached_at = time.time()
+            self._reached_at = time.monotonic()
             return
         for running in self.running.values():  # whose signs of life cannot be seen
-            running.record = self.attempts.put(replace(running.record, heartbeat=now))
+            running.heard = time.monotonic()
         alive = any(running.process.poll() is None for running in self.running.values())
-        if not alive and (self.interrupts or now - self._reached_at > STORE_PATIENCE):
+        if not alive and (self.interrupts or time.monotonic() - self._reached_at > STORE_PATIENCE):
             raise self.trouble
 
     def _observed(self) -> Observed:
@@ -192,7 +200,10 @@ class LocalRunner:
             present=frozenset(self.outputs.present),
             attempts={
                 stage: [
-                    record.observed(stopping=bool(record.stopping) and record.outcome is None)
+                    record.observed(
+                        stopping=bool(record.stopping) and record.outcome is None,
+                        silence=self.running[stage].silence if record.outcome is None else 0.0,
+                    )
                     for record in self.attempts.of(stage)
                 ]
                 for stage in self.graph.stages
@@ -201,11 +212,10 @@ class LocalRunner:
             selected=self.selected,
             suspended=self.interrupts > 0,
             cancelled=self.cancelled,
-            retry_at=self._began,
         )
 
     def _interrupt(self, *_: object) -> None:
-        """Ctrl-C: checkpoint and stop; the third time, kill."""
+        """Ctrl-C, SIGTERM, SIGHUP: checkpoint and stop; the third time, kill."""
         self.interrupts += 1
         if self.interrupts >= 3:
             for running in list(self.running.values()):
@@ -226,20 +236,22 @@ class LocalRunner:
         if state is None or state.launch != running.record.launch:
             return
         self.progress[stage] = state
-        running.record = self.attempts.put(replace(running.record, heartbeat=state.time))
+        if before is None or (state.launch, state.time) != (before.launch, before.time):
+            running.heard = time.monotonic()
+            running.record = self.attempts.put(replace(running.record, heartbeat=self._dates()))
         for sentence in state.warnings:
             if before is None or sentence not in before.warnings:
                 log.warning("%s: %s", stage, sentence)
 
-    def _observe_processes(self, now: float) -> None:
+    def _observe_processes(self) -> None:
         for running in list(self.running.values()):
             code = running.process.poll()
             if code is not None:
-                self._storage(lambda running=running, code=code: self._conclude(running, code, now))
-            elif running.stop_at is not None and now > running.stop_at:
+                self._storage(lambda running=running, code=code: self._conclude(running, code))
+            elif running.stop_at is not None and time.monotonic() > running.stop_at:
                 running.process.kill()  # its grace is over
 
-    def _conclude(self, running: RunningAttempt, code: int, now: float) -> None:
+    def _conclude(self, running: RunningAttempt, code: int) -> None:
         """Take in how an attempt ended. All that needs storage comes first: where it fails, this is done again."""
         running.end()  # a launcher that was killed may leave stopped processes behind
         self._take_progress(running)
@@ -252,7 +264,7 @@ class LocalRunner:
         if outcome != read_outcome(running.work / "outcome.json"):  # the launcher could not, or did not know all
             LogSync(self.store, self.paths.logs(record.stage, record.launch), running.work).sync()
             self.store.write_json(self.paths.outcome(record.stage, record.launch), outcome.to_dict())
-        self.attempts.put(record.end(outcome, reached=reached, now=now))
+        self.attempts.put(record.end(outcome, reached=reached, now=self._dates()))
         del self.running[record.stage]
         shutil.rmtree(running.work, ignore_errors=True)
 
@@ -276,7 +288,7 @@ class LocalRunner:
 
     # ---- acting ---------------------------------------------------------------------------------------------
 
-    def _start(self, action: Start, now: float) -> None:
+    def _start(self, action: Start) -> None:
         launch = f"{action.attempt:02d}-{uuid.uuid4().hex[:8]}"
         work = self._work / f"{action.stage}-{launch}"
         processes = self.devices.processes(self.spec, action.stage)
@@ -310,7 +322,7 @@ class LocalRunner:
         record = AttemptRecord(
             stage=action.stage,
             number=action.attempt,
-            started=now,
+            started=self._dates(),
             device_batch_size=action.device_batch_size,
             keys=tuple(out.key for out in action.outputs),
             launch=launch,
@@ -321,15 +333,15 @@ class LocalRunner:
 
     def _spec_for(self, action: Start) -> dict[str, Any]:
         """The spec with this attempt's device batch size in it."""
-        data = self.spec.model_dump(mode="json", by_alias=True)
+        data = hide_values(self.spec.to_yaml_dict())
         for section in data["stages"].values():
             if "deviceBatchSize" in section and action.device_batch_size < section["deviceBatchSize"]:
                 section["deviceBatchSize"] = action.device_batch_size
         return data
 
-    def _stop(self, action: Stop, now: float) -> None:
+    def _stop(self, action: Stop) -> None:
         running = self.running[action.stage]
-        running.stop(action.reason, deadline=now + STOP_GRACE)
+        running.stop(action.reason, grace=STOP_GRACE)
         self.attempts.put(running.record)
 
     # ---- what is kept ---------------------------------------------------------------------------------------
@@ -339,7 +351,10 @@ class LocalRunner:
         self.attempts.save()
         records = self.attempts.all()
         explanations = self.outputs.explanations
-        self._status.write(RunStatus.of(self.pipeline, self.graph, status, explanations, self.progress, records))
+        document = RunStatus.of(
+            self.pipeline, self.graph, status, explanations, self.progress, records, home=self._home
+        )
+        self._status.write(document)
 
     def _clear_dead_launches(self) -> None:
         """End and remove what a runner that was killed left behind; its lock is ours now."""

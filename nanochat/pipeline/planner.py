@@ -46,11 +46,11 @@ class Attempt:
     """One attempt of a stage as it was observed."""
 
     number: int
-    started: float
     device_batch_size: int
-    ended: float | None = None
+    ended: float | None = None  # in seconds since 1970, by a clock that may have been set since
     outcome: Outcome | None = None  # None while it runs
-    heartbeat: float | None = None  # last sign of life
+    silence: float = 0.0  # seconds since its last sign of life, by a clock that nobody sets
+    former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
     waiting: str = ""  # why its processes do not run yet: then its silence is no stall
@@ -68,7 +68,6 @@ class Observed:
     selected: frozenset[str] | None = None  # stages that may run; None is all
     suspended: bool = False
     cancelled: bool = False
-    retry_at: float = 0.0  # attempts that ended before do not count
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> older pipeline that makes it
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # stage -> largest factor; 1 where not named
     hold: str = ""  # why nothing may start at the moment; what runs goes on
@@ -164,10 +163,6 @@ def required_outputs(graph: Graph, observed: Observed) -> dict[str, tuple[Output
     return wanted
 
 
-def _since(attempt: Attempt, when: float) -> bool:
-    return attempt.ended is not None and attempt.ended >= when
-
-
 def _running(observed: Observed, stage: str) -> Attempt | None:
     attempts = observed.attempts.get(stage, ())
     return attempts[-1] if attempts and attempts[-1].outcome is None else None
@@ -186,23 +181,20 @@ def _stage(
     count = len(attempts)
     current = _running(observed, stage)
     if current is not None:
-        return _watch(stage, current, spec, observed, now, count)
+        return _watch(stage, current, spec, observed, count)
     if not missing:
         if any(out.key not in observed.present for out in node.outputs):
             if observed.selected is not None and stage not in observed.selected:
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
             return StageStatus(stage, Phase.UNNEEDED, "nothing that runs needs it", count), None
-        made = any(
-            a.outcome and a.outcome.reason is Reason.SUCCEEDED and not a.stale and _since(a, observed.retry_at)
-            for a in attempts
-        )
+        made = any(a.outcome and a.outcome.reason is Reason.SUCCEEDED and not (a.stale or a.former) for a in attempts)
         return StageStatus(stage, Phase.SUCCEEDED if made else Phase.CACHED, "", count), None
     if observed.cancelled:
         return StageStatus(stage, Phase.CANCELLED, "cancelled", count), None
     if observed.selected is not None and stage not in observed.selected:
         return StageStatus(stage, Phase.UNSELECTED, f"its output is missing: run it with --only {stage}", count), None
     limit = observed.memory_limits.get(stage, 1.0)
-    decision = decide_retry(attempts, spec, retry_at=observed.retry_at, memory_limit=limit, rows=_has_rows(spec, stage))
+    decision = decide_retry(attempts, spec, memory_limit=limit, rows=_has_rows(spec, stage))
     if decision.failure:
         return StageStatus(stage, Phase.FAILED, decision.failure, count), None
     for earlier in graph.before(stage):
@@ -225,7 +217,7 @@ def _stage(
         return StageStatus(stage, Phase.WAITING, f"waits for pipeline {', '.join(makers)}, which makes it", count), None
     if observed.hold:
         return StageStatus(stage, Phase.WAITING, observed.hold, count), None
-    if decision.not_before > now:
+    if decision.ended <= now < decision.not_before:  # what ended in the future ended before the clock was set back
         return StageStatus(stage, Phase.RETRYING, decision.why, count, until=decision.not_before), None
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
@@ -234,7 +226,7 @@ def _stage(
 
 
 def _watch(
-    stage: str, attempt: Attempt, spec: PipelineSpec, observed: Observed, now: float, count: int
+    stage: str, attempt: Attempt, spec: PipelineSpec, observed: Observed, count: int
 ) -> tuple[StageStatus, Action | None]:
     """A running attempt: leave it, or stop it."""
     if attempt.stopping:
@@ -245,9 +237,8 @@ def _watch(
         return StageStatus(stage, Phase.STOPPING, reason, count), Stop(stage, attempt.number, reason)
     if attempt.waiting:
         return StageStatus(stage, Phase.PENDING, attempt.waiting, count), None
-    silence = now - max(attempt.started, attempt.heartbeat or 0.0)
-    if silence > spec.retries.stall_seconds:
-        message = f"no sign of life for {silence:.0f} s"
+    if attempt.silence > spec.retries.stall_seconds:
+        message = f"no sign of life for {attempt.silence:.0f} s"
         return StageStatus(stage, Phase.STOPPING, message, count), Stop(stage, attempt.number, "stalled")
     return StageStatus(stage, Phase.RUNNING, "", count), None
 
@@ -266,6 +257,7 @@ class Retry:
     """The consequence of the attempts so far."""
 
     failure: str = ""  # why the stage has failed for good
+    ended: float = 0.0  # the last attempt
     not_before: float = 0.0
     device_batch_size: int | None = None
     memory: float = 1.0
@@ -276,7 +268,6 @@ def decide_retry(
     attempts: Sequence[Attempt],
     spec: PipelineSpec,
     *,
-    retry_at: float = 0.0,
     memory_limit: float = 1.0,
     rows: bool = True,
 ) -> Retry:
@@ -290,7 +281,7 @@ def decide_retry(
     if not ended:
         return Retry()
     memory, size, last = _memory(ended, memory_limit), _halved(ended, memory_limit), ended[-1]
-    if last.at < retry_at:
+    if last.attempt.former:
         return Retry(device_batch_size=max(size, 1) if size is not None else None, memory=memory)
     reason, message = last.outcome.reason, last.outcome.message
     if reason in (Reason.USER_ERROR, Reason.DIVERGED):
@@ -310,7 +301,7 @@ def decide_retry(
     counted, best = 0, -1
     for each in ended:
         reached = each.attempt.reached
-        if each.at >= retry_at and not each.ran_out:
+        if not (each.attempt.former or each.ran_out):
             counted = 0 if reached > max(best, 0) else counted + 1
         best = max(best, reached)
     if counted > spec.retries.limit:
@@ -318,7 +309,8 @@ def decide_retry(
     if reason is Reason.PREEMPTED or counted == 0:
         return Retry(device_batch_size=size, memory=memory, why=f"again after: {message}")
     delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
-    return Retry(not_before=last.at + delay, device_batch_size=size, memory=memory, why=f"again after: {message}")
+    why = f"again after: {message}"
+    return Retry(ended=last.at, not_before=last.at + delay, device_batch_size=size, memory=memory, why=why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """An attempt that runs on this machine: its launcher's process, from its start to its outcome.
 
 running = RunningAttempt.start(record, work, processes=2)     # `work` holds the plan
-running.stop("suspended", deadline=now + 60)
+running.stop("suspended", grace=60)
 code = running.process.poll()
 if code is not None:
     running.end()
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.pipeline.attempts import AttemptRecord
@@ -23,13 +24,14 @@ from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
 
 @dataclass(slots=True)
 class RunningAttempt:
-    """An attempt and its process. `stop_at` is when its grace is over, in seconds since 1970."""
+    """An attempt and its process. Times are of the monotonic clock."""
 
     record: AttemptRecord
     process: subprocess.Popen[bytes]
     work: Path
     processes: int
-    stop_at: float | None = None
+    heard: float = field(default_factory=time.monotonic)  # when it gave its last sign of life
+    stop_at: float | None = None  # when its grace is over
 
     @classmethod
     def start(cls, record: AttemptRecord, work: Path, processes: int) -> RunningAttempt:
@@ -38,9 +40,14 @@ class RunningAttempt:
         process = start_child(arguments, log=work / "launcher.log", variables={})
         return cls(record, process, work, processes)
 
-    def stop(self, reason: str, *, deadline: float) -> None:
+    @property
+    def silence(self) -> float:
+        """Seconds since its last sign of life."""
+        return time.monotonic() - self.heard
+
+    def stop(self, reason: str, *, grace: float) -> None:
         """Ask it to save a checkpoint and end; one that shows no sign of life is killed at once."""
-        self.record, self.stop_at = replace(self.record, stopping=reason), deadline
+        self.record, self.stop_at = replace(self.record, stopping=reason), time.monotonic() + grace
         if reason == "stalled":
             self.process.kill()
         else:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ def _given(value: Any) -> str:
     return "list" if isinstance(value, list) else "text"
 
 
-# A text or a list; what is wrong is said of the one that was given.
-TextOr = Annotated[Annotated[Text, Tag("text")] | Annotated[Items[T], Tag("list")], Discriminator(_given)]
+# Chooses in a union of Tag("text") and Tag("list"), so that what is wrong is said of the one that was given.
+text_or_list = Discriminator(_given)
 
 
 class UnknownFields:

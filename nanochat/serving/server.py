@@ -3,8 +3,8 @@
     with bind(address, port) as socket:
         run(create_app(host, settings), host, socket=socket)
 
-On SIGTERM or Ctrl-C it accepts nothing more, answers what it has begun, and returns. Behind a load balancer, which
-takes a while to notice, it lingers first: not ready any more, it still answers, and lets each connection go after that.
+On SIGTERM, SIGHUP or Ctrl-C it accepts nothing more, answers what it has begun, and returns. Behind a load balancer,
+which takes a while to notice, it lingers first: not ready any more, it still answers, and then lets connections go.
 Where the engine has failed for good, it ends by itself.
 """
 
@@ -20,6 +20,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from nanochat.runtime.signals import on_stop
 from nanochat.serving.connections import Connection, most_connections
 from nanochat.serving.holder import ModelHolder
 from nanochat.spec.errors import NanochatError, UserError
@@ -83,19 +84,18 @@ def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int =
     """
     config = server_config(app, grace=grace)
     server = _DrainingServer(config, host, linger)
-    # uvicorn raises the signal again when it has drained; this is a normal end, so it finds no one.
-    former = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # of the others uvicorn takes care, and raises them again when it has drained
+            server.handle_exit(signal.SIGTERM, frame)
+
+    restore = on_stop(stop, signal.SIGINT)
     try:
         server.run(sockets=[socket])
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        restore()
     if server.dead_ticks > DEAD_TICKS:
         raise NanochatError("the engine failed and could not be made anew (the log says why): start the server again")
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    pass
 
 
 class _DrainingServer(uvicorn.Server):

@@ -10,7 +10,6 @@ import gc
 import importlib
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -22,6 +21,8 @@ from nanochat.pipeline.orphan import die_with_starter
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, write_outcome
 from nanochat.pipeline.plan import StagePlan
 from nanochat.runtime.memory import is_out_of_memory
+from nanochat.runtime.signals import on_stop
+from nanochat.spec.environment import integer
 from nanochat.spec.errors import NanochatError, PeerLost
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.storage.failures import is_disk_full
@@ -35,11 +36,11 @@ def main() -> NoReturn:
     """Run the stage that the plan names; ends the process with the exit code."""
     die_with_starter()
     plan = StagePlan.read(Path(sys.argv[1]))
-    rank = int(os.environ.get("RANK", "0"))
+    rank = integer("RANK", 0)
     work = Path(plan.work)
     redirect(work / f"rank{rank}.log")
     stop = StopFlag()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    on_stop(lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     for library in ("httpx", "botocore"):  # a line for each request, and one that keys were found
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.bundle import fetch_bundle
-from nanochat.data.hub import Hub, Retry, shown
+from nanochat.data.hub import Hub, Retry
 from nanochat.data.hub_access import HubAccess
 from nanochat.data.text import TextStatistics, check_text_shard, until, write_text_shard
 from nanochat.data.verify import DamagedFile, check_parquet
 from nanochat.evaluation.core_tasks import load_tasks
+from nanochat.parse.address import shown
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import NanochatError, Stopped, UserError

@@ -33,6 +33,7 @@ from nanochat.storage import Store
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import Count, Seconds
 from nanochat.tracking.background import Ticker
+from nanochat.tracking.dates import Dates
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +97,15 @@ class Journal:
         launch: str,
         enabled: bool = True,
         interval: float = 5.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """`enabled` is False on all ranks but 0: then nothing is written. `interval` is in seconds."""
         self._store = store
         self._folder = folder_of(run, stage, launch)
         self._launch = launch
         self._enabled = enabled
-        self._clock = clock
-        self._began = clock()
+        self._clock = clock or Dates()
+        self._began = time.monotonic()
         self._lines: list[str] = []
         self._pieces = 0
         self._lines_lock = threading.Lock()
@@ -112,7 +113,7 @@ class Journal:
         self._warned = False
         # A long run's pieces come less often (after 3 hours every 108 s), so that there are hundreds, not thousands.
         self._ticker = (
-            Ticker(f"journal-{stage}", self._try_flush, lambda: max(interval, 0.01 * (clock() - self._began)))
+            Ticker(f"journal-{stage}", self._try_flush, lambda: max(interval, 0.01 * (time.monotonic() - self._began)))
             if enabled
             else None
         )
@@ -214,12 +215,13 @@ class JournalReader:
 def merge(launches: Mapping[str, Iterable[Mapping[str, Any]]]) -> History:
     """Merge the records of a stage's launches.
 
-    Launches are ordered by their first record, and a launch whose steps fall (it went back to a checkpoint after a
+    Launches are ordered by the number of their attempt, with which their names begin, and within one by their first
+    record: the clock may have been set back. A launch whose steps fall (it went back to a checkpoint after a
     divergence) counts as one more from there. Each drops what was written before for steps after its first and, at
     that step, the metrics that it wrote itself: a measurement made just before a checkpoint stays.
     """
-    ordered = [(name, list(records)) for name, records in launches.items()]
-    ordered = sorted((item for item in ordered if item[1]), key=lambda item: (item[1][0]["time"], item[0]))
+    begun = [(name, records) for name, given in launches.items() if (records := list(given))]
+    ordered = sorted(begun, key=lambda item: (_attempt(item[0]), item[1][0]["time"], item[0]))
     points: dict[str, dict[int, Point]] = {}
     events: list[Event] = []
     for launch, records in ordered:
@@ -237,10 +239,16 @@ def merge(launches: Mapping[str, Iterable[Mapping[str, Any]]]) -> History:
         metrics={
             name: tuple(series[step] for step in sorted(series)) for name, series in sorted(points.items()) if series
         },
-        events=tuple(sorted(events, key=lambda event: event.time)),
+        events=tuple(events),
         launches=tuple(name for name, _ in ordered),
         seconds=sum(max(0.0, records[-1]["time"] - records[0]["time"]) for _, records in ordered),
     )
+
+
+def _attempt(launch: str) -> int:
+    """The number with which the name of a launch begins; 0 where it begins otherwise."""
+    number = launch.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def _stretches(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

@@ -24,6 +24,7 @@ from nanochat.storage import Store
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import Count, Number, Seconds, checked, read_object
 from nanochat.tracking.background import Ticker
+from nanochat.tracking.dates import Dates
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,13 @@ class Progress:
         launch: str,
         enabled: bool = True,
         interval: float = 2.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+        passed: Callable[[], float] = time.monotonic,
     ) -> None:
         """`path` is that of the file under the store's root; `enabled` is False on all ranks but 0."""
         self._store = store
         self._path = path
-        self._clock = clock
+        self._clock, self._passed = clock or Dates(), passed
         self._enabled = enabled
         self._fields: dict[str, Any] = {"stage": stage, "launch": launch}
         self._state = State(stage=stage, launch=launch)
@@ -101,7 +103,7 @@ class Progress:
         if not self._enabled:
             return
         with self._lock:
-            now = self._clock()
+            now = self._passed()
             if phase is not None and phase != self._fields.get("phase"):
                 self._fields.update(phase=phase, step=0, total=None, rates={})
                 self._steps.clear()
@@ -114,7 +116,7 @@ class Progress:
                 self._fields["rates"] = _finite(rates)
             if losses is not None:
                 self._fields["losses"] = _finite(losses)
-            self._state = State(**self._fields, eta=self._eta(now), time=now)
+            self._state = State(**self._fields, eta=self._eta(now), time=self._clock())
             self._dirty = True
 
     def warn(self, sentence: str) -> None:

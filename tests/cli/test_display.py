@@ -34,7 +34,7 @@ def view(phases: dict[str, Phase], *, progress: dict[str, State] | None = None, 
     status = SimpleNamespace(stages=stages, of=lambda name: next(item for item in stages if item.stage == name))
     explanations = dict.fromkeys(phases, why)
     return SimpleNamespace(
-        status=status, progress=progress or {}, explanations=explanations, starts={}, trouble="", interrupts=0
+        status=status, progress=progress or {}, explanations=explanations, took={}, trouble="", interrupts=0
     )
 
 

@@ -68,7 +68,7 @@ class Run:
             )  # fmt: skip
         attempts.save()
         records = attempts.all()
-        seen = [Attempt(r.number, r.started, 8, ended=r.ended, outcome=r.outcome, heartbeat=2000.0) for r in records]
+        seen = [Attempt(r.number, 8, ended=r.ended, outcome=r.outcome) for r in records]
         graph = self.accepted.graph
         present = frozenset(out.key for node in graph.nodes for out in node.outputs if done or node.stage == "tokens")
         _, planned = plan(graph, self.accepted.spec, Observed(present, {"base": seen}), 2100.0)

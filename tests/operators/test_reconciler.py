@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from fake_cluster import FakeKube
 from store_servers import StoreServer
 
 from nanochat.pipeline.graph import build_graph
+from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
@@ -40,28 +41,31 @@ class FakeEvents:
 
 @dataclass
 class Rig:
-    """A pipeline, its controller, and the time."""
+    """A pipeline, its controller, and the time, of which the date may be set."""
 
     cluster: FakeKube
     server: StoreServer
     services: Services
     store: Store
     run: Run
+    steady: float = 1000.0
+    annotations: dict[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         return {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
-            "metadata": {"name": "demo", "namespace": "team"},
+            "metadata": {"name": "demo", "namespace": "team", "annotations": dict(self.annotations)},
             "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world", "shards": 1}}},
         }
 
     def reconcile(self, *, after: float = 5.0, watched: bool = True) -> dict[str, Any]:
         """What the status says after a reconciliation; unless it is `watched`, the watches have told of nothing yet."""
         self.cluster.now += after
+        self.steady += after
         if watched:
             self.services.index.resync("")
-        self.run.reconcile(self.cluster.declare(self.document(), uid=UID), self.cluster.now)
+        self.run.reconcile(self.cluster.declare(self.document(), uid=UID), self.cluster.now, self.steady)
         return self.cluster.status
 
     def restart(self) -> None:
@@ -109,6 +113,37 @@ def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> Non
     rig.reconcile(after=60)
     assert rig.attempts() == ["Stalled", "Running"]
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+@pytest.mark.parametrize("by", [-3600.0, 7200.0])
+def test_a_clock_that_is_set_is_no_silence_and_hides_none(rig: Rig, by: float) -> None:
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    rig.cluster.now += by
+    rig.reconcile(after=STALL - 10)
+    assert rig.attempts() == ["Running"]
+    rig.reconcile(after=20)
+    rig.reconcile()
+    assert rig.attempts() == ["Stalled"]
+    rig.cluster.now += by
+    rig.reconcile(after=60)
+    assert rig.attempts() == ["Stalled", "Running"], "nor does it prolong the delay before the next attempt"
+
+
+@pytest.mark.parametrize("asked", ["2000-01-01T00:00:00Z", "2100-01-01T00:00:00Z", "please"])
+def test_a_retry_is_taken_whatever_clock_its_asker_has(rig: Rig, asked: str) -> None:
+    rig.reconcile()
+    for _ in range(9):
+        rig.reconcile(after=STALL + 5)
+        rig.reconcile(after=600)
+    assert rig.cluster.status["phase"] == "Failed"
+    before = len(rig.cluster.created)
+    rig.annotations[RETRY] = asked
+    rig.reconcile()
+    assert len(rig.cluster.created) == before + 1 and rig.cluster.status["retriedAt"] == asked
+    rig.restart()
+    assert rig.reconcile()["phase"] == "Running", "another controller knows of it"
 
 
 def test_storage_that_was_away_is_no_silence(rig: Rig) -> None:

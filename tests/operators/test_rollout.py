@@ -215,7 +215,7 @@ class World:
                     (writer.folder / file).write_text(name)
                 source = self.artifacts.uri(writer.commit(recipe={}, inputs={}, metadata={}))
         tags = {"nanochat.pipeline": "team.demo", "nanochat.run": f"runs/team.demo/{name}"}
-        found = self.registry.register(self.model, Candidate(source, name, name, {}, tags))
+        found = self.registry.register(self.model, Candidate(source, name, {}, tags))
         self.registry.promote(self.model, found.version)
         return found.version
 
@@ -309,7 +309,7 @@ def test_a_version_without_an_artifact_is_refused(world: World) -> None:
     world.look()
     assert world.deployment.written == ["1", "2"], "it is there now"
     weights = Path(world.profile.root) / "artifacts" / "model" / "three" / "01-a" / WEIGHTS
-    version = world.registry.register(world.model, Candidate("http://elsewhere/x", "x", "x", {}, {"nanochat.run": "r"}))
+    version = world.registry.register(world.model, Candidate("http://elsewhere/x", "x", {}, {"nanochat.run": "r"}))
     world.registry.promote(world.model, version.version)
     assert (world.look().about("r", told_before=False) or ("",))[0] == "False"
     world.release("three")
@@ -437,7 +437,7 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
             "metadata": {"name": "demo", "namespace": "team"},
             "spec": {"suspend": True, "sources": {"text": {"kind": "world"}}},
         }
-        run.reconcile(cluster.declare(found, uid="u2"), cluster.now)
+        run.reconcile(cluster.declare(found, uid="u2"), cluster.now, cluster.now)
         return status.condition(cluster.status, "Serving")
 
     assert turn() is None and asked == [("runs/team.demo/u2", False)]

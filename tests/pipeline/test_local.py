@@ -27,6 +27,7 @@ from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage import Profile
+from nanochat.tracking.dates import Dates
 
 PIPELINE: dict[str, Any] = {
     "apiVersion": "nanochat.dev/v1alpha1",
@@ -168,6 +169,37 @@ def test_an_interrupt_lets_the_stage_end(start: Start, resolved: ResolvedProfile
     assert again.run().phase is Phase.SUCCEEDED
 
 
+@pytest.mark.parametrize("stop", [signal.SIGHUP, signal.SIGTERM])
+def test_a_clock_that_is_set_stalls_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
+    """Set back an hour while a stage waits for its next try; a sleep of two hours while it runs."""
+    runner = start({"dataset": ["StorageError", "waits", "ok"]})
+    patient = runner.spec.model_copy(update={"retries": runner.spec.retries.model_copy(update={"delay_seconds": 5.0})})
+    monkeypatch.setattr(local, "plan", lambda graph, spec, observed, now: plan(graph, patient, observed, now))
+    shift = [0.0]
+    runner._dates = Dates(clock=lambda: time.time() + shift[0])
+    since: list[float] = []
+
+    def look(view: RunProgress) -> None:
+        if view.status.of("dataset").phase is Phase.RETRYING and not shift[0]:
+            shift[0] = -3600.0
+            runner._dates = Dates(clock=lambda: time.time() + shift[0])  # as another process would find it
+        if runner.running and shift[0] == -3600.0 and len(runner.attempts.of("dataset")) == 2:
+            shift[0] += 7200.0
+            since.append(time.monotonic())
+        if since and view.progress and time.monotonic() - since[0] > 1.5 and not runner.interrupts:
+            signal.raise_signal(stop)
+
+    assert runner.run(look).phase is Phase.SUSPENDED
+    assert outcomes(runner) == ["Infrastructure", "Preempted"], "it was neither delayed nor taken for dead"
+    again = start({"dataset": ["ok"]})
+    again._dates = Dates(clock=lambda: time.time() - 86400.0)  # run again on the day before
+    assert again.run().phase is Phase.SUCCEEDED
+    records = again.attempts.all()
+    assert [record.number for record in records] == [1, 2, 3] and all(record.duration >= 0 for record in records)
+
+
 def test_the_third_interrupt_ends_at_once(start: Start, resolved: ResolvedProfile) -> None:
     runner = start({"dataset": ["ignores"]})
     during(runner, lambda: signal.raise_signal(signal.SIGINT), times=3)
@@ -186,15 +218,15 @@ def test_a_stage_that_does_not_stop_is_ended_after_its_grace(
 
 def test_storage_that_is_away_is_borne(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = start({"dataset": ["waits", "ok"]})
-    real, away, troubles = runner.store.exists, [5], []
+    real, away, troubles = runner.store.read, [5], []
 
-    def exists(path: str) -> bool:
+    def read(path: str, *limits: Any, **more: Any) -> bytes:
         if path == runner.paths.control and away[0]:
             away[0] -= 1
             raise StorageError("it does not answer")
-        return real(path)
+        return real(path, *limits, **more)
 
-    monkeypatch.setattr(runner.store, "exists", exists)
+    monkeypatch.setattr(runner.store, "read", read)
 
     def look(view: RunProgress) -> None:
         troubles.append(view.trouble)

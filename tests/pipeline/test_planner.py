@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,11 +24,11 @@ def keys(*stages: str) -> frozenset[str]:
 
 def ended(number: int, reason: Reason, *, reached: int = 0, size: int = 32, at: float = 10.0) -> Attempt:
     outcome = Outcome(reason=reason, message="a reason")
-    return Attempt(number=number, started=1.0, device_batch_size=size, ended=at, outcome=outcome, reached=reached)
+    return Attempt(number=number, device_batch_size=size, ended=at, outcome=outcome, reached=reached)
 
 
-def running(number: int = 1, *, heartbeat: float | None = None, stopping: bool = False) -> Attempt:
-    return Attempt(number=number, started=1.0, device_batch_size=32, heartbeat=heartbeat, stopping=stopping)
+def running(number: int = 1, *, silence: float = 0.0, stopping: bool = False) -> Attempt:
+    return Attempt(number=number, device_batch_size=32, silence=silence, stopping=stopping)
 
 
 def launched(observed: Observed, now: float = 100.0) -> list[str]:
@@ -76,10 +78,10 @@ def test_a_running_stage_is_left_alone() -> None:
 
 
 def test_silence_beyond_the_limit_is_a_stall() -> None:
-    observed = Observed(present=keys("dataset", "tokenizer", "tokens"), attempts={"base": [running(heartbeat=50.0)]})
-    limit = SPEC.retries.stall_seconds
-    assert plan(GRAPH, SPEC, observed, 50.0 + limit)[0] == []
-    assert plan(GRAPH, SPEC, observed, 51.0 + limit)[0] == [Stop("base", 1, "stalled")]
+    present, limit = keys("dataset", "tokenizer", "tokens"), SPEC.retries.stall_seconds
+    for silence, actions in ((limit, []), (limit + 1, [Stop("base", 1, "stalled")])):
+        observed = Observed(present=present, attempts={"base": [running(silence=silence)]})
+        assert plan(GRAPH, SPEC, observed, 100.0)[0] == actions
 
 
 @pytest.mark.parametrize("what", ["suspended", "cancelled"])
@@ -132,7 +134,15 @@ def test_outcomes(attempts: list[Attempt], failure: bool, not_before: float, siz
 def test_a_retry_forgets_attempts_before_it_but_not_their_memory() -> None:
     attempts = [ended(1, Reason.OUT_OF_MEMORY, size=8), ended(2, Reason.USER_ERROR)]
     assert decide_retry(attempts, SPEC).failure
-    assert decide_retry(attempts, SPEC, retry_at=11.0).device_batch_size == 4
+    former = [replace(attempt, former=True) for attempt in attempts]
+    assert decide_retry(former, SPEC).device_batch_size == 4
+
+
+@pytest.mark.parametrize(("now", "waits"), [(10.0, True), (14.9, True), (15.1, False), (9.9, False), (-3600.0, False)])
+def test_a_clock_that_was_set_back_prolongs_no_delay(now: float, waits: bool) -> None:
+    attempts = {"base": [ended(1, Reason.INFRASTRUCTURE, at=10.0)]}
+    observed = Observed(present=keys("dataset", "tokenizer", "tokens"), attempts=attempts)
+    assert launched(observed, now) == ([] if waits else ["base"])
 
 
 def test_a_failed_stage_blocks_what_needs_it_and_nothing_else() -> None:
@@ -177,7 +187,7 @@ def test_whatever_happens_it_ends_and_never_doubles(story: list[tuple[Reason, bo
             assert not history or history[-1].outcome is not None
             assert action.attempt == len(history) + 1
             assert set(GRAPH.node(action.stage).needs.values()) <= present
-            history.append(Attempt(number=action.attempt, started=now, device_batch_size=action.device_batch_size))
+            history.append(Attempt(number=action.attempt, device_batch_size=action.device_batch_size))
         live = [stage for stage, history in attempts.items() if history[-1].outcome is None]
         if not live:
             if status.phase is Phase.RUNNING:
@@ -192,7 +202,6 @@ def test_whatever_happens_it_ends_and_never_doubles(story: list[tuple[Reason, bo
             reached = max((a.reached for a in attempts[stage]), default=0) + further
             attempts[stage][-1] = Attempt(
                 number=last.number,
-                started=last.started,
                 device_batch_size=last.device_batch_size,
                 ended=now,
                 outcome=Outcome(reason=reason),

@@ -38,7 +38,7 @@ STATES = {
     "held": (Observed(present=BEFORE, hold="storage is away"), Phase.WAITING, Phase.WAITING, Phase.FAILED),
     "elsewhere": (Observed(present=BEFORE, elsewhere={KEY: "older"}), Phase.WAITING, Phase.WAITING, Phase.FAILED),
     "inputs gone": (Observed(present=frozenset()), Phase.WAITING, Phase.WAITING, Phase.FAILED),
-    "retried": (Observed(present=BEFORE, retry_at=11.0), Phase.RUNNING, Phase.RUNNING, Phase.RUNNING),
+    "retried": (Observed(present=BEFORE), Phase.RUNNING, Phase.RUNNING, Phase.RUNNING),
     "made": (Observed(present=BEFORE | {KEY}), Phase.CACHED, Phase.CACHED, Phase.CACHED),
     "no place": (Observed(present=BEFORE, slots={"gpu": 0, "cpu": 1}), Phase.QUEUED, Phase.RETRYING, Phase.FAILED),
 }
@@ -46,14 +46,15 @@ STATES = {
 
 def ended(reason: Reason, *, number: int = 1, host: bool = False, memory: float = 1.0, size: int = 32) -> Attempt:
     outcome = Outcome(reason=reason, message="why", host=host)
-    return Attempt(number, started=1.0, device_batch_size=size, ended=10.0, outcome=outcome, memory=memory)
+    return Attempt(number, device_batch_size=size, ended=10.0, outcome=outcome, memory=memory)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_outcome_in_every_state(reason: Reason, state: str) -> None:
     observed, starts, waits, failed = STATES[state]
-    observed = replace(observed, attempts={"base": [ended(reason)]})
+    attempt = replace(ended(reason), former=state == "retried")
+    observed = replace(observed, attempts={"base": [attempt]})
     actions, status = plan(GRAPH, SPEC, observed, 12.0)
     expected = {Phase.RUNNING: starts, Phase.RETRYING: waits, Phase.FAILED: failed}[FOLLOWS[reason]]
     if state == "made" and reason is Reason.SUCCEEDED:
@@ -64,27 +65,26 @@ def test_every_outcome_in_every_state(reason: Reason, state: str) -> None:
     assert all(isinstance(action, Start) and action.attempt == 2 for action in launches)
 
 
-LIVE = Attempt(3, started=1.0, device_batch_size=32, heartbeat=1.0)
+LIVE = Attempt(3, device_batch_size=32)
+SILENT = replace(LIVE, silence=1e4)
 
 
 @pytest.mark.parametrize(
-    ("attempt", "observed", "now", "phase", "stop"),
+    ("attempt", "observed", "phase", "stop"),
     [
-        pytest.param(LIVE, Observed(present=BEFORE), 2.0, Phase.RUNNING, None, id="runs"),
-        pytest.param(LIVE, Observed(present=BEFORE), 1e4, Phase.STOPPING, "stalled", id="silent"),
-        pytest.param(
-            replace(LIVE, waiting="no room"), Observed(present=BEFORE), 1e4, Phase.PENDING, None, id="pending"
-        ),
-        pytest.param(replace(LIVE, stale=True), Observed(present=BEFORE), 2.0, Phase.STOPPING, "edited", id="edited"),
-        pytest.param(LIVE, Observed(present=BEFORE, suspended=True), 2.0, Phase.STOPPING, "suspended", id="suspended"),
-        pytest.param(LIVE, Observed(present=BEFORE, cancelled=True), 2.0, Phase.STOPPING, "cancelled", id="cancelled"),
-        pytest.param(LIVE, Observed(present=BEFORE, hold="why"), 2.0, Phase.RUNNING, None, id="held"),
-        pytest.param(LIVE, Observed(present=BEFORE, elsewhere={KEY: "x"}), 2.0, Phase.RUNNING, None, id="elsewhere"),
-        pytest.param(replace(LIVE, stopping=True), Observed(present=BEFORE), 1e4, Phase.STOPPING, None, id="stopping"),
+        pytest.param(LIVE, Observed(present=BEFORE), Phase.RUNNING, None, id="runs"),
+        pytest.param(SILENT, Observed(present=BEFORE), Phase.STOPPING, "stalled", id="silent"),
+        pytest.param(replace(SILENT, waiting="no room"), Observed(present=BEFORE), Phase.PENDING, None, id="pending"),
+        pytest.param(replace(LIVE, stale=True), Observed(present=BEFORE), Phase.STOPPING, "edited", id="edited"),
+        pytest.param(LIVE, Observed(present=BEFORE, suspended=True), Phase.STOPPING, "suspended", id="suspended"),
+        pytest.param(LIVE, Observed(present=BEFORE, cancelled=True), Phase.STOPPING, "cancelled", id="cancelled"),
+        pytest.param(LIVE, Observed(present=BEFORE, hold="why"), Phase.RUNNING, None, id="held"),
+        pytest.param(LIVE, Observed(present=BEFORE, elsewhere={KEY: "x"}), Phase.RUNNING, None, id="elsewhere"),
+        pytest.param(replace(SILENT, stopping=True), Observed(present=BEFORE), Phase.STOPPING, None, id="stopping"),
     ],
 )
-def test_an_attempt_that_runs(attempt: Attempt, observed: Observed, now: float, phase: Phase, stop: str | None) -> None:
-    actions, status = plan(GRAPH, SPEC, replace(observed, attempts={"base": [attempt]}), now)
+def test_an_attempt_that_runs(attempt: Attempt, observed: Observed, phase: Phase, stop: str | None) -> None:
+    actions, status = plan(GRAPH, SPEC, replace(observed, attempts={"base": [attempt]}), 2.0)
     assert status.of("base").phase is phase
     assert [action for action in actions if action.stage == "base"] == ([Stop("base", 3, stop)] if stop else [])
 
@@ -131,7 +131,7 @@ class World:
         self.present: set[str] = set()
         self.attempts: dict[str, list[Attempt]] = {}
         self.reached: dict[str, int] = {}
-        self.now, self.retry_at = 100.0, 0.0
+        self.now = 100.0
         self.suspended = self.hold = False
         self.elsewhere: dict[str, str] = {}
 
@@ -143,7 +143,6 @@ class World:
             suspended=self.suspended,
             hold="storage is away" if self.hold else "",
             elsewhere={key: name for key, name in self.elsewhere.items() if key not in self.present},
-            retry_at=self.retry_at,
         )
 
     def end(self, stage: str, reason: Reason) -> None:
@@ -175,7 +174,7 @@ class World:
                 assert set(GRAPH.node(action.stage).needs.values()) <= self.present, "its inputs are there"
                 assert action.attempt == (attempts[-1].number + 1 if attempts else 1), "numbers rise"
                 assert not self.suspended and not self.hold
-                new = Attempt(action.attempt, self.now, action.device_batch_size, heartbeat=self.now)
+                new = Attempt(action.attempt, action.device_batch_size)
                 self.attempts[action.stage] = [*attempts, new]
             else:
                 assert live and not attempts[-1].stopping, "what runs is stopped once"
@@ -183,8 +182,9 @@ class World:
         return status.phase
 
     def happen(self) -> None:
-        """Something random."""
-        self.now += self.dice.choice([0.5, 5.0, 60.0, 1000.0])
+        """Something random: now and then somebody sets the clock."""
+        passed = self.dice.choice([0.5, 5.0, 60.0, 1000.0])
+        self.now += passed + (self.dice.choice([-3600.0, 7200.0]) if self.dice.random() < 0.1 else 0.0)
         for stage, attempts in self.attempts.items():
             last = attempts[-1]
             if last.outcome is not None:
@@ -192,7 +192,9 @@ class World:
             if last.stopping or self.dice.random() < 0.5:
                 self.end(stage, self.dice.choice(list(Reason)) if not last.stopping else Reason.PREEMPTED)
             elif self.dice.random() < 0.5:
-                self.attempts[stage] = [*attempts[:-1], replace(last, heartbeat=self.now)]
+                self.attempts[stage] = [*attempts[:-1], replace(last, silence=0.0)]
+            else:
+                self.attempts[stage] = [*attempts[:-1], replace(last, silence=last.silence + passed)]
         event = self.dice.random()
         if event < 0.05 and self.present:
             self.present.discard(self.dice.choice(sorted(self.present)))
@@ -204,13 +206,18 @@ class World:
             node = self.dice.choice(GRAPH.nodes)
             self.elsewhere = {} if self.elsewhere else {node.outputs[0].key: "older"}
         elif event < 0.4:
-            self.retry_at = self.now
+            self.retry()
+
+    def retry(self) -> None:
+        """A user asks for one more try."""
+        for stage, attempts in self.attempts.items():
+            self.attempts[stage] = [replace(item, former=item.outcome is not None) for item in attempts]
 
     def calm_down(self) -> None:
         """From now on everything goes well."""
         self.suspended, self.hold, self.elsewhere = False, False, {}
         self.now += 1.0
-        self.retry_at = self.now  # a user who asks for one more try
+        self.retry()
 
 
 @settings(max_examples=60)

@@ -241,8 +241,9 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     return tmp_path
 
 
-def test_sigterm_finishes_what_was_begun(
-    folder: Path, ready: Callable[[str], bool], until: Callable[..., None]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_what_was_begun(
+    folder: Path, ready: Callable[[str], bool], until: Callable[..., None], number: signal.Signals
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -262,7 +263,7 @@ def test_sigterm_finishes_what_was_begun(
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
             lines = response.iter_lines()
             assert '"model":"nanochat"' in next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             rest = list(lines)
         assert rest[-2] == "data: [DONE]"
         assert process.wait(timeout=30) == 0

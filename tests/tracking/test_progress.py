@@ -27,7 +27,7 @@ class Clock:
 
 
 def progress(store: Any, clock: Clock, **options: Any) -> Progress:
-    return Progress(store, PATH, stage="base", launch="01-a", interval=1e9, clock=clock, **options)
+    return Progress(store, PATH, stage="base", launch="01-a", interval=1e9, clock=clock, passed=clock, **options)
 
 
 def test_it_comes_back(store: Store) -> None:
