@@ -14,12 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from nanochat.spec.errors import UserError
-from nanochat.spec.fields import Name, Section, Text, Uri, setting
+from nanochat.spec.fields import Name, Section, ServerAddress, StoreAddress, Text, TrackingAddress, setting
 from nanochat.spec.pods import ObjectName, PodSettings, Quantity
+from nanochat.spec.validation import read_document, validate
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
 
@@ -27,18 +26,17 @@ from nanochat.storage.store import Profile, Store
 class StoreProfile(Section):
     """The place of a pipeline's artifacts, for its pods and for the controller."""
 
-    root: Uri = setting(
-        help="root is the place of all artifacts: s3://bucket/prefix, gs://bucket/prefix, abfs://container/prefix, or "
-        "a folder that the pods and the controller mount."
+    root: StoreAddress = setting(
+        help="root is the place of all artifacts. A folder is one that the pods and the controller mount."
     )
-    endpoint: Uri | None = setting(
+    endpoint: ServerAddress | None = setting(
         None,
         "endpoint is the address of the object storage, of Azure https://ACCOUNT.blob.core.windows.net. Defaults to "
         "that of AWS or Google.",
     )
     region: Text | None = setting(None, "region is the region of the bucket. Defaults to that of the environment.")
     anonymous: bool = setting(False, "anonymous says whether requests are sent without a signature.")
-    tracking: Text | None = setting(
+    tracking: TrackingAddress | None = setting(
         None, "tracking is the tracking URI of the MLflow server. By default runs are not sent to any."
     )
     secret: ObjectName | None = setting(
@@ -94,10 +92,12 @@ class Serving(Section):
     )
     namespace: Name = setting(help="namespace is the namespace that the Deployment is in.")
     model: Name = setting("nanochat", "model is the name of the registered model that is served.")
-    tracking: Text | None = setting(None, "tracking is the tracking URI of the registry. Defaults to the profile's.")
+    tracking: TrackingAddress | None = setting(
+        None, "tracking is the tracking URI of the registry. Defaults to the profile's."
+    )
     profile: Name = setting("default", "profile is the store profile by which the model's manifest is read.")
     poll_seconds: float = setting(
-        15.0, "pollSeconds is the time in seconds between looks at the alias.", unit="seconds", ge=1
+        15.0, "pollSeconds is the time in seconds between looks at the alias.", unit="seconds", ge=1, le=3600
     )
 
 
@@ -109,7 +109,7 @@ class Config(Section):
         help="profiles are the store profiles, by the name that spec.store has."
     )
     pools: Pools = setting(Pools, "pools holds the settings of the node pools.")
-    namespaces: tuple[Name, ...] = setting(
+    namespaces: Annotated[tuple[Name, ...], Field(max_length=1000)] = setting(
         (), "namespaces are the namespaces whose pipelines are run; all, where none is named."
     )
     store_patience_seconds: int = setting(
@@ -118,6 +118,7 @@ class Config(Section):
         "fail and are tried again.",
         unit="seconds",
         ge=0,
+        le=86_400,
     )
     serving: Serving | None = setting(
         None, "serving is the inference server that follows the registry. By default there is none."
@@ -136,16 +137,4 @@ class Config(Section):
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read the file; UserError with one line for each mistake."""
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return cls.model_validate(data, by_alias=True, by_name=False)
-        except OSError as error:
-            raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-        except ValidationError as error:
-            lines = [
-                f"'{'.'.join(str(part) for part in item['loc'])}': {item['msg']}"
-                for item in error.errors(include_url=False)
-            ]
-            raise UserError(f"{path}: " + "\n".join(lines)) from None
+        return validate(read_document(path), cls, where=str(path))

@@ -16,6 +16,7 @@ from kubernetes import client
 
 from nanochat.pipeline.plan import StagePlan
 from nanochat.spec.chatpipeline import API_VERSION, ATTEMPT, KIND, PIPELINE, STAGE, UID
+from nanochat.spec.pods import hide_values
 from operators import resources
 from operators.admission import CONFIG_MAP
 from operators.job_backend import JobRequest
@@ -91,7 +92,7 @@ def plan_of(request: JobRequest) -> str:
 
 def _spec(request: JobRequest, cores: float) -> Object:
     """The spec with this attempt's device batch size and, for the tokens, as many workers as cores are asked for."""
-    data = request.spec.to_yaml_dict()
+    data = hide_values(request.spec.to_yaml_dict())
     stage = request.launch.stage
     section = data["stages"]["evalBase" if stage == "eval-base" else "evalChat" if stage.startswith("eval-") else stage]
     if "deviceBatchSize" in section:

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 from nanochat.pipeline.outcomes import Reason
 from nanochat.pipeline.planner import Phase
 from nanochat.spec.comments import Form
-from nanochat.spec.fields import Section, Text, Uri, setting
+from nanochat.spec.fields import Section, Text, setting
 
 Word = Annotated[str, StringConstraints(max_length=253)]  # names of stages and objects, keys, short figures
 Words = Annotated[dict[str, Word], Field(max_length=64)]
@@ -105,8 +105,8 @@ class AttemptStatus(StatusSection):
 class ProfileStatus(StatusSection):
     """The store profile, as it was when the spec was accepted last."""
 
-    root: Uri = setting(help="root is the address of the folder in the store below which all artifacts and runs are.")
-    endpoint: Uri | None = setting(None, "endpoint is the address of the S3 server; AWS where there is none.")
+    root: Text = setting(help="root is the address of the folder in the store below which all artifacts and runs are.")
+    endpoint: Text | None = setting(None, "endpoint is the address of the S3 server; AWS where there is none.")
     region: Text | None = setting(None, "region is the region of the store, where one is set.")
     anonymous: bool = setting(help="anonymous says whether requests to the store are sent without a signature.")
     tracking: Text | None = setting(None, "tracking is the tracking URI of the MLflow server, where there is one.")
@@ -152,7 +152,7 @@ class Condition(StatusSection):
         help="lastTransitionTime is the time at which the condition's status last changed to another value."
     )
     observed_generation: int | None = setting(
-        None, "observedGeneration is the metadata.generation that the condition was found for.", ge=0
+        None, "observedGeneration is the metadata.generation that the condition was found for.", ge=0, le=None
     )
 
 
@@ -160,7 +160,7 @@ class PipelineStatus(StatusSection):
     """status says where the pipeline stands, as the controller saw it last."""
 
     observed_generation: int | None = setting(
-        None, "observedGeneration is the metadata.generation of the spec that is carried out.", ge=0
+        None, "observedGeneration is the metadata.generation of the spec that is carried out.", ge=0, le=None
     )
     phase: Phase | None = setting(
         None,

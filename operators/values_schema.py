@@ -1,7 +1,7 @@
 """The parts of the chart's values.schema.json that `nanochat/spec` and the controller's configuration declare.
 
-`python -m operators.values_schema` writes them into the definitions `Pool`, `StoreProfile` and what those refer to;
-all else in the file is written by hand. A test fails when it is stale.
+`python -m operators.values_schema` writes them into the definitions `server`, `Pool`, `StoreProfile` and what those two
+refer to; all else in the file is written by hand. A test fails when it is stale.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nanochat.parse.address import LONGEST, SERVER
 from operators.config import Pool, StoreProfile
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "values.schema.json"
@@ -30,6 +31,8 @@ def definitions() -> dict[str, Schema]:
     )
     properties["controllerSecret"] = properties["secret"] | {"description": what}
     del properties["credentials"]
+    # What is written by hand refers to it; in values the empty text stands for none.
+    found["server"] = {"type": "string", "maxLength": LONGEST, "pattern": f"^$|{SERVER.pattern}"}
     return {name: _plain(schema) for name, schema in sorted(found.items())}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from nanochat.cli.cluster_errors import translate_errors
 from nanochat.cli.cluster_run import FIELD_MANAGER, ClusterRun
 from nanochat.cli.options import Context, File, Name, Namespace, Set
-from nanochat.pipeline.preflight import check_inputs, local_file
+from nanochat.parse.address import local_path
+from nanochat.pipeline.preflight import check_inputs
 from nanochat.spec.chatpipeline import PIPELINE
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
@@ -38,7 +39,7 @@ def submit(
     body["spec"] = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     body["metadata"] = {name: value for name, value in body["metadata"].items() if value} | {"namespace": namespace}
     identity = spec.stages.mid.identity
-    path = local_file(identity) if identity and not identity.startswith("configmap://") else None
+    path = local_path(identity) if identity else None
     if path is not None:
         body["spec"]["stages"]["mid"]["identity"] = _upload_identity(kube, namespace, pipeline, path)
     name = pipeline.metadata.name
@@ -61,7 +62,7 @@ def _local_sources(pipeline: Pipeline) -> list[tuple[str, str]]:
         for name, value in data.items():
             if isinstance(value, dict):
                 look(value, f"{path}.{name}")
-            elif name in ("mirror", "hub", "base", "url", "gpt2", "gpt4") and value and local_file(value):
+            elif name in ("mirror", "hub", "base", "url", "gpt2", "gpt4") and value and local_path(value):
                 found.append((f"{path}.{name}", value))
 
     look(pipeline.spec.sources.to_yaml_dict(), "sources")

@@ -197,6 +197,9 @@ class ClusterRun(RunHandle):
         text = (folder / "report.md").read_text(encoding="utf-8")
         print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
 
+    def missing_weights(self, uri: str) -> str:
+        return str(json.loads(self.stored("model", uri=uri)).get("missing", ""))
+
     def registry(self) -> Registry:
         uri = (self.status.get("profile") or {}).get("tracking")
         if not uri:

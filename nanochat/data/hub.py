@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from nanochat.data.hub_access import HubAccess
 from nanochat.data.verify import DamagedFile, WrongFile
+from nanochat.parse import Malformed
+from nanochat.parse.address import FILE, Address, resolve, shown
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage.backends import SCHEMES, find_backend
 from nanochat.storage.failures import to_user_error, transient
@@ -102,7 +104,11 @@ class Hub:
         damaged at its source, StorageError where the source could not be reached.
         """
         part = target.with_name(target.name + ".part")
-        transfer = self._transfer(Source(url, setting, limit), part)
+        try:
+            address = resolve(url, FILE)
+        except Malformed as error:
+            raise UserError(f"{setting}: {error}") from None
+        transfer = self._transfer(address, Source(address.text, setting, limit), part)
         failures = damages = 0
         while True:
             try:
@@ -113,7 +119,7 @@ class Hub:
             except DamagedFile as error:
                 part.unlink()
                 damages += 1
-                if damages == DAMAGED_LIMIT or urlsplit(url).scheme not in ("http", "https"):
+                if damages == DAMAGED_LIMIT or address.scheme not in ("http", "https"):
                     raise UserError(
                         f"{shown(url)} is damaged: {error}; replace it there, or correct {setting}"
                     ) from None
@@ -132,30 +138,23 @@ class Hub:
         os.replace(part, target)
         return size
 
-    def _transfer(self, source: Source, part: Path) -> Callable[[], None]:
-        scheme = urlsplit(source.url).scheme
-        if scheme in ("http", "https"):
-            state = HttpTransfer(self._client, source, part, self._access)
-            return lambda: state.run(self.watch)
-        if scheme in SCHEMES:
-            return lambda: self._object(source, part)
-        if scheme in ("", "file"):
-            return lambda: self._local(source, part)
-        raise UserError(
-            f"{source} ({source.setting}) "
-            "must begin with https://, http://, s3://, gs://, abfs:// or file://, or be a path"
-        )
+    def _transfer(self, address: Address, source: Source, part: Path) -> Callable[[], None]:
+        path = address.path
+        if path is not None:
+            return lambda: self._local(path, source, part)
+        if address.scheme in SCHEMES:
+            return lambda: self._object(address.scheme, source, part)
+        state = HttpTransfer(self._client, source, part, self._access)
+        return lambda: state.run(self.watch)
 
-    def _local(self, source: Source, part: Path) -> None:
-        path = local_path(source.url)
+    def _local(self, path: Path, source: Source, part: Path) -> None:
         if not path.is_file():
             raise UserError(f"there is no file {path}: correct {source.setting}")
         with open(path, "rb") as file, open(part, "wb") as out:
             self._copy(file, out, source)
 
-    def _object(self, source: Source, part: Path) -> None:
+    def _object(self, scheme: str, source: Source, part: Path) -> None:
         url, store = source.url, self._store
-        scheme = urlsplit(url).scheme
         backend = find_backend(scheme)
         place = store if store and urlsplit(store.root).scheme == scheme else Profile(root=url)
         try:
@@ -281,14 +280,3 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
-
-
-def local_path(url: str) -> Path:
-    """The path of a file:// address or of a path."""
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url).expanduser()
-
-
-def shown(url: str) -> str:
-    """An address for messages: without credentials and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
+from nanochat.parse import Malformed
+from nanochat.parse.address import SERVER, resolve
 from nanochat.spec.errors import UserError
 from nanochat.spec.sources import PUBLIC_HUB, Sources
 
@@ -29,13 +31,11 @@ class HubAccess:
         """As the environment says; UserError where a variable cannot be what it should."""
         endpoint = environment.get("HF_ENDPOINT", "").strip().rstrip("/") or PUBLIC_HUB
         try:
-            parts = urlsplit(endpoint)
-            right = parts.scheme in ("http", "https") and bool(parts.hostname) and _port(parts) > 0
-            right = right and not (parts.username or parts.password or parts.query or parts.fragment)
-        except ValueError:
-            right = False
-        if not right:
-            raise UserError(f"HF_ENDPOINT must be an address such as {PUBLIC_HUB}, without a password or query")
+            endpoint = resolve(endpoint, SERVER).text
+        except Malformed:
+            raise UserError(
+                f"HF_ENDPOINT must be an address such as {PUBLIC_HUB}, without a password or query"
+            ) from None
         token = environment.get("HF_TOKEN", "").strip()
         if token and not _TOKEN.fullmatch(token):
             raise UserError("HF_TOKEN is no token: it must be printable ASCII without blanks")

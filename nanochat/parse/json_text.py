@@ -28,13 +28,15 @@ def read_json(data: bytes | str, *, limit: int) -> Any:
     except UnicodeEncodeError:
         raise Malformed("not JSON: a text holds half a surrogate pair") from None
     if len(raw) > limit:
-        raise Malformed(f"{len(raw):,} bytes, and at most {limit:,} are read")
+        raise Malformed(f"more than {limit:,} bytes")
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         found = _PLACE.fullmatch(str(error))
         problem, place = found.groups() if found else (str(error), "")
         place = place.removeprefix("line 1 ")  # often the line is one of many, and the caller names it
+        if "surrogate" in problem or "hex escape" in problem:
+            problem += ", perhaps half a surrogate pair"
         problem = "nested more than 200 deep" if problem == _DEEP else f"not JSON: {problem}"
         raise Malformed(f"{problem}{place and f' at {place}'}") from None
     if _LARGE_NUMBER.search(raw):

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from nanochat.parse.address import absolute, local_path
 from nanochat.pipeline.graph import Graph, build_graph
-from nanochat.pipeline.preflight import check_inputs, local_file
+from nanochat.pipeline.preflight import check_inputs
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 
@@ -54,15 +54,10 @@ def localize(pipeline: Pipeline) -> Pipeline:
     return pipeline.model_copy(update={"spec": spec.model_copy(update={"sources": sources, "stages": stages})})
 
 
-def absolute(uri: str) -> str:
-    """A local path as an absolute one; addresses stay as they are."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
-
-
 def file_digests(spec: PipelineSpec) -> dict[str, str]:
     """SHA-256 of the local files that the pipeline names, by their address."""
     uri = spec.stages.mid.identity
-    path = local_file(uri) if uri else None
+    path = local_path(uri) if uri else None
     if uri is None or path is None:
         return {}
     try:

@@ -41,6 +41,7 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.runtime.stopping import on_stop
 from nanochat.runtime.threads import thread_variables
+from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
 
@@ -134,7 +135,7 @@ def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping:
 
 def node_rank() -> int:
     """Which of the attempt's nodes this is."""
-    return int(os.environ.get("NANOCHAT_NODE_RANK", "0"))
+    return integer("NANOCHAT_NODE_RANK", 0)
 
 
 def memory_kills() -> int:

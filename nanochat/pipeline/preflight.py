@@ -7,8 +7,7 @@ What costs a download or a training to find out is the stages' to check.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from nanochat.parse.address import local_path
 from nanochat.pipeline.task_selection import find_task, mixture_parts
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
@@ -21,13 +20,6 @@ def check_inputs(spec: PipelineSpec) -> None:
     _splits(spec)
     _rewards(spec)
     _identity(spec)
-
-
-def local_file(uri: str) -> Path | None:
-    """The path that a local path or file:// address means; None for other addresses."""
-    if "://" in uri and not uri.startswith("file://"):
-        return None
-    return Path(uri.removeprefix("file://")).expanduser()
 
 
 def _splits(spec: PipelineSpec) -> None:
@@ -46,7 +38,7 @@ def _rewards(spec: PipelineSpec) -> None:
 def _identity(spec: PipelineSpec) -> None:
     """The identity conversations, all of them, where they are a local file of the user's."""
     uri = spec.stages.mid.identity
-    path = local_file(uri) if uri else None
+    path = local_path(uri) if uri else None
     if path is None:
         return
     try:

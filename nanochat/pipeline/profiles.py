@@ -10,17 +10,29 @@ NANOCHAT_PROFILES names):
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nanochat.parse import Malformed
+from nanochat.parse.address import SERVER, STORE, TRACKING, Kind, resolve
 from nanochat.spec.errors import UserError
-from nanochat.spec.fields import nearest
+from nanochat.spec.fields import Section, ServerAddress, StoreAddress, Text, TrackingAddress, nearest, setting
+from nanochat.spec.validation import read_document, validate
+from nanochat.storage import files
 from nanochat.storage.store import Profile
 
-FIELDS = ("root", "endpoint", "region", "anonymous", "tracking")
+
+class DeclaredProfile(Section):
+    """A profile in the file of profiles."""
+
+    root: StoreAddress | None = setting(None, "root is the place of all artifacts.")
+    endpoint: ServerAddress | None = setting(None, "endpoint is the address of the object storage.")
+    region: Text | None = setting(None, "region is the region of the bucket.")
+    anonymous: bool = setting(False, "anonymous says whether requests are sent without a signature.")
+    tracking: TrackingAddress | None = setting(None, "tracking is the tracking URI of MLflow.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,66 +56,76 @@ class ResolvedProfile:
     def locks(self) -> Path:
         return self.home / "locks"
 
+    @property
+    def identity(self) -> str:
+        """Tells this home from others that share a store; '' where it was never used."""
+        try:
+            return (self.home / "id").read_text(encoding="ascii").strip()[:64]
+        except (OSError, ValueError):
+            return ""
+
+    def make_identity(self) -> str:
+        """The identity, made where the home has none yet. UserError where the home cannot be written."""
+        try:
+            files.create(self.home / "id", uuid.uuid4().hex[:12].encode())
+        except OSError as error:
+            raise UserError(
+                f"{self.home} cannot be written: {error.strerror}; set NANOCHAT_HOME to a folder that can"
+            ) from None
+        return self.identity
+
     def profile_dict(self) -> dict[str, Any]:
         return asdict(self.profile)
 
 
 def resolve_profile(name: str = "default") -> ResolvedProfile:
-    """The resolved that a profile name means on this machine; UserError where it is not declared."""
-    user = _user_folder()
-    named = os.environ.get("NANOCHAT_HOME") or (user / ".cache" / "nanochat" if user else None)
-    if named is None:
-        raise UserError("HOME is not set: set it, or set NANOCHAT_HOME to a folder in which nanochat may keep files")
-    home = Path(named).absolute()
+    """The store and tracking that a profile name means on this machine; UserError where it is not declared."""
+    home = _home()
     declared = _declared()
-    data = dict(declared.get(name) or {})
+    found = declared.get(name, DeclaredProfile())
+    root, endpoint = found.root, found.endpoint
     if name == "default":
-        data.setdefault("root", str(home))
-        if os.environ.get("NANOCHAT_ROOT"):
-            data["root"] = os.environ["NANOCHAT_ROOT"]
-        if os.environ.get("NANOCHAT_ENDPOINT"):
-            data["endpoint"] = os.environ["NANOCHAT_ENDPOINT"]
-    if "root" not in data:
-        raise UserError(
-            f"spec.store names the profile '{name}', which is not declared.{nearest(name, ['default', *declared])}"
-        )
-    root = str(data["root"])
-    if "://" not in root:
-        root = str(Path(root).expanduser().absolute())
-        tracking_folder = Path(root)
-    else:
-        tracking_folder = home
-    tracking = os.environ.get("MLFLOW_TRACKING_URI") or data.get("tracking") or f"sqlite:///{tracking_folder}/mlflow.db"
-    profile = Profile(
-        root=root,
-        endpoint=data.get("endpoint"),
-        region=data.get("region"),
-        anonymous=bool(data.get("anonymous", False)),
-    )
+        root = _address("NANOCHAT_ROOT", STORE) or root or str(home)
+        endpoint = _address("NANOCHAT_ENDPOINT", SERVER) or endpoint
+    if root is None:
+        problem = "has no root" if name in declared else "is not declared"
+        known = "" if name in declared else nearest(name, ["default", *declared])
+        raise UserError(f"spec.store names the profile '{name}', which {problem}.{known}")
+    address = resolve(root, STORE)
+    tracking_folder = home if address.path is None else address.path.absolute()
+    tracking = _address("MLFLOW_TRACKING_URI", TRACKING) or found.tracking or f"sqlite:///{tracking_folder}/mlflow.db"
+    profile = Profile(root=address.absolute(), endpoint=endpoint, region=found.region, anonymous=found.anonymous)
     return ResolvedProfile(name=name, profile=profile, tracking=tracking, home=home)
 
 
-def _user_folder() -> Path | None:
-    """The user's home; None where this machine knows of none."""
+def _address(variable: str, kind: Kind) -> str | None:
+    """The address that a variable holds; None where it is not set."""
+    text = os.environ.get(variable)
     try:
-        return Path.home()
+        return resolve(text, kind).text if text else None
+    except Malformed as error:
+        raise UserError(f"{variable}: {error}") from None
+
+
+def _home() -> Path:
+    try:
+        return Path(os.environ.get("NANOCHAT_HOME") or "~/.cache/nanochat").expanduser().absolute()
     except RuntimeError:
-        return None
+        raise UserError("the home folder of this user is not known: set HOME, or NANOCHAT_HOME to a folder") from None
 
 
-def _declared() -> dict[str, dict[str, Any]]:
-    user = _user_folder()
-    named = os.environ.get("NANOCHAT_PROFILES") or (user / ".config" / "nanochat" / "profiles.yaml" if user else None)
-    if named is None:
+def _declared() -> Mapping[str, DeclaredProfile]:
+    """The profiles of the file that is named, which has to be there, or else of the user's, which need not."""
+    named = os.environ.get("NANOCHAT_PROFILES")
+    try:
+        path = Path(named or "~/.config/nanochat/profiles.yaml").expanduser()
+    except RuntimeError:  # no home folder, and so none in it
         return {}
-    path = Path(named)
-    if not path.exists():
+    if not named and not path.exists():
         return {}
-    data = yaml.safe_load(path.read_text())
+    data = read_document(path)
+    if data is None:
+        return {}
     if not isinstance(data, dict) or not all(isinstance(item, dict) for item in data.values()):
-        raise UserError(f"{path} must map profile names to {{root, endpoint, region, tracking}}")
-    for name, fields in data.items():
-        for field in fields:
-            if field not in FIELDS:
-                raise UserError(f"{path}: unknown field '{name}.{field}'.{nearest(field, list(FIELDS))}")
-    return data
+        raise UserError(f"{path} must map profile names to {{root, endpoint, region, anonymous, tracking}}")
+    return {name: validate(fields, DeclaredProfile, where=str(path), within=name) for name, fields in data.items()}

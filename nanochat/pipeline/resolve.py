@@ -14,6 +14,8 @@ from nanochat.spec.pipeline import PipelineSpec
 # One parquet shard yields this many characters for each token (the reference's ratio for its vocabulary).
 CHARACTERS_PER_TOKEN = 4.8
 SHARD_MARGIN = 1.1
+WORKER_MEMORY = 256 << 20  # bytes of a process that makes tokens, for which 150 MiB were measured
+MOST_SHARDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,11 @@ def horizon(spec: PipelineSpec) -> Horizon:
     if text.shards is None and text.kind == "hub" and count > text.validation_shard:
         # The validation shard is the source's last: there are no more training shards, so the text repeats.
         count = text.validation_shard
+    if count > MOST_SHARDS:
+        raise UserError(
+            f"stages.base would read {count:,} shards of text, and at most {MOST_SHARDS:,} are read: lower its steps, "
+            "or raise sources.text.charactersPerShard"
+        )
     indices = [i for i in range(count + 1) if i != text.validation_shard][:count]
     if not indices:
         raise UserError(

@@ -19,6 +19,7 @@ from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
+from nanochat.spec.pods import hide_values
 from nanochat.storage import Artifacts, Manifest, Store
 from nanochat.tracking.environment import environment
 from nanochat.tracking.journal import History, JournalReader
@@ -142,7 +143,7 @@ def gather(
     With `readers` (by run) kept from one call to the next, only what is new in the journals is read.
     """
     paths = RunPaths(run)
-    pipeline = read_declaration(store, paths)
+    pipeline = hide_values(read_declaration(store, paths))  # an earlier version stored the values
     metadata = pipeline.get("metadata", {})
     status = read_status(store, paths) or RunStatus(metadata.get("name", ""), metadata.get("namespace", ""))
     keys = status.keys()

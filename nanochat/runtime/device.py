@@ -17,6 +17,8 @@ from typing import Literal
 
 import torch
 
+from nanochat.spec.environment import integer
+
 # Dense bf16 FLOPs a second, from the makers' data sheets; the first name that is part of the device's own counts.
 PEAK_FLOPS = (
     ("B200", 2250e12),
@@ -32,7 +34,7 @@ PEAK_FLOPS = (
 )
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-LOCAL_VARIABLES = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+LOCAL_VARIABLES = (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Device:
 
 def choose_device(precision: Literal["auto", "bf16", "fp32"] = "auto") -> Device:
     """CUDA where every local rank has a GPU of its own, else Apple's GPU where there is one, else the CPU."""
-    local_rank, local_size = (int(os.environ.get(name, default)) for name, default in LOCAL_VARIABLES)
+    local_rank, local_size = (integer(name, default) for name, default in LOCAL_VARIABLES)
     if torch.cuda.is_available() and torch.cuda.device_count() >= local_size:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)

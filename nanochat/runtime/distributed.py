@@ -14,7 +14,6 @@ fails raises PeerLost.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.runtime.memory import is_out_of_memory
+from nanochat.spec.environment import integer
 from nanochat.spec.errors import PeerLost
 
 # A peer may be busy for long with an upload or a sample; a node that is gone is found by the planner's heartbeat.
@@ -119,7 +119,7 @@ ALONE = World()
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
     """Join the process group that torchrun's variables describe, and leave it at the end."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = integer("WORLD_SIZE", 1, low=1)
     if size == 1:
         yield ALONE
         return
@@ -129,7 +129,7 @@ def join(device: torch.device) -> Iterator[World]:
     yield World(
         rank=dist.get_rank(),
         size=size,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_rank=integer("LOCAL_RANK", 0),
         group=dist.group.WORLD,
     )
     # Not after an error: peers may still wait in a collective, and leaving would then wait for them.

@@ -7,22 +7,20 @@ Without a model the API answers 503, with the reason.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanochat.inference import Completion, ContextTooLong, Sampling
-from nanochat.serving.answers import StreamEncoder, answer, head, logprob, sse
+from nanochat.inference import ContextTooLong, Sampling
 from nanochat.serving.bodies import UnknownFields
 from nanochat.serving.errors import ApiError, api_error, http_error, internal_error, invalid_request
 from nanochat.serving.exchange import Exchange
@@ -31,19 +29,16 @@ from nanochat.serving.health import health_router
 from nanochat.serving.holder import Model, ModelHolder
 from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.messages import conversation
-from nanochat.serving.objects import ChatCompletion, ChosenToken, ModelList, ModelObject
+from nanochat.serving.objects import ModelList, ModelObject
 from nanochat.serving.openapi import ANSWER, BEARER, documented
 from nanochat.serving.page import content_security_policy, read_page
-from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.protocol import ANY_MODEL, MODEL, ChatRequest
+from nanochat.serving.responder import ChatResponder, EventStream, unless_disconnected
 from nanochat.serving.service import EngineFailed, Overloaded
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer.chat import least_prompt, render_prompt
 
-T = TypeVar("T")
-
 SUMMARY = "OpenAI's chat API for one model; docs/serving.md says how each field is treated."
-# Under this name any server's model can be asked for.
-ANY_MODEL = "nanochat"
 
 NO_KEYS = "No key is asked for: everyone who reaches the server may use it. NANOCHAT_API_KEYS sets keys."
 
@@ -150,9 +145,9 @@ class _Api:
         self._unknown = UnknownFields()
 
     def router(self) -> APIRouter:
-        router = APIRouter(
-            prefix="/v1", route_class=JsonRoute, dependencies=[Depends(BEARER)], responses=documented(401, 503)
-        )
+        keys = [Depends(BEARER)] if self._settings.api_keys else []
+        errors = documented(401, 503, "default")
+        router = APIRouter(prefix="/v1", route_class=JsonRoute, dependencies=keys, responses=errors)
         router.add_api_route("/models", self._models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self._model, methods=["GET"], responses=documented(404))
         router.add_api_route(
@@ -176,9 +171,13 @@ class _Api:
         return model
 
     async def _models(self) -> ModelList:
+        """The model that is served."""
         return {"object": "list", "data": [self._description(self._loaded(None))]}
 
-    async def _model(self, name: str) -> ModelObject:
+    async def _model(
+        self, name: Annotated[str, Path(description=MODEL, json_schema_extra={"enum": [ANY_MODEL]})]
+    ) -> ModelObject:
+        """The model, by a name that requests may use."""
         return self._description(self._loaded(name))
 
     def _description(self, model: Model) -> ModelObject:
@@ -202,11 +201,11 @@ class _Api:
         handed_on = False
         try:
             first = exchange.wait(seconds=self._settings.queue_seconds)
-            await _unless_disconnected(request, first)
+            await unless_disconnected(request, first)
             if body.stream:
                 handed_on = True
-                return _EventStream(exchange, talk.chunks())
-            return JSONResponse(await _unless_disconnected(request, talk.collect()))
+                return EventStream(exchange, talk.chunks())
+            return JSONResponse(await unless_disconnected(request, talk.collect()))
         except TimeoutError:
             message = "No slot was free in time; try again."
             raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=5) from None
@@ -268,76 +267,5 @@ class _Api:
             raise ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after=2) from error
 
 
-class ChatResponder:
-    """The answer to one request, whole or as a stream."""
-
-    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
-        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, prompt
-        self._head = head(model.served.full_name, model.served.fingerprint)
-
-    async def collect(self) -> ChatCompletion:
-        """The whole answer."""
-        body = self._body
-        completions: dict[int, Completion] = {}
-        logprobs: list[list[ChosenToken]] = [[] for _ in range(body.choices)]
-        async for index, event in self._exchange:
-            logprobs[index] += logprob(event, self._tokenizer)
-            if event.finish_reason is not None:
-                completions[index] = event.request.completion
-        ordered = [completions[index] for index in range(body.choices)]
-        return answer(self._head, ordered, prompt=self._prompt, logprobs=logprobs if body.logprobs else None)
-
-    async def chunks(self) -> AsyncIterator[str]:
-        """The stream, chunk by chunk."""
-        body = self._body
-        chunks = StreamEncoder(self._head, self._tokenizer, choices=body.choices, logprobs=bool(body.logprobs))
-        yield chunks.begin()
-        try:
-            async for index, event in self._exchange:
-                if text := chunks.add(index, event):
-                    yield text
-        except EngineFailed as error:
-            yield sse(ApiError(500, str(error), kind="server_error").body)
-            return
-        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        yield chunks.end(prompt=self._prompt if include_usage else None)
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events; what is left is cancelled when the client goes, even before the first one."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, exchange: Exchange, content: AsyncIterator[str]) -> None:
-        super().__init__(content, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._exchange = exchange
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._exchange.close()
-
-
 def _too_long(error: ContextTooLong) -> ApiError:
     return ApiError(400, error.message, param="messages", code="context_length_exceeded")
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes first."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            # Nobody reads this answer; 499 is what proxies log for it.
-            raise ApiError(499, "The client went away.", kind="client_closed_request")
-        return task.result()
-    finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)

@@ -13,12 +13,12 @@ import logging
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 _log = logging.getLogger(__name__)
 
 MAX_TEXT = 1_000_000  # characters in all of a request's messages; far more than any context holds
-Label = Annotated[str, Field(max_length=256)]  # of names and identifiers
+Label = Annotated[str, Field(max_length=1024)]  # of names and identifiers
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 T = TypeVar("T")
 Items = Annotated[list[T], Field(max_length=2048, fail_fast=True)]  # the first one that is wrong is told
@@ -44,8 +44,8 @@ def _given(value: Any) -> str:
     return "list" if isinstance(value, list) else "text"
 
 
-# A text or a list; what is wrong is said of the one that was given.
-TextOr = Annotated[Annotated[Text, Tag("text")] | Annotated[Items[T], Tag("list")], Discriminator(_given)]
+# Chooses in a union of Tag("text") and Tag("list"), so that what is wrong is said of the one that was given.
+text_or_list = Discriminator(_given)
 
 
 class UnknownFields:

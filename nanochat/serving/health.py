@@ -18,7 +18,7 @@ def health_router(host: ModelHolder) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    @router.get("/health")
+    @router.get("/health", responses=_because("application/json"))
     async def health() -> JSONResponse:
         model, unready = host.model, host.unready
         body: dict[str, Any] = {"status": unready or "ok"}
@@ -28,17 +28,21 @@ def health_router(host: ModelHolder) -> APIRouter:
             body |= {"open": service.open, "slots": service.slots}
         return JSONResponse(body, status_code=503 if unready else 200)
 
-    @router.get("/livez")
+    @router.get("/livez", response_class=Response, responses={503: {"description": "The process should be restarted."}})
     async def livez() -> Response:
         return Response(status_code=200 if host.alive else 503)
 
-    @router.get("/readyz")
+    @router.get("/readyz", response_class=PlainTextResponse, responses=_because("text/plain"))
     async def readyz() -> Response:
         unready = host.unready
         return PlainTextResponse(unready or "ok", status_code=503 if unready else 200)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         return Response(host.metrics.render(), media_type=CONTENT_TYPE)
 
     return router
+
+
+def _because(media: str) -> dict[int | str, dict[str, Any]]:
+    return {503: {"description": "No requests should come here; the body says why.", "content": {media: {}}}}

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
-from nanochat.serving.bodies import Body, Items, Label, Text, TextOr
+from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
 
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function")
@@ -52,11 +52,14 @@ class Part(Body):
         return getattr(self, self._field)
 
 
+Content = Annotated[Annotated[Text, Tag("text")] | Annotated[Items[Part], Tag("list")], text_or_list]
+
+
 class ChatMessage(Body):
     """A message. `name` is taken, and the model does not see it."""
 
     role: Annotated[Text, Field(json_schema_extra={"enum": list(ROLES)})]
-    content: Annotated[TextOr[Part] | None, Field(description="Text, or parts; null only in an answer.")] = None
+    content: Content | None = Field(default=None, description="Text, or parts; null only in an answer.")
     parts: Annotated[Items[Part] | None, Field(description="What an answer of this server said, with its tool.")] = None
     refusal: Text | None = None
     name: Label | None = None
@@ -79,14 +82,14 @@ class ChatMessage(Body):
     @field_validator("tool_calls", "function_call")
     @classmethod
     def _no_calls(cls, calls: Any) -> Any:
-        if calls:
+        if calls not in (None, []):
             raise ValueError("has calls of tools, which this model does not know; tell in the content what they did")
         return calls
 
     @field_validator("audio")
     @classmethod
     def _no_sound(cls, audio: Any) -> Any:
-        if audio:
+        if audio is not None:
             raise ValueError("refers to sound, and this model reads text alone; put what was said into the content")
         return audio
 

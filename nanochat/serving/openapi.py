@@ -5,13 +5,13 @@ router.add_api_route("/things", things, responses={200: ANSWER, **documented(400
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi.security import HTTPBearer
 
 from nanochat.serving.objects import ChatCompletion, ErrorObject
 
-_ERRORS = {
+_ERRORS: dict[int | str, str] = {
     400: "Something in the request is wrong or can't be honoured; `param` says where.",
     401: "The API key is missing or unknown.",
     404: "The model is not served here.",
@@ -20,6 +20,7 @@ _ERRORS = {
     429: "Too many requests are running and waiting; `Retry-After` says when to try again.",
     500: "The server failed.",
     503: "No model, no free slot in time, or the server is about to end; `Retry-After` says when to try.",
+    "default": "Another error, in the same shape.",
 }
 
 # Only documented here: `nanochat.serving.gate` checks the key before anything of a request is parsed.
@@ -27,11 +28,11 @@ BEARER = HTTPBearer(auto_error=False, description="One of the server's keys, whe
 
 ANSWER: dict[str, Any] = {
     "model": ChatCompletion,
-    "description": "The answer; where `stream` is true, its events.",
+    "description": "The answer; where `stream` is true, `data:` events with its chunks, and `[DONE]`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int | Literal["default"]) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, all in the same shape."""
     return {status: {"model": ErrorObject, "description": _ERRORS[status]} for status in statuses}

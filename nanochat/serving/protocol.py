@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, Tag, field_validator
 
-from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, TextOr
+from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_list
 from nanochat.serving.messages import ChatMessage
 
 MAX_CHOICES = 16
@@ -23,8 +23,15 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_METADATA = 64
 
+ANY_MODEL = "nanochat"
+MODEL = "Any server's model, by this name; the name and the version that it was released under are taken too."
+
 Count = Annotated[int, Field(lt=2**63)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Stop = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[
+    Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("list")], text_or_list
+]
 _Nothing: dict[str, Any] = {"maxItems": 0}
 _Null: dict[str, Any] = {"type": "null"}
 
@@ -49,7 +56,7 @@ class ChatRequest(Body):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
-    model: Label | None = None
+    model: Annotated[Label, Field(description=MODEL, json_schema_extra={"enum": [ANY_MODEL]})] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -59,7 +66,7 @@ class ChatRequest(Body):
     max_tokens: Annotated[Count, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     min_tokens: Annotated[Count, Field(ge=0)] | None = None
-    stop: Annotated[TextOr[Text] | None, Field(description=f"Up to {MAX_STOPS} texts that end an answer.")] = None
+    stop: Stops | None = Field(default=None, description="Texts that end an answer, and are not part of it.")
 
     # Which tokens are chosen
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -86,7 +93,7 @@ class ChatRequest(Body):
     reasoning_effort: Label | None = None
     verbosity: Label | None = None
     metadata: Annotated[dict[Label, Any], Field(max_length=MAX_METADATA)] | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: Any = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
 
@@ -108,16 +115,6 @@ class ChatRequest(Body):
         if messages[-1].role == "assistant":
             raise ValueError("end with an answer of the assistant; end them with what it is to answer")
         return messages
-
-    @field_validator("stop")
-    @classmethod
-    def _few_short_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        texts = [stop] if isinstance(stop, str) else stop or []
-        if len(texts) > MAX_STOPS:
-            raise ValueError(f"has {len(texts)} texts; at most {MAX_STOPS} are allowed")
-        if any(len(text) > MAX_STOP_CHARACTERS for text in texts):
-            raise ValueError(f"has a text of more than {MAX_STOP_CHARACTERS} characters")
-        return stop
 
     @field_validator("tools", "functions")
     @classmethod

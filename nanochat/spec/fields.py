@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticUndefined, core_schema
 
+from nanochat.parse import Malformed, address
 from nanochat.spec.comments import Form, comment
+
+
+@dataclass(frozen=True, slots=True)
+class AddressOf:
+    """A text that is an address of a kind: checked by `resolve` here, by the kind's pattern in the API server."""
+
+    kind: address.Kind
+
+    def check(self, text: str) -> str:
+        """The address as it is used."""
+        try:
+            return address.resolve(text, self.kind).text
+        except Malformed as error:
+            raise PydanticCustomError("address", "{problem}", {"problem": str(error)}) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(schema) | {"pattern": self.kind.pattern, "x-form": f"be {self.kind.words}"}
+
+
+MOST = 10**12  # of what is counted: tokens, steps, rows
+YEAR = 365 * 86_400  # seconds
 
 # Every string, list and map is bounded: the cost limits of CEL rules in the API server need it.
 Name = Annotated[
@@ -30,7 +56,13 @@ LabelValue = Annotated[
     str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")
 ]
 Text = Annotated[str, StringConstraints(max_length=1024)]
-Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+_Address = Annotated[str, StringConstraints(min_length=1, max_length=address.LONGEST)]
+FileAddress = Annotated[_Address, AddressOf(address.FILE)]
+BaseAddress = Annotated[_Address, AddressOf(address.BASE)]
+IdentityAddress = Annotated[_Address, AddressOf(address.IDENTITY)]
+StoreAddress = Annotated[_Address, AddressOf(address.STORE)]
+ServerAddress = Annotated[_Address, AddressOf(address.SERVER)]
+TrackingAddress = Annotated[_Address, AddressOf(address.TRACKING)]
 
 
 def setting(
@@ -40,8 +72,11 @@ def setting(
 
     `help` is a sentence or two with the field as subject, to which its limits and default are added (`comments.py`);
     `unit` is what a number counts; `key` says whether the value changes a stage's output and so belongs to its artifact
-    key; `bounds` are pydantic's (ge, le, max_length, ...).
+    key; `bounds` are pydantic's (ge, le, max_length, ...). A number without `le` gets a
+    largest value; of those that programs write `le` is None.
     """
+    if bounds.keys() & {"ge", "gt"} and "le" not in bounds:
+        bounds["le"] = YEAR if unit == "seconds" else MOST
     extra: dict[str, Any] = {"x-key": key}
     if unit:
         extra["x-unit"] = unit
@@ -55,7 +90,9 @@ class Section(BaseModel):
 
     is_input: ClassVar[bool] = True  # people write it, so that comments ask for the limits
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:

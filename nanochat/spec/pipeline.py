@@ -45,7 +45,7 @@ class ModelSettings(Section):
         None, "width is the number of channels of the model. Defaults to depth x aspectRatio.", ge=16, le=65_536
     )
     kv_heads: int | None = setting(
-        None, "kvHeads is the number of key and value heads. Defaults to the number of query heads.", ge=1
+        None, "kvHeads is the number of key and value heads. Defaults to the number of query heads.", ge=1, le=65_536
     )
     sequence_length: int = setting(
         2048,
@@ -202,6 +202,8 @@ class PipelineSpec(Section):
 
 PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
 
+Annotation = Annotated[str, StringConstraints(max_length=262_144)]  # what the API server takes of all together
+
 
 class Metadata(Section):
     """Name and namespace, as Kubernetes has them."""
@@ -211,7 +213,7 @@ class Metadata(Section):
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = setting(
         dict, "labels are names and values by which the pipeline is selected.", key=False
     )
-    annotations: Annotated[dict[LabelKey, str], Field(max_length=64)] = setting(
+    annotations: Annotated[dict[LabelKey, Annotation], Field(max_length=64)] = setting(
         dict, "annotations are further names and values that programs keep with the pipeline.", key=False
     )
 

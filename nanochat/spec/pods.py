@@ -5,16 +5,17 @@ The fields are Kubernetes' own, by their own names where they have one.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from nanochat.spec.comments import Form
 from nanochat.spec.fields import LabelKey, LabelValue, Section, Text, setting
 
+HIDDEN = "(hidden)"  # in place of a variable's value, which may be a password
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
 Quantity = (
-    Annotated[int, Field(ge=0)]
+    Annotated[int, Field(ge=0, le=10**18)]
     | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY), Form("be a number or a quantity such as 16Gi")]
 )
 ObjectName = Annotated[
@@ -202,7 +203,11 @@ class PodSettings(Section):
         (), "envFrom is the list of Secrets and ConfigMaps whose keys become environment variables.", key=False
     )
     run_as_user: int | None = setting(
-        None, "runAsUser is the id of the user and group that the container runs as. Defaults to 1000.", ge=1, key=False
+        None,
+        "runAsUser is the id of the user and group that the container runs as. Defaults to 1000.",
+        ge=1,
+        le=2**31 - 1,
+        key=False,
     )
 
     def over(self, base: PodSettings) -> PodSettings:
@@ -223,3 +228,14 @@ class PodSettings(Section):
             else:
                 found[name] = theirs if ours is None else ours
         return PodSettings(**found)
+
+
+def hide_values(data: Any) -> Any:
+    """A declaration as plain data with the values of its variables hidden, as it is stored, tracked and reported."""
+    if isinstance(data, (list, tuple)):
+        return [hide_values(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if data.get("value") is not None and "valueFrom" in data:  # an EnvVar, and nothing else has both
+        return data | {"value": HIDDEN}
+    return {name: hide_values(value) for name, value in data.items()}

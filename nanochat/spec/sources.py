@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from nanochat.spec.fields import Section, Text, Uri, setting
+from pydantic import StringConstraints
+
+from nanochat.spec.comments import Form
+from nanochat.spec.fields import BaseAddress, FileAddress, Section, Text, setting
+
+# A template is filled in by str.format, which could otherwise be asked for other things and a gigabyte of zeros.
+ShardPath = Annotated[
+    Text,
+    StringConstraints(pattern=r"^([^{}]|\{revision\}|\{index(:0?[0-9]{1,2}d)?\})*$"),
+    Form("hold no braces but those of {revision}, {index} and the like of {index:05d}"),
+]
 
 PUBLIC_HUB = "https://huggingface.co"
 
@@ -18,10 +28,10 @@ class TextSource(Section):
         "kind is where the text comes from: hub for shards that are fetched, world for text that the demo's world "
         "generates.",
     )
-    base: Uri | None = setting(
+    base: BaseAddress | None = setting(
         None, "base is the address that the shards' path is appended to. Defaults to sources.hub.", key=False
     )
-    path: Text = setting(
+    path: ShardPath = setting(
         "datasets/karpathy/fineweb-edu-100b-shuffle/resolve/{revision}/shard_{index:05d}.parquet",
         "path is the path of a shard under the base, in which {revision} and {index} are filled in.",
     )
@@ -47,6 +57,7 @@ class TextSource(Section):
         1822,
         "validationShard is the index of the shard that is kept for validation and never trained on.",
         ge=0,
+        le=1_000_000,
         key=False,
     )
 
@@ -54,8 +65,8 @@ class TextSource(Section):
 class FileSource(Section):
     """One file (or, for the bundle, a zip or a folder) by its address."""
 
-    url: Uri = setting(
-        help="url is the address of the file: https://, s3://, file:// or a local path.",
+    url: FileAddress = setting(
+        help="url is the address of the file.",
         key=False,
     )
     revision: Text = setting(
@@ -66,12 +77,12 @@ class FileSource(Section):
 class Encodings(Section):
     """The vocabularies of GPT-2 and GPT-4, for the compression table."""
 
-    gpt2: Uri = setting(
+    gpt2: FileAddress = setting(
         "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken",
         "gpt2 is the address of GPT-2's vocabulary, in tiktoken's format.",
         key=False,
     )
-    gpt4: Uri = setting(
+    gpt4: FileAddress = setting(
         "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
         "gpt4 is the address of GPT-4's vocabulary, in tiktoken's format.",
         key=False,
@@ -81,9 +92,9 @@ class Encodings(Section):
 class EvalBundle(FileSource):
     """CORE's evaluation bundle: a zip or a folder."""
 
-    url: Uri = setting(
+    url: FileAddress = setting(
         "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip",
-        "url is the address of the bundle, a zip or a folder: https://, s3://, file:// or a local path.",
+        "url is the address of the bundle, a zip or a folder.",
         key=False,
     )
 
@@ -91,9 +102,9 @@ class EvalBundle(FileSource):
 class Words(FileSource):
     """The word list of the spelling tasks, one word a line."""
 
-    url: Uri = setting(
+    url: FileAddress = setting(
         "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt",
-        "url is the address of the word list: https://, s3://, file:// or a local path.",
+        "url is the address of the word list.",
         key=False,
     )
 
@@ -101,9 +112,9 @@ class Words(FileSource):
 class Identity(FileSource):
     """Identity conversations, where stages.mid.identity names none: one JSON list of messages a line."""
 
-    url: Uri = setting(
+    url: FileAddress = setting(
         "https://karpathy-public.s3.us-west-2.amazonaws.com/identity_conversations.jsonl",
-        "url is the address of the conversations: https://, s3://, file:// or a local path.",
+        "url is the address of the conversations.",
         key=False,
     )
 
@@ -111,13 +122,13 @@ class Identity(FileSource):
 class Sources(Section):
     """All places that data comes from. A mirror replaces every public address at once."""
 
-    mirror: Uri | None = setting(
+    mirror: BaseAddress | None = setting(
         None,
         "mirror is a folder or address that replaces all public addresses: it has the hub's layout, eval_bundle/, "
         "words_alpha.txt, identity_conversations.jsonl and encodings/. By default there is none.",
         key=False,
     )
-    hub: Uri = setting(
+    hub: BaseAddress = setting(
         PUBLIC_HUB,
         "hub is the base address of the hub that text and task data come from. Where it is the default, HF_ENDPOINT "
         "of the environment is used in its place.",

@@ -73,7 +73,7 @@ class ComputeStage(Stage):
         le=256,
         key=False,
     )
-    device_batch_size: int = setting(32, DEVICE_BATCH_SIZE, unit="rows", ge=1, key=False)
+    device_batch_size: int = setting(32, DEVICE_BATCH_SIZE, unit="rows", ge=1, le=65_536, key=False)
     precision: Literal["auto", "bf16", "fp32"] = setting(
         "auto",
         "precision is the number format of the computation: bf16, fp32, or auto for bf16 where the device has it.",
@@ -130,13 +130,13 @@ class ChatEvaluation(ComputeStage):
         None, "maxPerTask is the largest number of problems of each task. Defaults to all.", ge=1
     )
     max_new_tokens: int = setting(
-        512, "maxNewTokens is the length of the longest answer, in tokens.", unit="tokens", ge=1
+        512, "maxNewTokens is the length of the longest answer, in tokens.", unit="tokens", ge=1, le=1_048_576
     )
     temperature: float = setting(
         0.0, "temperature is the temperature at which answers are drawn; 0 takes the most likely token.", ge=0, le=10
     )
     top_k: int | None = setting(
-        50, "topK is the number of most likely tokens that answers are drawn from; null takes all.", ge=1
+        50, "topK is the number of most likely tokens that answers are drawn from; null takes all.", ge=1, le=1_048_576
     )
     sample_prompts: Annotated[tuple[Text, ...], Field(max_length=32)] = setting(
         (), "samplePrompts are questions whose answers are shown in the report."

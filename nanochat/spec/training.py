@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanochat.spec.fields import Name, Section, Uri, setting
+from nanochat.spec.fields import IdentityAddress, Name, Section, setting
 from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
 
 # Comments of fields that several stages have.
@@ -61,12 +61,18 @@ class TrainingStage(ComputeStage):
         0.2,
         "embeddingLr is AdamW's learning rate for the embedding at width 768; it falls with the width's root.",
         gt=0,
+        le=100,
     )
     unembedding_lr: float = setting(
-        0.004, "unembeddingLr is AdamW's learning rate for the head at width 768; it falls with the width's root.", gt=0
+        0.004,
+        "unembeddingLr is AdamW's learning rate for the head at width 768; it falls with the width's root.",
+        gt=0,
+        le=100,
     )
-    matrix_lr: float = setting(0.02, "matrixLr is Muon's learning rate for the matrices of the blocks.", gt=0)
-    weight_decay: float = setting(0.0, "weightDecay is AdamW's decoupled weight decay, for embedding and head.", ge=0)
+    matrix_lr: float = setting(0.02, "matrixLr is Muon's learning rate for the matrices of the blocks.", gt=0, le=100)
+    weight_decay: float = setting(
+        0.0, "weightDecay is AdamW's decoupled weight decay, for embedding and head.", ge=0, le=100
+    )
     grad_clip: float | None = setting(
         None, "gradClip is the largest global norm of the gradient. By default it is not clipped.", gt=0
     )
@@ -107,9 +113,13 @@ class BaseStage(TrainingStage):
         20.0,
         "tokensPerParameter is the number of training tokens for each parameter, from which the steps follow.",
         gt=0,
+        le=1e6,
     )
     target_flops: float | None = setting(
-        None, "targetFlops is the number of training FLOPs. By default the steps follow from tokensPerParameter.", gt=0
+        None,
+        "targetFlops is the number of training FLOPs. By default the steps follow from tokensPerParameter.",
+        gt=0,
+        le=1e30,
     )
     steps: int | None = setting(
         None, "steps is the number of optimizer steps. Defaults to what targetFlops or tokensPerParameter gives.", ge=1
@@ -159,10 +169,10 @@ class MidStage(TrainingStage):
 
     mixture: Mixture = setting(_mid_mixture, MIXTURE, min_length=1)
     validation: Mixture = setting(_mid_validation, VALIDATION, min_length=1)
-    identity: Uri | None = setting(
+    identity: IdentityAddress | None = setting(
         None,
-        "identity is the address of a JSONL file of conversations that say who the model is: a local path, file://, "
-        "s3:// or, on a cluster, configmap://NAME/KEY. Defaults to sources.identity.",
+        "identity is the address of a JSONL file of conversations that say who the model is; on a cluster "
+        "that may be configmap://NAME/KEY. Defaults to sources.identity.",
         key=False,
     )
     steps: int | None = setting(
@@ -205,8 +215,9 @@ class SftStage(TrainingStage):
         "rowsPerStep is the number of rows, each a conversation, of one optimizer step over all processes.",
         unit="rows",
         ge=1,
+        le=1_048_576,
     )
-    device_batch_size: int = setting(4, DEVICE_BATCH_SIZE, unit="rows", ge=1, key=False)
+    device_batch_size: int = setting(4, DEVICE_BATCH_SIZE, unit="rows", ge=1, le=65_536, key=False)
     init_lr_fraction: float = setting(0.02, INIT_LR_FRACTION, gt=0, le=1)
     final_lr_fraction: float = setting(0.0, FINAL_LR_FRACTION, ge=0, le=1)
     eval_every: int = setting(100, EVAL_EVERY.format("the validation loss"), unit="steps", ge=0, key=False)
@@ -226,18 +237,21 @@ class RlStage(TrainingStage):
     epochs: int = setting(1, "epochs is the number of passes over the prompts.", ge=1, le=100)
     steps: int | None = setting(None, "steps is the number of optimizer steps. Defaults to what epochs comes to.", ge=1)
     prompts_per_step: int = setting(
-        16, "promptsPerStep is the number of prompts of one optimizer step over all processes.", ge=1
+        16, "promptsPerStep is the number of prompts of one optimizer step over all processes.", ge=1, le=65_536
     )
     samples_per_prompt: int = setting(
-        16, "samplesPerPrompt is the number of samples of each prompt, whose mean reward is the baseline.", ge=2
+        16,
+        "samplesPerPrompt is the number of samples of each prompt, whose mean reward is the baseline.",
+        ge=2,
+        le=65_536,
     )
-    device_batch_size: int = setting(8, DEVICE_BATCH_SIZE, unit="rows", ge=1, key=False)
+    device_batch_size: int = setting(8, DEVICE_BATCH_SIZE, unit="rows", ge=1, le=65_536, key=False)
     max_new_tokens: int = setting(
-        256, "maxNewTokens is the length of the longest sample, in tokens.", unit="tokens", ge=1
+        256, "maxNewTokens is the length of the longest sample, in tokens.", unit="tokens", ge=1, le=1_048_576
     )
     temperature: float = setting(1.0, "temperature is the temperature at which samples are drawn.", gt=0, le=10)
     top_k: int | None = setting(
-        50, "topK is the number of most likely tokens that samples are drawn from; null takes all.", ge=1
+        50, "topK is the number of most likely tokens that samples are drawn from; null takes all.", ge=1, le=1_048_576
     )
     init_lr_fraction: float = setting(0.05, INIT_LR_FRACTION, gt=0, le=1)
     final_lr_fraction: float = setting(0.0, FINAL_LR_FRACTION, ge=0, le=1)

@@ -22,6 +22,7 @@ from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Re
 from nanochat.pipeline.plan import StagePlan
 from nanochat.runtime.memory import is_out_of_memory
 from nanochat.runtime.stopping import on_stop
+from nanochat.spec.environment import integer
 from nanochat.spec.errors import NanochatError, PeerLost, is_own, missing_module
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.storage.failures import is_disk_full
@@ -35,7 +36,7 @@ def main() -> NoReturn:
     """Run the stage that the plan names; ends the process with the exit code."""
     die_with_starter()
     plan = StagePlan.read(Path(sys.argv[1]))
-    rank = int(os.environ.get("RANK", "0"))
+    rank = integer("RANK", 0)
     work = Path(plan.work)
     redirect(work / f"rank{rank}.log")
     stop = StopFlag()

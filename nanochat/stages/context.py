@@ -9,7 +9,6 @@ def run(context: StageContext) -> None:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon
 from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.environment import integer
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.storage.artifacts import Artifacts, Writer
@@ -54,8 +54,8 @@ class StageContext:
         self.launch = plan.launch
         self.outputs = plan.outputs
         self.stop = StopFlag() if stop is None else stop  # an unset flag is falsy
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = integer("RANK", 0)
+        self.world = integer("WORLD_SIZE", 1, low=1)
         self.store: Store = open_store(Profile(**plan.profile))
         self.artifacts = Artifacts(self.store, Path(plan.cache))
         self._manifests: dict[str, Manifest] = {}

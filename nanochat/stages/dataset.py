@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.data.bundle import fetch_bundle
-from nanochat.data.hub import Hub, Retry, shown
+from nanochat.data.hub import Hub, Retry
 from nanochat.data.hub_access import HubAccess
 from nanochat.data.text import TextStatistics, check_text_shard, until, write_text_shard
 from nanochat.data.verify import DamagedFile, check_parquet
 from nanochat.evaluation.core_tasks import load_tasks
+from nanochat.parse.address import shown
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import NanochatError, Stopped, UserError
@@ -114,7 +115,7 @@ def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
         found = check_text_shard(target)
     else:
         base = (sources.text.base or sources.hub).rstrip("/")
-        url = f"{base}/{_shard_path(sources, index)}"
+        url = f"{base}/{sources.text.path.format(revision=sources.text.revision, index=index)}"
         seen: list[TextStatistics] = []
         hub.fetch(
             url,
@@ -127,15 +128,6 @@ def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
     if not found.characters:
         raise UserError(f"text shard {index} has no text: correct sources.text")
     return {"documents": found.documents, "characters": found.characters}
-
-
-def _shard_path(sources: Sources, index: int) -> str:
-    try:
-        return sources.text.path.format(revision=sources.text.revision, index=index)
-    except (KeyError, IndexError, ValueError, AttributeError):
-        raise UserError(
-            f"sources.text.path ({sources.text.path}) may have {{revision}} and {{index}} and nothing else in braces"
-        ) from None
 
 
 def _task(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from nanochat.parse import Malformed
+from nanochat.parse.address import SERVER, STORE, resolve
+from nanochat.spec.environment import integer
 from nanochat.spec.errors import UserError
-from nanochat.storage.backends import SCHEMES
 from nanochat.storage.failures import delays
 from nanochat.storage.folder import FolderStore
 from nanochat.storage.store import Profile, Store
@@ -20,16 +20,19 @@ def open_store(profile: Profile, *, patient: bool = True, credentials: Path | No
 
     `credentials` is a folder with a file for each variable with credentials, instead of the environment.
     """
-    parts = urlsplit(profile.root)
-    if parts.scheme in SCHEMES:
+    try:
+        address = resolve(profile.root, STORE)
+    except Malformed as error:
+        raise UserError(f"the store's root: {error}") from None
+    try:
+        if profile.endpoint:
+            resolve(profile.endpoint, SERVER)
+    except Malformed as error:
+        raise UserError(f"the store's endpoint: {error}") from None
+    if address.path is None:
         # fsspec's file systems take half a second to import: not spent where a folder is used.
         from nanochat.storage.remote import RemoteStore
 
-        patience = float(os.environ.get(PATIENCE) or 0)
+        patience = integer(PATIENCE, 0, high=86_400)
         return RemoteStore(profile, delays=delays(patience) if patient else (), credentials=credentials)
-    if parts.scheme in ("", "file"):
-        if not profile.root:
-            raise UserError("the store's root is empty: give a folder or s3://bucket/prefix")
-        return FolderStore(Path(parts.path if parts.scheme else profile.root))
-    known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-    raise UserError(f"the store's root begins with '{parts.scheme}://': only folders and {known} are known")
+    return FolderStore(address.path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.errors import StorageError
 from nanochat.storage import files
 from nanochat.storage.backends import find_backend
 from nanochat.storage.failures import (
@@ -46,11 +46,6 @@ class RemoteStore(Store):
         parts = urlsplit(profile.root)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         self._backend = find_backend(parts.scheme)
-        bucket = self._backend.errors.bucket
-        if not self._bucket or "@" in self._bucket:
-            raise UserError(f"the store's root must be {parts.scheme}://{bucket} or {parts.scheme}://{bucket}/prefix")
-        if profile.endpoint and "@" in profile.endpoint:
-            raise UserError(f"the store's endpoint must not hold credentials: {self._backend.errors.give}")
         self.root = "/".join(filter(None, (f"{parts.scheme}://{self._bucket}", self._prefix)))
         self._profile, self._credentials, self._delays = profile, credentials, delays
         self._bucket_found = False

@@ -125,7 +125,7 @@ class Store(ABC):
         """Remove one of `leftovers`."""
 
     def _bounded(self, data: bytes, path: str, limit: int) -> bytes:
-        """What was read, `limit` + 1 bytes at most, if there was no more."""
+        """The data as it is, where of the `limit` + 1 bytes that were asked for the last was not there."""
         if len(data) > limit:
             raise Damaged(f"{self.uri(path)} has more than {limit:,} bytes: it is not what was written")
         return data

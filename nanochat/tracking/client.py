@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from nanochat.parse.address import shown
 from nanochat.spec.errors import StorageError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+log = logging.getLogger(__name__)
 
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 2.0
@@ -29,12 +32,6 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",  # its own handlers write into the runner's display
 }
-
-
-def shown(uri: str) -> str:
-    """The address without user name and password, for messages."""
-    parts = urlsplit(uri)
-    return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2]) if parts.username else uri
 
 
 def unreachable(uri: str) -> str | None:
@@ -84,9 +81,21 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(uri)
 
 
-def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id; it is made where it does not exist. SQLite's artifacts live beside the database."""
+def is_deleted(client: MlflowClient, name: str) -> bool:
+    """Whether an experiment was deleted, and not for good."""
     found = client.get_experiment_by_name(name)
+    return found is not None and found.lifecycle_stage == "deleted"
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id. It is made where there is none, and restored where it was deleted.
+
+    SQLite's artifacts live beside the database.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is not None and is_deleted(client, name):
+        client.restore_experiment(found.experiment_id)
+        log.warning("MLflow's experiment '%s' was deleted: it is restored, with its runs", name)
     if found is not None:
         return found.experiment_id
     location = None

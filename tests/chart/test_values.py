@@ -103,6 +103,24 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"mlflow": {"tolerations": [{"effect": "Never"}]}},
         ["/mlflow/tolerations/0/effect", "NoSchedule"],
     ),
+    "an S3 address without a known scheme": (
+        {"profiles": {"default": {"root": "s3a://b"}}},
+        ["/profiles/default/root", "pattern"],
+    ),
+    "an endpoint without a scheme": (
+        {"profiles": {"default": {"endpoint": "minio:9000"}}},
+        ["/profiles/default/endpoint", "https?"],
+    ),
+    "an endpoint with a password": (
+        {"profiles": {"default": {"endpoint": "http://user:hunter2@minio:9000"}}},
+        ["/profiles/default/endpoint", "https?"],
+    ),
+    "a tracking address without a scheme": (
+        {"profiles": {"default": {"tracking": "mlflow:5000"}}},
+        ["/profiles/default/tracking", "sqlite"],
+    ),
+    "a number that is too large": ({"storePatienceSeconds": 10**12}, ["/storePatienceSeconds", "maximum"]),
+    "a text that is too long": ({"images": {"tag": "a" * 200}}, ["/images/tag", "maxLength"]),
     "an MLflow address": ({"mlflow": {"external": {"uri": "mlflow:5000"}}}, ["/mlflow/external/uri", "https?"]),
     "an artifact destination": ({"mlflow": {"artifacts": {"destination": "/data"}}}, ["destination", "s3://"]),
     "an allowed host with a port": ({"mlflow": {"allowedHosts": ["a:5000"]}}, ["/mlflow/allowedHosts/0"]),

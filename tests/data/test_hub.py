@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import FakeHub, cut, status
 
-from nanochat.data.hub import Hub, Retry, shown
+from nanochat.data.hub import Hub, Retry
 from nanochat.data.verify import check_parquet
+from nanochat.parse.address import shown
 from nanochat.spec.errors import StorageError, UserError
 
 BODY = bytes(range(256)) * 4000  # about a megabyte
@@ -160,7 +161,7 @@ def test_local_files(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_unknown_schemes(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must begin with"):
+    with pytest.raises(UserError, match=r"sources\.hub: it must be a path, or file:///"):
         hub.fetch("ftp://host/a", tmp_path / "a", setting="sources.hub", limit=LIMIT)
 
 

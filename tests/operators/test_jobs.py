@@ -101,6 +101,12 @@ def test_the_plan_is_one_that_the_launcher_reads(tmp_path: Path) -> None:
     assert "AWS" not in config_map["data"]["plan.json"]
 
 
+def test_the_plan_has_no_values_of_variables() -> None:
+    asked = request(**training(), pods={"env": [{"name": "TOKEN", "value": "hunter2"}]})
+    assert "hunter2" not in build(asked)[0]["data"]["plan.json"]
+    assert {"name": "TOKEN", "value": "hunter2"} in container_of(asked)["env"]
+
+
 def test_pods_pass_the_restricted_standard() -> None:
     for stage in ("dataset", "base", "report"):
         pod = pod_of(request(stage, **training()))["spec"]
@@ -237,7 +243,7 @@ def test_a_configuration_says_what_is_wrong(tmp_path: Path) -> None:
     path.write_text("image: a\nprofiles: {default: {rot: s3://b}}\n")
     with pytest.raises(UserError, match=r"profiles\.default\.ro"):
         Config.load(path)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="no such file"):
         Config.load(tmp_path / "absent.yaml")
 
 
@@ -263,3 +269,13 @@ def test_the_hubs_token_reaches_the_stage_that_fetches_data_alone(stage: str) ->
     _, job = build(request(stage, **training() | {"pods": {"env": [named]}}))
     env = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["env"]
     assert [item for item in env if item["name"] == "HF_TOKEN"] == [named]
+
+
+def test_each_worker_that_makes_tokens_has_memory() -> None:
+    """As many workers as cores are asked for, and the memory for them."""
+    spec = training() | {"pods": {"resources": {"requests": {"cpu": 8}}}}
+    asked = request("tokens", **spec)
+    alone = request("tokens", **training() | {"pods": {"resources": {"requests": {"cpu": 1}}}})
+    amounts = [resources.memory(each.settings, each.spec, "tokens", each.accepted.graph) for each in (asked, alone)]
+    assert amounts[0] - amounts[1] == 7 * (256 << 20)
+    assert json.loads(plan_of(asked))["spec"]["stages"]["tokens"]["workers"] == 8

@@ -26,8 +26,12 @@ class Told(Section):
     [
         (ModelSettings, "depth", " Must be between 1 and 256. Defaults to 20."),
         (ModelSettings, "width", " Defaults to depth x aspectRatio. Must be between 16 and 65536."),
-        (TrainingStage, "embeddingLr", " Must be greater than 0. Defaults to 0.2."),
-        (TrainingStage, "checkpointEverySeconds", "null saves none by time. Must be greater than 0. Defaults to 600."),
+        (TrainingStage, "embeddingLr", " Must be greater than 0 and at most 100. Defaults to 0.2."),
+        (
+            TrainingStage,
+            "checkpointEverySeconds",
+            "null saves none by time. Must be greater than 0 and at most 31536000. Defaults to 600.",
+        ),
         (RlStage, "temperature", " Must be greater than 0 and at most 10. Defaults to 1."),
         (RlStage, "tasks", " Must have between 1 and 64 items. Defaults to gsm8k."),
         (ReleaseStage, "gates", " Must have at most 16 items of at most 1024 characters. Empty by default."),

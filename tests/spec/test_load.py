@@ -56,7 +56,7 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "one mapping"), ("a: [", "not valid YAML"), (HEAD.replace("x", "9x"), "metadata.name")],
+    [("[1, 2]", "one mapping"), ("a: [", "line 2 is not YAML"), (HEAD.replace("x", "9x"), "metadata.name")],
 )
 def test_files_that_are_no_pipeline(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,0 +1,98 @@
+"""The answer to one request, from the engine's events to what is sent; what is left ends when the client goes.
+
+talk = ChatResponder(model, exchange, body, prompt=len(prompt))
+EventStream(exchange, talk.chunks())                    # a stream
+await unless_disconnected(request, talk.collect())      # the whole answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from nanochat.inference import Completion
+from nanochat.serving.answers import StreamEncoder, answer, head, logprob, sse
+from nanochat.serving.errors import ApiError
+from nanochat.serving.exchange import Exchange
+from nanochat.serving.holder import Model
+from nanochat.serving.objects import ChatCompletion, ChosenToken
+from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.service import EngineFailed
+
+T = TypeVar("T")
+
+
+class ChatResponder:
+    """The answer to one request, whole or as a stream."""
+
+    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
+        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, prompt
+        self._head = head(model.served.full_name, model.served.fingerprint)
+
+    async def collect(self) -> ChatCompletion:
+        """The whole answer."""
+        body = self._body
+        completions: dict[int, Completion] = {}
+        logprobs: list[list[ChosenToken]] = [[] for _ in range(body.choices)]
+        async for index, event in self._exchange:
+            logprobs[index] += logprob(event, self._tokenizer)
+            if event.finish_reason is not None:
+                completions[index] = event.request.completion
+        ordered = [completions[index] for index in range(body.choices)]
+        return answer(self._head, ordered, prompt=self._prompt, logprobs=logprobs if body.logprobs else None)
+
+    async def chunks(self) -> AsyncIterator[str]:
+        """The stream, chunk by chunk."""
+        body = self._body
+        chunks = StreamEncoder(self._head, self._tokenizer, choices=body.choices, logprobs=bool(body.logprobs))
+        yield chunks.begin()
+        try:
+            async for index, event in self._exchange:
+                if text := chunks.add(index, event):
+                    yield text
+        except EngineFailed as error:
+            yield sse(ApiError(500, str(error), kind="server_error").body)
+            return
+        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        yield chunks.end(prompt=self._prompt if include_usage else None)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; what is left is cancelled when the client goes, even before the first one."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, exchange: Exchange, content: AsyncIterator[str]) -> None:
+        super().__init__(content, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._exchange = exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._exchange.close()
+
+
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes first."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            # Nobody reads this answer; 499 is what proxies log for it.
+            raise ApiError(499, "The client went away.", kind="client_closed_request")
+        return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
