@@ -25,8 +25,8 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock images \
-    kind-up kind-demo kind-down
+.PHONY: help setup demo test fuzz test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock \
+    images kind-up kind-demo kind-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ demo: setup ## train a small chat model on this machine, and ask it five questio
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu and not clients" $(SIDE_BY_SIDE)
+
+fuzz: $(VENV)/.dev ## send 20,000 requests, valid and almost valid, to a chat server; some minutes
+	$(BIN)/python tests/serving/request_fuzzer.py --requests 20000
 
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
