@@ -305,6 +305,16 @@ def test_nothing_is_removed_while_the_registry_is_away(site: Site) -> None:
         )
     with pytest.raises(StorageError, match=f"which has version {site.versions[OLD]} of"):
         site.collect()
+    lost = f"sqlite:///{site.artifacts.cache.folder}/lost.db"
+    record = ReleaseRecord(site.model, site.versions[OLD], True, "all gates hold", registry=lost)
+    site.artifacts.remove("release", "k")
+    with site.artifacts.writer("release", "k", "01-a") as writer:
+        (writer.folder / "release.json").write_text("{}")
+        writer.commit(
+            recipe={}, inputs={"model/base": site.key(OLD)}, metadata={"run": site.run(OLD).root, **record.metadata()}
+        )
+    with pytest.raises(StorageError, match="cannot be asked"):
+        site.collect(tracking=lost)
     site.collect(tracking=away, ask_registry=False)
     assert not site.gone(OLD) and site.gone(3)
 
