@@ -14,13 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanochat.data.archive import path_problem, unpack
 from nanochat.data.hub import Hub
 from nanochat.data.verify import WrongFile
+from nanochat.parse import Malformed
 from nanochat.parse.address import shown
+from nanochat.parse.yaml_text import read_yaml
 from nanochat.spec.errors import UserError
 
 TASKS = "core.yaml"
@@ -77,9 +78,11 @@ def read_tasks(folder: Path) -> list[BundleTask]:
     path = folder / TASKS
     try:
         content = read_bounded(path)
-        declared: Any = yaml.safe_load(content)
+        declared: Any = read_yaml(content)
         entries = declared["icl_tasks"]
-    except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+    except Malformed as error:
+        raise WrongFile(path, str(error)) from None
+    except (KeyError, TypeError) as error:
         raise WrongFile(path, f"it names no tasks ({type(error).__name__}), so it is no CORE bundle's") from None
     if not isinstance(entries, list) or not entries:
         raise WrongFile(path, "it names no tasks, so it is no CORE bundle's")
