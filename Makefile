@@ -25,7 +25,7 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock images \
+.PHONY: help setup demo test test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock lock-upstream images \
     kind-up kind-demo kind-down
 
 help: ## list the targets
@@ -106,6 +106,10 @@ generate: $(VENV)/.dev ## write all generated files; tests say which is stale
 
 lock: $(VENV)/.dev ## pin what the images are made of: images/*.lock
 	sh images/lock.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+
+# These registries are not everywhere to be reached.
+lock-upstream: $(VENV)/.dev ## pin the base image by its digest, and PyTorch's CPU build by its hashes
+	sh images/lock-upstream.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
 
 # See images/Dockerfile for those with CUDA.
 images: ## build the images for CPUs

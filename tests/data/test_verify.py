@@ -172,7 +172,7 @@ def with_list(old: bytes, new: bytes) -> dict[str, bytes]:
     [
         ({"other": b""}, r"has no core\.yaml"),
         ({"core.yaml": b"- 1"}, "names no tasks"),
-        ({"core.yaml": b"[" * 100_000}, "names no tasks"),
+        ({"core.yaml": b"[" * 100_000}, "exceeded maximum nesting depth"),
         ({"core.yaml": b"icl_tasks: []"}, "names no tasks"),
         ({"core.yaml": b"icl_tasks: [1]"}, r"core\.yaml of .*: task 1 "),
         ({"core.yaml": b"\xff"}, "not UTF-8"),
