@@ -8,6 +8,7 @@ the reason InvalidToken beside the detail.
     GET /v1/NAMESPACE/NAME/progress/STAGE               where a stage stands
     GET /v1/NAMESPACE/NAME/logs/STAGE                   [{"launch", "files": [{"name", "bytes"}]}]
     GET /v1/NAMESPACE/NAME/logs/STAGE/LAUNCH/FILE?offset=N   what follows, with X-Nanochat-Next
+    GET /v1/NAMESPACE/NAME/model?uri=ADDRESS            {"missing": why a model in its store cannot be used, or ""}
     GET /v1/NAMESPACE/NAME/report                       names of the report's files
     GET /v1/NAMESPACE/NAME/report/FILE                  one of them
 """
@@ -24,6 +25,7 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from nanochat.model.artifact import missing_weights
 from nanochat.pipeline.log_reader import list_launches, read_log
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
@@ -124,6 +126,12 @@ def build_app(
     def log(run: Annotated[StoredRun, Depends(view)], stage: str, launch: str, file: str, offset: int = 0) -> Response:
         found = read_log(run.store, f"{run.paths.logs(stage, launch)}/{file}", offset=offset)
         return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})
+
+    @app.get("/v1/{namespace}/{name}/model")
+    def model(run: Annotated[StoredRun, Depends(view)], uri: str) -> dict[str, str]:
+        if not uri.startswith(f"{run.store.root}/"):  # the token gives no right to look into other stores
+            return {"missing": f"{uri[:500]} is not in the pipeline's store"}
+        return {"missing": missing_weights(uri, lambda root: run.store)}
 
     def report_of(run: StoredRun) -> Manifest:
         found = run.artifacts.find("report", run.report_key) if run.report_key else None

@@ -39,6 +39,7 @@ from operators.reconciliation import Services
 from operators.rollout import RolloutController
 from operators.run_state import RunSnapshot
 from operators.status import no_serving
+from operators.store_leases import StoreLeases
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +61,13 @@ class Controller:
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
         self.claims = Claims(changed=self.wake_all)
+        self.leases = StoreLeases()
         self.rollout: RolloutController | None = None
         if config.serving is not None:
             profile = config.profiles[config.serving.profile]
-            self.rollout = RolloutController(config.serving, profile, cluster, changed=self.wake_all)
+            self.rollout = RolloutController(
+                config.serving, profile, cluster, changed=self.wake_all, leases=self.leases
+            )
         self.services = Services(
             cluster=cluster,
             index=self.index,
@@ -72,6 +76,7 @@ class Controller:
             claims=self.claims,
             events=Events(kube, "nanochat-controller"),
             cache=cache,
+            leases=self.leases,
             access=self._access,
             serving=self.rollout.about if self.rollout else no_serving,
         )

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kubernetes.client import V1ObjectReference
 
 from nanochat.pipeline.planner import Phase, Status
 from nanochat.spec.chatpipeline import API_VERSION, KIND
-from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.errors import NanochatError, StorageError, UserError
 from operators import metrics, status
 from operators.admission import admit_object
 from operators.index import read_pipeline
@@ -49,6 +50,7 @@ class PipelineReconciler:
         found, claims = self.services.index.pipeline(self.namespace, self.name), self.services.claims
         if self.run is not None and (found is None or found["metadata"]["uid"] != self.run.uid):
             claims.drop(self.run.uid)
+            self.run.end()
             self.run = None
         if found is None:
             return None
@@ -98,6 +100,13 @@ class Run:
         self.snapshot = state.snapshot()
         self._report(found, self._status(reconciliation, planned))
         return _delay(state, planned, reconciliation.trouble, now)
+
+    def end(self) -> None:
+        """The pipeline is gone: nothing holds what its run needs any more, and its folder says so."""
+        if isinstance(self._state, Ready):
+            self.services.leases.let_go(self._state.store, self._state.paths.root)
+            with suppress(NanochatError):
+                self._state.mark_deleted()
 
     def _admit(self, found: Object) -> tuple[NotAdmitted | Ready, str]:
         """Take in the declaration where it changed. Of a change that is refused the reason is returned beside the

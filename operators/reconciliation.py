@@ -21,6 +21,7 @@ from nanochat.pipeline.planner import Action, Attempt, Observed, Start, Status, 
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
+from nanochat.tracking.registry import Registry
 from operators import metrics, observation, pod_template, resources, status
 from operators.attempts import JobAttempt
 from operators.claims import Claims
@@ -32,6 +33,7 @@ from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
 from operators.kueue import Workload, workload_of
 from operators.run_state import Ready
+from operators.store_leases import StoreLeases
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Services:
     claims: Claims
     events: Events
     cache: Path
+    leases: StoreLeases = field(default_factory=StoreLeases)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving
 
@@ -82,7 +85,7 @@ class Reconciliation:
     def run(self) -> Status:
         """Observe, plan and act; returns where the pipeline stands."""
         self._observe()
-        actions, planned = self._plan()
+        actions, planned = self._plan_held()
         self.ready.phase = planned.phase
         for action in actions:
             if isinstance(action, Stop):
@@ -194,10 +197,27 @@ class Reconciliation:
             return
         ready.outputs.refresh()
         if ready.looked == 0.0:
+            told = self.found.get("status") or {}
+            is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
+            if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
+                ready.outputs.check_release(Registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
 
     # ---- planning -------------------------------------------------------------------------------------------
+
+    def _plan_held(self) -> tuple[list[Action], Status]:
+        """Plan, with the run named in the store's lease unless it has ended: what it needs is then not removed."""
+        leases, store, run = self.services.leases, self.ready.store, self.ready.paths.root
+        actions, planned = self._plan()
+        if planned.phase in status.DONE:
+            leases.let_go(store, run)
+        elif not leases.is_held(store, run) and self._storage(lambda: leases.hold(store, run)):
+            self.ready.looked = 0.0  # what was seen before may be gone
+            self.ready.outputs.present.clear()
+            self._storage(self._find_outputs)
+            actions, planned = self._plan()
+        return actions, planned
 
     def _plan(self) -> tuple[list[Action], Status]:
         """Plan, and look once more for what would be made: another pipeline may have made it since the last look."""

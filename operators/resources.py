@@ -7,7 +7,8 @@ Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at 
   square); the logits, their softmax and their gradient are 3 V.
 - training on GPUs: P x 4 GiB + 16 N, which is what a checkpoint stages in host memory.
 - evaluation: the same with 8 N.
-- the stages before training and after it: 1 GiB, and 4 bytes for each character that the tokenizer trains on.
+- the stages before training and after it: 1 GiB, 4 bytes for each character that the tokenizer trains on, and 256 MiB
+  for each worker that makes tokens, of which there is one a core.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kubernetes.utils import parse_quantity
 
 from nanochat.model.sizes import parameters
 from nanochat.pipeline.graph import TRAINING, Graph
+from nanochat.pipeline.resolve import WORKER_MEMORY
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings, Quantity
 from nanochat.spec.stages import ComputeStage
@@ -81,7 +83,8 @@ def memory(settings: PodSettings, spec: PipelineSpec, stage: str, graph: Graph, 
     """Bytes that a pod asks for, times the factor that attempts before asked for in vain."""
     if "memory" in settings.resources.requests:
         return round(amount(settings.resources.requests["memory"]) * factor)
-    return round(_memory(spec, stage, graph) * factor)
+    workers = cpu(settings, spec, stage, graph) if stage == "tokens" else 0.0
+    return round((_memory(spec, stage, graph) + workers * WORKER_MEMORY) * factor)
 
 
 def _memory(spec: PipelineSpec, stage: str, graph: Graph) -> float:

@@ -22,7 +22,7 @@ from kubernetes.client import V1DeploymentStatus
 
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
 from nanochat.parse.json_text import read_json
-from nanochat.spec.errors import NanochatError, UserError
+from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import RECORD
 from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
@@ -30,6 +30,7 @@ from operators import metrics
 from operators.cluster import Cluster
 from operators.config import Serving, StoreProfile
 from operators.kube_client import KubeError, Object
+from operators.store_leases import StoreLeases
 
 log = logging.getLogger(__name__)
 
@@ -243,9 +244,16 @@ class RolloutController:
     """Of one Deployment. `reconcile` is called by one thread at a time, `about` by any."""
 
     def __init__(
-        self, settings: Serving, profile: StoreProfile, cluster: Cluster, *, changed: Callable[[], None]
+        self,
+        settings: Serving,
+        profile: StoreProfile,
+        cluster: Cluster,
+        *,
+        changed: Callable[[], None],
+        leases: StoreLeases | None = None,
     ) -> None:
-        """`changed` is called when there is something new to tell."""
+        """`changed` is called when there is something new to tell; `leases` names what is served."""
+        self._leases, self._leased = leases or StoreLeases(), frozenset[str]()
         self._settings, self._profile, self._cluster, self._changed = settings, profile, cluster, changed
         self._registry = Registry(settings.tracking or profile.tracking or "")
         self._fingerprints: dict[str, str] = {}  # of the address that was looked at last
@@ -267,7 +275,7 @@ class RolloutController:
             trouble = f"the registry's champion is not known: {error.message}"
         try:
             self._roll_out(champion)
-        except KubeError as error:
+        except (KubeError, StorageError) as error:
             trouble = error.message
         if trouble:
             metrics.errors.labels(kind="serving").inc()
@@ -292,10 +300,18 @@ class RolloutController:
                 log.warning("serving: version %s did not become ready: %s", rejected.version, rejected.why)
             if not decision.target.same(deployed.current):
                 log.info("serving: version %s (%s)", decision.target.version, decision.target.uri)
+        self._lease_models(deployed.current, decision.target, decision.memory.good)
         metrics.set_serving(decision.target.version if decision.target else "")
         if decision.news != self._news:
             self._news = decision.news
             self._changed()
+
+    def _lease_models(self, *targets: Target | None) -> None:
+        """Name in the store what pods may load, also when they are made anew."""
+        models = frozenset(target.uri for target in targets if target is not None)
+        if models != self._leased:
+            self._leases.serve(self._profile.open(), models)
+            self._leased = models
 
     def _champion(self) -> Champion | None:
         """The version with the alias; StorageError or UserError where the registry or the store cannot be asked."""

@@ -5,12 +5,12 @@ What is here is a memory of the API server and of storage, and may be lost at an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.planner import Observed, Phase, Status, required_outputs
-from nanochat.pipeline.run_status import StatusFile
+from nanochat.pipeline.run_status import StatusFile, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Store
@@ -81,6 +81,13 @@ class Ready:
     def store(self) -> Store:
         """The store of the run."""
         return self.outputs.artifacts.store
+
+    def mark_deleted(self) -> None:
+        """Say in the run's folder that it goes on no more; StorageError where that cannot be written."""
+        told = read_status(self.store, self.paths)
+        if told is not None and told.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED):
+            message = "the pipeline was deleted"
+            self.status_file.write(replace(told, phase=str(Phase.CANCELLED), message=message))
 
     def snapshot(self) -> RunSnapshot:
         """The run as others may see it."""

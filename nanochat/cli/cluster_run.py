@@ -194,6 +194,9 @@ class ClusterRun(RunHandle):
         text = (folder / "report.md").read_text(encoding="utf-8")
         print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
 
+    def missing_weights(self, uri: str) -> str:
+        return str(read_json(self.stored("model", uri=uri), limit=RECORD).get("missing", ""))
+
     def registry(self) -> Registry:
         uri = (self.status.get("profile") or {}).get("tracking")
         if not uri:

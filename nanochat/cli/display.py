@@ -111,15 +111,14 @@ class Display:
     def _change(self, stage: str, view: RunProgress, before: tuple[Phase, str] | None) -> None:
         status = view.status.of(stage)
         why = view.explanations.get(stage, "")
+        made = f"; {status.message}" if status.message else ""
         if status.phase is Phase.CACHED:
-            self.say(f"{stage:<10} cached      {self._keys(stage)}")
+            self.say(f"{stage:<10} cached      {self._keys(stage)}{made}")
         elif status.phase is Phase.RUNNING and (before is None or before[0] is not Phase.RUNNING):
             reason = status.message or ("" if why.endswith(NEW) else why)
             self.say(f"{stage:<10} starts      {reason}")
         elif status.phase is Phase.SUCCEEDED:
-            self.say(f"{stage:<10} done        {duration(view.took.get(stage, 0.0))}")
-        if status.phase in (Phase.CACHED, Phase.SUCCEEDED) and status.message:
-            self.say(f"{stage:<10} {status.message}")
+            self.say(f"{stage:<10} done        {duration(view.took.get(stage, 0.0))}{made}")
         elif status.phase in (Phase.FAILED, Phase.RETRYING, Phase.BLOCKED, Phase.STOPPING):
             self.say(f"{stage:<10} {status.phase.lower():<11} {status.message}")
 

@@ -28,6 +28,8 @@ from nanochat.spec.errors import NanochatError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.storage import open_store
+from nanochat.tracking.client import connect, is_deleted
+from nanochat.tracking.mlflow import EXPERIMENT
 
 GIB = 1 << 30
 # Weights, gradients, Muon's momentum or AdamW's two moments in fp32, and a copy for saving.
@@ -176,13 +178,25 @@ def tracking_check(resolved: ResolvedProfile) -> Check:
         folder = next(path for path in file.parents if path.is_dir())
         if resolved.tracking.startswith("sqlite:///") and not os.access(folder, os.W_OK):
             return Check("tracking", "warn", f"{file} cannot be written", f"set MLFLOW_TRACKING_URI; {later}")
-        return Check("tracking", "ok", resolved.tracking)
+        return experiment_check(resolved.tracking) if file.exists() else Check("tracking", "ok", resolved.tracking)
     try:
         httpx.get(f"{resolved.tracking.rstrip('/')}/health", timeout=5.0, follow_redirects=True).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         advice = f"start it, or set MLFLOW_TRACKING_URI; {later}"
         return Check("tracking", "warn", f"{resolved.tracking} does not answer ({first_line(error)})", advice)
-    return Check("tracking", "ok", f"{resolved.tracking} answers")
+    return experiment_check(resolved.tracking)
+
+
+def experiment_check(uri: str) -> Check:
+    """Whether the experiment that runs are shown in is there, as far as there was one."""
+    try:
+        deleted = is_deleted(connect(uri), EXPERIMENT)
+    except Exception as error:  # MLflow, its database and its HTTP client raise families of their own
+        return Check("tracking", "warn", f"{shown(uri)} does not answer as MLflow does ({first_line(error)})")
+    if deleted:
+        found, advice = f"its experiment '{EXPERIMENT}' was deleted", "the next run restores it, with all its runs"
+        return Check("tracking", "warn", f"{shown(uri)}: {found}", advice)
+    return Check("tracking", "ok", f"{shown(uri)} answers")
 
 
 def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:

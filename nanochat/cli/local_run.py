@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from rich.console import Console
 from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
 from nanochat.cli.run_handle import RunHandle, pipeline_name
+from nanochat.model.artifact import missing_weights
+from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.control import ask_cancel
+from nanochat.pipeline.leases import live_run
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.log_reader import LaunchLogs, list_launches, read_log
 from nanochat.pipeline.planner import Phase
@@ -23,7 +26,6 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
-from nanochat.storage.records import read_object
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
 from nanochat.tracking.registry import Registry
@@ -50,8 +52,14 @@ class LocalRun(RunHandle):
 
     @property
     def is_live(self) -> bool:
-        """Whether a runner on this machine works on it."""
-        return RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
+        """Whether a runner works on it: of this home its lock tells, of others the store."""
+        held = RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
+        return held if self.is_own else held or live_run(self.store, self.paths.root)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is this home's, not another one's or a cluster's; versions before did not say whose a run was."""
+        return bool(self.status.home) and self.status.home == self.resolved.identity
 
     @property
     def phase(self) -> str:
@@ -67,7 +75,9 @@ class LocalRun(RunHandle):
     def headline(self) -> str:
         phase = self.phase
         gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
-        return f"{self.name}: {phase}{gone} {self.status.message}".rstrip()
+        others = self.status.home and not self.is_own
+        whose = f" (run from another home, on {self.status.host})" if others else ""
+        return f"{self.name}: {phase}{gone}{whose} {self.status.message}".rstrip()
 
     @property
     def stages(self) -> Sequence[StageRunStatus]:
@@ -111,14 +121,11 @@ class LocalRun(RunHandle):
     def spec(self) -> Mapping[str, Any]:
         return read_declaration(self.store, self.paths)["spec"]
 
+    def missing_weights(self, uri: str) -> str:
+        return missing_weights(uri, lambda root: open_store(replace(self.resolved.profile, root=root)))
+
     def registry(self) -> Registry:
         return Registry(self.resolved.tracking)
-
-    @property
-    def was_champion(self) -> bool:
-        """Whether its model was ever made champion."""
-        release = read_object(self.store, self.paths.release) or {}
-        return bool(release.get("alias", {}).get("moved"))
 
     # ---- logs -------------------------------------------------------------------------------------------------------
 
@@ -144,17 +151,11 @@ class LocalRun(RunHandle):
 
 
 def find_runs(profile: str) -> list[LocalRun]:
-    """All runs of a profile's store, the latest first."""
+    """All runs of a profile's store: this home's before those of others, the latest first."""
     resolved = resolve_profile(profile)
     store = open_store(resolved.profile)
-    entries = [entry for entry in store.list("runs") if entry.path.endswith("/status.json")]
-    entries.sort(key=lambda entry: entry.modified, reverse=True)
-    folders = [RunPaths(entry.path.removesuffix("/status.json")) for entry in entries]
-    return [
-        LocalRun(store, resolved, paths, status)
-        for paths in folders
-        if (status := read_status(store, paths)) is not None
-    ]
+    runs = [LocalRun(store, resolved, run.paths, run.status) for run in stored_runs(store, skip_senseless=True)]
+    return sorted(runs, key=lambda run: not run.is_own)
 
 
 def find_run(name: str | None, *, store: str = "default") -> LocalRun:

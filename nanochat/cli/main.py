@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import cluster, options, rollback, run, runs
+from nanochat.cli import cluster, collect, models, options, rollback, run, runs
 from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
@@ -34,7 +34,7 @@ app.command("submit")(cluster.submit)
 app.command("suspend")(cluster.suspend)
 app.command("resume")(cluster.resume)
 app.command("rollback")(rollback.rollback)
-app.command("gc")(runs.gc)
+app.command("gc")(collect.gc)
 
 
 @app.command()
@@ -71,7 +71,7 @@ def chat(
     """Chat in the terminal with a model of a run, or with a server."""
     from nanochat.cli.chat import chat as talk
 
-    folder = None if url else runs.model_folder(model, stage=stage, store=store)
+    folder = None if url else models.find_model(model, stage=stage, store=store)
     talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k, max_tokens=max_tokens)
 
 
@@ -87,7 +87,7 @@ def serve(
     """Serve the OpenAI chat API and a chat page."""
     from nanochat.cli.serve import serve as start
 
-    start(folder=runs.model_folder(model, stage=stage, store=store), host=host, port=port, slots=slots)
+    start(folder=models.find_model(model, stage=stage, store=store), host=host, port=port, slots=slots)
 
 
 @identity_app.command("generate")

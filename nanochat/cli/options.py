@@ -62,7 +62,13 @@ name = text(NAME, "name")
 File = Annotated[Path, argument(path, help="Pipeline file (YAML).")]
 Name = Annotated[str, argument(text(PATH), help="Name of the pipeline.")]
 Run = Annotated[str | None, argument(text(PATH), help="Name of the pipeline; by default the one run last.")]
-Model = Annotated[str | None, argument(text(PATH), help="Pipeline's name, or folder or URI of a model artifact.")]
+Model = Annotated[
+    str | None,
+    argument(
+        text(PATH),
+        help="Pipeline's name, champion, NAME:VERSION of the registry, or folder or URI of a model artifact.",
+    ),
+]
 Stage = Annotated[str | None, option(name, "--stage", help="Stage whose model is used; by default the last.")]
 Set = Annotated[
     list[str] | None,

@@ -7,8 +7,10 @@ from typing import Annotated
 from nanochat.cli import options
 from nanochat.cli.find import find_handle
 from nanochat.cli.options import Context, Namespace, Run, Store, option
+from nanochat.cli.run_handle import RunHandle
+from nanochat.spec.errors import UserError
 from nanochat.spec.stages import ReleaseStage
-from nanochat.tracking.registry import ALIAS, FORMER
+from nanochat.tracking.registry import ALIAS, FORMER, Version
 
 
 def rollback(
@@ -21,10 +23,17 @@ def rollback(
     """Make the former champion of a pipeline's model champion again."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
     model = run.spec.get("stages", {}).get("release", {}).get("model") or ReleaseStage().model
-    before, now = run.registry().rollback(model, to or "")
+    before, now = run.registry().rollback(model, to or "", check=lambda version: _check(run, model, version))
     if before == now.version:
         print(f"Version {now.version} of {model} was already {ALIAS}; a server that gave it up tries it again.")
     else:
         instead = f" instead of version {before}, which is now the {FORMER} one" if before else ""
         print(f"Version {now.version} of {model} is now {ALIAS}{instead}.")
     print(f"Servers that follow the registry serve it from now on: {now.source}")
+
+
+def _check(run: RunHandle, model: str, version: Version) -> None:
+    """UserError where the weights of a version are gone: whoever follows the registry could not serve it."""
+    missing = run.missing_weights(version.source)
+    if missing:
+        raise UserError(f"version {version.version} of {model} cannot be champion: {missing}; choose another with --to")

@@ -107,6 +107,10 @@ class RunHandle(ABC, LogSource):
         """The declaration's spec as it was given."""
 
     @abstractmethod
+    def missing_weights(self, uri: str) -> str:
+        """Why a model at an address in the run's store cannot be used; '' where it can."""
+
+    @abstractmethod
     def registry(self) -> Registry:
         """The model registry that it releases to."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,20 +12,13 @@ from rich.table import Table
 
 from nanochat.cli import options
 from nanochat.cli.find import find_handle
-from nanochat.cli.local_run import find_run, find_runs
 from nanochat.cli.logs import show
 from nanochat.cli.options import Context, Name, Namespace, Run, Store, argument, option
-from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
-from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.bounds import integer
 from nanochat.spec.errors import UserError
-from nanochat.spec.fields import nearest
-from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.opening import open_store
-from nanochat.storage.store import Profile
 from nanochat.tracking.quantities import duration
 
 
@@ -109,76 +101,3 @@ def report(
     folder = resolve_profile(store).home / "reports" / run.name
     run.report(folder, markdown=markdown)
     print(f"\nThe whole report: {folder / 'report.html'}")
-
-
-def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    keep_runs: Annotated[int, option(integer(0, 1_000_000), help="Number of runs of each pipeline to keep.")] = 3,
-    champions: Annotated[bool, typer.Option("--champions", help="Also remove runs whose model was champion.")] = False,
-    store: Store = "default",
-) -> None:
-    """Remove all but the latest runs, and all that no run refers to.
-
-    A run whose model was ever champion is kept: the model may be served, and a rollback may return to it.
-    """
-    from nanochat.storage.garbage import collect
-
-    runs = find_runs(store)
-    if not runs:
-        print("nothing to remove")
-        return
-    for run in runs:
-        if run.is_live:
-            raise UserError(f"'{run.name}' is running: wait for it or cancel it first")
-    kept: dict[str, int] = {}
-    gone = False
-    keep: set[tuple[str, str]] = set()
-    for run in runs:
-        kept[run.name] = kept.get(run.name, 0) + 1
-        if kept[run.name] > keep_runs and (champions or not run.was_champion):
-            print(f"{run.paths.root}: not among the latest {keep_runs}")
-            gone = True
-            if not dry_run:
-                run.store.delete(run.paths.root)
-            continue
-        for item in run.status.stages:
-            keep |= {(ref.kind, key) for ref, key in item.keys.items()}
-            if item.phase not in (Phase.SUCCEEDED, Phase.CACHED):
-                keep |= {(item.stage, key) for key in item.keys.values()}  # its checkpoints
-    removed = collect(runs[0].store, keep=keep, older_than_s=3600.0, dry_run=dry_run)
-    if removed.removed:
-        print(removed)
-    elif not gone:
-        print("nothing to remove")
-
-
-def model_folder(model: str | None, *, stage: str | None, store: str) -> Path:
-    """The local folder of a model: named by a folder or URI, or the last one that a pipeline's run made."""
-    if model and Path(model, WEIGHTS).exists():
-        return Path(model)
-    if model and "://" in model:
-        return _fetch_uri(model)
-    run = find_run(model, store=store)
-    artifacts = Artifacts(run.store, run.resolved.cache)
-    wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
-    keys = run.status.keys()
-    trained = [ref.name for ref in keys if ref.kind == "model"]
-    if stage and stage not in trained:
-        raise UserError(f"{run.name} has no stage '{stage}' that trains a model.{nearest(stage, trained)}")
-    for name in wanted:
-        key = keys.get(ArtifactRef.of("model", name))
-        found = artifacts.find("model", key) if key else None
-        if found is not None:
-            return artifacts.fetch(found)
-    raise UserError(
-        f"{run.name} has made no model{f' of {stage}' if stage else ''} yet: see 'nanochat status {run.name}'"
-    )
-
-
-def _fetch_uri(uri: str) -> Path:
-    """A model artifact by its address: file:// or s3://.../artifacts/model/<key>[/<launch>]."""
-    address, resolved = ModelAddress.parse(uri), resolve_profile()
-    own = resolved.profile.root == address.root
-    profile = resolved.profile if own else Profile(root=address.root, endpoint=resolved.profile.endpoint)
-    artifacts = Artifacts(open_store(profile), resolved.cache)
-    return artifacts.fetch(read_manifest(artifacts.store, address))

@@ -7,6 +7,7 @@ fingerprint(manifest)        # "90ce5fcc1fdd0a4b"
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanochat.spec.errors import UserError
@@ -66,3 +67,13 @@ def read_manifest(store: Store, address: ModelAddress) -> Manifest:
 def fingerprint(manifest: Manifest) -> str:
     """Sixteen hexadecimal digits that name a model's weights: the beginning of their SHA-256."""
     return next(record.sha256 for record in manifest.files if record.path == WEIGHTS)[:16]
+
+
+def missing_weights(uri: str, open_root: Callable[[str], Store]) -> str:
+    """Why the model at an address cannot be used, '' where it can; `open_root` opens the store with that root."""
+    try:
+        address = ModelAddress.parse(uri)
+        read_manifest(open_root(address.root), address)
+    except (UserError, Damaged) as error:
+        return error.message
+    return ""

@@ -24,6 +24,7 @@ from nanochat.pipeline import control
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
 from nanochat.pipeline.devices import Devices
+from nanochat.pipeline.leases import Lease
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.logs import LogSync
 from nanochat.pipeline.orphan import PLAN, end_launches, in_folder
@@ -46,6 +47,7 @@ from nanochat.storage.opening import open_store
 from nanochat.storage.records import read_object
 from nanochat.tracking.dates import Dates
 from nanochat.tracking.progress import State, read_progress
+from nanochat.tracking.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,9 @@ class LocalRunner:
         self.selected: frozenset[str] | None = None
         self.devices = devices or Devices.detect()
         meta = self.pipeline.metadata
-        digest = hashlib.sha256(f"{meta.namespace}.{meta.name}\n{self.graph.digest()}".encode()).hexdigest()
+        self._home = resolved.make_identity()  # two homes that share a store have runs of their own
+        what = f"{meta.namespace}.{meta.name}\n{self.graph.digest()}\n{self._home}"
+        digest = hashlib.sha256(what.encode()).hexdigest()
         self.paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=digest[:12])
         self.attempts = AttemptLog(self.store, self.paths, AttemptRecord)
         self.running: dict[str, RunningAttempt] = {}  # by stage
@@ -113,7 +117,8 @@ class LocalRunner:
 
     def run(self, on_change: Callable[[RunProgress], None] = lambda view: None) -> Status:
         """Run to the end; returns the last status. UserError where the same run is already live."""
-        with self._lock:
+        with self._lock, Lease(self.store, runs=[self.paths.root]) as lease:
+            lease.await_collection()
             self._reached_at = time.monotonic()
             self._clear_dead_launches()
             control.forget(self.store, self.paths)
@@ -123,6 +128,7 @@ class LocalRunner:
             self.attempts.retire()
             self.attempts.save()
             self.outputs.refresh()
+            self.outputs.check_release(Registry(self.resolved.tracking))
             self.outputs.explain()
             self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))
             restore = on_stop(self._interrupt, signal.SIGINT)
@@ -345,7 +351,10 @@ class LocalRunner:
         self.attempts.save()
         records = self.attempts.all()
         explanations = self.outputs.explanations
-        self._status.write(RunStatus.of(self.pipeline, self.graph, status, explanations, self.progress, records))
+        document = RunStatus.of(
+            self.pipeline, self.graph, status, explanations, self.progress, records, home=self._home
+        )
+        self._status.write(document)
 
     def _clear_dead_launches(self) -> None:
         """End and remove what a runner that was killed left behind; its lock is ours now."""

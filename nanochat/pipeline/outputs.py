@@ -7,6 +7,7 @@ outputs.explain()                        # fills `explanations` for the stages t
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -16,8 +17,12 @@ from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Graph, Output
 from nanochat.pipeline.planner import Phase, Status
 from nanochat.pipeline.release_record import ReleaseRecord
+from nanochat.spec.errors import NanochatError
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.checkpoints import newest_step
+from nanochat.tracking.registry import Registry
+
+log = logging.getLogger(__name__)
 
 
 class Outputs:
@@ -49,6 +54,24 @@ class Outputs:
         needs = {(ref.kind, key) for ref, key in self.graph.node(stage).needs.items()}
         found = self.artifacts.find_all(needs)
         self.present -= {key for _, key in needs - found.keys()}
+
+    def check_release(self, registry: Registry) -> None:
+        """Forget a release whose version the registry has no more, so that it is made anew. Where the registry cannot
+        be asked the release counts as made, and a warning says so."""
+        node = self.graph.node("release") if "release" in self.graph.stages else None
+        record = self.release
+        if node is None or record is None or not record.version or node.outputs[0].key not in self.present:
+            return
+        try:
+            if registry.holds(record.model, record.version):
+                return
+        except NanochatError as error:
+            log.warning("it is not known whether version %s is still there: %s", record.version, error.message)
+            return
+        log.warning("version %s of %s is gone from the registry: it is released anew", record.version, record.model)
+        self.artifacts.remove("release", node.outputs[0].key)
+        self.present.discard(node.outputs[0].key)
+        self.release = None
 
     def explain(self) -> None:
         """Say of each stage that misses outputs why, once."""

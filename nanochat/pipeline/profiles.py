@@ -10,6 +10,7 @@ NANOCHAT_PROFILES names):
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from nanochat.spec.addresses import given_address
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Section, ServerAddress, StoreAddress, Text, TrackingAddress, nearest, setting
 from nanochat.spec.validation import read_document, validate
+from nanochat.storage import files
+from nanochat.storage.failures import translate_errors
 from nanochat.storage.store import Profile
 
 
@@ -53,6 +56,20 @@ class ResolvedProfile:
     @property
     def locks(self) -> Path:
         return self.home / "locks"
+
+    @property
+    def identity(self) -> str:
+        """Tells this home from others that share a store; '' where it was never used."""
+        try:
+            return (self.home / "id").read_text(encoding="ascii").strip()[:64]
+        except (OSError, ValueError):
+            return ""
+
+    def make_identity(self) -> str:
+        """The identity, made where the home has none yet. UserError where the home cannot be written."""
+        with translate_errors(doing="writing", where=str(self.home)):
+            files.create(self.home / "id", uuid.uuid4().hex[:12].encode())
+        return self.identity
 
     def profile_dict(self) -> dict[str, Any]:
         return asdict(self.profile)

@@ -14,6 +14,7 @@ from nanochat.spec.pipeline import PipelineSpec
 # One parquet shard yields this many characters for each token (the reference's ratio for its vocabulary).
 CHARACTERS_PER_TOKEN = 4.8
 SHARD_MARGIN = 1.1
+WORKER_MEMORY = 256 << 20  # bytes of a process that makes tokens, for which 150 MiB were measured
 MOST_SHARDS = 100_000
 
 

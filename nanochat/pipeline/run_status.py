@@ -8,6 +8,7 @@ read_status(store, paths)
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import Pipeline
+from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import check_name
 from nanochat.storage.records import Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
@@ -57,6 +59,8 @@ class RunStatus:
     message: str = ""
     horizon: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[StageRunStatus, ...] = ()
+    home: str = ""  # whose runner it is (`ResolvedProfile.identity`); '' on a cluster
+    host: str = ""  # its name, for people
 
     @classmethod
     def of(
@@ -67,8 +71,10 @@ class RunStatus:
         explanations: Mapping[str, str],
         progress: Mapping[str, State],
         attempts: Sequence[AttemptRecord],
+        *,
+        home: str = "",
     ) -> RunStatus:
-        """The status of what the planner said, with what was observed."""
+        """The status of what the planner said, with what was observed; `home` is that of a runner."""
         stages = []
         for item in planned.stages:
             own = sorted((r for r in attempts if r.stage == item.stage), key=lambda r: r.number)
@@ -88,7 +94,8 @@ class RunStatus:
             )
         meta = pipeline.metadata
         summary = graph.horizon.summary()
-        return cls(meta.name, meta.namespace, planned.phase, planned.message, summary, tuple(stages))
+        host = socket.gethostname() if home else ""
+        return cls(meta.name, meta.namespace, planned.phase, planned.message, summary, tuple(stages), home, host)
 
     def keys(self) -> dict[ArtifactRef, str]:
         """The keys of all outputs."""
@@ -112,12 +119,12 @@ def read_declaration(store: Store, paths: RunPaths) -> dict[str, Any]:
 
 
 def read_status(store: Store, paths: RunPaths) -> RunStatus | None:
-    """The status in storage; None where there is none yet. StorageError where it cannot be read."""
+    """The status in storage; None where there is none yet. `Damaged` where it makes no sense."""
     try:
         found = read_object(store, paths.status, LARGEST)
         return None if found is None else checked(RunStatus, found)
     except ValueError:
-        raise StorageError(f"{store.uri(paths.status)} is no status of a run: remove it, then run again") from None
+        raise Damaged(f"{store.uri(paths.status)} is no status of a run: remove it, then run again") from None
 
 
 class StatusFile:

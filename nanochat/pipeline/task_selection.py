@@ -17,8 +17,8 @@ def find_task(name: str) -> type[tasks.Task]:
     """The class of a task; UserError with the nearest name where there is none."""
     try:
         return tasks.find(name)
-    except KeyError as error:
-        raise UserError(str(error.args[0])) from None
+    except (KeyError, tasks.UnusableTask) as error:
+        raise UserError(str(error.args[0])) from error
 
 
 def task_recipe(name: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -31,15 +32,13 @@ from nanochat.serving.messages import conversation
 from nanochat.serving.objects import ModelList, ModelObject
 from nanochat.serving.openapi import ANSWER, BEARER, documented
 from nanochat.serving.page import content_security_policy, read_page
-from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.protocol import ANY_MODEL, MODEL, ChatRequest
 from nanochat.serving.responder import ChatResponder, EventStream, unless_disconnected
 from nanochat.serving.service import EngineFailed, Overloaded
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer.chat import least_prompt, render_prompt
 
 SUMMARY = "OpenAI's chat API for one model; docs/serving.md says how each field is treated."
-# Under this name any server's model can be asked for.
-ANY_MODEL = "nanochat"
 
 NO_KEYS = "No key is asked for: everyone who reaches the server may use it. NANOCHAT_API_KEYS sets keys."
 
@@ -175,7 +174,9 @@ class _Api:
         """The model that is served."""
         return {"object": "list", "data": [self._description(self._loaded(None))]}
 
-    async def _model(self, name: str) -> ModelObject:
+    async def _model(
+        self, name: Annotated[str, Path(description=MODEL, json_schema_extra={"enum": [ANY_MODEL]})]
+    ) -> ModelObject:
         """The model, by a name that requests may use."""
         return self._description(self._loaded(name))
 

@@ -82,14 +82,14 @@ class ChatMessage(Body):
     @field_validator("tool_calls", "function_call")
     @classmethod
     def _no_calls(cls, calls: Any) -> Any:
-        if calls:
+        if calls not in (None, []):
             raise ValueError("has calls of tools, which this model does not know; tell in the content what they did")
         return calls
 
     @field_validator("audio")
     @classmethod
     def _no_sound(cls, audio: Any) -> Any:
-        if audio:
+        if audio is not None:
             raise ValueError("refers to sound, and this model reads text alone; put what was said into the content")
         return audio
 

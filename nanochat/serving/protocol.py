@@ -23,6 +23,9 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_METADATA = 64
 
+ANY_MODEL = "nanochat"
+MODEL = "Any server's model, by this name; the name and the version that it was released under are taken too."
+
 Count = Annotated[int, Field(lt=2**63)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
@@ -53,7 +56,7 @@ class ChatRequest(Body):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
-    model: Label | None = None
+    model: Annotated[Label, Field(description=MODEL, json_schema_extra={"enum": [ANY_MODEL]})] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None

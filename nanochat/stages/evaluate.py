@@ -129,11 +129,18 @@ def evaluate_base(subject: Subject, settings: BaseEvaluation, results: Results) 
 
 def _bits_per_byte(subject: Subject, settings: BaseEvaluation, name: str, shard: int) -> Figure:
     file = TokenFile(subject.context.fetch(f"text-tokens/{shard_name(shard)}"))
+    length = subject.model.config.sequence_length
+    tokens = min(settings.bits_per_byte_tokens, len(file) - 1)
+    if tokens < length:
+        raise UserError(
+            f"{name} cannot be measured on {tokens} tokens of {shard_name(shard)}, for one row has {length}: give more "
+            "text (sources.text), raise stages.evalBase.bitsPerByteTokens, or lower model.sequenceLength"
+        )
     batches = list(
         text_batches(
             file,
-            length=subject.model.config.sequence_length,
-            tokens=settings.bits_per_byte_tokens,
+            length=length,
+            tokens=tokens,
             batch_size=settings.device_batch_size,
             world=subject.world,
         )
@@ -198,6 +205,8 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
                 continue
             task = open_task(subject.context, name)
             rows = min(n for n in (len(task), selection.rows, settings.max_per_task) if n is not None)
+            if not rows:
+                raise UserError(f"task {name} has no row in its split 'test', so nothing can be measured")
             result = chat.measure(task, rows, tick=subject.counter(name, subject.local_count(rows)))
         measured[name] = result
         results.metrics[name] = result.accuracy

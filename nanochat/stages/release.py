@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.parse.address import shown
 from nanochat.parse.json_text import read_json
 from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.runs import RunPaths
 from nanochat.report.card import render_card
 from nanochat.report.record import LARGEST_RESULTS, Evaluation, evaluation_from, gather
-from nanochat.spec.errors import StorageError
+from nanochat.report.tracked import tracked_run
+from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.spec.gates import Gate, parse
 from nanochat.stages.context import StageContext
 from nanochat.storage.records import read_object
-from nanochat.tracking.client import shown
+from nanochat.tracking.mlflow import Projection
 from nanochat.tracking.registry import ALIAS, FOLDER_TAG, PIPELINE_TAG, Candidate, Registry, Version
 
 
@@ -103,7 +105,7 @@ def _candidate(context: StageContext, results: Results) -> Candidate:
     return Candidate(
         source=context.artifacts.uri(manifest),
         key=context.outputs[0].key,
-        run_uid=context.plan.run.rsplit("/", 1)[-1],
+        run_id=_mlflow_run(context),
         metrics=results.metrics,
         tags={
             PIPELINE_TAG: f"{context.plan.namespace}.{context.plan.name}",
@@ -113,6 +115,18 @@ def _candidate(context: StageContext, results: Results) -> Candidate:
         },
         card=_card(context),
     )
+
+
+def _mlflow_run(context: StageContext) -> str:
+    """The id of this run in MLflow. It is made here where those who tell MLflow of runs have not come to it yet."""
+    uri = context.plan.tracking or ""
+    record = gather(context.store, context.artifacts, run=context.plan.run)
+    try:
+        return Projection(context.store, uri).ensure(context.plan.run, tracked_run(record))
+    except NanochatError:
+        raise
+    except Exception as error:  # MLflow, its database and its HTTP client raise families of their own
+        raise StorageError(f"the tracking server {shown(uri)} did not take the run: {error}") from error
 
 
 def _evaluations(context: StageContext) -> dict[str, Evaluation]:

@@ -21,7 +21,9 @@ from nanochat.data.text import read_text
 from nanochat.data.tokenfile import write_conversations, write_text
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.orphan import die_with_parent
+from nanochat.pipeline.resolve import WORKER_MEMORY
 from nanochat.pipeline.task_selection import find_task
+from nanochat.runtime.cgroup import free_memory
 from nanochat.runtime.threads import cores
 from nanochat.spec.errors import OutOfMemory, Stopped, UserError
 from nanochat.stages.context import StageContext
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 
 def run(context: StageContext) -> None:
     """Make every output that is missing."""
-    workers = min(context.settings.workers or cores(), len(context.outputs))
+    room = max(1, free_memory() // WORKER_MEMORY)
+    workers = min(context.settings.workers or cores(), len(context.outputs), room)
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
     )

@@ -1,6 +1,6 @@
 """Garbage collection: what no run refers to, what was never finished, what writers left when they died.
 
-    collected = collect(store, keep={("model", key), ("base", key)}, older_than_s=86_400, dry_run=True)
+    collected = collect(store, keep={("model", key), ("base", key)}, older_than_s=86_400, now=now, dry_run=True)
 
 `keep` names artifacts by (kind, key) and checkpoints by (stage, key). Age is that of the newest file, so that what
 a living process writes stays, as long as it writes something now and then.
@@ -8,15 +8,17 @@ a living process writes stays, as long as it writes something now and then.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from nanochat.storage import artifacts, checkpoints
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import LARGEST, Manifest
 from nanochat.storage.store import Entry, Store
+
+NAMING = (artifacts.MANIFEST, "status.json")  # files by which readers find the others beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +47,89 @@ class Collected:
 
 
 def collect(
-    store: Store, *, keep: Collection[tuple[str, str]], older_than_s: float, dry_run: bool = False
+    store: Store,
+    *,
+    keep: Collection[tuple[str, str]],
+    spare: Collection[tuple[str, str]] = (),
+    folders: Mapping[str, str] = MappingProxyType({}),
+    older_than_s: float,
+    now: float,
+    dry_run: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Collected:
-    """Remove, from artifacts and checkpoints, what is not in `keep` or unfinished, and older than `older_than_s`."""
-    limit = time.time() - older_than_s
-    removed: list[Removed] = []
+    """Remove, from artifacts and checkpoints, what is not in `keep` or unfinished, and older than `older_than_s`.
+
+    `spare` is what somebody works on: nothing below is touched, finished or not. `folders` go before all else, each for
+    the reason beside it. `now` is the store's time. `check` is called before each removal, and may raise.
+    """
+    doomed = [*_folders(store, folders), *_doomed(store, set(keep) | set(spare), set(spare), now - older_than_s)]
+    doomed += _leftovers(store, spare, folders, now - older_than_s)
+    return Collected(tuple(item.removed if dry_run else _remove(store, item, check) for item in doomed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Doomed:
+    """Something to remove: its files, first of all those that name the others; or a leftover."""
+
+    removed: Removed
+    files: tuple[Entry, ...] = ()
+    leftover: Entry | None = None
+
+
+def _folders(store: Store, folders: Mapping[str, str]) -> Iterator[_Doomed]:
+    for path, reason in folders.items():
+        entries = tuple(store.list(path))
+        yield _Doomed(Removed(path, reason, _size(entries) + _size(store.leftovers(path))), entries)
+
+
+def _doomed(store: Store, keep: set[tuple[str, str]], spare: set[tuple[str, str]], limit: float) -> Iterator[_Doomed]:
     for root in (artifacts.ROOT, checkpoints.ROOT):
+        written = {base: _newest(entries) for base, entries in _groups(store.leftovers(root), depth=3).items()}
         for base, entries in _groups(store.list(root), depth=3).items():
             _, owner, key = base.split("/")
-            if (owner, key) not in keep:
-                doomed = {base: "nothing refers to it"} if _newest(entries) < limit else {}
-            else:
+            if (owner, key) in spare:
+                continue
+            if (owner, key) in keep:
                 doomed = _unfinished(store, base, entries, limit)
+            else:
+                newest = max(_newest(entries), written.get(base, 0.0))
+                doomed = {base: "nothing refers to it"} if newest < limit else {}
             for path, reason in doomed.items():
-                size = sum(entry.size for entry in entries if f"{entry.path}/".startswith(f"{path}/"))
-                removed.append(Removed(path=path, reason=reason, size=size))
-                if not dry_run:
-                    _delete(store, path, entries)
-    for entry in (*store.leftovers(artifacts.ROOT), *store.leftovers(checkpoints.ROOT), *store.leftovers("runs")):
-        if entry.modified < limit:
-            removed.append(Removed(path=entry.path, reason="a writer left it unfinished", size=entry.size))
-            if not dry_run:
-                store.delete_leftover(entry)
-    return Collected(removed=tuple(removed))
+                files = tuple(entry for entry in entries if f"{entry.path}/".startswith(f"{path}/"))
+                yield _Doomed(Removed(path, reason, _size(files)), files)
+
+
+def _leftovers(
+    store: Store, spare: Collection[tuple[str, str]], folders: Mapping[str, str], limit: float
+) -> Iterator[_Doomed]:
+    """Temporary files and broken uploads, but those that go with a folder anyway."""
+    for root in (artifacts.ROOT, checkpoints.ROOT, "runs"):
+        for entry in store.leftovers(root):
+            parts = entry.path.split("/")
+            spared = root != "runs" and tuple(parts[1:3]) in spare
+            if entry.modified < limit and not spared and "/".join(parts[:3]) not in folders:
+                yield _Doomed(Removed(entry.path, "a writer left it unfinished", entry.size), leftover=entry)
+
+
+def _remove(store: Store, item: _Doomed, check: Callable[[], None]) -> Removed:
+    """Remove something; what is still there afterwards was not freed, and is said."""
+    check()
+    path = item.removed.path
+    if item.leftover is not None:
+        store.delete_leftover(item.leftover)
+        return item.removed
+    for entry in item.files:  # no reader meets half of what a manifest names, nor a run without its files
+        if entry.path.rsplit("/", 1)[-1] in NAMING:
+            store.delete(entry.path)
+    store.delete(path)
+    left = _size(entry for entry in store.list(path)) + (store.size(path) or 0)
+    if left:
+        return Removed(path, f"{item.removed.reason}; {left:,} bytes could not be removed", item.removed.size - left)
+    return item.removed
+
+
+def _size(entries: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in entries)
 
 
 def _groups(entries: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
@@ -107,11 +169,3 @@ def _winner(store: Store, base: str) -> str | None:
         return Manifest.from_bytes(store.read(f"{base}/{artifacts.MANIFEST}", LARGEST)).launch
     except (Damaged, FileNotFoundError):
         return None
-
-
-def _delete(store: Store, path: str, entries: Iterable[Entry]) -> None:
-    """Manifests first, so that no reader meets half of what they name."""
-    for entry in entries:
-        if entry.path.startswith(f"{path}/") and entry.path.endswith(f"/{artifacts.MANIFEST}"):
-            store.delete(entry.path)
-    store.delete(path)

@@ -19,6 +19,8 @@ from nanochat.spec.errors import StorageError
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+log = logging.getLogger(__name__)
+
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 2.0
 # By itself MLflow tries 7 times for up to 4 minutes. Values that the user has set stay.
@@ -79,9 +81,21 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(uri)
 
 
-def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id; it is made where it does not exist. SQLite's artifacts live beside the database."""
+def is_deleted(client: MlflowClient, name: str) -> bool:
+    """Whether an experiment was deleted, and not for good."""
     found = client.get_experiment_by_name(name)
+    return found is not None and found.lifecycle_stage == "deleted"
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id. It is made where there is none, and restored where it was deleted.
+
+    SQLite's artifacts live beside the database.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is not None and is_deleted(client, name):
+        client.restore_experiment(found.experiment_id)
+        log.warning("MLflow's experiment '%s' was deleted: it is restored, with its runs", name)
     if found is not None:
         return found.experiment_id
     location = None

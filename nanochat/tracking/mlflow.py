@@ -100,16 +100,16 @@ class Projection:
         reader = self._readers.setdefault(folder, JournalReader(self._store, folder))
         marker = f"{folder}/mlflow.json"
         digest = _digest([self._uri, self._experiment, asdict(run), reader.pieces()])
-        if _marked(self._store, marker) == digest:
+        if _field(self._store, marker, "digest") == digest:
             return True  # nothing is new: MLflow is not even imported
         client = self._client = self._client or connect(self._uri)
         experiment = experiment_id(client, self._uri, self._experiment)
-        parent = self._find_or_create(experiment, run, None)
+        parent = self._find_or_create(folder, experiment, run, None)
         self._update(parent, run.params, run.tags)
         self._send(parent, [(name, 0, value, run.ended or run.started) for name, value in run.results.items()])
         for stage in run.stages:
-            nested = self._find_or_create(experiment, run, stage, parent=parent.info.run_id)
-            self._update(nested, stage.params, stage.tags)
+            nested = self._find_or_create(folder, experiment, run, stage)
+            self._update(nested, stage.params, {**stage.tags, "mlflow.parentRunId": parent.info.run_id})
             points = []
             for name, series in reader.history(stage.name).metrics.items():
                 points.extend((name, point.step, point.value, point.time) for point in series)
@@ -121,9 +121,13 @@ class Projection:
         self._warned = False
         return True
 
-    def _find_or_create(
-        self, experiment: str, run: TrackedRun, stage: TrackedStage | None, *, parent: str | None = None
-    ) -> Run:
+    def ensure(self, folder: str, run: TrackedRun) -> str:
+        """The id of the MLflow run of a pipeline's run, which is made where there is none yet."""
+        client = self._client = self._client or connect(self._uri)
+        experiment = experiment_id(client, self._uri, self._experiment)
+        return self._find_or_create(folder, experiment, run, None).info.run_id
+
+    def _find_or_create(self, folder: str, experiment: str, run: TrackedRun, stage: TrackedStage | None) -> Run:
         assert self._client is not None
         tags = {RUN_TAG: run.uid, STAGE_TAG: stage.name if stage else ""}
         found = find_run(self._client, experiment, run.uid, stage.name if stage else "")
@@ -131,9 +135,24 @@ class Projection:
             return found
         name = f"{run.name}/{stage.name}" if stage else run.name
         started = stage.started if stage else run.started
-        if parent is not None:
-            tags["mlflow.parentRunId"] = parent
-        return self._client.create_run(experiment, start_time=_milliseconds(started), run_name=name, tags=tags)
+        made = self._client.create_run(experiment, start_time=_milliseconds(started), run_name=name, tags=tags)
+        return self._agree(f"{folder}/mlflow/{_digest([self._uri, experiment, tags])[:16]}.json", made)
+
+    def _agree(self, path: str, made: Run) -> Run:
+        """The run that counts where several processes made one at once: that of the first to say so in the store."""
+        assert self._client is not None
+        if self._store.create(path, json.dumps({"run": made.info.run_id}).encode()):
+            return made
+        known = _field(self._store, path, "run")
+        try:
+            first = self._client.get_run(str(known))
+        except Exception:  # the file tells of a run that is gone, or of nothing
+            first = None
+        if first is None or first.info.lifecycle_stage != "active":
+            self._store.write_json(path, {"run": made.info.run_id})
+            return made
+        self._client.delete_run(made.info.run_id)
+        return first
 
     def _update(self, run: Run, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
@@ -208,11 +227,12 @@ def find_run(client: MlflowClient, experiment: str, uid: str, stage: str = "") -
     return found[0] if found else None
 
 
-def _marked(store: Store, path: str) -> Any:
+def _field(store: Store, path: str, name: str) -> Any:
+    """A field of a small file of ours; None where that is missing or makes no sense, and is written anew."""
     try:
-        return (read_object(store, path) or {}).get("digest")
+        return (read_object(store, path) or {}).get(name)
     except Damaged:
-        return None  # it is written anew
+        return None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.parse.address import shown
 from nanochat.spec.errors import NanochatError, StorageError, UserError
-from nanochat.tracking.client import connect, experiment_id
-from nanochat.tracking.mlflow import EXPERIMENT, find_run
+from nanochat.tracking.client import connect
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -39,10 +38,10 @@ class Candidate:
 
     source: str  # address of the model artifact's launch folder
     key: str  # the release's key: a second registration with it gives the same version
-    run_uid: str
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)  # lineage
     card: str = ""  # the model card, Markdown
+    run_id: str = ""  # of the MLflow run that made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class Version:
     key: str
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)
+    ready: bool = True  # whether its registration came to its end
 
 
 class Registry:
@@ -77,46 +77,84 @@ class Registry:
         with self._talking() as client:
             if not self._exists(client, model):
                 client.create_registered_model(model, description="Chat models that nanochat pipelines released.")
-            wanted = [v for v in client.search_model_versions(f"name='{model}'") if v.source == candidate.source]
-            found = next((v for v in wanted if v.tags.get(KEY_TAG) == candidate.key), None)
+            known = ((version, _version(version)) for version in pages(client.search_model_versions, f"name='{model}'"))
+            same = (
+                found for found, v in known if (v.source, v.key, v.ready) == (candidate.source, candidate.key, True)
+            )
+            found = next(same, None)
             tags = {
                 KEY_TAG: candidate.key,
                 **{f"{METRIC_TAG}{name}": repr(value) for name, value in candidate.metrics.items()},
                 **{name: value[:_TAG_LENGTH] for name, value in candidate.tags.items() if value},
             }
             if found is None:
-                run = find_run(client, experiment_id(client, self._uri, EXPERIMENT), candidate.run_uid)
                 found = client.create_model_version(
                     model,
                     candidate.source,
-                    run.info.run_id if run else None,
+                    candidate.run_id or None,
                     tags=tags,
                     description=candidate.card[:_TAG_LENGTH],
                 )
             return Version(str(found.version), candidate.source, candidate.key, dict(candidate.metrics))
+
+    def needed(self, *, promoted: bool) -> list[Version]:
+        """The versions of all models that an alias names and, with `promoted`, those that were champion before."""
+        with self._talking() as client:
+            found: list[Version] = []
+            for model in pages(client.search_registered_models):
+                named = {str(version) for version in model.aliases.values()}
+                versions = [_version(item) for item in pages(client.search_model_versions, f"name='{model.name}'")]
+                found += [v for v in versions if v.version in named or (promoted and PROMOTED_TAG in v.tags)]
+            return found
 
     def promote(self, model: str, version: str) -> None:
         """Make a version the champion, and the one that was it until now the former one."""
         with self._talking() as client:
             self._promote(client, model, version, client.get_registered_model(model).aliases.get(ALIAS))
 
-    def rollback(self, model: str, to: str = "") -> tuple[str, Version]:
+    def has(self, model: str) -> bool:
+        """Whether a model of this name is registered."""
+        with self._talking() as client:
+            return self._exists(client, model)
+
+    def find(self, model: str, which: str) -> Version:
+        """A version that is ready, by its number or an alias; UserError where there is none."""
+        with self._talking() as client:
+            aliases, known = self._look(client, model)
+            if which in (ALIAS, FORMER) and which not in aliases:
+                raise UserError(f"{model} has no {which}: name a version: {', '.join(known)}")
+            return _ready(model, aliases.get(which, which), known)
+
+    def holds(self, model: str, version: str) -> bool:
+        """Whether a version is there; deleted ones are not."""
+        with self._talking() as client:
+            return self._exists(client, model) and version in self._look(client, model)[1]
+
+    def rollback(
+        self, model: str, to: str = "", *, check: Callable[[Version], None] = lambda version: None
+    ) -> tuple[str, Version]:
         """Make the former champion, or version `to`, the champion: the version that was it ('': none), and the new one.
 
-        Twice is there and back again. UserError where there is no such version.
+        Twice is there and back again. UserError where there is no such version, it is not ready, or `check` raises it:
+        then nothing has changed.
         """
         with self._talking() as client:
-            if not self._exists(client, model):
-                raise UserError(f"the model registry {shown(self._uri)} has no model '{model}': none was released yet")
-            aliases = client.get_registered_model(model).aliases
-            before, former = str(aliases.get(ALIAS, "")), str(aliases.get(FORMER, ""))
-            known = sorted((str(v.version) for v in client.search_model_versions(f"name='{model}'")), key=int)
-            if to and to not in known:
-                raise UserError(f"{model} has no version {to}: there are {', '.join(known)}")
+            aliases, known = self._look(client, model)
+            before, former = aliases.get(ALIAS, ""), aliases.get(FORMER, "")
             if not to and former in ("", before):
                 raise UserError(f"{model} has no former champion: choose a version with --to: {', '.join(known)}")
-            self._promote(client, model, to or former, before)
-            return before, _version(client.get_model_version(model, to or former))
+            version = _ready(model, to or former, known)
+            check(version)
+            self._promote(client, model, version.version, before)
+            return before, version
+
+    def _look(self, client: MlflowClient, model: str) -> tuple[dict[str, str], dict[str, Version]]:
+        """The aliases of a model, and its versions by number; UserError where there is no such model."""
+        if not self._exists(client, model):
+            raise UserError(f"the model registry {shown(self._uri)} has no model '{model}': none was released yet")
+        aliases = {name: str(version) for name, version in client.get_registered_model(model).aliases.items()}
+        found = [_version(item) for item in pages(client.search_model_versions, f"name='{model}'")]
+        return aliases, {item.version: item for item in sorted(found, key=lambda item: int(item.version))}
 
     @staticmethod
     def _promote(client: MlflowClient, model: str, version: str, before: str | None) -> None:
@@ -149,6 +187,26 @@ class Registry:
             ) from error
 
 
+def _ready(model: str, version: str, known: Mapping[str, Version]) -> Version:
+    if version not in known:
+        there_are = f"there are {', '.join(known)}" if known else "all were deleted"
+        raise UserError(f"{model} has no version {version}: {there_are}")
+    if not known[version].ready:
+        raise UserError(f"version {version} of {model} is not ready: its registration has not come to its end")
+    return known[version]
+
+
+def pages(search: Callable[..., Any], *arguments: str) -> Iterator[Any]:
+    """All that a search of MLflow's finds, page by page."""
+    token: str | None = None
+    while True:
+        page = search(*arguments, **({"page_token": token} if token else {}))
+        yield from page
+        token = getattr(page, "token", None)
+        if not token:
+            return
+
+
 def _version(found: object) -> Version:
     tags: dict[str, str] = getattr(found, "tags", {})
     metrics = {}
@@ -164,4 +222,5 @@ def _version(found: object) -> Version:
         key=tags.get(KEY_TAG, ""),
         metrics=metrics,
         tags=dict(tags),
+        ready=getattr(found, "status", "READY") == "READY",
     )

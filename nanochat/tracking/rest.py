@@ -29,6 +29,7 @@ class ModelVersion:
     version: str
     source: str
     tags: Mapping[str, str]
+    status: str = "READY"
 
 
 class RestClient:
@@ -72,4 +73,4 @@ def _model(data: Mapping[str, Any]) -> RegisteredModel:
 
 def _version(data: Mapping[str, Any]) -> ModelVersion:
     tags = {item["key"]: item["value"] for item in data.get("tags", ())}
-    return ModelVersion(data["version"], data.get("source", ""), tags)
+    return ModelVersion(data["version"], data.get("source", ""), tags, data.get("status", "READY"))

@@ -17,7 +17,9 @@ from mlflow_server import serving
 from small_pipeline import called, mistake
 
 from nanochat.cli.mlflow_proxy import registry_of, service_of
+from nanochat.model.artifact import WEIGHTS
 from nanochat.spec.errors import UserError
+from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
 from operators.kube_client import KubeError
 
@@ -27,11 +29,11 @@ pytestmark = pytest.mark.filterwarnings(
 PIPELINE = {"metadata": {"name": "demo", "namespace": "default"}, "spec": {"stages": {"release": {"model": "robin"}}}}
 
 
-def release(registry: Registry, model: str, *versions: str) -> None:
+def release(registry: Registry, model: str, *versions: str, root: str = "s3://bucket") -> None:
     """Register versions and promote each in its turn."""
     for name in versions:
-        source = f"s3://bucket/artifacts/model/{name}/01-a"
-        version = registry.register(model, Candidate(source=source, key=name, run_uid="u", metrics={}))
+        source = f"{root}/artifacts/model/{name}/01-a"
+        version = registry.register(model, Candidate(source=source, key=name, metrics={}))
         registry.promote(model, version.version)
 
 
@@ -43,17 +45,33 @@ def test_on_this_machine(tmp_path: Path) -> None:
     (run / "status.json").write_text(json.dumps(status))
     registry = Registry(f"sqlite:///{tmp_path}/state/mlflow.db")
     assert "has no model 'robin'" in mistake(called(tmp_path, "rollback"))
-    release(registry, "robin", "one")
+    root = f"{tmp_path}/state"
+    artifacts = Artifacts(open_store(Profile(root=root)), tmp_path / "cache")
+    for name in ("one", "two"):
+        with artifacts.writer("model", name, "01-a") as writer:
+            (writer.folder / WEIGHTS).write_bytes(b"weights")
+            writer.commit(recipe={}, inputs={})
+    release(registry, "robin", "one", root=root)
     assert "no former champion: choose a version with --to: 1" in mistake(called(tmp_path, "rollback", "demo"))
-    release(registry, "robin", "two")
+    release(registry, "robin", "two", root=root)
     done = called(tmp_path, "rollback", "demo")
     assert done.stdout.splitlines() == [
         "Version 1 of robin is now champion instead of version 2, which is now the former one.",
-        "Servers that follow the registry serve it from now on: s3://bucket/artifacts/model/one/01-a",
+        f"Servers that follow the registry serve it from now on: {root}/artifacts/model/one/01-a",
     ], done.stderr
     champion = registry.champion("robin")
     assert champion is not None and champion.version == "1"
     assert "has no version 7: there are 1, 2" in mistake(called(tmp_path, "rollback", "demo", "--to", "7"))
+    artifacts.remove("model", "two")
+    for options in ((), ("--to", "2")):
+        said = mistake(called(tmp_path, "rollback", "demo", *options))
+        assert "version 2 of robin cannot be champion: there is no model at" in said
+    champion = registry.champion("robin")
+    assert champion is not None and champion.version == "1", "nothing has changed"
+    (run / "pipeline.json").unlink()
+    for command in ("rollback", "retry"):
+        said = mistake(called(tmp_path, command, "demo"))
+        assert "there is no run in" in said and "begins anew" in said
 
 
 class ApiServer:
@@ -61,9 +79,13 @@ class ApiServer:
 
     def __init__(self, tracking: str) -> None:
         self.pipeline: dict[str, Any] = {
-            **PIPELINE, "status": {"profile": {"tracking": "http://mlflow.tools.svc.cluster.local:5000"}}
+            **PIPELINE,
+            "status": {
+                "profile": {"tracking": "http://mlflow.tools.svc.cluster.local:5000"},
+                "access": {"service": "tools/controller:80", "token": "t"},
+            },
         }  # fmt: skip
-        self.refused = 0
+        self.refused, self.missing = 0, ""
         address, server = urlsplit(tracking).netloc, self
 
         class Handler(BaseHTTPRequestHandler):
@@ -78,6 +100,8 @@ class ApiServer:
                     code, data = reply.status, reply.read()
                     server.refused += code == 403
                     onward.close()
+                elif "/services/http:controller:80/proxy/v1/team/demo/model?uri=s3" in self.path:
+                    code, data = 200, json.dumps({"missing": server.missing}).encode()
                 elif self.path.endswith("/namespaces/team/chatpipelines/demo"):
                     code, data = 200, json.dumps(server.pipeline).encode()
                 else:
@@ -132,6 +156,9 @@ def test_on_a_cluster(server: ApiServer, tmp_path: Path) -> None:
         assert champion is not None and champion.version == now
     done = called(tmp_path, "rollback", "demo", "-n", "team", "--to", "1", **kubeconfig)
     assert "Version 1 of robin was already champion; a server that gave it up tries it again." in done.stdout
+    server.missing = "there is no model at s3://bucket/artifacts/model/two"
+    said = mistake(called(tmp_path, "rollback", "demo", "-n", "team", "--to", "2", **kubeconfig))
+    assert f"version 2 of robin cannot be champion: {server.missing}; choose another with --to" in said
     server.pipeline["status"] = {"profile": {"tracking": "http://absent.tools.svc:5000"}}
     said = mistake(called(tmp_path, "rollback", "demo", "-n", "team", **kubeconfig))
     assert "MLflow (service tools/absent): " in said and "not found" in said

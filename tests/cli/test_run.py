@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,13 @@ def test_gc_keeps_the_runs_of_champions(home: Path) -> None:
     assert released and released < every
 
     def gone(*options: str) -> set[str]:
-        out = nanochat(home, "gc", "--dry-run", "--keep-runs", "0", *options).stdout
-        return {run for run in every if f"{run.partition('runs/')[2]}: not among the latest 0" in out}
+        done = nanochat(home, "gc", "--dry-run", "--keep-runs", "0", *options)
+        told = re.findall(r"(runs/\S+): [\d,]+ bytes, not among the latest 0", done.stdout)
+        return {run for run in every if f"runs/{run.partition('runs/')[2]}" in told}
 
     assert gone() == every - released
-    assert gone("--champions") == every
+    assert gone("--champions") == every - released, "it is champion"
+    assert gone("--keep-releases", "--champions") == every - released, "it was released"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,6 @@ def break_model(site: Site, status: Status) -> Candidate:
     return Candidate(
         source=store.uri(f"artifacts/model/{other}/{manifest.launch}"),
         key=other,
-        run_uid=status["run"].rpartition("/")[2],
         metrics={},
         tags={FOLDER_TAG: status["run"]},
     )

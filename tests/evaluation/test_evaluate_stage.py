@@ -14,7 +14,7 @@ from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
-from nanochat.spec.errors import Stopped
+from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import evaluate
 from nanochat.stages.context import StageContext, StopFlag
@@ -107,6 +107,13 @@ def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "evalChat.tasks" in found["notRun"]["mmlu"]
     assert "humaneval" in found["notRun"]["chatcore"]
     assert [sample["prompt"] for sample in found["samples"]] == ["Who are you?"]
+
+
+def test_text_for_not_one_row_is_no_figure(make_context: Any) -> None:
+    context = make_context("eval-base", evalBase={"core": False, "bitsPerByteTokens": 47})
+    with pytest.raises(UserError, match=r"train_bpb cannot be measured on 47 tokens of shard_00000, .* row has 48"):
+        evaluate.run(context)
+    context.close()
 
 
 def test_a_stop_ends_it_without_results(make_context: Any) -> None:

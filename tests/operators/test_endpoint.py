@@ -59,6 +59,16 @@ def test_logs_are_listed_and_read_from_any_byte(client: TestClient) -> None:
         assert (part.text, part.headers[NEXT]) == ("second\nthird\n"[offset:], "13")
 
 
+def test_whether_a_model_can_be_used(client: TestClient, tmp_path: Path) -> None:
+    def missing(uri: str) -> str:
+        return client.get("/v1/team/demo/model", params={"uri": uri}, headers=TOKEN).json()["missing"]
+
+    root = f"{tmp_path}/store"
+    assert "there is no model at" in missing(f"{root}/artifacts/model/gone/01-a")
+    assert "is not a model's address" in missing(f"{root}/artifacts/text/gone")
+    assert "is not in the pipeline's store" in missing("s3://other/artifacts/model/one")
+
+
 def test_the_report_and_the_attempts(client: TestClient) -> None:
     assert client.get("/v1/team/demo/report", headers=TOKEN).json() == ["report.md"]
     assert client.get("/v1/team/demo/report/report.md", headers=TOKEN).text == "# demo: report\n"

@@ -269,3 +269,13 @@ def test_the_hubs_token_reaches_the_stage_that_fetches_data_alone(stage: str) ->
     _, job = build(request(stage, **training() | {"pods": {"env": [named]}}))
     env = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["env"]
     assert [item for item in env if item["name"] == "HF_TOKEN"] == [named]
+
+
+def test_each_worker_that_makes_tokens_has_memory() -> None:
+    """As many workers as cores are asked for, and the memory for them."""
+    spec = training() | {"pods": {"resources": {"requests": {"cpu": 8}}}}
+    asked = request("tokens", **spec)
+    alone = request("tokens", **training() | {"pods": {"resources": {"requests": {"cpu": 1}}}})
+    amounts = [resources.memory(each.settings, each.spec, "tokens", each.accepted.graph) for each in (asked, alone)]
+    assert amounts[0] - amounts[1] == 7 * (256 << 20)
+    assert json.loads(plan_of(asked))["spec"]["stages"]["tokens"]["workers"] == 8

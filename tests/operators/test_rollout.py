@@ -214,7 +214,7 @@ class World:
                 (writer.folder / WEIGHTS).write_text(name)
                 source = self.artifacts.uri(writer.commit(recipe={}, inputs={}, metadata={}))
         tags = {"nanochat.pipeline": "team.demo", "nanochat.run": f"runs/team.demo/{name}"}
-        found = self.registry.register(self.model, Candidate(source, name, name, {}, tags))
+        found = self.registry.register(self.model, Candidate(source, name, {}, tags))
         self.registry.promote(self.model, found.version)
         return found.version
 
@@ -307,7 +307,7 @@ def test_a_version_without_an_artifact_is_refused(world: World) -> None:
     world.look()
     assert world.deployment.written == ["1", "2"], "it is there now"
     weights = Path(world.profile.root) / "artifacts" / "model" / "three" / "01-a" / WEIGHTS
-    version = world.registry.register(world.model, Candidate("http://elsewhere/x", "x", "x", {}, {"nanochat.run": "r"}))
+    version = world.registry.register(world.model, Candidate("http://elsewhere/x", "x", {}, {"nanochat.run": "r"}))
     world.registry.promote(world.model, version.version)
     assert (world.look().about("r", told_before=False) or ("",))[0] == "False"
     world.release("three")

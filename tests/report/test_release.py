@@ -15,10 +15,12 @@ from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.planner import Phase, StageStatus, Status
 from nanochat.pipeline.ref import ArtifactRef
+from nanochat.report.tracked import RunTracker
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import release, report
 from nanochat.stages.context import StageContext
+from nanochat.tracking.client import connect
 from nanochat.tracking.registry import Registry
 
 pytestmark = pytest.mark.filterwarnings(
@@ -81,10 +83,7 @@ def test_a_gate_that_does_not_hold_keeps_the_champion(run: FakeRun, uri: str) ->
     assert [gate["holds"] for gate in found["gates"]] == [True, False]
     assert found["alias"]["moved"] is False and found["alias"]["previous"] == "1"
     assert found["alias"]["reason"] == "these gates do not hold: arc_easy > champion.arc_easy"
-    graph = build_graph(PipelineSpec())
-    node = replace(graph.node("release"), outputs=(Output("release", "release", "release-k2", {}, {}),))
-    outputs = Outputs(run.artifacts, replace(graph, nodes=(node,)))
-    outputs.refresh()
+    outputs = outputs_of(run, "k2")
     status = outputs.remarked(Status(Phase.SUCCEEDED, (StageStatus("release", Phase.SUCCEEDED),)))
     assert status.of("release").message == (
         "version 2 of second is registered and does not become champion: "
@@ -136,3 +135,46 @@ def test_what_was_not_run_fails_its_gate(run: FakeRun, uri: str) -> None:
     found = released(run, work)
     assert found["gates"][0]["notes"] == ["humaneval was not run: no sandbox here"]
     assert not found["alias"]["moved"]
+
+
+def outputs_of(run: FakeRun, key: str) -> Outputs:
+    graph = build_graph(PipelineSpec())
+    node = replace(graph.node("release"), outputs=(Output("release", "release", f"release-{key}", {}, {}),))
+    outputs = Outputs(run.artifacts, replace(graph, nodes=(node,)))
+    outputs.refresh()
+    return outputs
+
+
+def test_a_release_whose_version_was_deleted_is_made_anew(
+    run: FakeRun, uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    released(run, context(run, "release", tracking=uri, model="deleted"))
+    outputs = outputs_of(run, "k1")
+    outputs.check_release(Registry(uri))
+    assert outputs.present == {"release-k1"}, "its version is there"
+    outputs.check_release(Registry("http://127.0.0.1:9"))
+    assert outputs.present == {"release-k1"} and "it is not known whether version 1 is still there" in caplog.text
+    connect(uri).delete_model_version("deleted", "1")
+    outputs.check_release(Registry(uri))
+    assert not outputs.present and outputs.release is None
+    assert "version 1 of deleted is gone from the registry: it is released anew" in caplog.text
+    again = released(run, context(run, "release", tracking=uri, model="deleted"))
+    assert again["version"] == "2" and again["alias"]["moved"]
+    connect(uri).delete_registered_model("deleted")
+    outputs = outputs_of(run, "k1")
+    outputs.check_release(Registry(uri))
+    assert not outputs.present, "the whole model is gone"
+
+
+def test_a_version_has_the_run_that_made_it_however_short_that_was(run: FakeRun, uri: str) -> None:
+    """Nobody has told MLflow of the run yet."""
+    released(run, context(run, "release", tracking=uri, model="lineage"))
+    client = connect(uri)
+    version = client.get_model_version("lineage", "1")
+    assert version.run_id
+    assert client.get_run(version.run_id).data.tags["nanochat.run"] == RUN.rsplit("/", 1)[-1]
+    assert RunTracker(run.store, run.artifacts, run=RUN, uri=uri).sync()
+    experiment = client.get_experiment_by_name("nanochat")
+    assert experiment is not None
+    query = f"tags.`nanochat.run` = '{RUN.rsplit('/', 1)[-1]}' and tags.`nanochat.stage` = ''"
+    assert [found.info.run_id for found in client.search_runs([experiment.experiment_id], query)] == [version.run_id]

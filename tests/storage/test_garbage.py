@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.storage import Artifacts, Checkpoints, Profile, Store, garbage, open_store
+from nanochat.spec.errors import StorageError
+from nanochat.storage import Artifacts, Checkpoints, Profile, Store, open_store
 from nanochat.storage.garbage import collect
 
+LATER = time.time() + 1_000_000.0  # the store's time
 KEEP = {("model", "kept"), ("base", "key")}
 
 
@@ -33,11 +35,6 @@ def filled(store: Store, artifacts: Artifacts, checkpoints: Checkpoints) -> Stor
     return store
 
 
-def _later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    now = time.time() + seconds
-    monkeypatch.setattr(garbage.time, "time", lambda: now)
-
-
 REMOVED = {
     "artifacts/model/dropped": "nothing refers to it",
     "artifacts/model/kept/manifest.json.damaged-0123": "it was damaged and set aside",
@@ -48,15 +45,12 @@ REMOVED = {
 }
 
 
-def test_what_nothing_refers_to_goes(
-    filled: Store, artifacts: Artifacts, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _later(monkeypatch, 100)
+def test_what_nothing_refers_to_goes(filled: Store, artifacts: Artifacts, checkpoints: Checkpoints) -> None:
     before = {entry.path: entry.size for entry in filled.list()}
-    planned = collect(filled, keep=KEEP, older_than_s=60, dry_run=True)
+    planned = collect(filled, keep=KEEP, older_than_s=60, now=LATER, dry_run=True)
     assert {item.path: item.reason for item in planned.removed} == REMOVED
     assert {entry.path: entry.size for entry in filled.list()} == before
-    done = collect(filled, keep=KEEP, older_than_s=60)
+    done = collect(filled, keep=KEEP, older_than_s=60, now=LATER)
     assert done == planned
     after = {entry.path: entry.size for entry in filled.list()}
     assert sum(before.values()) - sum(after.values()) == done.size
@@ -70,12 +64,11 @@ def test_what_nothing_refers_to_goes(
     assert artifacts.find("model", "kept") is not None
     assert checkpoints.newest() is not None
     assert str(done).endswith(f"6 items, {done.size:,} bytes")
-    assert collect(filled, keep=KEEP, older_than_s=60).removed == ()
+    assert collect(filled, keep=KEEP, older_than_s=60, now=LATER).removed == ()
 
 
-def test_what_is_young_stays(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    _later(monkeypatch, 100)
-    assert collect(filled, keep=set(), older_than_s=1000).removed == ()
+def test_what_is_young_stays(filled: Store) -> None:
+    assert collect(filled, keep=set(), older_than_s=2_000_000, now=LATER).removed == ()
 
 
 def test_what_dead_writers_left_goes_when_it_is_old(tmp_path: Path) -> None:
@@ -85,5 +78,39 @@ def test_what_dead_writers_left_goes_when_it_is_old(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"half")
         if not name.endswith("4"):
             os.utime(tmp_path / name, (1, 1))
-    assert len(collect(store, keep=set(), older_than_s=60).removed) == 3
+    assert len(collect(store, keep=set(), older_than_s=60, now=time.time()).removed) == 3
     assert [entry.path for entry in store.leftovers()] == ["runs/a/.tmp-4-4"]
+
+
+def test_nothing_is_touched_where_somebody_works(filled: Store) -> None:
+    spare = {("model", "kept"), ("model", "unfinished"), ("base", "key")}
+    removed = collect(filled, keep=KEEP, spare=spare, older_than_s=60, now=LATER).removed
+    assert {item.path for item in removed} == {"artifacts/model/dropped", "checkpoints/base/other"}
+
+
+def test_folders_go_with_all_that_they_hold(tmp_path: Path) -> None:
+    store = open_store(Profile(root=str(tmp_path)))
+    for name in ("status.json", "logs/a", ".tmp-1-1"):
+        (tmp_path / "runs/a/b" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs/a/b" / name).write_bytes(b"12345")
+    planned = collect(store, keep=set(), folders={"runs/a/b": "old"}, older_than_s=60, now=LATER, dry_run=True)
+    done = collect(store, keep=set(), folders={"runs/a/b": "old"}, older_than_s=60, now=LATER)
+    assert planned == done and done.size == 15 and not (tmp_path / "runs/a/b").exists()
+
+
+def test_what_could_not_be_removed_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(Profile(root=str(tmp_path)))
+    store.write("artifacts/model/k/one/weights", b"12345")
+    monkeypatch.setattr(store, "delete", lambda path: None)
+    (item,) = collect(store, keep=set(), older_than_s=60, now=LATER).removed
+    assert item.size == 0 and item.reason == "nothing refers to it; 5 bytes could not be removed"
+
+
+def test_each_removal_is_asked_for(filled: Store) -> None:
+    def check() -> None:
+        raise StorageError("another gc began")
+
+    before = [entry.path for entry in filled.list()]
+    with pytest.raises(StorageError, match="another gc began"):
+        collect(filled, keep=set(), older_than_s=60, now=LATER, check=check)
+    assert [entry.path for entry in filled.list()] == before

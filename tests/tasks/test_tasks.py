@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +13,9 @@ import pyarrow.parquet
 import pytest
 
 import tasks
-from tasks import DataError, Example, Program, SourceFile, Task
+from nanochat.pipeline.task_selection import find_task
+from nanochat.spec.errors import UserError
+from tasks import DataError, Example, Program, SourceFile, Task, registry
 from tasks.gsm8k import solution_parts
 from tasks.identity import read_conversations
 from tasks.parts import final_number, same_number
@@ -41,6 +44,32 @@ def test_names_are_found_and_mistakes_helped() -> None:
         tasks.find("gsm8")
     with pytest.raises(ValueError, match=r"no split 'dev': it has train, test"):
         tasks.find("gsm8k")(Path(), "dev")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("import igloo.snow", r"tasks\.own needs the Python module 'igloo', which is missing: install"),
+        ("def f(:", r"tasks\.own, line 1 cannot be imported: SyntaxError"),
+        ("1 / 0", r"tasks\.own cannot be imported: ZeroDivisionError"),
+        ("from tasks.gsm8k import GSM8K as G\nclass Own(G):\n    name = 'gsm8k'", "two tasks are called 'gsm8k'"),
+        (
+            "from tasks.gsm8k import GSM8K as G\nclass Own(G):\n    name = 'own'\n    baseline = 1.0",
+            "task own has the baseline",
+        ),
+    ],
+)
+def test_a_file_of_ones_own_that_is_not_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, problem: str
+) -> None:
+    (tmp_path / "own.py").write_text(content)
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+        patched.setattr("tasks.registry._known", registry._known.__wrapped__)
+        with pytest.raises(UserError, match=problem):
+            find_task("gsm8k")
+    sys.modules.pop("tasks.own", None)
+    assert find_task("gsm8k").name == "gsm8k"
 
 
 @pytest.mark.parametrize("name", tasks.names())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from nanochat.parse.address import shown
 from nanochat.storage import Profile, Store, open_store
-from nanochat.tracking.client import connect, unreachable
+from nanochat.tracking.client import connect, is_deleted, unreachable
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.mlflow import EXPERIMENT, Projection, TrackedRun, TrackedStage, find_run, flatten
 
@@ -235,3 +236,47 @@ def test_a_process_that_is_killed_leaves_no_half_made_database(tmp_path: Path) -
     assert subprocess.run([sys.executable, "-c", program, uri], timeout=120, check=False).returncode == 9
     assert [experiment.name for experiment in connect(uri).search_experiments()] == ["Default"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_deleted_experiment_is_restored_and_that_is_said(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = connect(uri)
+    assert Projection(store, uri).sync(folder("before"), tracked("before"))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    assert is_deleted(client, EXPERIMENT)
+    assert Projection(store, uri).sync(folder("after"), tracked("after"))
+    assert "MLflow's experiment 'nanochat' was deleted: it is restored" in caplog.text
+    assert not is_deleted(client, EXPERIMENT)
+    assert run_of(client, "before") and run_of(client, "after"), "the runs of before are back"
+
+
+def test_a_deleted_run_is_made_anew(store: Store, uri: str, client: Any) -> None:
+    projection = Projection(store, uri)
+    record(store, "deleted", "01-a", {1: 2.0})
+    assert projection.sync(folder("deleted"), tracked("deleted"))
+    first = run_of(client, "deleted").info.run_id
+    client.delete_run(first)
+    record(store, "deleted", "02-a", {2: 1.0})
+    assert projection.sync(folder("deleted"), tracked("deleted")) or projection.sync(
+        folder("deleted"), tracked("deleted")
+    )
+    parent = run_of(client, "deleted").info.run_id
+    assert parent != first
+    assert run_of(client, "deleted", "base").data.tags["mlflow.parentRunId"] == parent
+
+
+def test_whoever_is_first_makes_the_run_and_all_mean_that_one(store: Store, uri: str, client: Any) -> None:
+    connect(uri)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: Projection(store, uri).ensure(folder("raced"), tracked("raced")), range(4)))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    found = client.search_runs([experiment.experiment_id], "tags.`nanochat.run` = 'raced'")
+    assert set(made) == {found[0].info.run_id} and len(found) == 1
+    store.write(store.children(f"{folder('raced')}/mlflow")[0].join((f"{folder('raced')}/mlflow/", "")), b"senseless")
+    client.delete_run(made[0])
+    again = Projection(store, uri).ensure(folder("raced"), tracked("raced"))
+    assert again != made[0] and run_of(client, "raced").info.run_id == again

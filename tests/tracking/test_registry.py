@@ -6,9 +6,10 @@ import socket
 from typing import Any
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion
 
 from nanochat.spec.errors import StorageError, UserError
-from nanochat.tracking.registry import Candidate, Registry
+from nanochat.tracking.registry import Candidate, Registry, Version
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -22,7 +23,7 @@ def registry(uri: str) -> Registry:
 
 def candidate(**changes: Any) -> Candidate:
     values: dict[str, Any] = {
-        "source": "s3://bucket/artifacts/model/abc/01-a", "key": "k1", "run_uid": "uid",
+        "source": "s3://bucket/artifacts/model/abc/01-a", "key": "k1",
         "metrics": {"core": 0.2219, "sft.arc-easy": 0.3876}, "tags": {"nanochat.run": "runs/x"}, "card": "# Card",
     }  # fmt: skip
     return Candidate(**(values | changes))
@@ -105,3 +106,59 @@ def test_there_must_be_something_to_go_back_to(registry: Registry) -> None:
         registry.rollback("single")
     with pytest.raises(UserError, match="no version 9: there are 1"):
         registry.rollback("single", "9")
+
+
+def test_a_version_that_was_deleted_is_no_more(registry: Registry) -> None:
+    for number in range(3):
+        registry.promote("gone", registry.register("gone", candidate(key=f"d{number}")).version)
+    client: Any = registry._client
+    client.delete_model_version("gone", "2")
+    assert registry.holds("gone", "1") and not registry.holds("gone", "2") and not registry.holds("nothing", "1")
+    with pytest.raises(UserError, match="gone has no version 2: there are 1, 3"):
+        registry.rollback("gone", "2")
+    with pytest.raises(UserError, match="no former champion"):  # its alias went with it
+        registry.rollback("gone")
+    assert registry.register("gone", candidate(key="d1")).version == "4", "it is registered anew"
+    client.delete_registered_model("gone")
+    assert registry.champion("gone") is None
+    assert registry.register("gone", candidate(key="d0")).version == "1"
+
+
+def test_a_version_that_is_not_ready_is_not_taken(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.promote("slow", registry.register("slow", candidate(key="r1")).version)
+    registry.register("slow", candidate(key="r2"))
+    ready = ModelVersion.status
+    monkeypatch.setattr(
+        ModelVersion, "status", property(lambda self: "PENDING_REGISTRATION" if self.version == 2 else ready.fget(self))
+    )
+    with pytest.raises(UserError, match="version 2 of slow is not ready"):
+        registry.rollback("slow", "2")
+    champion = registry.champion("slow")
+    assert champion is not None and champion.version == "1"
+    assert registry.register("slow", candidate(key="r2")).version == "3", "it counts as none"
+
+
+def test_what_the_check_refuses_changes_nothing(registry: Registry) -> None:
+    for number in range(2):
+        registry.promote("checked", registry.register("checked", candidate(key=f"c{number}")).version)
+
+    def check(version: Version) -> None:
+        raise UserError(f"the weights of {version.source} are gone")
+
+    with pytest.raises(UserError, match="are gone"):
+        registry.rollback("checked", check=check)
+    champion = registry.champion("checked")
+    assert champion is not None and champion.version == "2"
+
+
+def test_versions_are_found_by_number_and_alias(registry: Registry) -> None:
+    registry.register("found", candidate(key="f1"))
+    with pytest.raises(UserError, match="found has no champion: name a version: 1"):
+        registry.find("found", "champion")
+    registry.promote("found", "1")
+    client: Any = registry._client
+    client.set_registered_model_alias("found", "canary", "1")
+    assert {registry.find("found", which).version for which in ("1", "champion", "canary")} == {"1"}
+    for which in ("2", "former", "1.0", "x" * 300):
+        with pytest.raises(UserError, match="found has no "):
+            registry.find("found", which)
