@@ -81,9 +81,9 @@ def read_tasks(folder: Path) -> list[BundleTask]:
         declared: Any = read_yaml(content)
         entries = declared["icl_tasks"]
     except Malformed as error:
-        raise WrongFile(path, str(error)) from None
-    except (KeyError, TypeError) as error:
-        raise WrongFile(path, f"it names no tasks ({type(error).__name__}), so it is no CORE bundle's") from None
+        raise WrongFile(path, f"it names no tasks, for it is {error}") from None
+    except (KeyError, TypeError):
+        raise WrongFile(path, "it names no tasks, so it is no CORE bundle's") from None
     if not isinstance(entries, list) or not entries:
         raise WrongFile(path, "it names no tasks, so it is no CORE bundle's")
     tasks: dict[str, BundleTask] = {}

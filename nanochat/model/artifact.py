@@ -1,4 +1,4 @@
-"""A model artifact as the registry names it: its address, its manifest, and the fingerprint of its weights.
+"""A model artifact as the registry names it: its address, its manifest, and the fingerprint of what is served.
 
 address = ModelAddress.parse("s3://bucket/nanochat/artifacts/model/4f0c.../01-ab12cd34")
 manifest = read_manifest(open_store(Profile(root=address.root)), address)
@@ -7,7 +7,8 @@ fingerprint(manifest)        # "90ce5fcc1fdd0a4b"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nanochat.spec.errors import UserError
@@ -19,6 +20,9 @@ from nanochat.storage.transfer import check_sizes
 
 KIND = "model"
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+SERVED = (CONFIG, WEIGHTS, TOKENIZER)  # the files that decide what the model says
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,8 @@ def read_manifest(store: Store, address: ModelAddress) -> Manifest:
         raise Damaged(f"the manifest of {store.uri(base)} belongs to another artifact")
     if address.launch not in ("", manifest.launch):
         raise Damaged(f"the model at {store.uri(base)} was made anew, by {manifest.launch} after {address.launch}")
-    if not any(record.path == WEIGHTS for record in manifest.files):
-        raise Damaged(f"{store.uri(base)} holds no {WEIGHTS}")
+    if missing := set(SERVED) - {record.path for record in manifest.files}:
+        raise Damaged(f"{store.uri(base)} holds no {', '.join(sorted(missing))}")
     try:
         check_sizes(store, f"{base}/{manifest.launch}", manifest.files)
     except Damaged as damage:
@@ -65,8 +69,14 @@ def read_manifest(store: Store, address: ModelAddress) -> Manifest:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Sixteen hexadecimal digits that name a model's weights: the beginning of their SHA-256."""
-    return next(record.sha256 for record in manifest.files if record.path == WEIGHTS)[:16]
+    """Sixteen hexadecimal digits that name what a model says: weights, configuration and tokenizer."""
+    return combined({record.path: record.sha256 for record in manifest.files})
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """The fingerprint of a model whose files have these SHA-256 sums."""
+    lines = "".join(f"{digests[name]}  {name}\n" for name in SERVED)  # as sha256sum writes them
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def missing_weights(uri: str, open_root: Callable[[str], Store]) -> str:

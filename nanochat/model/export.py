@@ -16,14 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanochat.model.artifact import WEIGHTS
+from nanochat.model.artifact import CONFIG, WEIGHTS
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import compute_dtype_for
 from nanochat.runtime.memory import is_out_of_memory
 from nanochat.spec.errors import UserError
-
-CONFIG = "config.json"
 
 
 def save_model(folder: Path, model: Transformer, extra: Mapping[str, Any]) -> None:

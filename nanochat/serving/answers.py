@@ -42,6 +42,10 @@ def usage(prompt: int, completion: int) -> Usage:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
+# Of a token that can't be chosen: JSON has no number for its infinity, and OpenAI's API says this.
+LEAST_LOGPROB = -9999.0
+
+
 def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
     """The entry of `logprobs.content` for a sampled token of the text; [] for any other."""
     if event.logprob is None or event.kind != "text":
@@ -49,7 +53,8 @@ def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
 
     def entry(token: int, value: float) -> TokenLikelihood:
         raw = tokenizer.decode_bytes([token])
-        return {"token": raw.decode("utf-8", errors="replace"), "logprob": value, "bytes": list(raw)}
+        likely = value if value > LEAST_LOGPROB else LEAST_LOGPROB
+        return {"token": raw.decode("utf-8", errors="replace"), "logprob": likely, "bytes": list(raw)}
 
     chosen = entry(event.logprob.token, event.logprob.logprob)
     return [{**chosen, "top_logprobs": [entry(token, value) for token, value in event.logprob.top]}]

@@ -151,7 +151,7 @@ def _missing(record: FileRecord, _target: Path) -> NoReturn:
 
 
 def _check(manifest: Manifest, wanted: Wanted) -> None:
-    """Other weights than the ones that were released are refused, before they are fetched."""
+    """Another model than the one that was released is refused, before it is fetched."""
     found = fingerprint(manifest)
     if wanted.fingerprint and found != wanted.fingerprint:
-        raise Damaged(f"{wanted.uri} holds weights with the fingerprint {found}, and {wanted.fingerprint} is wanted")
+        raise Damaged(f"{wanted.uri} holds a model with the fingerprint {found}, and {wanted.fingerprint} is wanted")

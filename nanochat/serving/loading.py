@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from nanochat.model.artifact import WEIGHTS
+from nanochat.model.artifact import SERVED, combined
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import choose_device
@@ -22,6 +22,9 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits that name the weights: what `nanochat.model.artifact` reads in a manifest."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """Sixteen hexadecimal digits that name the model: what `nanochat.model.artifact` reads in a manifest."""
+    digests = {}
+    for name in SERVED:
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return combined(digests)

@@ -115,7 +115,7 @@ def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
         found = check_text_shard(target)
     else:
         base = (sources.text.base or sources.hub).rstrip("/")
-        url = f"{base}/{_shard_path(sources, index)}"
+        url = f"{base}/{sources.text.path.format(revision=sources.text.revision, index=index)}"
         seen: list[TextStatistics] = []
         hub.fetch(
             url,
@@ -128,15 +128,6 @@ def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
     if not found.characters:
         raise UserError(f"text shard {index} has no text: correct sources.text")
     return {"documents": found.documents, "characters": found.characters}
-
-
-def _shard_path(sources: Sources, index: int) -> str:
-    try:
-        return sources.text.path.format(revision=sources.text.revision, index=index)
-    except (KeyError, IndexError, ValueError, AttributeError):
-        raise UserError(
-            f"sources.text.path ({sources.text.path}) may have {{revision}} and {{index}} and nothing else in braces"
-        ) from None
 
 
 def _task(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from nanochat.data.mixture import Mixture, Part
 from nanochat.data.tokenfile import ConversationFile
-from nanochat.model.artifact import WEIGHTS
-from nanochat.model.export import CONFIG, save_model
+from nanochat.model.artifact import CONFIG, TOKENIZER, WEIGHTS
+from nanochat.model.export import save_model
 from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
@@ -173,7 +173,7 @@ class TrainingSession:
         self.context.progress.update()
 
 
-TOKENIZER_FILES = ("tokenizer.json", "byte_lengths.bin")
+TOKENIZER_FILES = (TOKENIZER, "byte_lengths.bin")
 
 
 @contextmanager

@@ -172,8 +172,16 @@ def with_list(old: bytes, new: bytes) -> dict[str, bytes]:
     [
         ({"other": b""}, r"has no core\.yaml"),
         ({"core.yaml": b"- 1"}, "names no tasks"),
-        ({"core.yaml": b"[" * 100_000}, "exceeded maximum nesting depth"),
+        ({"core.yaml": b"[" * 100_000}, "names no tasks"),
         ({"core.yaml": b"icl_tasks: []"}, "names no tasks"),
+        (
+            {
+                "core.yaml": b"a: &a [x, x]\n"
+                + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in range(98, 120))
+                + b"icl_tasks: [{label: *w}]"
+            },
+            "core.yaml of",
+        ),
         ({"core.yaml": b"icl_tasks: [1]"}, r"core\.yaml of .*: task 1 "),
         ({"core.yaml": b"\xff"}, "not UTF-8"),
         ({"core.yaml": b"#" * (1 << 20) + b"#"}, "more than 1 MiB"),
@@ -185,7 +193,7 @@ def with_list(old: bytes, new: bytes) -> dict[str, bytes]:
         (with_list(b"[0]", b"[-1]"), r"task 1 \(a\): num_fewshot"),
         (with_list(b"schema", b"other"), r"task 1 \(a\): icl_task_type"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_bundle_that_is_none(
     hub: Hub, hub_server: FakeHub, tmp_path: Path, files: dict[str, bytes], message: str

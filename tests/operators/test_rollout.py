@@ -17,7 +17,7 @@ from kubernetes import client
 from kubernetes.client import V1Deployment, V1ObjectReference
 from mlflow_server import free_port
 
-from nanochat.model.artifact import WEIGHTS
+from nanochat.model.artifact import SERVED, WEIGHTS
 from nanochat.spec.errors import UserError
 from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
@@ -211,7 +211,8 @@ class World:
         source = f"{self.profile.root}/artifacts/model/{name}/01-a"
         if stored:
             with self.artifacts.writer("model", name, "01-a") as writer:
-                (writer.folder / WEIGHTS).write_text(name)
+                for file in SERVED:
+                    (writer.folder / file).write_text(name)
                 source = self.artifacts.uri(writer.commit(recipe={}, inputs={}, metadata={}))
         tags = {"nanochat.pipeline": "team.demo", "nanochat.run": f"runs/team.demo/{name}"}
         found = self.registry.register(self.model, Candidate(source, name, {}, tags))
@@ -302,7 +303,8 @@ def test_a_version_without_an_artifact_is_refused(world: World) -> None:
     assert (status_, reason) == ("False", "Refused")
     assert "there is no model at" in message and message.endswith("version 1 is served")
     with world.artifacts.writer("model", "lost", "01-a") as writer:
-        (writer.folder / WEIGHTS).write_text("found")
+        for file in SERVED:
+            (writer.folder / file).write_text("found")
         writer.commit(recipe={}, inputs={}, metadata={})
     world.look()
     assert world.deployment.written == ["1", "2"], "it is there now"

@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 
+from nanochat.inference import Event, TokenLogprob
+from nanochat.serving.answers import logprob
 from nanochat.serving.app import ServerSettings
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
@@ -258,3 +260,11 @@ def test_a_stream_is_whole_events_and_ends_with_done(server: Any) -> None:
     *events, done, rest = text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     assert len({json.loads(event.removeprefix("data: "))["id"] for event in events}) == 1
+
+
+def test_a_token_that_can_not_be_chosen_has_a_log_probability_that_is_a_number(tokenizer: Tokenizer) -> None:
+    likely = TokenLogprob(97, float("nan"), ((98, float("-inf")), (99, -1.5)))
+    request: Any = None
+    (chosen,) = logprob(Event(request, 97, "text", False, (), likely, None), tokenizer)
+    assert chosen["logprob"] == -9999.0
+    assert [each["logprob"] for each in chosen["top_logprobs"]] == [-9999.0, -1.5]
