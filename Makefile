@@ -17,6 +17,8 @@ PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
 
 CLIENTS := tests/clients
+NOT_INSTALLED := packages could not be installed: see above and check network and disk space; make goes on where it stopped
+
 CODE := nanochat operators tasks tests docs/examples docs/pictures
 # A file's tests share what they start, and the longest files come first.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
@@ -33,25 +35,32 @@ help: ## list the targets
 
 setup: $(VENV)/.done ## install what running needs into .venv
 
+# What a step that fails most often lacks; the lines before say what it met.
+ADVICE = { echo "make: $(1)" >&2; exit 1; }
+
 $(VENV)/.done: pyproject.toml images/install-torch.sh
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	    $(call ADVICE,$(PYTHON) is missing or older than 3.11: install Python 3.11 or name another: make PYTHON=python3.12)
 	@echo "Making the virtual environment $(VENV) with $$($(PYTHON) --version)."
-	@$(PYTHON) -m venv $(VENV)
-	@sh images/install-torch.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+	@$(PYTHON) -m venv $(VENV) || \
+	    $(call ADVICE,the virtual environment could not be made: install python3-venv or free disk space and run make again)
+	@sh images/install-torch.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)" || $(call ADVICE,$(NOT_INSTALLED))
 	@echo "Installing nanochat and what it needs; the first time this takes some minutes."
 	@$(BIN)/python -m pip uninstall -qq --yes nanochat  # the wheel's former name
-	@$(PIP) -e '.[local]'
+	@$(PIP) -e '.[local]' || $(call ADVICE,$(NOT_INSTALLED))
 	@touch $@
 	@echo "$(BIN)/nanochat is ready."
 
 # Beside it what tests, linters and generated files need.
 $(VENV)/.dev: $(VENV)/.done
 	@echo "Installing the development tools."
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev]' || $(call ADVICE,$(NOT_INSTALLED))
 	@touch $@
 
 demo: setup ## train a small chat model on this machine, and ask it five questions
-	$(BIN)/nanochat doctor k8s/pipelines/demo.yaml
-	$(BIN)/nanochat run k8s/pipelines/demo.yaml
+	$(BIN)/nanochat doctor k8s/pipelines/demo.yaml || $(call ADVICE,mend what 'fail' stands before and run make demo again)
+	$(BIN)/nanochat run k8s/pipelines/demo.yaml || \
+	    $(call ADVICE,the run did not end well: see above; make demo goes on where it stopped)
 	$(BIN)/nanochat report demo
 
 test: $(VENV)/.dev ## run the tests

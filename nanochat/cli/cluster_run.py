@@ -68,6 +68,10 @@ class ClusterRun(RunHandle):
         return self.status.get("phase", "new")
 
     @property
+    def place(self) -> str:
+        return self.found["metadata"]["uid"]
+
+    @property
     def is_live(self) -> bool:
         """Whether it has not ended, or was changed since the controller said so."""
         meta, told = self.found["metadata"], self.status

@@ -167,7 +167,8 @@ class Display:
         report = self._runner.report_path()
         if report is not None:
             self.say(f"Report: {report}")
-        self.say(f"Chat:   nanochat chat {name}")
+        if self._runner.outputs.has_model:
+            self.say(f"Chat:   nanochat chat {name}")
 
 
 class _Warnings(logging.Handler):

@@ -25,6 +25,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import read_progress
@@ -49,6 +50,10 @@ class LocalRun(RunHandle):
     @property
     def name(self) -> str:
         return self.status.name
+
+    @property
+    def place(self) -> str:
+        return f"{self.resolved.profile.root}\n{self.resolved.profile.endpoint or ''}\n{self.status.namespace}"
 
     @property
     def is_live(self) -> bool:
@@ -77,7 +82,8 @@ class LocalRun(RunHandle):
         gone = f" (the process that ran it is gone; go on with '{self.command('retry')}')" if phase == "Stopped" else ""
         others = self.status.home and not self.is_own
         whose = f" (run from another home, on {self.status.host})" if others else ""
-        return f"{self.name}: {phase}{gone}{whose} {self.status.message}".rstrip()
+        message = self.status.message
+        return f"{self.name}: {phase}{gone}{whose}" + (f", {message}" if message and message != phase.lower() else "")
 
     @property
     def stages(self) -> Sequence[StageRunStatus]:
@@ -111,7 +117,8 @@ class LocalRun(RunHandle):
         from nanochat.report.record import gather
 
         record = gather(self.store, Artifacts(self.store, self.resolved.cache), run=self.paths.root)
-        write_report(record, folder)
+        with translate_errors(doing="writing", where=str(folder)):
+            write_report(record, folder)
         if markdown:
             print((folder / "report.md").read_text(encoding="utf-8"))
         else:

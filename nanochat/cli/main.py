@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,7 +13,7 @@ from nanochat.cli import cluster, collect, models, options, rollback, run, runs
 from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
-from nanochat.spec.errors import NanochatError, UserError
+from nanochat.spec.errors import NanochatError, UserError, is_own, missing_module
 
 app = typer.Typer(
     help="A whole ChatGPT from one declared pipeline.",
@@ -116,12 +117,19 @@ UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer has a c
 
 def main() -> None:
     """Entry point: an error that the user can mend is one sentence and exit code 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show, or a model should not be told
     try:
         if not in_folder():
             raise UserError("the folder that you are in is gone: go to one that exists, then run this again")
         sys.exit(app(standalone_mode=False))
     except NanochatError as error:
         print(f"error: {error.message}", file=sys.stderr)
+    except ImportError as error:
+        if is_own(error.name):
+            raise
+        print(f"error: {missing_module(error)}", file=sys.stderr)
     except UsageError as error:
         print(_sentence(error), file=sys.stderr)
     except typer.Abort:

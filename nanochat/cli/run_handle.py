@@ -56,6 +56,11 @@ class RunHandle(ABC, LogSource):
 
     @property
     @abstractmethod
+    def place(self) -> str:
+        """The store or the cluster and namespace that it is in, where no other has its name."""
+
+    @property
+    @abstractmethod
     def is_live(self) -> bool:
         """Whether more may come of it."""
 

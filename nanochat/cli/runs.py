@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from typing import Annotated
@@ -98,6 +99,7 @@ def report(
 ) -> None:
     """Write a run's report again and print its summary."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
-    folder = resolve_profile(store).home / "reports" / run.name
+    place = hashlib.sha256(run.place.encode()).hexdigest()[:8]  # runs of one name in two stores have a report each
+    folder = resolve_profile(store).home / "reports" / f"{run.name}-{place}"
     run.report(folder, markdown=markdown)
     print(f"\nThe whole report: {folder / 'report.html'}")

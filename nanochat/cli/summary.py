@@ -38,7 +38,7 @@ def _headline(record: RunRecord) -> str:
     parts = []
     if record.horizon.get("parameters"):
         parts.append(f"{count(record.horizon['parameters'])} parameters")
-    if record.horizon.get("tokens"):
+    if record.pretrained:
         parts.append(f"{count(record.horizon['tokens'])} tokens of text")
     if record.started is not None and record.ended is not None:
         parts.append(duration(record.ended - record.started))

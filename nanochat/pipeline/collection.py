@@ -164,9 +164,11 @@ def _checkpoints(runs: Sequence[StoredRun]) -> set[tuple[str, str]]:
 
 def _spared(runs: Iterable[StoredRun]) -> set[tuple[str, str]]:
     """Artifacts and checkpoints that may be written at the moment."""
-    stages = [item for run in runs for item in run.status.stages]
+    working = list(runs)
+    stages = [item for run in working for item in run.status.stages]
     made = {(ref.kind, key) for item in stages for ref, key in item.keys.items()}
-    return made | {(item.stage, key) for item in stages for key in item.keys.values()}
+    made |= {(item.stage, key) for item in stages for key in item.keys.values()}
+    return made | {("runs", run.paths.root) for run in working}
 
 
 # ---- what is released -----------------------------------------------------------------------------------------------
@@ -176,9 +178,9 @@ def _released(artifacts: Artifacts, tracking: str, *, promoted: bool) -> Needed:
     """The models that the registries name: that of the profile, and those that releases in the store tell of."""
     told = {record.registry: record for m in artifacts.list("release") if (record := ReleaseRecord.of(m.metadata))}
     told.pop("", None)
-    told.pop(shown(tracking), None)
+    own = told.pop(shown(tracking), None)
     versions = []
-    for uri, record in {tracking: None, **told}.items():
+    for uri, record in {tracking: own, **told}.items():
         try:
             file = uri.removeprefix("sqlite:///")
             if file != uri and not Path(file).exists():

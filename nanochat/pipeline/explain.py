@@ -18,7 +18,9 @@ def explain_miss(artifacts: Artifacts, missing: Sequence[Output], *, total: int)
     damaged = [out for out in missing if artifacts.damaged(out.kind, out.key)]
     if damaged:
         return f"{count}{damaged[0].ref}: {'; '.join(artifacts.damaged(damaged[0].kind, damaged[0].key))}"
-    near = artifacts.closest(first.kind, dict(first.recipe) | {"name": first.name}, first.input_keys())
+    # Of a stage that makes one artifact: what other stages made of this kind, say the model of another, tells nothing.
+    name = first.name if total == 1 else None
+    near = artifacts.closest(first.kind, dict(first.recipe) | {"name": first.name}, first.input_keys(), name=name)
     if near is None:
         return f"{count}{NEW}"
     changes = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in sorted(near.settings.items())]

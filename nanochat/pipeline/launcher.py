@@ -39,7 +39,7 @@ from nanochat.pipeline.outcomes import (
 )
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
-from nanochat.runtime.signals import on_stop
+from nanochat.runtime.stopping import on_stop
 from nanochat.runtime.threads import thread_variables
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store

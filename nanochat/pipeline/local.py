@@ -36,7 +36,7 @@ from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.run_status import RunStatus, StatusFile
 from nanochat.pipeline.running_attempt import RunningAttempt
 from nanochat.pipeline.runs import RunPaths
-from nanochat.runtime.signals import on_stop
+from nanochat.runtime.stopping import on_stop
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
@@ -129,6 +129,7 @@ class LocalRunner:
             self.attempts.save()
             self.outputs.refresh()
             self.outputs.check_release(Registry(self.resolved.tracking))
+            self._check_selection()
             self.outputs.explain()
             self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))
             restore = on_stop(self._interrupt, signal.SIGINT)
@@ -145,6 +146,15 @@ class LocalRunner:
                 for running in self.running.values():
                     running.end()
                 restore()
+
+    def _check_selection(self) -> None:
+        """UserError where what was selected needs what is missing and not selected: that is no failure of the run."""
+        if self.selected is None:
+            return
+        actions, status = plan(self.graph, self.spec, self._observed(), self._dates())
+        blocked = next((item for item in status.stages if item.phase is Phase.BLOCKED), None)
+        if blocked is not None and not actions:
+            raise UserError(f"{blocked.stage} {blocked.message}")
 
     def _snapshot(self, status: Status) -> RunProgress:
         last = {stage: self.attempts.last(stage) for stage in self.graph.stages}

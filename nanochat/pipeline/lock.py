@@ -29,8 +29,13 @@ class RunLock:
     handle: IO[str] | None = None
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handle = self.path.open("a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.handle = self.path.open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}; set NANOCHAT_HOME to a folder that can"
+            ) from None
         for left in reversed(range(TRIES)):  # whoever asks whether it is held holds it for a moment
             try:
                 fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,7 +68,7 @@ class RunLock:
         """Whether a live runner holds the lock."""
         if not path.exists():
             return False
-        with path.open("a") as handle:
+        with path.open() as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

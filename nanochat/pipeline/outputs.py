@@ -95,6 +95,11 @@ class Outputs:
         """The outputs of a stage that are not there."""
         return [out for out in self.graph.node(stage).outputs if out.key not in self.present]
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the model of any stage is there."""
+        return any(out.kind == "model" and out.key in self.present for node in self.graph.nodes for out in node.outputs)
+
     def reached(self, stage: str, keys: Collection[str], *, before: int) -> int:
         """How far a stage got, at least `before`: outputs made or, without any, the newest checkpoint's step."""
         made = sum(key in self.present for key in keys)

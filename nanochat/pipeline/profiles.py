@@ -22,7 +22,6 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Section, ServerAddress, StoreAddress, Text, TrackingAddress, nearest, setting
 from nanochat.spec.validation import read_document, validate
 from nanochat.storage import files
-from nanochat.storage.failures import translate_errors
 from nanochat.storage.store import Profile
 
 
@@ -67,8 +66,12 @@ class ResolvedProfile:
 
     def make_identity(self) -> str:
         """The identity, made where the home has none yet. UserError where the home cannot be written."""
-        with translate_errors(doing="writing", where=str(self.home)):
+        try:
             files.create(self.home / "id", uuid.uuid4().hex[:12].encode())
+        except OSError as error:
+            raise UserError(
+                f"{self.home} cannot be written: {error.strerror}; set NANOCHAT_HOME to a folder that can"
+            ) from None
         return self.identity
 
     def profile_dict(self) -> dict[str, Any]:

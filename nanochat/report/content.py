@@ -47,11 +47,11 @@ def _results(record: RunRecord) -> tuple[Block, ...]:
     facts = []
     if record.horizon.get("parameters"):
         facts.append(("Parameters", count(record.horizon["parameters"])))
-    if record.horizon.get("tokens"):
+    if record.pretrained:
         facts.append(
             ("Pretraining", f"{count(record.horizon['tokens'])} tokens, {count(record.horizon['steps'])} steps")
         )
-    if record.horizon.get("flops"):
+    if record.pretrained and record.horizon.get("flops"):
         facts.append(("Pretraining FLOPs", scientific(record.horizon["flops"])))
     if record.started is not None and record.ended is not None:
         facts.append(("Wall-clock", duration(record.ended - record.started)))

@@ -121,6 +121,11 @@ class RunRecord:
         return max((a.ended for stage in self.stages for a in stage.attempts if a.ended is not None), default=None)
 
     @property
+    def pretrained(self) -> bool:
+        """Whether pretraining is done: until then the horizon is a plan."""
+        return "base" in self.models and bool(self.horizon.get("tokens"))
+
+    @property
     def last_trained(self) -> str | None:
         """The last stage with weights: whose model is released."""
         return next((stage for stage in reversed(TRAINING) if stage in self.models), None)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field
 _log = logging.getLogger(__name__)
 
 MAX_TEXT = 1_000_000  # characters in all of a request's messages; far more than any context holds
-Label = Annotated[str, Field(max_length=256)]  # of names and identifiers
+Label = Annotated[str, Field(max_length=1024)]  # of names and identifiers
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 T = TypeVar("T")
 Items = Annotated[list[T], Field(max_length=2048, fail_fast=True)]  # the first one that is wrong is told

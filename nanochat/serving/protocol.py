@@ -93,7 +93,7 @@ class ChatRequest(Body):
     reasoning_effort: Label | None = None
     verbosity: Label | None = None
     metadata: Annotated[dict[Label, Any], Field(max_length=MAX_METADATA)] | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: Any = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
 

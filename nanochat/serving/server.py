@@ -20,7 +20,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from nanochat.runtime.signals import on_stop
+from nanochat.runtime.stopping import on_stop
 from nanochat.serving.connections import Connection, most_connections
 from nanochat.serving.holder import ModelHolder
 from nanochat.spec.errors import NanochatError, UserError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class NanochatError(Exception):
     """Base of all errors with a message for people. `reason` is the stable name that outcomes and status carry."""
@@ -48,3 +50,24 @@ class Stopped(NanochatError):
     """The stage was asked to stop, has saved a checkpoint, and can be resumed."""
 
     reason = "Preempted"
+
+
+def is_own(module: str | None) -> bool:
+    """Whether a module is the project's, which is never missing where it is installed whole."""
+    return (module or "").partition(".")[0] in ("nanochat", "operators")
+
+
+def missing_module(error: ImportError) -> str:
+    """One sentence about a module that cannot be imported."""
+    name = (error.name or "").partition(".")[0]
+    if name == "torch" and isinstance(error, ModuleNotFoundError):
+        return (
+            "PyTorch is not installed: run 'make setup', or install the extra 'local' of nanochat-kubernetes into "
+            f"{sys.prefix}"
+        )
+    if isinstance(error, ModuleNotFoundError) and name:
+        return (
+            f"the Python module '{name}' is missing: install the package that has it into {sys.prefix}, or on a "
+            "cluster into the image that spec.pods.image names"
+        )
+    return f"a Python module cannot be loaded: {error}: install its package anew in {sys.prefix}"

@@ -21,9 +21,9 @@ from nanochat.pipeline.orphan import die_with_starter
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, write_outcome
 from nanochat.pipeline.plan import StagePlan
 from nanochat.runtime.memory import is_out_of_memory
-from nanochat.runtime.signals import on_stop
+from nanochat.runtime.stopping import on_stop
 from nanochat.spec.environment import integer
-from nanochat.spec.errors import NanochatError, PeerLost
+from nanochat.spec.errors import NanochatError, PeerLost, is_own, missing_module
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.storage.failures import is_disk_full
 from nanochat.tracking.environment import environment
@@ -85,22 +85,6 @@ def close(context: StageContext) -> None:
         context.close()
     except NanochatError as error:
         logging.warning("the last metrics could not be stored: %s", error)
-
-
-def is_own(module: str | None) -> bool:
-    """Whether a module is the project's, which is never missing where it is installed whole."""
-    return (module or "").partition(".")[0] in ("nanochat", "operators")
-
-
-def missing_module(error: ImportError) -> str:
-    """One sentence about a module that cannot be imported."""
-    name = (error.name or "").partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and name:
-        return (
-            f"the Python module '{name}' is missing: install the package that has it into {sys.prefix}, or on a "
-            "cluster into the image that spec.pods.image names"
-        )
-    return f"a Python module cannot be loaded: {error}: install its package anew in {sys.prefix}"
 
 
 def report(outcome: Outcome) -> None:

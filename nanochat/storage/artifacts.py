@@ -114,9 +114,12 @@ class Artifacts:
                 continue
         return manifests
 
-    def closest(self, kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> Near | None:
-        """Of the newest artifacts of a kind the one that is most like what is wanted, and how it differs."""
-        return nearest(self.recent(kind), recipe, inputs)
+    def closest(
+        self, kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str], *, name: str | None = None
+    ) -> Near | None:
+        """Of the newest artifacts of a kind, and of a `name`, the one most like what is wanted, and how it differs."""
+        found = self.recent(kind)
+        return nearest((m for m in found if name is None or m.recipe.get("name") == name), recipe, inputs)
 
     def writer(self, kind: str, key: str, launch: str) -> Writer:
         """A context in which one launch writes an artifact; what is not committed is removed at its end."""

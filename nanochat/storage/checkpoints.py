@@ -16,10 +16,12 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat.spec.errors import NanochatError
 from nanochat.storage import files
 from nanochat.storage.artifacts import MANIFEST
 from nanochat.storage.cache import Cache
@@ -91,6 +93,14 @@ class Checkpoints:
             self.store.write(f"{base}/{MANIFEST}", manifest.to_bytes())
         if folder != self.store.local_path(base):
             files.remove(folder)
+
+    def abandon(self, step: int, launch: str, folder: Path) -> None:
+        """Remove what was written of a checkpoint that could not be saved: the disk may be full of it."""
+        files.remove(folder)
+        name = self._name(step, launch)
+        with suppress(NanochatError, OSError):  # the store may be what failed
+            if self._read(name) is None:
+                self.store.delete(f"{self._base}/{name}")
 
     def newest(self, *, before: int | None = None) -> Checkpoint | None:
         """The newest checkpoint (of a step below `before`), all verified; damaged ones are passed over."""

@@ -59,8 +59,9 @@ def collect(
 ) -> Collected:
     """Remove, from artifacts and checkpoints, what is not in `keep` or unfinished, and older than `older_than_s`.
 
-    `spare` is what somebody works on: nothing below is touched, finished or not. `folders` go before all else, each for
-    the reason beside it. `now` is the store's time. `check` is called before each removal, and may raise.
+    `spare` is what somebody works on, ("runs", folder) for a run: nothing below is touched, finished or not. `folders`
+    go before all else, each for the reason beside it. `now` is the store's time. `check` is called before each
+    removal, and may raise.
     """
     doomed = [*_folders(store, folders), *_doomed(store, set(keep) | set(spare), set(spare), now - older_than_s)]
     doomed += _leftovers(store, spare, folders, now - older_than_s)
@@ -106,7 +107,7 @@ def _leftovers(
     for root in (artifacts.ROOT, checkpoints.ROOT, "runs"):
         for entry in store.leftovers(root):
             parts = entry.path.split("/")
-            spared = root != "runs" and tuple(parts[1:3]) in spare
+            spared = tuple(parts[1:3]) in spare or (parts[0], "/".join(parts[:3])) in spare
             if entry.modified < limit and not spared and "/".join(parts[:3]) not in folders:
                 yield _Doomed(Removed(entry.path, "a writer left it unfinished", entry.size), leftover=entry)
 

@@ -47,12 +47,16 @@ class Checkpointer:
         if not self.world.first:
             return
         folder = self.checkpoints.folder(step, self.launch)
-        with translate_errors(doing="writing", where=str(folder)):
-            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
-            save_file(moments, folder / OPTIMIZER)
-            save_file(random_state(model.device), folder / RANDOM)
-            (folder / LOOP).write_text(json.dumps(loop))
-        self.checkpoints.save(step, self.launch, folder, {"step": step})
+        try:
+            with translate_errors(doing="writing", where=str(folder)):
+                save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
+                save_file(moments, folder / OPTIMIZER)
+                save_file(random_state(model.device), folder / RANDOM)
+                (folder / LOOP).write_text(json.dumps(loop))
+            self.checkpoints.save(step, self.launch, folder, {"step": step})
+        except BaseException:
+            self.checkpoints.abandon(step, self.launch, folder)
+            raise
         self.checkpoints.prune(self.keep)
 
     @property

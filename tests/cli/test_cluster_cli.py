@@ -98,7 +98,9 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     found = Server()
-    found.objects[f"{BASE}/small"] = {"metadata": {"name": "small"}, "spec": {"suspend": True}, "status": told()}
+    found.objects[f"{BASE}/small"] = {
+        "metadata": {"name": "small", "uid": "12ab"}, "spec": {"suspend": True}, "status": told(),
+    }  # fmt: skip
     yield found
     found.http.shutdown()
     found.http.server_close()
@@ -251,8 +253,8 @@ def test_a_report_is_printed_and_its_files_are_written(server: Server, run: Run,
         f"{PROXY}/report/report.md": text.encode(),
         f"{PROXY}/report/curves/a.svg": bytes(range(256)),
     }
-    folder = tmp_path / "state" / "reports" / "small"
     code, said = run("report", "small")
+    (folder,) = (tmp_path / "state" / "reports").glob("small-*")
     assert (code, said) == (
         0,
         f"# small: report\n\n## Results\n\nfine\n\nThe whole report: {folder / 'report.html'}\n",

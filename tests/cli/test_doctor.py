@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from small_pipeline import called
 
+from nanochat.cli.doctor import experiment_check
+from nanochat.tracking.client import connect, experiment_id
+from nanochat.tracking.mlflow import EXPERIMENT
+
 WORLD = """
 apiVersion: nanochat.dev/v1alpha1
 kind: ChatPipeline
@@ -130,3 +134,16 @@ def test_a_pipeline_that_does_not_hold_together(folder: Path) -> None:
     assert done.returncode == 1
     level, text = findings(done)["pipeline"]
     assert level == "fail" and "me.jsonl, line 1: not JSON" in text
+
+
+@pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_deleted_experiment_is_known(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = connect(uri)
+    identity = experiment_id(client, uri, EXPERIMENT)
+    assert experiment_check(uri).level == "ok"
+    client.delete_experiment(identity)
+    found = experiment_check(uri)
+    assert (found.level, found.advice) == ("warn", "the next run restores it, with all its runs")
+    assert "its experiment 'nanochat' was deleted" in found.found
+    assert experiment_id(client, uri, EXPERIMENT) == identity and experiment_check(uri).level == "ok"

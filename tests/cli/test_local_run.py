@@ -64,6 +64,22 @@ def test_status_tells_of_stages_and_warnings(store: Store, capsys: Capture) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("phase", "message", "headline"),
+    [
+        ("Suspended", "suspended", "demo: Suspended"),
+        ("Cancelled", "cancelled", "demo: Cancelled"),
+        ("Failed", "base: it diverged", "demo: Failed, base: it diverged"),
+        ("Succeeded", "", "demo: Succeeded"),
+    ],
+)
+def test_the_headline_says_a_thing_once(store: Store, capsys: Capture, phase: str, message: str, headline: str) -> None:
+    status = {"name": "demo", "namespace": "default", "phase": phase, "message": message, "horizon": {}, "stages": []}
+    store.write_json(PATHS.status, status)
+    runs.status()
+    assert capsys.readouterr().out == f"{headline}\n"
+
+
 def test_cancel_asks_the_runner_that_lives(store: Store, capsys: Capture) -> None:
     tell(store, "Running", stage("base", "Running"))
     with pytest.raises(UserError, match="'demo' is not running: it is Stopped"):

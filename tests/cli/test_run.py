@@ -37,9 +37,12 @@ def test_status_and_logs(home: Path) -> None:
 
 
 def test_one_stage_alone_names_what_it_misses(home: Path) -> None:
+    before = sorted((home / "state" / "runs").glob("*/*"))
     done = called(home, "run", "small.yaml", "--set", "stages.base.matrixLr=0.5", "--only", "sft")
     assert done.returncode == 2
     assert "--only mid" in done.stderr
+    assert sorted((home / "state" / "runs").glob("*/*")) == before, "no run is marked as failed, for none began"
+    assert called(home, "status", "small").stdout.startswith("small: Succeeded\n")
 
 
 def test_a_second_run_of_a_live_one_is_refused_and_cancel_ends_it(home: Path) -> None:

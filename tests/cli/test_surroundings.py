@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small_pipeline import UNTRACKED, mistake, nanochat, output, started, variables_of, wait_until, write_pipeline
+from small_pipeline import (
+    UNTRACKED,
+    called,
+    mistake,
+    nanochat,
+    output,
+    started,
+    variables_of,
+    wait_until,
+    write_pipeline,
+)
 
 from nanochat.pipeline.orphan import start_child
 
@@ -80,3 +91,75 @@ def test_a_folder_that_goes_meanwhile_is_told(tmp_path: Path) -> None:
     assert process.wait(120) == 0, output(tmp_path)
     assert output(tmp_path).count("warning: the folder in which this run was started is gone") == 1
     assert nanochat(tmp_path, "status", "small", **variables).returncode == 0
+
+
+@pytest.mark.parametrize("line", ["run small.yaml", "chat small -p Hi", "serve small"])
+def test_a_machine_without_pytorch_is_told_what_to_install(home: Path, line: str) -> None:
+    blocker = home / "without"
+    blocker.mkdir(exist_ok=True)
+    program = "import sys\nclass Without:\n    def find_spec(self, name, path=None, target=None):\n"
+    program += "        if name == 'torch':\n            raise ModuleNotFoundError(name='torch')\n"
+    (blocker / "sitecustomize.py").write_text(program + "sys.meta_path.insert(0, Without())\n")
+    variables = variables_of(home, UNTRACKED) | {"PYTHONPATH": str(blocker)}
+    done = subprocess.run(
+        [*COMMAND, *line.split()], cwd=home, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "PyTorch is not installed: run 'make setup'" in mistake(done)
+
+
+@pytest.mark.parametrize("line", ["status small", "run small.yaml", "gc", "report small", "chat small", "doctor"])
+def test_a_machine_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    write_pipeline(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the system knows of no home
+    done = called(tmp_path, *line.split(), NANOCHAT_HOME="")
+    assert done.returncode == 2 and "set HOME, or NANOCHAT_HOME to a folder" in mistake(done)
+    done = called(tmp_path, "status", "small")
+    assert "nothing has run in this store yet" in mistake(done), "NANOCHAT_HOME is enough"
+
+
+@pytest.mark.parametrize("line", ["status small", "run small.yaml --only dataset", "report small", "chat small -p Hi"])
+@pytest.mark.parametrize("place", ["/proc/nothing", "/dev/null/home"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_home_that_cannot_be_written(tmp_path: Path, line: str, place: str, stored: bool) -> None:
+    write_pipeline(tmp_path)
+    variables = {"NANOCHAT_HOME": place, **({"NANOCHAT_ROOT": str(tmp_path / "store")} if stored else {})}
+    mistake(called(tmp_path, *line.split(), **variables))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["PYTHON=nothing-like-it"], "make: nothing-like-it is missing or older than 3.11: install Python 3.11"),
+        (["PYTHON=python3", "VENV=/proc/nothing"], "make: the virtual environment could not be made: install"),
+    ],
+)
+def test_a_step_of_make_that_fails_says_what_to_do(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    command = ["make", "setup", f"VENV={tmp_path}/none/venv", *settings]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and sentence in done.stderr
+
+
+def test_what_is_not_done_is_not_told_as_done(tmp_path: Path) -> None:
+    """After the dataset alone no model to chat with, no pretraining in the report; each store has its own report."""
+    write_pipeline(tmp_path)
+    reports: set[str] = set()
+    for root in ("one", "two"):
+        variables = {**UNTRACKED, "NANOCHAT_ROOT": str(tmp_path / root)}
+        done = called(tmp_path, "run", "small.yaml", "--only", "dataset", **variables)
+        assert done.returncode == 0 and "Done in" in done.stdout and "Chat:" not in done.stdout
+        done = called(tmp_path, "report", "small", **variables)
+        assert done.returncode == 0 and "tokens of text" not in done.stdout
+        page = done.stdout.rsplit("The whole report: ", 1)[1].strip()
+        assert "Pretraining" not in Path(page).with_name("report.md").read_text(encoding="utf-8")
+        reports.add(page)
+    assert len(reports) == 2
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_the_rest_replaced(home: Path) -> None:
+    done = nanochat(home, "report", "small", "--markdown", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and " ? " in done.stdout, "a mean and its error have a sign between them"
+    words = ["chat", "small", "-p", "Hi", "--temperature", "2", "--top-k", "0", "--max-tokens", "40"]
+    done = nanochat(home, *words, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.isascii() and "Traceback" not in done.stderr, done.stderr

@@ -11,6 +11,8 @@ from fake_cluster import FakeKube
 from store_servers import StoreServer
 
 from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.run_status import read_status
+from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
@@ -247,3 +249,15 @@ def test_what_another_pipeline_has_just_made_is_not_made_again(rig: Rig, tmp_pat
     claims.settle("older")
     rig.reconcile(after=1)
     assert rig.cluster.created == ["demo-12ab-tokenizer-1"]
+
+
+def test_a_run_is_held_until_its_pipeline_has_ended_or_is_gone(rig: Rig) -> None:
+    """What `gc` reads: the lease, and the status in the run's folder."""
+    rig.reconcile()
+    root = RunPaths.of(namespace="team", name="demo", uid=UID).root
+    assert rig.services.leases.is_held(rig.store, root)
+    assert [entry.path for entry in rig.store.list("leases")], "it is written before anything is looked for"
+    rig.run.end()
+    assert not rig.services.leases.is_held(rig.store, root)
+    told = read_status(rig.store, RunPaths(root))
+    assert told is not None and (told.phase, told.message) == ("Cancelled", "the pipeline was deleted")

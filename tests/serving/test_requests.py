@@ -40,7 +40,12 @@ CHANGES_NOTHING: list[dict[str, Any]] = [
     {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": [], "function_call": "auto"},
     {"tool_choice": "auto", "function_call": "none", "modalities": ["text"], "audio": None},
     {"response_format": {"type": "text"}, "reasoning_effort": "low", "verbosity": "high", "service_tier": "auto"},
-    {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "prediction": {"type": "content", "content": "x"}},
+    {
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "prediction": {"type": "content", "content": "x"},
+        "user": "u" * 1024,
+    },
     {"stream_options": {"include_usage": True, "include_obfuscation": False}},
     {"top_logprobs": 0, "stop": [], "logprobs": False},
     {"stop": "", "web_search_options": None},
@@ -145,7 +150,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"320": 1}}, "names the token 320, and the model's are 0 to 319", "logit_bias"),
     ({"logit_bias": {"x": 1}}, "'logit_bias.x' should be a valid integer", "logit_bias.x"),
     ({"stop": [1]}, "'stop.0' should be a valid string", "stop.0"),
-    ({"model": "gpt-" + "5" * 300}, "at most 256 characters", "model"),
+    ({"model": "gpt-" + "5" * 1021}, "at most 1024 characters", "model"),
+    ({"user": "u" * 1025}, "at most 1024 characters", "user"),
 ]  # fmt: skip
 
 

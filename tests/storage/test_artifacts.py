@@ -248,6 +248,11 @@ def test_the_closest_artifact_explains_a_miss(artifacts: Artifacts) -> None:
     near = artifacts.closest("tokenizer", near.manifest.recipe, {"text/0": "c", "text/1": "d"})
     assert near is not None
     assert (near.settings, near.inputs) == ({}, ("text/0", "text/1"))
+    assert artifacts.closest("tokenizer", near.manifest.recipe, {}, name="other") is None, "another stage made those"
+    with artifacts.writer("tokenizer", "c", "one") as writer:
+        writer.commit(recipe={"settings": {"vocabSize": 9}, "schema": 1, "name": "other"}, inputs={})
+    named = artifacts.closest("tokenizer", near.manifest.recipe, {"text/0": "c", "text/1": "d"}, name="other")
+    assert named is not None and named.manifest.key == "c"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".tmp-1", "a b", "x" * 300])

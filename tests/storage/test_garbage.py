@@ -73,13 +73,16 @@ def test_what_is_young_stays(filled: Store) -> None:
 
 def test_what_dead_writers_left_goes_when_it_is_old(tmp_path: Path) -> None:
     store = open_store(Profile(root=str(tmp_path)))
-    for name in ("artifacts/model/.tmp-1-1", "checkpoints/base/key/.tmp-2-2", "runs/a/.tmp-3-3", "runs/a/.tmp-4-4"):
+    names = ("artifacts/model/.tmp-1-1", "checkpoints/base/key/.tmp-2-2", "runs/a/.tmp-3-3", "runs/a/.tmp-4-4")
+    for name in (*names, "artifacts/model/k/.tmp-5-5", "runs/b/uid/.tmp-6-6"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
         if not name.endswith("4"):
             os.utime(tmp_path / name, (1, 1))
-    assert len(collect(store, keep=set(), older_than_s=60, now=time.time()).removed) == 3
-    assert [entry.path for entry in store.leftovers()] == ["runs/a/.tmp-4-4"]
+    spare = {("model", "k"), ("runs", "runs/b/uid")}  # somebody writes there, however slowly
+    assert len(collect(store, keep=set(), spare=spare, older_than_s=60, now=time.time()).removed) == 3
+    left = ["artifacts/model/k/.tmp-5-5", "runs/a/.tmp-4-4", "runs/b/uid/.tmp-6-6"]
+    assert [entry.path for entry in store.leftovers()] == left
 
 
 def test_nothing_is_touched_where_somebody_works(filled: Store) -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from nanochat.runtime.distributed import join
-from nanochat.spec.errors import Diverged, UserError
+from nanochat.spec.errors import Diverged, NanochatError, StorageError, UserError
+from nanochat.storage import checkpoints
 from nanochat.tracking.journal import JournalReader
+from nanochat.training import checkpoint
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.trainer import Measurement, TrainerState
 from tests.training.rig import FakeLoader, Rig, close, same
@@ -233,3 +237,26 @@ def test_what_two_saved_one_resumes(tmp_path: Path, run_ranks: Callable[..., Non
     assert second.loader.asked[0] == 5
     whole = Rig(tmp_path / "whole")
     assert close(whole.run().loss, state.loss)
+
+
+@pytest.mark.parametrize("fails", ["model", "optimizer", "store"])
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    real = checkpoint.save_file
+
+    def write(tensors: Any, path: Path) -> None:
+        if fails in path.name:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    def store_folder(*_: Any) -> None:
+        raise StorageError("it does not answer")
+
+    monkeypatch.setattr(checkpoint, "save_file", write)
+    if fails == "store":
+        monkeypatch.setattr(checkpoints, "store_folder", store_folder)
+    with pytest.raises(NanochatError):
+        Rig(tmp_path, checkpoint_steps=2).run()
+    assert not [path for path in tmp_path.rglob("step-*") if any(path.rglob("*.safetensors"))]

@@ -14,7 +14,7 @@ import pytest
 
 PROGRAM = """
 import sys, time
-from nanochat.runtime.signals import on_stop
+from nanochat.runtime.stopping import on_stop
 asked = []
 on_stop(lambda number, frame: asked.append(number))
 with open(sys.argv[1], "w") as ready:
