@@ -165,6 +165,7 @@ def test_a_model_that_is_fixed(chart: Chart) -> None:
     assert "AWS_REGION" not in env and chart.render(S3).env(SERVER)["AWS_REGION"] == "r"
     assert env["NANOCHAT_ENDPOINT"] == "https://s3.example.org"
     assert env["NANOCHAT_API_KEYS"] == {"secretKeyRef": {"name": "chat-keys", "key": "keys"}}
+    assert env["NANOCHAT_ALLOWED_HOSTS"] == "chat.example.org,nanochat-inference"
     assert rendered.container(SERVER)["envFrom"] == [{"secretRef": {"name": "keys"}}]
     assert "serving" not in rendered.config()
     assert not any("deployments" in rule["resources"] for role in rendered.of("Role") for rule in role["rules"])

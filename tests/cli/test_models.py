@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.cli.models import find_model
-from nanochat.model.artifact import WEIGHTS
+from nanochat.model.artifact import SERVED, WEIGHTS
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus
 from nanochat.spec.errors import UserError
@@ -30,7 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artifacts, registry = Artifacts(store, home / "cache"), Registry(f"sqlite:///{home}/mlflow.db")
     for key in ("1" * 32, "2" * 32):
         with artifacts.writer("model", key, "01-a") as writer:
-            (writer.folder / WEIGHTS).write_bytes(key.encode())
+            for file in SERVED:
+                (writer.folder / file).write_bytes(key.encode())
             manifest = writer.commit(recipe={}, inputs={})
         for model in ("robin", "nanochat"):
             tags = {"nanochat.run": f"runs/default.demo/{key[:4]}"}

@@ -17,7 +17,7 @@ from mlflow_server import serving
 from small_pipeline import called, mistake
 
 from nanochat.cli.mlflow_proxy import registry_of, service_of
-from nanochat.model.artifact import WEIGHTS
+from nanochat.model.artifact import SERVED
 from nanochat.spec.errors import UserError
 from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
@@ -49,7 +49,8 @@ def test_on_this_machine(tmp_path: Path) -> None:
     artifacts = Artifacts(open_store(Profile(root=root)), tmp_path / "cache")
     for name in ("one", "two"):
         with artifacts.writer("model", name, "01-a") as writer:
-            (writer.folder / WEIGHTS).write_bytes(b"weights")
+            for file in SERVED:
+                (writer.folder / file).write_bytes(b"weights")
             writer.commit(recipe={}, inputs={})
     release(registry, "robin", "one", root=root)
     assert "no former champion: choose a version with --to: 1" in mistake(called(tmp_path, "rollback", "demo"))
