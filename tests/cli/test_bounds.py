@@ -20,7 +20,7 @@ import operators.main
 from nanochat.cli.main import app
 from nanochat.serving import __main__ as serving
 
-FLAGS = {"json", "follow", "markdown", "dry-run", "champions", "help"}
+FLAGS = {"json", "follow", "markdown", "dry-run", "champions", "unfinished", "keep-releases", "help"}
 # Refused by every parameter, whatever it takes; no program is given a NUL, but a test can.
 NEVER = ["", " ", "x\0y", "x\udcff", "x\x1b[2J", "x" * 200_000]
 NO_NUMBER = ["nan", "inf", "-inf", "1e999", "9" * 5000, "x", "1_0x", "\u0665x", "--", "1;2"]
