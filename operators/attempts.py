@@ -7,15 +7,15 @@ attempts.put(replace(record, ...)); attempts.save()
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from nanochat.parse.json_text import read_json
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord
 from nanochat.pipeline.outcomes import Outcome
 from nanochat.pipeline.runs import RunPaths
-from nanochat.storage.records import Count, Seconds
+from nanochat.storage.records import RECORD, Count, Seconds
 from nanochat.storage.store import Store
 from operators.objects import Job
 
@@ -62,6 +62,6 @@ class Attempts(AttemptLog[JobAttempt]):
         """Make a record for a job of the pipeline `uid` that has none."""
         if uid not in job.owners or not job.attempt or any(record.job == job.meta.name for record in self.all()):
             return
-        record = JobAttempt.from_dict(json.loads(job.attempt) | {"job": job.meta.name})
+        record = JobAttempt.from_dict(read_json(job.attempt, limit=RECORD) | {"job": job.meta.name})
         reached = self.reached(record.stage, before=record.number)
         self.put(replace(record, generation=job.meta.generation, reached=reached))

@@ -21,8 +21,10 @@ from typing import Any, Literal
 from kubernetes.client import V1DeploymentStatus
 
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
+from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage.failures import Damaged
+from nanochat.storage.records import RECORD
 from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
 from operators import metrics
 from operators.cluster import Cluster
@@ -96,7 +98,7 @@ class Memory:
     def parse(cls, text: str) -> Memory:
         """From the annotation; what cannot be read is forgotten."""
         try:
-            data = json.loads(text or "{}")
+            data = read_json(text or "{}", limit=RECORD)
             known = {"written": Target, "good": Target, "rejected": Rejected}
             return cls(**{name: kind(**data[name]) for name, kind in known.items() if data.get(name)})
         except (ValueError, TypeError, AttributeError):

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 
 import httpx
 
+from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import UserError
+from nanochat.storage.records import RECORD
 
 Message = dict[str, Any]
 
@@ -148,7 +150,7 @@ class RemoteBackend:
             if not line.startswith("data:") or data == "[DONE]":
                 continue
             try:
-                said = self._said(json.loads(data))
+                said = self._said(read_json(data, limit=RECORD))
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise self._stranger() from error
             yield from said

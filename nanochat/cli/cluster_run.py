@@ -7,7 +7,6 @@ data = run.stored("logs/base")     # from the controller's endpoint, through the
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from nanochat.cli.cluster_errors import to_error, translate_errors
 from nanochat.cli.display import details, steps
 from nanochat.cli.mlflow_proxy import registry_of
 from nanochat.cli.run_handle import RunHandle, Unanswered, pipeline_name
+from nanochat.parse.json_text import read_json
 from nanochat.pipeline.log_reader import LaunchLogs
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import NanochatError, UserError
+from nanochat.storage.records import RECORD
 from nanochat.storage.store import check_path
 from nanochat.tracking.registry import Registry
 from operators.access import INVALID_TOKEN
@@ -179,7 +180,7 @@ class ClusterRun(RunHandle):
         return self.is_live, self.stages
 
     def launches(self, stage: str) -> Sequence[LaunchLogs]:
-        found = json.loads(self.stored(f"logs/{stage}"))
+        found = read_json(self.stored(f"logs/{stage}"), limit=RECORD)
         return [LaunchLogs(item["launch"], {file["name"]: file["bytes"] for file in item["files"]}) for item in found]
 
     def read(self, stage: str, launch: str, file: str, offset: int) -> bytes:
@@ -187,7 +188,7 @@ class ClusterRun(RunHandle):
 
     def report(self, folder: Path, *, markdown: bool) -> None:
         """Copy the report that the pipeline has made; the summary is all that stands before its second section."""
-        for file in json.loads(self.stored("report")):
+        for file in read_json(self.stored("report"), limit=RECORD):
             try:
                 path = folder / check_path(file)
             except ValueError:
@@ -198,7 +199,7 @@ class ClusterRun(RunHandle):
         print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
 
     def missing_weights(self, uri: str) -> str:
-        return str(json.loads(self.stored("model", uri=uri)).get("missing", ""))
+        return str(read_json(self.stored("model", uri=uri), limit=RECORD).get("missing", ""))
 
     def registry(self) -> Registry:
         uri = (self.status.get("profile") or {}).get("tracking")

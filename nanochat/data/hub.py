@@ -25,8 +25,8 @@ import httpx
 
 from nanochat.data.hub_access import HubAccess
 from nanochat.data.verify import DamagedFile, WrongFile
-from nanochat.parse import Malformed
-from nanochat.parse.address import FILE, Address, resolve, shown
+from nanochat.parse.address import FILE, Address, shown
+from nanochat.spec.addresses import given_address
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage.backends import SCHEMES, find_backend
 from nanochat.storage.failures import to_user_error, transient
@@ -104,10 +104,7 @@ class Hub:
         damaged at its source, StorageError where the source could not be reached.
         """
         part = target.with_name(target.name + ".part")
-        try:
-            address = resolve(url, FILE)
-        except Malformed as error:
-            raise UserError(f"{setting}: {error}") from None
+        address = given_address(url, FILE, setting)
         transfer = self._transfer(address, Source(address.text, setting, limit), part)
         failures = damages = 0
         while True:

@@ -21,7 +21,9 @@ from typing import Any
 import httpx
 
 from nanochat.data.identity import Conversation, check_request, write_conversations
+from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import NanochatError, StorageError, UserError
+from nanochat.storage.records import RECORD
 from tasks.conversation import conversation_problem
 
 _OPENERS = (
@@ -198,7 +200,7 @@ def _prompt(request: Request, index: int, attempt: int) -> str:
 def _answer(response: httpx.Response) -> Any:
     content = response.json()["choices"][0]["message"]["content"]
     start, end = content.find("{"), content.rfind("}")  # some models put a fence around it
-    data = json.loads(content[start : end + 1])
+    data = read_json(content[start : end + 1], limit=RECORD)
     return data["messages"]
 
 
@@ -227,7 +229,7 @@ def _read_partial(path: Path, request: Request) -> dict[int, Conversation]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for line in lines:
         try:
-            record = json.loads(line)
+            record = read_json(line, limit=RECORD)
             if 0 <= record["index"] < request.count:
                 done[record["index"]] = check_conversation(record["messages"])
         except (ValueError, KeyError, TypeError):

@@ -61,7 +61,10 @@ class Needed:
 
 
 def stored_runs(store: Store, *, skip_senseless: bool = False) -> list[StoredRun]:
-    """All runs of a store, the latest first. StorageError where a status makes no sense, or a warning."""
+    """All runs of a store, the latest first. StorageError where a status makes no sense, or a warning.
+
+    Those of one pipeline are in the order in which they were begun, though the clock may have been set back since.
+    """
     entries = [entry for entry in store.list("runs") if entry.path.endswith("/status.json")]
     entries.sort(key=lambda entry: entry.modified, reverse=True)
     found = []
@@ -76,7 +79,11 @@ def stored_runs(store: Store, *, skip_senseless: bool = False) -> list[StoredRun
             continue
         if status is not None:
             found.append(StoredRun(paths, status, entry.modified))
-    return found
+    dates: dict[tuple[str, str, str], float] = {}
+    at: dict[RunPaths, float] = {}
+    for run in sorted(found, key=lambda run: run.status.turn):
+        dates[run.group] = at[run.paths] = max(dates.get(run.group, 0.0), run.modified)
+    return sorted(found, key=lambda run: (at[run.paths], run.status.turn), reverse=True)
 
 
 def collect_garbage(

@@ -33,7 +33,7 @@ from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.planner import Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.profiles import ResolvedProfile
-from nanochat.pipeline.run_status import RunStatus, StatusFile
+from nanochat.pipeline.run_status import RunStatus, StatusFile, read_status
 from nanochat.pipeline.running_attempt import RunningAttempt
 from nanochat.pipeline.runs import RunPaths
 from nanochat.runtime.stopping import on_stop
@@ -92,6 +92,7 @@ class LocalRunner:
         self.cancelled = False
         self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
         self._in_folder = True
+        self._turn = 0
         self._dates = Dates()
         self._observed_at = 0.0  # by the monotonic clock, as is
         self._reached_at = 0.0  # when storage was last reached
@@ -120,6 +121,7 @@ class LocalRunner:
         with self._lock, Lease(self.store, runs=[self.paths.root]) as lease:
             lease.await_collection()
             self._reached_at = time.monotonic()
+            self._turn = self._next_turn()
             self._clear_dead_launches()
             control.forget(self.store, self.paths)
             self.attempts.load()
@@ -146,6 +148,16 @@ class LocalRunner:
                 for running in self.running.values():
                     running.end()
                 restore()
+
+    def _next_turn(self) -> int:
+        """A number above those of all runs of this pipeline that the store has."""
+        parent = self.paths.root.rpartition("/")[0]
+        turns = [0]
+        for uid in self.store.children(parent):
+            with suppress(Damaged):  # what makes no sense is told of where it is read
+                status = read_status(self.store, RunPaths(f"{parent}/{uid}"))
+                turns.append(status.turn if status else 0)
+        return max(turns) + 1
 
     def _check_selection(self) -> None:
         """UserError where what was selected needs what is missing and not selected: that is no failure of the run."""
@@ -362,7 +374,7 @@ class LocalRunner:
         records = self.attempts.all()
         explanations = self.outputs.explanations
         document = RunStatus.of(
-            self.pipeline, self.graph, status, explanations, self.progress, records, home=self._home
+            self.pipeline, self.graph, status, explanations, self.progress, records, home=self._home, turn=self._turn
         )
         self._status.write(document)
 

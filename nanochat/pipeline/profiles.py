@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat.parse import Malformed
 from nanochat.parse.address import SERVER, STORE, TRACKING, Kind, resolve
+from nanochat.spec.addresses import given_address
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Section, ServerAddress, StoreAddress, Text, TrackingAddress, nearest, setting
 from nanochat.spec.validation import read_document, validate
@@ -101,10 +101,7 @@ def resolve_profile(name: str = "default") -> ResolvedProfile:
 def _address(variable: str, kind: Kind) -> str | None:
     """The address that a variable holds; None where it is not set."""
     text = os.environ.get(variable)
-    try:
-        return resolve(text, kind).text if text else None
-    except Malformed as error:
-        raise UserError(f"{variable}: {error}") from None
+    return given_address(text, kind, variable).text if text else None
 
 
 def _home() -> Path:

@@ -61,6 +61,7 @@ class RunStatus:
     stages: tuple[StageRunStatus, ...] = ()
     home: str = ""  # whose runner it is (`ResolvedProfile.identity`); '' on a cluster
     host: str = ""  # its name, for people
+    turn: Count = 0  # of the runs of a pipeline the one that was begun last has the highest, whatever the clock says
 
     @classmethod
     def of(
@@ -73,8 +74,9 @@ class RunStatus:
         attempts: Sequence[AttemptRecord],
         *,
         home: str = "",
+        turn: int = 0,
     ) -> RunStatus:
-        """The status of what the planner said, with what was observed; `home` is that of a runner."""
+        """The status of what the planner said, with what was observed; `home` and `turn` are those of a runner."""
         stages = []
         for item in planned.stages:
             own = sorted((r for r in attempts if r.stage == item.stage), key=lambda r: r.number)
@@ -95,7 +97,7 @@ class RunStatus:
         meta = pipeline.metadata
         summary = graph.horizon.summary()
         host = socket.gethostname() if home else ""
-        return cls(meta.name, meta.namespace, planned.phase, planned.message, summary, tuple(stages), home, host)
+        return cls(meta.name, meta.namespace, planned.phase, planned.message, summary, tuple(stages), home, host, turn)
 
     def keys(self) -> dict[ArtifactRef, str]:
         """The keys of all outputs."""

@@ -7,12 +7,12 @@ What is missing is left out, never guessed: a run that is under way, or that fai
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanochat.parse.json_text import read_json
 from nanochat.pipeline.attempts import AttemptRecord, read_attempts
 from nanochat.pipeline.graph import TOKENIZER, TRAINING
 from nanochat.pipeline.ref import ArtifactRef
@@ -25,6 +25,8 @@ from nanochat.tracking.environment import environment
 from nanochat.tracking.journal import History, JournalReader
 
 log = logging.getLogger(__name__)
+
+LARGEST_RESULTS = 64 << 20  # bytes of an artifact's results
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ def _artifact_json(artifacts: Artifacts, manifest: Manifest | None, name: str) -
     if manifest is None or not any(record.path == name for record in manifest.files):
         return None
     try:
-        return json.loads((artifacts.fetch(manifest, [name]) / name).read_text(encoding="utf-8"))
+        return read_json((artifacts.fetch(manifest, [name]) / name).read_bytes(), limit=LARGEST_RESULTS)
     except (StorageError, ValueError) as error:
         log.warning("the report is made without %s: %s", name, error)
         return None

@@ -15,13 +15,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+
+from nanochat.parse import Malformed
+from nanochat.parse.address import SERVER, resolve
 
 T = TypeVar("T")
 Reader = Callable[[str], T]
 
 SHOWN = 40  # characters of a wrong value that its error repeats
-NAME, PATH, ADDRESS, SENTENCE, TEXT = 253, 4096, 2048, 2000, 100_000  # characters at most
+NAME, PATH, SENTENCE, TEXT = 253, 4096, 2000, 100_000  # characters at most
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -80,17 +82,10 @@ def path(given: str) -> Path:
 
 def address(given: str) -> str:
     """Reads the address of a server: http:// or https://, without a password, which would be seen by everyone."""
-    word = text(ADDRESS)(given)
     try:
-        parts = urlsplit(word)
-        port = parts.port
-    except ValueError:
-        raise OutOfBounds(f"{shown(word)} is not an address like http://127.0.0.1:8000") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or " " in word:
-        raise OutOfBounds(f"{shown(word)} is not an address like http://127.0.0.1:8000")
-    if parts.username is not None or parts.password is not None:
-        raise OutOfBounds("it holds a user or a password: give the key in the environment")
-    return word
+        return resolve(given, SERVER).text
+    except Malformed as error:
+        raise OutOfBounds(f"this is not an address like http://127.0.0.1:8000: {error}") from None
 
 
 def shown(word: str) -> str:

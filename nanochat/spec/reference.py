@@ -25,6 +25,14 @@ Generated from `nanochat/spec/` by `python -m nanochat.spec.reference`; do not e
 file under `spec`, and of `--set`. Every stage also has `pod`, with the fields of `pods`. A setting
 marked *key* changes what its stage makes: with another value the stage, and what depends on it, runs again. The others
 can be changed at any time.
+
+Files and the values of `--set` are read as kubectl reads them: `010` is 8, `yes` and `on` are true, `1e-3` and
+`1_000` are numbers, `1:30` and dates are text. A key that is given twice is an error, and so are `.inf` and `.nan`. A
+file holds one document of at most 1 MiB, nested at most 100 deep.
+
+An address is a path (`~` is the home folder, other characters mean themselves), `file:///PATH`, in which `%20` is a
+blank, `https://`, `http://`, or `s3://`, `gs://` or `abfs://` with a bucket. One that holds a user name or password
+is refused.
 """
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.parse.address import shown
+from nanochat.parse.json_text import read_json
 from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.runs import RunPaths
 from nanochat.report.card import render_card
-from nanochat.report.record import Evaluation, evaluation_from, gather
+from nanochat.report.record import LARGEST_RESULTS, Evaluation, evaluation_from, gather
 from nanochat.report.tracked import tracked_run
 from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.spec.gates import Gate, parse
@@ -132,7 +133,7 @@ def _evaluations(context: StageContext) -> dict[str, Evaluation]:
     out = {}
     for ref in context.refs("evaluation"):
         path = context.fetch(ref, ["results.json"]) / "results.json"
-        out[ref.name] = evaluation_from(json.loads(path.read_text(encoding="utf-8")))
+        out[ref.name] = evaluation_from(read_json(path.read_bytes(), limit=LARGEST_RESULTS))
     return out
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanochat.parse import Malformed
-from nanochat.parse.address import SERVER, STORE, resolve
+from nanochat.parse.address import SERVER, STORE
+from nanochat.spec.addresses import given_address
 from nanochat.spec.environment import integer
-from nanochat.spec.errors import UserError
 from nanochat.storage.failures import delays
 from nanochat.storage.folder import FolderStore
 from nanochat.storage.store import Profile, Store
@@ -20,15 +19,9 @@ def open_store(profile: Profile, *, patient: bool = True, credentials: Path | No
 
     `credentials` is a folder with a file for each variable with credentials, instead of the environment.
     """
-    try:
-        address = resolve(profile.root, STORE)
-    except Malformed as error:
-        raise UserError(f"the store's root: {error}") from None
-    try:
-        if profile.endpoint:
-            resolve(profile.endpoint, SERVER)
-    except Malformed as error:
-        raise UserError(f"the store's endpoint: {error}") from None
+    address = given_address(profile.root, STORE, "the store's root")
+    if profile.endpoint:
+        given_address(profile.endpoint, SERVER, "the store's endpoint")
     if address.path is None:
         # fsspec's file systems take half a second to import: not spent where a folder is used.
         from nanochat.storage.remote import RemoteStore

@@ -29,12 +29,14 @@ from doc_pages import PAGES, ROOT, Block, commands, words
 from pydantic import BaseModel
 
 from nanochat.cli.main import app
+from nanochat.parse.yaml_text import read_yaml
 from nanochat.pipeline.graph import build_graph
-from nanochat.pipeline.profiles import FIELDS
+from nanochat.pipeline.profiles import DeclaredProfile
 from nanochat.spec.errors import UserError
 from nanochat.spec.gates import parse as parse_gate
 from nanochat.spec.load import apply_override, check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.validation import validate
 from tasks.task import Task
 
 BLOCKS = [block for page in PAGES for block in doc_pages.read_blocks(page)]
@@ -311,7 +313,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("block", [b for b in YAML if b.mark == "pipeline"], ids=ids)
 def test_pipelines_load(block: Block) -> None:
     """A whole pipeline, or what stands under `spec`; tasks of one's own are those of docs/examples."""
-    data = yaml.safe_load(block.text)
+    data = read_yaml(block.text)
     whole = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "example"}}
     spec = check_pipeline(whole | data).spec
     for gate in spec.stages.release.gates:
@@ -324,7 +326,7 @@ def test_pipelines_load(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [b for b in YAML if b.mark == "values"], ids=ids)
 def test_values_fit_the_chart(block: Block) -> None:
-    given = yaml.safe_load(block.text)
+    given = read_yaml(block.text)
     jsonschema.validate(merged(yaml.safe_load((CHART / "values.yaml").read_text()), given), schema())
     helm = shutil.which("helm")
     if helm is None:
@@ -347,7 +349,8 @@ def test_other_documents_load(block: Block) -> None:
         if block.mark == "manifest":
             assert {"apiVersion", "kind", "metadata"} <= document.keys()
         else:
-            assert all(set(profile) <= set(FIELDS) for profile in document.values())
+            for name, profile in document.items():
+                validate(profile, DeclaredProfile, where=name)
 
 
 def test_overrides_are_read_as_the_command_reads_them() -> None:

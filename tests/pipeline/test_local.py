@@ -19,6 +19,7 @@ import pytest
 from stage_story import install
 
 from nanochat.pipeline import local
+from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.lock import RunLock, lock_path
@@ -200,6 +201,19 @@ def test_a_clock_that_is_set_stalls_nothing(
     assert [record.number for record in records] == [1, 2, 3] and all(record.duration >= 0 for record in records)
 
 
+def test_the_run_that_was_begun_last_is_the_latest_whatever_the_clock_says(start: Start) -> None:
+    first, second = start({"dataset": ["ok"]}), start({"dataset": ["ok"]}, characters=100_000)
+    runners = [first, second]
+    for _ in range(2):
+        for number, runner in enumerate(runners):
+            runner.run()
+            path = runner.store.local_path(runner.paths.status)
+            assert path is not None
+            os.utime(path, (1_000_000.0 - 1000.0 * number,) * 2)  # the clock is set back before the second
+        assert [run.paths for run in stored_runs(first.store)] == [runner.paths for runner in reversed(runners)]
+        runners.reverse()
+
+
 def test_the_third_interrupt_ends_at_once(start: Start, resolved: ResolvedProfile) -> None:
     runner = start({"dataset": ["ignores"]})
     during(runner, lambda: signal.raise_signal(signal.SIGINT), times=3)
@@ -254,6 +268,7 @@ def test_storage_that_stays_away_ends_the_run(start: Start, monkeypatch: pytest.
 RUNNER = """
 import json, sys
 from pathlib import Path
+from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.profiles import ResolvedProfile
