@@ -80,7 +80,7 @@ def extremes(schema: dict[str, Json]) -> Extremes:
         case "string":
             most = schema["maxLength"]
             return Extremes(
-                ["", "\u6f22" * min(most, 256), "\0"], [7, [], {}] + (["a" * (most + 1)] if most < 1000 else [])
+                ["", "\u6f22" * min(most, 1024), "\0"], [7, [], {}] + (["a" * (most + 1)] if most < 100_000 else [])
             )
         case "boolean":
             return Extremes([True, False], [2, "maybe", [], {}])
@@ -91,6 +91,8 @@ def extremes(schema: dict[str, Json]) -> Extremes:
             return Extremes([{}, {str(i): i for i in range(most)}], ["x", 7, []])
         case "null":
             return Extremes([None], [{"x": 1}])
+        case None:  # anything is taken
+            return Extremes([None, {}, "x", 7], [])
     raise AssertionError(f"a field of a kind that is not known: {schema}")
 
 
@@ -101,7 +103,7 @@ def field_extremes(*, vocabulary: int) -> dict[str, Extremes]:
         "messages": Extremes(
             [], [[], None, "x", [7], [{}], [{"role": "assistant", "content": "I"}], [_user("a")] * 2049]
         ),
-        "model": Extremes([None, "nanochat"], [7, [], "a" * 257]),
+        "model": Extremes([None, "nanochat"], [7, [], {}]),
         "stream_options": Extremes(
             [None, {}, {"include_usage": True}, {"include_obfuscation": False}], ["x", {"include_usage": "maybe"}]
         ),
@@ -134,7 +136,7 @@ _NESTED = {
     ),
     "messages.parts": Extremes([None, [], [{"type": "text", "text": "a"}]], [7, "x", [7], [{"type": "python"}]]),
     "messages.refusal": Extremes([None, "", "No"], [7, [], {}]),
-    "messages.name": Extremes([None, "", "a" * 256], ["a" * 257, 7, []]),
+    "messages.name": extremes(ChatMessage.model_json_schema()["properties"]["name"]),
     "messages.tool_calls": Extremes([None, []], [[{"id": "1"}], "x"]),
     "messages.function_call": Extremes([None], [{"name": "f"}]),
     "messages.audio": Extremes([None], [{"id": "1"}]),
@@ -171,9 +173,10 @@ class Fuzzer:
             return Case(rnd.choice(NOT_JSON).encode(), frozenset({400}))
         name = self._turns[self._turn % len(self._turns)]
         self._turn += 1
-        valid = rnd.random() < 0.52 and bool(self._extremes[name].valid)
+        of = self._extremes[name]
+        valid = bool(of.valid) and (not of.invalid or rnd.random() < 0.52)
         body, others = self._valid(alone="." in name)
-        self._set(body, name, rnd.choice(self._extremes[name].valid if valid else self._extremes[name].invalid))
+        self._set(body, name, rnd.choice(of.valid if valid else of.invalid))
         if valid and body.get("top_logprobs"):
             body["logprobs"] = True
         stream = valid and body.get("stream") is True
