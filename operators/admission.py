@@ -35,7 +35,7 @@ def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
             "apiVersion": found["apiVersion"],
             "kind": found["kind"],
             "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
-            "spec": found.get("spec") or {},
+            "spec": found.get("spec"),
         },
         where="spec",
     )

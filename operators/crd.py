@@ -219,6 +219,7 @@ def crd() -> Schema:
                                 "spec": top["spec"],
                                 "status": status,
                             },
+                            "required": ["spec"],
                             "x-kubernetes-validations": [
                                 rule(
                                     f"self.metadata.name.size() <= 32 && self.metadata.name.matches('{NAME}')",

@@ -23,8 +23,9 @@ def load_pipeline(path: Path, overrides: list[str] | None = None) -> Pipeline:
     data = read_document(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold one mapping with apiVersion, kind, metadata and spec")
-    for override in overrides or []:
-        apply_override(data, override)
+    if data.get("spec") is not None:  # else it is refused below, whatever is set
+        for override in overrides or []:
+            apply_override(data, override)
     return check_pipeline(data, where=str(path))
 
 
@@ -40,8 +41,6 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = read_yaml(text)
     except Malformed as error:
         raise UserError(f"--set {name}: {str(error).removeprefix('line 1: ')}") from None
-    if data.get("spec") is None:  # every field has a default
-        data["spec"] = {}
     node: Any = data["spec"]
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1

@@ -226,4 +226,4 @@ class Pipeline(Section):
     )
     kind: Literal["ChatPipeline"] = setting(help="kind is the name of this schema, which is ChatPipeline.", key=False)
     metadata: Metadata = setting(help="metadata holds the pipeline's name, namespace, labels and annotations.")
-    spec: PipelineSpec = setting(PipelineSpec, "spec is the desired pipeline, in which every field has a default.")
+    spec: PipelineSpec = setting(help="spec is the desired pipeline, in which every field has a default.")

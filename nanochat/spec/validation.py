@@ -90,7 +90,10 @@ def _sentence(item: Any, kind: type[BaseModel], within: str) -> str:
         known = [info.alias or name for name, info in section.model_fields.items()] if section else []
         return f"unknown field '{path}'.{nearest(_short(place[-1]), known)}"
     if item["type"] == "missing":
-        return f"'{path}' is missing"
+        section = _section(place, kind)
+        if section is None or any(info.is_required() for info in section.model_fields.values()):
+            return f"'{path}' is missing"
+        return f"'{path}' is missing or empty: write its fields, or '{path}: {{}}' where all have their defaults"
     if item["type"] == "model_type":
         return f"'{path}': must be a map of fields" if path else "must be a map of fields"
     message = str(item["msg"]).removeprefix("Value error, ")

@@ -19,6 +19,7 @@ def folder(tmp_path: Path) -> Path:
         "rate": f"spec:\n{WORLD}  stages:\n    base: {{matrixLr: 1e-3, steps: 2}}\n",
         "dates": "spec:\n  stages: {base: {2025-11-02: 1}}\n",
         "empty": "spec:\n",
+        "written": "spec: {}\n",
         "old": "spec:\n  model: {depth: 1:30}\n  seed: 010\n",
         "twice": "spec:\n  seed: 1\n  seed: 2\n",
         "two": "spec: {}\n---\nspec: {}\n",
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def test_numbers_are_kubectls(folder: Path) -> None:
     done = called(folder, "doctor", "rate.yaml")
     assert "2 steps of base" in done.stdout, done.stderr
-    done = called(folder, "doctor", "empty.yaml", "--set", "model.depth=1", "--set", "sources.text.kind=world")
+    done = called(folder, "doctor", "written.yaml", "--set", "model.depth=1", "--set", "sources.text.kind=world")
     assert "pipeline" in done.stdout and "Traceback" not in done.stderr
 
 
@@ -39,6 +40,8 @@ def test_numbers_are_kubectls(folder: Path) -> None:
     ("words", "sentence"),
     [
         (["dates.yaml"], "unknown field 'spec.stages.base.2025-11-02'"),
+        (["empty.yaml", "--only", "dataset"], "'spec' is missing or empty: write its fields, or 'spec: {}'"),
+        (["empty.yaml", "--only", "dataset", "--set", "model.depth=1"], "'spec' is missing or empty: write its fields"),
         (["old.yaml"], "'spec.model.depth': input should be a valid integer (given: '1:30')"),
         (["twice.yaml"], "line 6, spec: 'seed' is given twice, in lines 5 and 6"),
         (["two.yaml"], "line 5 begins a second document"),

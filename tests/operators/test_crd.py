@@ -42,11 +42,10 @@ def pods(**settings: Any) -> dict[str, Any]:
 
 
 def named(name: str, **metadata: Any) -> dict[str, Any]:
-    return {**HEAD, "metadata": {"name": name, **metadata}}
+    return {**HEAD, "metadata": {"name": name, **metadata}, "spec": {}}
 
 
 ACCEPTED = {
-    "nothing": copy.deepcopy(HEAD),
     "an empty spec": spec(),
     "a depth": spec(model__depth=4),
     "a float that is whole": spec(stages__base__matrixLr=1),
@@ -71,6 +70,8 @@ ACCEPTED = {
     "a long name": named("a" * 32),
 }
 REFUSED = {
+    "nothing": copy.deepcopy(HEAD),
+    "a null spec": HEAD | {"spec": None},
     "an unknown field": spec(modle__depth=4),
     "an unknown field deep down": spec(stages__base__dept=4),
     "an unknown null": spec(modle=None),

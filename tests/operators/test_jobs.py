@@ -28,6 +28,7 @@ HEAD = {
     "apiVersion": "nanochat.dev/v1alpha1",
     "kind": "ChatPipeline",
     "metadata": {"name": "demo", "namespace": "team"},
+    "spec": {},
 }
 CONFIG = Config.model_validate(
     {
@@ -227,6 +228,13 @@ class NoCluster:
 def test_what_the_controller_refuses(spec: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says.replace("(", r"\(")):
         admit_object({**HEAD, "spec": spec}, CONFIG, NoCluster())  # type: ignore[arg-type]
+
+
+def test_a_pipeline_without_a_spec() -> None:
+    for nothing in ({"spec": None}, {}):
+        found = {name: value for name, value in HEAD.items() if name != "spec"} | nothing
+        with pytest.raises(UserError, match="'spec' is missing or empty: write its fields"):
+            admit_object(found, CONFIG, NoCluster())  # type: ignore[arg-type]
 
 
 def test_a_pipeline_stays_in_the_store_it_began_in() -> None:

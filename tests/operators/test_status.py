@@ -23,7 +23,12 @@ from operators.config import StoreProfile
 
 NOW = 1_800_000_000.0
 LONG = "long " * 20_000
-DOCUMENT = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "demo"}}
+DOCUMENT = {
+    "apiVersion": "nanochat.dev/v1alpha1",
+    "kind": "ChatPipeline",
+    "metadata": {"name": "demo"},
+    "spec": {},
+}
 
 
 def written(told: Any) -> dict[str, Any]:

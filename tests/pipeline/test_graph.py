@@ -13,7 +13,8 @@ from nanochat.spec.pipeline import PipelineSpec
 
 
 def graph(*overrides: str, **options: Any) -> Graph:
-    data: dict[str, Any] = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "x"}}
+    head = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "x"}}
+    data: dict[str, Any] = head | {"spec": {}}
     for override in overrides:
         apply_override(data, override)
     return build_graph(check_pipeline(data).spec, **options)

@@ -68,9 +68,19 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load_pipeline(tmp_path / "absent.yaml")
 
 
+@pytest.mark.parametrize("spec", ["", "spec:\n", "spec: null\n", "spec: ~\n"])
+@pytest.mark.parametrize("overrides", [[], ["model.depth=6"]])
+def test_a_spec_is_written_out(tmp_path: Path, spec: str, overrides: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, HEAD + spec, *overrides)
+    sentence = "'spec' is missing or empty: write its fields, or 'spec: {}' where all have their defaults"
+    assert caught.value.message == f"{tmp_path / 'pipeline.yaml'}: {sentence}"
+    load(tmp_path, f"{HEAD}spec: {{}}\n", *overrides)
+
+
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
-    path.write_text(HEAD)
+    path.write_text(f"{HEAD}spec: {{}}\n")
     overrides = [
         "model.depth=6",
         "stages.base.gradClip=null",
