@@ -1,6 +1,6 @@
 """A connection to MLflow that fails fast: MLflow is told what happened, it never decides what happens.
 
-MLflow takes seconds to import, so it is imported here, inside `connect`, and never by a process that trains.
+MLflow takes seconds to import, so it is imported here, where one connects, and never by a process that trains.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nanochat.parse.address import shown
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import StorageError, UserError, missing_module
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -55,7 +55,14 @@ def unreachable(uri: str) -> str | None:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client; StorageError where the server cannot be reached."""
+    """A client; StorageError where the server cannot be reached, UserError where MLflow is not installed."""
+    try:
+        return _connect(uri)
+    except ImportError as error:  # of a database's driver too
+        raise UserError(missing_module(error)) from error
+
+
+def _connect(uri: str) -> MlflowClient:
     reason = unreachable(uri)
     if reason is not None:
         raise StorageError(reason)

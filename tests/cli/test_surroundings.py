@@ -93,18 +93,31 @@ def test_a_folder_that_goes_meanwhile_is_told(tmp_path: Path) -> None:
     assert nanochat(tmp_path, "status", "small", **variables).returncode == 0
 
 
-@pytest.mark.parametrize("line", ["run small.yaml", "chat small -p Hi", "serve small"])
-def test_a_machine_without_pytorch_is_told_what_to_install(home: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "line", "sentence"),
+    [
+        ("torch", "run small.yaml", "PyTorch is not installed: run 'make setup'"),
+        ("torch", "chat small -p Hi", "PyTorch is not installed: run 'make setup'"),
+        ("torch", "serve small", "PyTorch is not installed: run 'make setup'"),
+        ("mlflow", "chat champion -p Hi", "the Python module 'mlflow' is missing: install"),
+        ("mlflow", "rollback", "the Python module 'mlflow' is missing: install"),
+        ("mlflow", "gc", "so nothing is removed (the Python module 'mlflow' is missing: install"),
+        ("sqlalchemy", "rollback", "the Python module 'sqlalchemy' is missing: install"),
+    ],
+)
+def test_a_small_install_is_told_what_to_install(home: Path, module: str, line: str, sentence: str) -> None:
     blocker = home / "without"
     blocker.mkdir(exist_ok=True)
     program = "import sys\nclass Without:\n    def find_spec(self, name, path=None, target=None):\n"
-    program += "        if name == 'torch':\n            raise ModuleNotFoundError(name='torch')\n"
+    program += f"        if name == '{module}':\n            raise ModuleNotFoundError(name=name)\n"
     (blocker / "sitecustomize.py").write_text(program + "sys.meta_path.insert(0, Without())\n")
-    variables = variables_of(home, UNTRACKED) | {"PYTHONPATH": str(blocker)}
+    tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/registry.db"}
+    (home / "registry.db").touch()
+    variables = variables_of(home, UNTRACKED) | tracked | {"PYTHONPATH": str(blocker)}
     done = subprocess.run(
         [*COMMAND, *line.split()], cwd=home, env=variables, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and "PyTorch is not installed: run 'make setup'" in mistake(done)
+    assert done.returncode == 2 and sentence in mistake(done)
 
 
 @pytest.mark.parametrize("line", ["status small", "run small.yaml", "gc", "report small", "chat small", "doctor"])
