@@ -56,5 +56,5 @@ class ReleaseRecord:
         """For people."""
         if not self.version:
             return f"not registered: {self.reason}"
-        became = "became" if self.promoted else "does not become"
-        return f"version {self.version} of {self.model} is registered and {became} champion: {self.reason}"
+        came = "is registered and became champion" if self.promoted else "is registered and does not become champion"
+        return f"version {self.version} of {self.model} {came}: {self.reason}"

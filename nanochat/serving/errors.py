@@ -41,7 +41,7 @@ async def api_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}"
     return JSONResponse(ApiError(error.status_code, message).body, status_code=error.status_code, headers=error.headers)
 
 

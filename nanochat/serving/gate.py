@@ -3,7 +3,8 @@
     app.add_middleware(Gate, keys=keys, hosts=hosts, limit=lambda: body_limit(context))
 
 In this order: few enough headers, a host that is ours, a key that is known, and a body that came whole, in time and
-within its limit. Who is refused is answered at once; what else he sends is not read.
+within its limit, while all bodies together are within theirs. Who is refused is answered at once; what else he sends is
+not read.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ BODY_SECONDS = 30.0  # in which a body has to arrive
 # A token is four bytes of usual text. The rest is room for escapes (\\u0041), long tokens, and fields besides the text.
 BODY_BYTES_PER_TOKEN = 256
 LEAST_BODY_LIMIT = 256 << 10  # bytes
+# Of all bodies that are being read or answered, what each has beyond a small one's size counts: there may be as much as
+# so many of the largest have. Small ones are bounded by the number of connections, and never refused for large ones.
+SMALL_BODY, MOST_LARGE_BODIES = 16 << 10, 32
 # What a refused client may still send: who sends no more gets to read the answer, for his connection is not cut.
 LEFTOVER_BYTES, LEFTOVER_SECONDS = 256 << 10, 1.0
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]*)?")
@@ -66,20 +70,23 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, keys: frozenset[str], hosts: Hosts | None, limit: Callable[[], int]) -> None:
         self._app, self._keys, self._hosts, self._limit = app, keys, hosts, limit
+        self._large = 0  # bytes of bodies in flight beyond SMALL_BODY of each
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, body = Headers(scope=scope), bytearray()
         try:
             self._check(scope, headers)
-            body = await _read(receive, declared=_length(headers), limit=self._limit())
-        except ApiError as error:
+            whole = await self._read(body, receive, declared=_length(headers), limit=self._limit())
+            if whole:
+                await self._app(scope, _replay(bytes(body), receive), send)
+        except ApiError as error:  # of the gate: those of the application it answers itself
+            self._drop(body)
             await _refuse(error, scope, receive, send)
-            return
-        if body is not None:
-            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._drop(body)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         if len(scope["headers"]) > MAX_HEADERS:
@@ -96,29 +103,41 @@ class Gate:
             message = "The API key is missing or unknown; send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key")
 
+    async def _read(self, body: bytearray, receive: Receive, *, declared: int, limit: int) -> bool:
+        """Read the whole body; False where the client went before its end."""
+        too_large = ApiError(
+            413, f"The body is larger than the {limit:,} bytes that are read; send less.", code="body_too_large"
+        )
+        if declared > limit:
+            raise too_large
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return False
+                    self._large -= _beyond_small(body)
+                    body += message.get("body", b"")
+                    self._large += _beyond_small(body)
+                    if len(body) > limit:
+                        raise too_large
+                    if self._large > MOST_LARGE_BODIES * limit:
+                        text = "Other large requests fill the memory that bodies may have; try again, or send less."
+                        raise ApiError(503, text, kind="server_error", code="bodies_full", retry_after=2)
+                    if not message.get("more_body", False):
+                        return True
+        except TimeoutError:
+            text = f"The body did not arrive within {BODY_SECONDS:.0f} seconds; send it again."
+            raise ApiError(408, text, code="body_timeout") from None
 
-async def _read(receive: Receive, *, declared: int, limit: int) -> bytes | None:
-    """The whole body; None where the client went before its end."""
-    too_large = ApiError(
-        413, f"The body is larger than the {limit:,} bytes that are read; send less.", code="body_too_large"
-    )
-    if declared > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return None
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise too_large
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        message = f"The body did not arrive within {BODY_SECONDS:.0f} seconds; send it again."
-        raise ApiError(408, message, code="body_timeout") from None
+    def _drop(self, body: bytearray) -> None:
+        """Count a body no more."""
+        self._large -= _beyond_small(body)
+        body.clear()
+
+
+def _beyond_small(body: bytearray) -> int:
+    return max(0, len(body) - SMALL_BODY)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

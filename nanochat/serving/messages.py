@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any
 
-from pydantic import Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
 
@@ -26,9 +27,32 @@ KINDS = ("text", "refusal", "python", "python_output")
 _OTHER_KINDS = {"image_url": "an image", "input_audio": "sound", "file": "a file"}
 _BETWEEN = "\n\n"  # messages that are one
 
+# What the validators of parts and of messages say, for /openapi.json.
+_TEXT_OR_REFUSAL: JsonDict = {
+    "anyOf": [
+        {
+            "properties": {"type": {"enum": [kind for kind in KINDS if kind != "refusal"]}, "text": {"type": "string"}},
+            "required": ["text"],
+        },
+        {"properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}}, "required": ["refusal"]},
+    ]
+}
+_NO_TOOL: JsonDict = {"items": {"properties": {"type": {"enum": ["text", "refusal"]}}}}
+_ASSISTANT_OR_CONTENT: JsonDict = {
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}}},
+        {
+            "properties": {"content": {"type": ["string", "array"], **_NO_TOOL}, "parts": _NO_TOOL},
+            "required": ["content"],
+        },
+    ]
+}
+
 
 class Part(Body):
     """A part of a message's content: a text, or what the assistant asked the tool and what the tool answered."""
+
+    model_config = ConfigDict(json_schema_extra=_TEXT_OR_REFUSAL)
 
     type: Annotated[Text, Field(json_schema_extra={"enum": list(KINDS)})]
     text: Text | None = None
@@ -57,6 +81,8 @@ Content = Annotated[Annotated[Text, Tag("text")] | Annotated[Items[Part], Tag("l
 
 class ChatMessage(Body):
     """A message. `name` is taken, and the model does not see it."""
+
+    model_config = ConfigDict(json_schema_extra=_ASSISTANT_OR_CONTENT)
 
     role: Annotated[Text, Field(json_schema_extra={"enum": list(ROLES)})]
     content: Content | None = Field(default=None, description="Text, or parts; null only in an answer.")

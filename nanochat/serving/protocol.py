@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, Tag, field_validator
+from pydantic import ConfigDict, Field, Tag, field_validator
 
 from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_list
 from nanochat.serving.messages import ChatMessage
@@ -55,6 +55,15 @@ class ResponseFormat(Body):
 class ChatRequest(Body):
     """The body of POST /v1/chat/completions."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+                {"properties": {"top_logprobs": {"enum": [None, 0]}}},
+            ]
+        }
+    )
+
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     model: Annotated[Label, Field(description=MODEL, json_schema_extra={"enum": [ANY_MODEL]})] | None = None
     stream: bool | None = None
@@ -77,7 +86,7 @@ class ChatRequest(Body):
     logit_bias: (
         Annotated[
             dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[float, Field(ge=-100, le=100)]],
-            Field(max_length=MAX_BIASES),
+            Field(max_length=MAX_BIASES, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
         ]
         | None
     ) = None

@@ -15,7 +15,7 @@ from nanochat.model.cache import KVCache
 from nanochat.model.sizes import ModelConfig
 from nanochat.serving.app import ServerSettings, create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
-from nanochat.serving.server import bind
+from nanochat.serving.server import bind, server_config
 from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def url() -> Iterator[str]:
     model = CalculatingModel(tokenizer)
     service = EngineService(Engine(model, tokenizer, slots=1), metrics=host.metrics)  # pyright: ignore[reportArgumentType]
     host.open(Model(Served("nanochat", "f00dfeed", version="3"), service, tokenizer))
-    server = uvicorn.Server(uvicorn.Config(create_app(host, ServerSettings()), log_level="warning"))
+    server = uvicorn.Server(server_config(create_app(host, ServerSettings()), grace=5))
     with bind("127.0.0.1", 0) as socket:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()

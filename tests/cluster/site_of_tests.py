@@ -118,8 +118,9 @@ class Site:
         # Their webhooks judge every pod and Deployment that comes after.
         self.kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=180s")
         self.kubectl("-n", "kueue-system", "rollout", "status", "deployment/kueue-controller-manager", "--timeout=180s")
-        document = (ROOT / "tests" / "cluster" / "storage.yaml").read_text()
-        self.kubectl("apply", "-f", "-", input=document.replace("NODE", self.nodes()[-1]))
+        document = (ROOT / "tests" / "cluster" / "storage.yaml").read_text().replace("NODE", self.nodes()[-1])
+        # A webhook that is ready is reached a little later, when the rules for its Service are there too.
+        patiently(lambda: self.kubectl("apply", "-f", "-", input=document))
         for namespace in (SYSTEM, NAMESPACE):
             self.kubectl("create", "namespace", namespace, check=False)
             literals = [f"--from-literal={name}={value}" for name, value in CREDENTIALS.items()]
@@ -141,14 +142,7 @@ class Site:
 
     def load(self, image: str) -> None:
         """Bring an image to the nodes. A node may remove layers of the tag's former image in the middle of it."""
-        for remaining in (2, 1, 0):
-            try:
-                self.kind("load", "docker-image", image, timeout=600)
-                return
-            except AssertionError:
-                if not remaining:
-                    raise
-                time.sleep(5)
+        patiently(lambda: self.kind("load", "docker-image", image, timeout=600))
 
     def image_id(self, image: str) -> str:
         return self.run("docker", "image", "inspect", "-f", "{{.ID}}", image).strip()
@@ -362,6 +356,18 @@ def check_keys(site: Site, status: Status, pipeline: Mapping[str, Any]) -> None:
     store = site.store()
     for ref, key in local.items():
         assert store.exists(f"artifacts/{ref.split('/')[0]}/{key}/manifest.json"), ref
+
+
+def patiently(step: Callable[[], object]) -> None:
+    """Take a step of the set-up, again where it fails: at most three times in ten seconds."""
+    for remaining in (2, 1, 0):
+        try:
+            step()
+            return
+        except AssertionError:
+            if not remaining:
+                raise
+            time.sleep(5)
 
 
 def say(text: str) -> None:

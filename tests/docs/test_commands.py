@@ -235,7 +235,7 @@ def check_nanochat(arguments: list[str], where: str) -> None:
         while hasattr(found, "resolve_command"):
             assert arguments, shown
             _, found, arguments = found.resolve_command(context, arguments)
-        if not arguments or arguments == ["--help"]:
+        if not arguments or "--help" in arguments:
             return  # named in a sentence, without what it takes
         found.make_context(found.name, list(arguments), parent=context)
     except Exception as error:  # of typer's own click

@@ -108,6 +108,27 @@ def test_a_body_that_does_not_come_is_given_up(start: Callable[..., Any], monkey
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+def test_large_bodies_together_have_a_bound_that_small_ones_never_meet(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(gate, "MOST_LARGE_BODIES", 1)
+    url = start().url
+    large = {**BODY, "unknown": "a" * 150_000}
+    host, port = url.removeprefix("http://").split(":")
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{url}{CHAT}", json=body)
+
+    with socket.create_connection((host, int(port))) as held:
+        held.sendall(f"{_head('Host: localhost', 'Content-Length: 200000')}\n\n".encode() + b"a" * 190_000)
+        until(lambda: answer(large).status_code == 503)
+        refused = answer(large)
+        assert refused.json()["error"]["code"] == "bodies_full" and int(refused.headers["Retry-After"]) > 0
+        assert answer(BODY).status_code == 200
+    until(lambda: answer(large).status_code == 200)
+    assert [answer(large).status_code for _ in range(5)] == [200] * 5  # what was answered or refused counts no more
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
