@@ -9,6 +9,8 @@ import fcntl
 import logging
 import os
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -38,12 +40,19 @@ def unreachable(uri: str) -> str | None:
     """Why the tracking server cannot be had, in one sentence, or None; it takes two seconds at most."""
     parts = urlsplit(uri)
     if uri.startswith(_SQLITE):
-        folder = Path(uri.removeprefix(_SQLITE)).parent
+        if "?" in uri:  # there the options of a database's address begin
+            return f"the tracking database {shown(uri)} has a '?' in its path: name another folder"
+        file = Path(uri.removeprefix(_SQLITE))
+        folder = file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return f"the tracking database's folder {folder} cannot be made ({error.strerror})"
-        return None if os.access(folder, os.W_OK) else f"the tracking database's folder {folder} is not writable"
+        return (
+            _unreadable(file)
+            if os.access(folder, os.W_OK)
+            else f"the tracking database's folder {folder} is not writable"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return f"the tracking address {shown(uri)} is neither http(s):// nor sqlite:///"
     try:
@@ -51,6 +60,17 @@ def unreachable(uri: str) -> str | None:
         socket.create_connection((parts.hostname, port), timeout=_PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
         return f"the tracking server {shown(uri)} cannot be reached ({error})"
+    return None
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file is no database: MLflow tries to open it for minutes."""
+    try:
+        if file.exists():
+            with closing(sqlite3.connect(file, timeout=_PROBE_SECONDS)) as database:
+                database.execute("PRAGMA schema_version")
+    except (OSError, sqlite3.Error) as error:
+        return f"the tracking database {file} cannot be opened ({error}): put a backup in its place, or move it away"
     return None
 
 
