@@ -28,7 +28,7 @@ LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fuzz test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock \
-    lock-upstream images kind-up kind-demo kind-down
+    lock-upstream images kind-tools kind-up kind-demo kind-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ setup: $(VENV)/.done ## install what running needs into .venv
 
 # What a step that fails most often lacks; the lines before say what it met.
 ADVICE = { echo "make: $(1)" >&2; exit 1; }
+NEED = command -v $(1) > /dev/null || $(call ADVICE,$(2) is missing: install it; docs/install.md says what is needed)
+NOT_ANSWERED = the cluster $(KIND_CLUSTER) does not answer: make it with make kind-up, or see kind get clusters
+NOT_READY = it is not ready: kubectl --context kind-$(KIND_CLUSTER) get pods says why, with -n
 
 $(VENV)/.done: pyproject.toml images/install-torch.sh
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -125,24 +128,43 @@ lock-upstream: $(VENV)/.dev ## pin the base image by its digest, and PyTorch's C
 
 # See images/Dockerfile for those with CUDA.
 images: ## build the images for CPUs
+	@$(call NEED,docker,Docker)
 	for target in $(IMAGES); do \
 	    docker build --quiet --target $$target --build-arg ACCELERATOR=cpu --build-arg TORCH_VERSION=$(TORCH_VERSION) \
 	        --build-arg TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) --build-arg COMMIT=$$(git rev-parse HEAD) \
-	        -t nanochat-$$target:dev -f images/Dockerfile . || exit 1; \
+	        -t nanochat-$$target:dev -f images/Dockerfile . || \
+	        $(call ADVICE,the image $$target could not be built: see above and check that Docker runs and has disk space); \
 	done
 
-kind-up: images ## make a cluster with kind, with everything in it
-	kind get clusters | grep -qx $(KIND_CLUSTER) || kind create cluster --name $(KIND_CLUSTER) --config k8s/kind.yaml --wait 3m
-	$(LOAD) || $(LOAD)  # a node that collects garbage just then loses a layer
-	$(KUBECTL) apply --server-side -f k8s/namespaces.yaml
-	$(KUBECTL) apply --server-side $(TRAINING_OPERATOR)
-	$(KUBECTL) -n kubeflow rollout status deployment/training-operator --timeout=5m
+kind-tools:
+	@$(call NEED,docker,Docker)
+	@$(call NEED,kind,kind)
+	@$(call NEED,kubectl,kubectl)
+	@$(call NEED,helm,helm)
+
+# The images are loaded twice where a node that collects garbage just then loses a layer.
+kind-up: kind-tools images ## make a cluster with kind, with everything in it
+	kind get clusters | grep -qx $(KIND_CLUSTER) || \
+	    kind create cluster --name $(KIND_CLUSTER) --config k8s/kind.yaml --wait 3m || \
+	    $(call ADVICE,the cluster could not be made: see above; make kind-down clears what is left)
+	$(LOAD) || $(LOAD) || \
+	    $(call ADVICE,the images could not be loaded into the cluster: free disk space and run make kind-up again)
+	$(KUBECTL) apply --server-side -f k8s/namespaces.yaml || $(call ADVICE,$(NOT_ANSWERED))
+	$(KUBECTL) apply --server-side $(TRAINING_OPERATOR) || \
+	    $(call ADVICE,the training operator could not be had: check the network or name a copy: TRAINING_OPERATOR='-f FILE')
+	$(KUBECTL) -n kubeflow rollout status deployment/training-operator --timeout=5m || $(call ADVICE,$(NOT_READY) kubeflow)
 	helm upgrade --install nanochat helm/nanochat --kube-context kind-$(KIND_CLUSTER) -n nanochat \
-	    -f helm/nanochat/values-kind.yaml $(HELM_OPTIONS)
-	$(KUBECTL) -n nanochat rollout status deployment/nanochat-controller --timeout=5m
+	    -f helm/nanochat/values-kind.yaml $(HELM_OPTIONS) || \
+	    $(call ADVICE,the chart was not installed: see above; correct HELM_OPTIONS and run make kind-up again)
+	$(KUBECTL) -n nanochat rollout status deployment/nanochat-controller --timeout=5m || $(call ADVICE,$(NOT_READY) nanochat)
 
 kind-demo: setup ## run a pipeline there, follow it, and ask the released model a question
-	PATH=$(CURDIR)/$(BIN):$$PATH sh k8s/kind-demo.sh kind-$(KIND_CLUSTER) $(PIPELINE) $(PIPELINE_OPTIONS)
+	@$(call NEED,kubectl,kubectl)
+	@$(call NEED,curl,curl)
+	$(KUBECTL) get --raw /readyz > /dev/null || $(call ADVICE,$(NOT_ANSWERED))
+	PATH=$(CURDIR)/$(BIN):$$PATH sh k8s/kind-demo.sh kind-$(KIND_CLUSTER) $(PIPELINE) $(PIPELINE_OPTIONS) || \
+	    $(call ADVICE,the demonstration did not end well: see above; make kind-demo goes on where it stopped)
 
 kind-down: ## remove the cluster
+	@$(call NEED,kind,kind)
 	kind delete cluster --name $(KIND_CLUSTER)

@@ -24,7 +24,7 @@ from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.pipeline.task_selection import find_task, used_tasks
-from nanochat.spec.errors import NanochatError
+from nanochat.spec.errors import NanochatError, UserError, missing_module
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.storage import open_store
@@ -108,8 +108,8 @@ def torch_check() -> Check:
         found = f"torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
         return Check("torch", "ok", found)
     except importlib.metadata.PackageNotFoundError:
-        advice = "run 'make setup', or pip install '.[train]', in the project's folder"
-        return Check("torch", "fail", "PyTorch is not installed", advice)
+        what, _, advice = missing_module(ModuleNotFoundError(name="torch")).partition(": ")
+        return Check("torch", "fail", what, advice)
 
 
 def device_check() -> Check:
@@ -191,6 +191,8 @@ def experiment_check(uri: str) -> Check:
     """Whether the experiment that runs are shown in is there, as far as there was one."""
     try:
         deleted = is_deleted(connect(uri), EXPERIMENT)
+    except UserError as error:
+        return Check("tracking", "warn", error.message)
     except Exception as error:  # MLflow, its database and its HTTP client raise families of their own
         return Check("tracking", "warn", f"{shown(uri)} does not answer as MLflow does ({first_line(error)})")
     if deleted:

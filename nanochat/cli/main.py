@@ -130,6 +130,10 @@ def main() -> None:
         if is_own(error.name):
             raise
         print(f"error: {missing_module(error)}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {str(error.filename)[:200]} cannot be used: {error.strerror}", file=sys.stderr)
     except UsageError as error:
         print(_sentence(error), file=sys.stderr)
     except typer.Abort:

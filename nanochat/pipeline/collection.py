@@ -23,7 +23,7 @@ from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.run_status import RunStatus, read_status
 from nanochat.pipeline.runs import RunPaths
-from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage import garbage
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import Damaged
@@ -195,7 +195,7 @@ def _released(artifacts: Artifacts, tracking: str, *, promoted: bool) -> Needed:
                     raise StorageError(f"there is no {file} here")
                 continue  # nothing was released yet
             versions += Registry(uri).needed(promoted=promoted)
-        except StorageError as error:
+        except NanochatError as error:
             what = f", which has version {record.version} of {record.model}," if record and record.version else ""
             raise StorageError(
                 f"the model registry {shown(uri)}{what} cannot be asked which models are needed, so nothing is removed "

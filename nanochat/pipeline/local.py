@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import signal
 import time
@@ -91,7 +92,6 @@ class LocalRunner:
         self.interrupts = 0
         self.cancelled = False
         self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
-        self._in_folder = True
         self._turn = 0
         self._dates = Dates()
         self._observed_at = 0.0  # by the monotonic clock, as is
@@ -333,13 +333,13 @@ class LocalRunner:
             threads=self.devices.threads(processes),
             tracking=self.resolved.tracking,
         )
-        if not in_folder() and self._in_folder:
-            log.warning("the folder in which this run was started is gone: what was named relative to it is not found")
-        self._in_folder = in_folder()
         path = work / PLAN
         with translate_errors(doing="writing", where=str(work)):
             work.mkdir(parents=True)
             stage_plan.write(path)
+        if not in_folder():  # MLflow and others cannot do without one
+            log.warning("the folder in which this run was started is gone: what was named relative to it is not found")
+            os.chdir(self._work)
         self.store.write(self.paths.plan(action.stage, action.attempt), path.read_bytes())
         record = AttemptRecord(
             stage=action.stage,

@@ -1,6 +1,6 @@
 """A connection to MLflow that fails fast: MLflow is told what happened, it never decides what happens.
 
-MLflow takes seconds to import, so it is imported here, inside `connect`, and never by a process that trains.
+MLflow takes seconds to import, so it is imported here, where one connects, and never by a process that trains.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import fcntl
 import logging
 import os
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nanochat.parse.address import shown
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import StorageError, UserError, missing_module
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,12 +40,19 @@ def unreachable(uri: str) -> str | None:
     """Why the tracking server cannot be had, in one sentence, or None; it takes two seconds at most."""
     parts = urlsplit(uri)
     if uri.startswith(_SQLITE):
-        folder = Path(uri.removeprefix(_SQLITE)).parent
+        if "?" in uri:  # there the options of a database's address begin
+            return f"the tracking database {shown(uri)} has a '?' in its path: name another folder"
+        file = Path(uri.removeprefix(_SQLITE))
+        folder = file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return f"the tracking database's folder {folder} cannot be made ({error.strerror})"
-        return None if os.access(folder, os.W_OK) else f"the tracking database's folder {folder} is not writable"
+        return (
+            _unreadable(file)
+            if os.access(folder, os.W_OK)
+            else f"the tracking database's folder {folder} is not writable"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return f"the tracking address {shown(uri)} is neither http(s):// nor sqlite:///"
     try:
@@ -54,8 +63,26 @@ def unreachable(uri: str) -> str | None:
     return None
 
 
+def _unreadable(file: Path) -> str | None:
+    """Why a file is no database: MLflow tries to open it for minutes."""
+    try:
+        if file.exists():
+            with closing(sqlite3.connect(file, timeout=_PROBE_SECONDS)) as database:
+                database.execute("PRAGMA schema_version")
+    except (OSError, sqlite3.Error) as error:
+        return f"the tracking database {file} cannot be opened ({error}): put a backup in its place, or move it away"
+    return None
+
+
 def connect(uri: str) -> MlflowClient:
-    """A client; StorageError where the server cannot be reached."""
+    """A client; StorageError where the server cannot be reached, UserError where MLflow is not installed."""
+    try:
+        return _connect(uri)
+    except ImportError as error:  # of a database's driver too
+        raise UserError(missing_module(error)) from error
+
+
+def _connect(uri: str) -> MlflowClient:
     reason = unreachable(uri)
     if reason is not None:
         raise StorageError(reason)

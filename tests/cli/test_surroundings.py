@@ -84,27 +84,61 @@ def test_a_folder_that_goes_meanwhile_is_told(tmp_path: Path) -> None:
     write_pipeline(tmp_path)
     (gone := tmp_path / "gone").mkdir()
     arguments = ["--only", "dataset", "--only", "tokenizer", "--only", "tokens"]
-    variables = {**UNTRACKED, "NANOCHAT_HOME": str(tmp_path / "state")}
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "NANOCHAT_HOME": str(tmp_path / "state")}
     process = started(gone, "run", str(tmp_path / "small.yaml"), *arguments, log=tmp_path, **variables)
     wait_until(lambda: list(tmp_path.glob("state/work/*/*/plan.json")), process=process, home=tmp_path)
     gone.rmdir()
     assert process.wait(120) == 0, output(tmp_path)
-    assert output(tmp_path).count("warning: the folder in which this run was started is gone") == 1
+    assert output(tmp_path).count("warning:") == 1, "MLflow is told all the same"
+    assert "warning: the folder in which this run was started is gone" in output(tmp_path)
     assert nanochat(tmp_path, "status", "small", **variables).returncode == 0
 
 
-@pytest.mark.parametrize("line", ["run small.yaml", "chat small -p Hi", "serve small"])
-def test_a_machine_without_pytorch_is_told_what_to_install(home: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        (".", ". is a folder: name a file in it"),
+        ("/proc/me.jsonl", "/proc/me.jsonl cannot be written: No such file or directory"),
+        ("/dev/null/me.jsonl", "/dev/null/me.jsonl cannot be written: File exists"),
+        ("a" * 300, "cannot be written: File name too long"),
+    ],
+)
+def test_an_identity_file_that_cannot_be_written(tmp_path: Path, file: str, sentence: str) -> None:
+    done = called(tmp_path, "identity", "generate", file, "--count", "5")
+    assert done.returncode == 2 and sentence in mistake(done)
+
+
+@pytest.mark.parametrize("line", [f"chat {'a' * 300} -p Hi", f"serve {'a' * 300}", f"doctor {'a' * 300}"])
+def test_a_name_that_no_file_has(tmp_path: Path, line: str) -> None:
+    done = called(tmp_path, *line.split())
+    assert done.returncode == 2 and "File name too long" in mistake(done)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "sentence"),
+    [
+        ("torch", "run small.yaml", "PyTorch is not installed: run 'make setup'"),
+        ("torch", "chat small -p Hi", "PyTorch is not installed: run 'make setup'"),
+        ("torch", "serve small", "PyTorch is not installed: run 'make setup'"),
+        ("mlflow", "chat champion -p Hi", "the Python module 'mlflow' is missing: install"),
+        ("mlflow", "rollback", "the Python module 'mlflow' is missing: install"),
+        ("mlflow", "gc", "so nothing is removed (the Python module 'mlflow' is missing: install"),
+        ("sqlalchemy", "rollback", "the Python module 'sqlalchemy' is missing: install"),
+    ],
+)
+def test_a_small_install_is_told_what_to_install(home: Path, module: str, line: str, sentence: str) -> None:
     blocker = home / "without"
     blocker.mkdir(exist_ok=True)
     program = "import sys\nclass Without:\n    def find_spec(self, name, path=None, target=None):\n"
-    program += "        if name == 'torch':\n            raise ModuleNotFoundError(name='torch')\n"
+    program += f"        if name == '{module}':\n            raise ModuleNotFoundError(name=name)\n"
     (blocker / "sitecustomize.py").write_text(program + "sys.meta_path.insert(0, Without())\n")
-    variables = variables_of(home, UNTRACKED) | {"PYTHONPATH": str(blocker)}
+    tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/registry.db"}
+    (home / "registry.db").touch()
+    variables = variables_of(home, UNTRACKED) | tracked | {"PYTHONPATH": str(blocker)}
     done = subprocess.run(
         [*COMMAND, *line.split()], cwd=home, env=variables, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and "PyTorch is not installed: run 'make setup'" in mistake(done)
+    assert done.returncode == 2 and sentence in mistake(done)
 
 
 @pytest.mark.parametrize("line", ["status small", "run small.yaml", "gc", "report small", "chat small", "doctor"])
@@ -137,6 +171,36 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, line: str, place: str, st
 def test_a_step_of_make_that_fails_says_what_to_do(tmp_path: Path, settings: list[str], sentence: str) -> None:
     command = ["make", "setup", f"VENV={tmp_path}/none/venv", *settings]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and sentence in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    ("target", "found", "sentence"),
+    [
+        ("images", {}, "make: Docker is missing: install it; docs/install.md says what is needed"),
+        ("images", {"docker": 1}, "make: the image trainer could not be built: see above"),
+        ("kind-up", {"docker": 0, "kubectl": 0, "helm": 0}, "make: kind is missing: install it"),
+        (
+            "kind-up",
+            {"docker": 0, "kind": 1, "kubectl": 0, "helm": 0},
+            "make: the cluster could not be made: see above",
+        ),
+        ("kind-up", {"docker": 0, "kind": 0, "kubectl": 1, "helm": 0}, "make: the cluster nanochat does not answer:"),
+        ("kind-up", {"docker": 0, "kind": 0, "kubectl": 0, "helm": 1}, "make: the chart was not installed: see above"),
+        ("kind-down", {}, "make: kind is missing: install it"),
+    ],
+)
+def test_what_a_local_cluster_lacks_is_said(tmp_path: Path, target: str, found: dict[str, int], sentence: str) -> None:
+    """`found` are the programs that there are, with what they exit with."""
+    for name in ("make", "sh", "grep", "git"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    for name, code in found.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    command, folder = ["make", target], Path(__file__).parents[2]
+    variables = {"PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and sentence in done.stderr
 
 
