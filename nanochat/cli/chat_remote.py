@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 300.0  # a busy server may take its time to begin, and a slow one from piece to piece
-MOST_ANSWER = 64 << 20  # bytes of a stream
+MOST_ANSWER = 16 << 20  # bytes of a stream
 MOST_WORDS = 500  # characters of a server's own messages and names
 KINDS = ("text", "python", "python_output")
 _STRANGE = (ValueError, LookupError, TypeError, AttributeError)  # what reading the wrong protocol meets
