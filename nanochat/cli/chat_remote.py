@@ -80,7 +80,7 @@ class RemoteBackend:
             ) from error
         except httpx.TransportError as error:
             raise UserError(
-                f"The server at {self._url} broke off ({_words(str(error))}); ask again or correct --url."
+                f"The server at {self._url} broke off ({_words(str(error)) or type(error).__name__}); ask again or correct --url."
             ) from error
         except _STRANGE as error:
             raise UserError(f"{self._url} does not speak OpenAI's protocol; correct --url.") from error
@@ -105,6 +105,7 @@ class RemoteBackend:
         return name
 
     async def _said(self, body: dict[str, Any]) -> AsyncGenerator[Said]:
+        began = False
         # In ASCII: what a terminal gave that is no text is for the server to refuse.
         async with self._asked("POST", "/v1/chat/completions", json.dumps(body)) as response:
             async for line in self._lines(response):
@@ -113,9 +114,12 @@ class RemoteBackend:
                     return
                 if line.startswith(b"data:"):
                     for stretch in self._stretches(read_json(data, limit=RECORD)):
+                        began = True
                         yield stretch
+        if began and not self.finish_reason:
+            raise UserError(f"The server at {self._url} ended its answer early; ask again.")
         if not self.finish_reason:
-            raise ValueError("the stream has no end")
+            raise ValueError("no answer")
 
     def _stretches(self, event: dict[str, Any]) -> list[Said]:
         """The stretches that one event of the stream adds; fields that other servers leave out are not missed."""

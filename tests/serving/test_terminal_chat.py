@@ -262,11 +262,11 @@ EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 @pytest.mark.parametrize(
     "says",
     [
-        EVENT, b"<html></html>", b'data: {"choices":[{"delta":{"content":"\xff"}}]}', b"data: " + b"[" * 100_000,
+        b"<html></html>", b'data: {"choices":[{"delta":{"content":"\xff"}}]}', b"data: " + b"[" * 100_000,
         b'data: {"choices":[{"index":' + b"9" * 100_000 + b"}]}", b'data: {"choices":[{"delta":{"content":[1]}}]}',
         b'data: {"choices":[{"delta":{"part":{"type":"image","text":"x"}}}]}', b"data: " + b"a" * (3 << 20),
     ],
-    ids=["no end", "a page", "not UTF-8", "deep", "a large number", "no text", "no kind", "an endless line"],
+    ids=["a page", "not UTF-8", "deep", "a large number", "no text", "no kind", "an endless line"],
 )  # fmt: skip
 def test_a_stream_of_the_wrong_kind_is_one_sentence(stranger: Any, says: bytes) -> None:
     handler, url = stranger
@@ -308,6 +308,13 @@ def test_an_answer_without_an_end_is_given_up(
     with pytest.raises(UserError, match=sentence):
         said(backend, [{"role": "user", "content": "Hi"}])
     ended.set()
+
+
+def test_an_answer_that_ends_early_is_told(stranger: Any) -> None:
+    handler, url = stranger
+    handler.says = EVENT
+    with pytest.raises(UserError, match="ended its answer early"):
+        said(RemoteBackend(url), [{"role": "user", "content": "Hi"}])
 
 
 def test_a_strangers_own_words_are_short_and_on_one_line(stranger: Any) -> None:
