@@ -24,10 +24,10 @@ from nanochat.cli.chat_backends import (
     ContextFull,
     LocalBackend,
     Message,
-    RemoteBackend,
     ReplySettings,
     Said,
 )
+from nanochat.cli.chat_remote import RemoteBackend
 from nanochat.spec.bounds import OutOfBounds, Reader
 from nanochat.spec.errors import NanochatError, UserError
 

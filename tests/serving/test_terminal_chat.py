@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import json
@@ -14,8 +15,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from nanochat.cli import chat_remote
 from nanochat.cli.chat import Session, chat
-from nanochat.cli.chat_backends import ContextFull, LocalBackend, Message, RemoteBackend, ReplySettings, Said
+from nanochat.cli.chat_backends import ContextFull, LocalBackend, Message, ReplySettings, Said
+from nanochat.cli.chat_remote import RemoteBackend
 from nanochat.cli.main import app
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
@@ -251,6 +254,68 @@ def test_a_stream_that_is_no_answer_is_one_sentence(stranger: Any, says: bytes) 
     handler.says = says + b"\n\n"
     with pytest.raises(UserError, match="does not speak OpenAI's protocol"):
         said(RemoteBackend(url), [{"role": "user", "content": "Hi"}])
+
+
+EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        EVENT, b"<html></html>", b'data: {"choices":[{"delta":{"content":"\xff"}}]}', b"data: " + b"[" * 100_000,
+        b'data: {"choices":[{"index":' + b"9" * 100_000 + b"}]}", b'data: {"choices":[{"delta":{"content":[1]}}]}',
+        b'data: {"choices":[{"delta":{"part":{"type":"image","text":"x"}}}]}', b"data: " + b"a" * (3 << 20),
+    ],
+    ids=["no end", "a page", "not UTF-8", "deep", "a large number", "no text", "no kind", "an endless line"],
+)  # fmt: skip
+def test_a_stream_of_the_wrong_kind_is_one_sentence(stranger: Any, says: bytes) -> None:
+    handler, url = stranger
+    handler.says = says + b"\n\n"
+    with pytest.raises(UserError, match="does not speak OpenAI's protocol"):
+        said(RemoteBackend(url), [{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("begin", "again", "sentence"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b": ping\n\n" * 1000, "sent more than"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", EVENT * 1000, "sent more than"),
+        (b"HTTP/1.1 500 No\r\n\r\n", b"a" * 65_536, "sent more than"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n" * 1000, "broke off"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, "said nothing for 1 seconds"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + EVENT, b"", "said nothing for 1 seconds"),
+    ],
+    ids=["comments", "events", "an error", "headers", "informational answers", "silence"],
+)
+def test_an_answer_without_an_end_is_given_up(
+    stranger: Any, monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes, sentence: str
+) -> None:
+    handler, url = stranger
+    ended = threading.Event()
+
+    def post(self: Stranger) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.wfile.write(begin)
+        with contextlib.suppress(ConnectionError):
+            while again:
+                self.wfile.write(again)
+        ended.wait()
+
+    monkeypatch.setattr(handler, "do_POST", post)
+    monkeypatch.setattr(chat_remote, "MOST_ANSWER", 1 << 20)
+    backend = RemoteBackend(url)
+    monkeypatch.setattr(chat_remote, "SILENT_SECONDS", 1 if "nothing" in sentence else 60)
+    with pytest.raises(UserError, match=sentence):
+        said(backend, [{"role": "user", "content": "Hi"}])
+    ended.set()
+
+
+def test_a_strangers_own_words_are_short_and_on_one_line(stranger: Any) -> None:
+    handler, url = stranger
+    handler.says = b'data: {"error": {"message": "a\\u001b[31m\\n' + b"b" * 5000 + b'"}}\n\n'
+    with pytest.raises(UserError) as refused:
+        said(RemoteBackend(url), [{"role": "user", "content": "Hi"}])
+    assert refused.value.message.startswith("The server says: a [31m bbb") and len(refused.value.message) < 600
 
 
 def test_what_is_no_text_is_refused_in_a_sentence(server: Any) -> None:
