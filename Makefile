@@ -136,7 +136,7 @@ images: ## build the images for CPUs
 	        $(call ADVICE,the image $$target could not be built: see above and check that Docker runs and has disk space); \
 	done
 
-kind-tools:
+kind-tools: ## say which program for a local cluster is missing
 	@$(call NEED,docker,Docker)
 	@$(call NEED,kind,kind)
 	@$(call NEED,kubectl,kubectl)

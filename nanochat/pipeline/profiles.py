@@ -94,6 +94,8 @@ def resolve_profile(name: str = "default") -> ResolvedProfile:
     address = resolve(root, STORE)
     tracking_folder = home if address.path is None else address.path.absolute()
     tracking = _address("MLFLOW_TRACKING_URI", TRACKING) or found.tracking or f"sqlite:///{tracking_folder}/mlflow.db"
+    if tracking.startswith("sqlite:") and "?" in tracking:  # where the options of such an address begin
+        raise UserError(f"{tracking}: SQLite's addresses take no '?': name another folder, or set MLFLOW_TRACKING_URI")
     profile = Profile(root=address.absolute(), endpoint=endpoint, region=found.region, anonymous=found.anonymous)
     return ResolvedProfile(name=name, profile=profile, tracking=tracking, home=home)
 

@@ -40,19 +40,15 @@ def unreachable(uri: str) -> str | None:
     """Why the tracking server cannot be had, in one sentence, or None; it takes two seconds at most."""
     parts = urlsplit(uri)
     if uri.startswith(_SQLITE):
-        if "?" in uri:  # there the options of a database's address begin
-            return f"the tracking database {shown(uri)} has a '?' in its path: name another folder"
         file = Path(uri.removeprefix(_SQLITE))
         folder = file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return f"the tracking database's folder {folder} cannot be made ({error.strerror})"
-        return (
-            _unreadable(file)
-            if os.access(folder, os.W_OK)
-            else f"the tracking database's folder {folder} is not writable"
-        )
+        if not os.access(folder, os.W_OK):
+            return f"the tracking database's folder {folder} is not writable"
+        return _unreadable(file)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return f"the tracking address {shown(uri)} is neither http(s):// nor sqlite:///"
     try:

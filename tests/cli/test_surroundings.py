@@ -108,6 +108,15 @@ def test_an_identity_file_that_cannot_be_written(tmp_path: Path, file: str, sent
     assert done.returncode == 2 and sentence in mistake(done)
 
 
+@pytest.mark.parametrize(
+    "variables", [{"NANOCHAT_ROOT": "/tmp/what?"}, {"MLFLOW_TRACKING_URI": "sqlite:////tmp/what.db?timeout=5"}]
+)
+def test_a_question_mark_in_the_path_of_a_database(tmp_path: Path, variables: dict[str, str]) -> None:
+    write_pipeline(tmp_path)
+    done = called(tmp_path, "run", "small.yaml", **variables)
+    assert done.returncode == 2 and "SQLite's addresses take no '?': name another folder" in mistake(done)
+
+
 @pytest.mark.parametrize("line", [f"chat {'a' * 300} -p Hi", f"serve {'a' * 300}", f"doctor {'a' * 300}"])
 def test_a_name_that_no_file_has(tmp_path: Path, line: str) -> None:
     done = called(tmp_path, *line.split())
