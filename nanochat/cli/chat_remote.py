@@ -79,9 +79,8 @@ class RemoteBackend:
                 "start one with `nanochat serve` or correct --url."
             ) from error
         except httpx.TransportError as error:
-            raise UserError(
-                f"The server at {self._url} broke off ({_words(str(error)) or type(error).__name__}); ask again or correct --url."
-            ) from error
+            why = _words(str(error)) or type(error).__name__
+            raise UserError(f"The server at {self._url} broke off ({why}); ask again or correct --url.") from error
         except _STRANGE as error:
             raise UserError(f"{self._url} does not speak OpenAI's protocol; correct --url.") from error
 
