@@ -42,6 +42,8 @@ class CalculatingModel:
 
     def _next(self) -> int:
         special = self._tokenizer.special
+        if special["assistant_start"] not in self._heard:  # a long prompt comes in chunks
+            return special["assistant_end"]
         begin = len(self._heard) - 1 - self._heard[::-1].index(special["assistant_start"])
         before, said = self._heard[:begin], len(self._heard) - begin - 1
         if special["assistant_start"] not in before:
