@@ -38,7 +38,10 @@ class Run:
     """A pipeline's run as the controller and the pods leave it in storage; `tell` writes a state of it."""
 
     def __init__(self, folder: Path, uid: str, tracking: str) -> None:
-        config = {"image": "trainer:1", "profiles": {"default": {"root": str(folder / "store"), "tracking": tracking or None}}}
+        config = {
+            "image": "trainer:1",
+            "profiles": {"default": {"root": str(folder / "store"), "tracking": tracking or None}},
+        }
         found = {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",

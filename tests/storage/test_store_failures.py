@@ -150,7 +150,7 @@ def test_a_missing_bucket_is_named(server: StoreServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "abfs"])
 def test_credentials_in_the_profile_are_refused(scheme: str) -> None:
-    with pytest.raises(UserError, match="endpoint: .*environment variables or a Secret") as caught:
+    with pytest.raises(UserError, match=r"endpoint: .*environment variables or a Secret") as caught:
         open_store(Profile(root=f"{scheme}://bucket", endpoint="http://me:hidden@host"))
     assert "hidden" not in caught.value.message
 
