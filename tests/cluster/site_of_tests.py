@@ -35,6 +35,7 @@ SYSTEM, NAMESPACE = "nanochat-system", "chat"
 CONTROLLER, MLFLOW, SERVER = "nanochat-controller", "nanochat-mlflow", "nanochat-inference"  # Deployments
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest"}
 TARGETS = ("trainer", "operator")  # images that all tests need
+BUSY = 3.0
 
 Status = dict[str, Any]
 
@@ -261,8 +262,11 @@ class Site:
         return self.get("cp", name, "-n", NAMESPACE).get("status") or {}
 
     def wait(self, name: str, until: Callable[[Status], Any], *, seconds: float, what: str = "") -> Status:
-        """The status as soon as something holds of it; the test fails when the pipeline does, or after a while."""
-        deadline, said = time.monotonic() + seconds, ""
+        """The status as soon as something holds of it; the test fails when the pipeline does, or after a while.
+
+        `seconds` are more than a quiet machine needs; a busy one gets `BUSY` times as many.
+        """
+        deadline, said = time.monotonic() + BUSY * seconds, ""
         while True:
             try:
                 status = self.status(name)
@@ -277,7 +281,7 @@ class Site:
             if status.get("phase") == "Failed":
                 raise AssertionError(f"{name} failed: {json.dumps(status, indent=1)}")
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {seconds} s for {what or 'it'}: {json.dumps(status, indent=1)}")
+                raise AssertionError(f"waited {BUSY * seconds:.0f} s for {what or 'it'}: {json.dumps(status, indent=1)}")
             time.sleep(1)
 
     def at_step(self, name: str, stage: str, step: int, *, seconds: float = 300) -> Status:
