@@ -281,7 +281,7 @@ class Site:
             if status.get("phase") == "Failed":
                 raise AssertionError(f"{name} failed: {json.dumps(status, indent=1)}")
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {BUSY * seconds:.0f} s for {what or 'it'}: {json.dumps(status, indent=1)}")
+                raise AssertionError(f"waited for {what or 'it'} in vain: {json.dumps(status, indent=1)}")
             time.sleep(1)
 
     def at_step(self, name: str, stage: str, step: int, *, seconds: float = 300) -> Status:
