@@ -19,6 +19,7 @@ from nanochat.parse.address import shown
 from nanochat.spec.errors import StorageError, UserError, missing_module
 
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,11 @@ def _connect(uri: str) -> MlflowClient:
 
 def is_deleted(client: MlflowClient, name: str) -> bool:
     """Whether an experiment was deleted, and not for good."""
-    found = client.get_experiment_by_name(name)
-    return found is not None and found.lifecycle_stage == "deleted"
+    return _is_deleted(client.get_experiment_by_name(name))
+
+
+def _is_deleted(experiment: Experiment | None) -> bool:
+    return experiment is not None and experiment.lifecycle_stage == "deleted"
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -116,7 +120,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     SQLite's artifacts live beside the database.
     """
     found = client.get_experiment_by_name(name)
-    if found is not None and is_deleted(client, name):
+    if found is not None and _is_deleted(found):
         client.restore_experiment(found.experiment_id)
         log.warning("MLflow's experiment '%s' was deleted: it is restored, with its runs", name)
     if found is not None:
