@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nanochat.parse import first_problem
 from tasks.task import DataError, Example, SourceFile, Task
 
 BATCH = 1024  # rows that are checked at a time
@@ -71,9 +72,7 @@ class TableTask(Task, Generic[R]):
                 row: Any = self.row.model_validate(cells)
                 yield self.example(row)
             except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                place = ".".join(map(str, first["loc"]))
-                raise self._fault(number, f"{place}: {first['msg']}" if place else first["msg"]) from None
+                raise self._fault(number, first_problem(error)) from None
             except ValueError as error:
                 raise self._fault(number, str(error)) from None
 

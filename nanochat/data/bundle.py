@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nanochat.data.archive import path_problem, unpack
 from nanochat.data.hub import Hub
 from nanochat.data.verify import WrongFile
-from nanochat.parse import Malformed
+from nanochat.parse import Malformed, first_problem
 from nanochat.parse.address import shown
 from nanochat.parse.yaml_text import read_yaml
 from nanochat.spec.errors import UserError
@@ -124,13 +124,6 @@ def read_bounded(path: Path) -> str:
         raise WrongFile(path, "it is missing") from None
     except UnicodeDecodeError as error:
         raise WrongFile(path, f"it is not UTF-8 at byte {error.start}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that a model finds wrong: 'gold: Input should be a valid integer'."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _declared(folder: Path, url: str, setting: str) -> list[BundleTask]:

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nanochat.data.bundle import DATA, Kind, first_problem, read_baselines, read_tasks
+from nanochat.data.bundle import DATA, Kind, read_baselines, read_tasks
 from nanochat.data.verify import WrongFile
-from nanochat.parse import Malformed
+from nanochat.parse import Malformed, first_problem
 from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer

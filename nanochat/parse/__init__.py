@@ -5,6 +5,15 @@ What can't be read raises `Malformed`, whose text is a phrase for a sentence tha
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 
 class Malformed(ValueError):
     """A text that is not what it has to be; its message says why, and where in the text."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that a model finds wrong: 'gold: Input should be a valid integer'."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
