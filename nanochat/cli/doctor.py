@@ -24,7 +24,7 @@ from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.pipeline.task_selection import find_task, used_tasks
-from nanochat.spec.errors import NanochatError, UserError, missing_module
+from nanochat.spec.errors import NO_TORCH, TORCH_ADVICE, NanochatError, UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.storage import open_store
@@ -108,8 +108,7 @@ def torch_check() -> Check:
         found = f"torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
         return Check("torch", "ok", found)
     except importlib.metadata.PackageNotFoundError:
-        what, _, advice = missing_module(ModuleNotFoundError(name="torch")).partition(": ")
-        return Check("torch", "fail", what, advice)
+        return Check("torch", "fail", NO_TORCH, TORCH_ADVICE)
 
 
 def device_check() -> Check:

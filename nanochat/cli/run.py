@@ -15,7 +15,7 @@ from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.report.tracked import Tracker
-from nanochat.spec.errors import UserError, missing_module
+from nanochat.spec.errors import NO_TORCH, TORCH_ADVICE, UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 
@@ -39,7 +39,7 @@ def run(
 def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: str) -> int:
     """Run a pipeline with a display; returns the exit code."""
     if importlib.util.find_spec("torch") is None:
-        raise UserError(missing_module(ModuleNotFoundError(name="torch")))
+        raise UserError(f"{NO_TORCH}: {TORCH_ADVICE}")
     resolved = resolve_profile(pipeline.spec.store)
     runner = LocalRunner(pipeline, resolved)
     runner.select(only=only, start=start)

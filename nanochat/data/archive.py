@@ -55,8 +55,8 @@ def _problem(members: list[zipfile.ZipInfo]) -> str | None:
         name = member.filename.rstrip("/")
         shown = f"its member {name[:NAME]!r}"
         kind = stat.S_IFMT(member.external_attr >> 16)
-        if path_problem(name):
-            return f"{shown} {path_problem(name)}"
+        if problem := path_problem(name):
+            return f"{shown} {problem}"
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             return f"{shown} is no regular file but a link or a device"
         if name in seen or (member.is_dir() and name in files) or not files.isdisjoint(_parents(name)):

@@ -57,14 +57,15 @@ def is_own(module: str | None) -> bool:
     return (module or "").partition(".")[0] in ("nanochat", "operators")
 
 
+NO_TORCH = "PyTorch is not installed"
+TORCH_ADVICE = f"run 'make setup', or install the extra 'local' of nanochat-kubernetes into {sys.prefix}"
+
+
 def missing_module(error: ImportError) -> str:
     """One sentence about a module that cannot be imported."""
     name = (error.name or "").partition(".")[0]
     if name == "torch" and isinstance(error, ModuleNotFoundError):
-        return (
-            "PyTorch is not installed: run 'make setup', or install the extra 'local' of nanochat-kubernetes into "
-            f"{sys.prefix}"
-        )
+        return f"{NO_TORCH}: {TORCH_ADVICE}"
     if isinstance(error, ModuleNotFoundError) and name:
         return (
             f"the Python module '{name}' is missing: install the package that has it into {sys.prefix}, or on a "
