@@ -125,7 +125,7 @@ def collect_garbage(
             spare=_spared(run for run in staying if run.paths.root in live or run.status.phase not in ENDED),
             folders=going,
             older_than_s=YOUNG_SECONDS,
-            now=collecting.now,
+            now=collecting.date(),
             dry_run=dry_run,
             check=collecting.check,
         )

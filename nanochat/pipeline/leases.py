@@ -187,15 +187,14 @@ class Collecting:
             if self._holds():
                 self._store.write(GC, self._bytes())
 
-    @property
-    def now(self) -> float:
-        """The store's time of about now, in seconds since 1970."""
+    def date(self) -> float:
+        """The store's time of about now, in seconds since 1970: that of a file that is written for it."""
         self._store.write(GC, self._bytes())
         return next(entry.modified for entry in self._store.list(ROOT) if entry.path == GC)
 
     def leases(self) -> list[LeaseRecord]:
         """The leases that live. Those that are lost are removed."""
-        found, old, now = [], {}, self.now
+        found, old, now = [], {}, self.date()
         for entry in self._store.list(ROOT)[:MOST_RECORDS]:
             record = None if entry.path == GC else _read(self._store, entry.path)
             if record is None:
