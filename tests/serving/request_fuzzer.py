@@ -15,9 +15,7 @@ import contextlib
 import copy
 import json
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +30,7 @@ from typing import Any
 import httpx
 import psutil
 import torch
+from serve_process import start_serve
 
 from nanochat.model.export import save_model
 from nanochat.model.sizes import ModelConfig
@@ -286,15 +285,7 @@ def tiny_server(folder: Path) -> Iterator[tuple[str, psutil.Process, int]]:
             weight.normal_(0.0, 0.3, generator=generator)
     save_model(folder, model, {"stage": "sft"})
     tokenizer.save(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = (
-        "from pathlib import Path; from nanochat.cli.serve import serve; "
-        f"serve(folder=Path({str(folder)!r}), port={port})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    url = f"http://127.0.0.1:{port}"
+    process, url = start_serve(folder)
     try:
         while True:
             with contextlib.suppress(httpx.TransportError):

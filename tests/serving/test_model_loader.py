@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 from s3_server import BUCKET, CREDENTIALS, S3Server
+from serve_process import free_port
 
 from nanochat.model.artifact import fingerprint
 from nanochat.model.export import save_model
@@ -196,9 +196,7 @@ def test_the_process(
     s3: S3Server, publish: Callable[[S3Server], Manifest], ready: Callable[[str], bool], tmp_path: Path, until: Until
 ) -> None:
     found = fingerprint(publish(s3))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = os.environ | {
         "NANOCHAT_MODEL_URI": wanted(s3, tmp_path).uri, "NANOCHAT_MODEL_VERSION": "3", "NANOCHAT_MODEL_NAME": "demo",
         "NANOCHAT_MODEL_FINGERPRINT": found, "NANOCHAT_ENDPOINT": s3.endpoint, "NANOCHAT_CACHE": str(tmp_path / "node"),

@@ -6,9 +6,7 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from serve_process import start_serve
 
 from nanochat.inference import Engine, Event, Sampling, engine
 from nanochat.inference.reply import Reply
@@ -169,29 +168,20 @@ def test_a_panic_of_a_compiled_module_is_a_failure_too(
 
 
 def test_a_process_whose_engine_has_failed_ends(folder: Path, until: Callable[..., None]) -> None:
-    script = (
-        "from pathlib import Path; from nanochat.cli.serve import serve; from nanochat.inference import Engine\n"
-        "def fail(engine): raise RuntimeError('out of luck')\n"
-        f"Engine.step = fail\nserve(folder=Path({str(folder)!r}), port=PORT)"
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script.replace("PORT", str(port))], stderr=subprocess.PIPE, text=True
-    )
+    failing = "def fail(engine): raise RuntimeError('out of luck')\nEngine.step = fail"
+    process, url = start_serve(folder, before=failing, stderr=subprocess.PIPE, text=True)
     try:
         answers: list[int] = []
 
         def answered() -> bool:
             body = {"messages": [{"role": "user", "content": "Hi"}]}
             with contextlib.suppress(httpx.TransportError):
-                answers.append(httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body).status_code)
+                answers.append(httpx.post(f"{url}/v1/chat/completions", json=body).status_code)
             return bool(answers)
 
         until(answered)
         assert answers == [500]
-        assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 503
+        assert httpx.get(f"{url}/livez").status_code == 503
         _, said = process.communicate(timeout=60)
         assert process.returncode == 1 and "the engine failed and could not be made anew" in said
     finally:
@@ -245,16 +235,8 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
 def test_a_signal_finishes_what_was_begun(
     folder: Path, ready: Callable[[str], bool], until: Callable[..., None], number: signal.Signals
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = (
-        "from pathlib import Path; from nanochat.cli.serve import serve; "
-        f"serve(folder=Path({str(folder)!r}), port={port})"
-    )
-    env = {**os.environ, "NANOCHAT_API_KEYS": "secret, other"}
-    process = subprocess.Popen([sys.executable, "-c", script], env=env)
-    url, headers = f"http://127.0.0.1:{port}", {"Authorization": "Bearer other"}
+    process, url = start_serve(folder, env={**os.environ, "NANOCHAT_API_KEYS": "secret, other"})
+    headers = {"Authorization": "Bearer other"}
 
     try:
         until(lambda: ready(url))
