@@ -134,7 +134,11 @@ def test_listings_miss_nothing_while_others_write_and_remove(store: Store) -> No
         writing = [pool.submit(write, number) for number in range(2)]
         while not all(task.done() for task in writing):
             paths = [entry.path for entry in store.list("runs")]
-            assert paths[:2] == ["runs/a/one", "runs/a/two"]
+            # versitygw lists the file that it is about to put in the place of another
+            assert [path for path in paths if path.startswith("runs/a/") and ".sgwtmp." not in path] == [
+                "runs/a/one",
+                "runs/a/two",
+            ]
         for task in writing:
             task.result()
 
