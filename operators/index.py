@@ -86,6 +86,11 @@ class Cache(Generic[Value]):
         with self._lock:
             return list(self._kept.get((namespace, owner), {}).values())
 
+    def owners(self) -> list[tuple[str, str]]:
+        """Namespace and owner of all objects."""
+        with self._lock:
+            return list(self._kept)
+
     def put(self, value: Value) -> None:
         """Take in a state of an object, unless a newer one is known."""
         meta = value.meta

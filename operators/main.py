@@ -60,7 +60,7 @@ class Controller:
         self.config, self.kube, self.access, self.service = config, kube, access, service
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
-        self.claims = Claims(changed=self.wake_all)
+        self.claims = Claims(self.index, changed=self.wake)
         self.leases = StoreLeases()
         self.rollout: RolloutController | None = None
         if config.serving is not None:
@@ -104,8 +104,6 @@ class Controller:
     def _wake(self, key: tuple[str, str]) -> None:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)
-        if found is not None:
-            self.claims.expect(found["metadata"]["uid"], key[1], found["metadata"]["creationTimestamp"])
         if key in self.tasks and not self.tasks[key].done():
             self.wakes[key].set()
         elif found is not None:
@@ -136,6 +134,7 @@ class Controller:
             try:
                 for namespace in self.config.namespaces or ("",):
                     await self._in_pool(self.index.resync, namespace)
+                await self._in_pool(self.claims.learn)
                 self.synced.set()
             except KubeError as error:
                 log.warning("%s", error.message)

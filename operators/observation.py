@@ -34,6 +34,7 @@ class AttemptObservation:
     """An attempt as its objects show it."""
 
     waiting: str = ""  # why not all of its pods run
+    stuck: bool = False  # not all are on a node that starts them, or something is wrong there
     outcome: Outcome | None = None  # how it ended; None while it goes on
     clear: bool = False  # nothing of it can still run
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
@@ -45,7 +46,7 @@ def observe(
     record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, workload: Workload | None
 ) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's Workload for it."""
-    clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
+    clear = (job is None or job.ended) and all(is_over(pod, now) for pod in pods)
     hosts = tuple(sorted({pod.node for pod in pods if pod.node}))
     if job is None:
         outcome = Outcome(Reason.PREEMPTED, "the job was deleted", time=now)
@@ -54,7 +55,7 @@ def observe(
         )
     if job.suspended:
         waiting = f"waits for admission: {workload.message}" if workload else "waits for admission by Kueue"
-        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
+        return AttemptObservation(waiting=waiting, stuck=True, clear=clear, pods={}, job_started="", hosts=hosts)
     same = not record.job_started or record.job_started == job.started
     before = record.pods if same else {}
     present = {pod.index: pod.meta.uid for pod in pods if not pod.meta.deleting}
@@ -66,8 +67,10 @@ def observe(
         outcome = Outcome(Reason.PREEMPTED, message, time=now)
     else:
         outcome = _outcome(record, job, pods, before, now)
+    waiting = "" if outcome else _waiting(record, pods)
     return AttemptObservation(
-        waiting="" if outcome else _waiting(record, pods),
+        waiting=waiting,
+        stuck=bool(waiting) and not _starts(record, pods),
         outcome=outcome,
         clear=clear,
         pods={**before, **present},
@@ -126,7 +129,7 @@ def _outcome(
     if job.meta.generation > record.generation and not job.queued:
         return Outcome(Reason.PREEMPTED, "somebody else changed the job", time=now)
     lost = [o for o in ended if o.reason is not Reason.SUCCEEDED]
-    living = [pod for pod in pods if not _over(pod, now)]
+    living = [pod for pod in pods if not is_over(pod, now)]
     if lost and not living:
         silent = [pod for pod in pods if not pod.ended]
         if silent:  # it was to end and nobody says that it did: its peers lost it with its node
@@ -191,7 +194,7 @@ def _stuck(pod: Pod, now: float) -> Outcome | None:
     return None
 
 
-def _over(pod: Pod, now: float) -> bool:
+def is_over(pod: Pod, now: float) -> bool:
     """Whether nothing in a pod runs any more: it ended, or should have long ago, on a node that is lost."""
     return pod.ended or (pod.meta.deleting and now > pod.meta.due + LOST_SECONDS)
 
@@ -213,3 +216,9 @@ def _waiting(record: JobAttempt, pods: Sequence[Pod]) -> str:
                 return f"{waiting.reason}: {waiting.message}"
         return f"starts on {pod.node}" if pod.node else "waits for the scheduler"
     return ""
+
+
+def _starts(record: JobAttempt, pods: Sequence[Pod]) -> bool:
+    """Whether all pods have a node that starts them, and nothing is said to be wrong."""
+    reasons = {waiting.reason for pod in pods for waiting in pod.waiting}
+    return len(pods) >= record.nodes and all(pod.node for pod in pods) and reasons <= {*STARTING_REASONS}

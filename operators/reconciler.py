@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from kubernetes.client import V1ObjectReference
 
-from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.planner import UNDER_WAY, Phase, Status
 from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from operators import metrics, status
@@ -57,25 +57,20 @@ class PipelineReconciler:
         if self.run is None:
             meta = found["metadata"]
             self.run = Run(self.namespace, self.name, meta["uid"], self.services)
-            claims.expect(meta["uid"], self.name, meta["creationTimestamp"])
         if found["metadata"].get("deletionTimestamp"):
-            claims.settle(self.run.uid)
+            claims.drop(self.run.uid)
             return ACTIVE_SECONDS
-        try:
-            return self.run.reconcile(found, time.time(), time.monotonic())
-        finally:
-            claims.settle(self.run.uid, *self.run.claimed)
+        return self.run.reconcile(found, time.time(), time.monotonic())
 
 
 @dataclass(slots=True)
 class Run:
-    """One pipeline, by its uid. `claimed` is a store's root, and the keys there that it makes."""
+    """One pipeline, by its uid."""
 
     namespace: str
     name: str
     uid: str
     services: Services
-    claimed: tuple[str, frozenset[str]] = ("", frozenset())
     snapshot: RunSnapshot | None = None
     _state: NotAdmitted | Ready = field(default_factory=NotAdmitted)
     _generation: int = 0  # of the declaration that was accepted last
@@ -88,7 +83,6 @@ class Run:
         state, refused = self._admit(found)
         self._state = state
         if isinstance(state, NotAdmitted):
-            self.claimed = ("", frozenset())
             if state.trouble:
                 self._report(found, status.unreachable(found, state.trouble, now))
                 return TROUBLE_SECONDS
@@ -96,7 +90,6 @@ class Run:
             return IDLE_SECONDS
         reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
         planned = reconciliation.run()
-        self.claimed = (state.accepted.profile.root, state.claim(planned))
         self.snapshot = state.snapshot()
         self._report(found, self._status(reconciliation, planned))
         return _delay(state, planned, reconciliation.trouble, now)
@@ -151,14 +144,14 @@ class Run:
         return status.build(found, inputs, self.services.access, reconciliation.now)
 
     def _report(self, found: Object, told: Object) -> None:
-        """Patch the object's status where it changed; an Event at each new phase."""
+        """Patch the object's status where it changed; an Event where the pipeline begins, waits, or ends."""
         before = found.get("status") or {}
         if status.same(before, told):
             return
         patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
         if patched is not None:
             self.services.index.pipelines.put(read_pipeline(patched))
-        if told.get("phase") != before.get("phase"):
+        if told.get("phase") != before.get("phase") and not {told.get("phase"), before.get("phase")} <= {*UNDER_WAY}:
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
         serving = status.condition(told, status.SERVING)

@@ -5,11 +5,12 @@ What is here is a memory of the API server and of storage, and may be lost at an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.pipeline.outputs import Outputs
-from nanochat.pipeline.planner import Observed, Phase, Status, required_outputs
+from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.run_status import StatusFile, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
@@ -17,8 +18,6 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
-
-ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ class Ready:
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (its date, when heard)
+    stuck: Mapping[str, float] = field(default_factory=dict)  # job -> since when its pods do not get to run
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
@@ -75,7 +75,8 @@ class Ready:
         known = self.outputs
         self.accepted, self.looked = accepted, 0.0
         self.outputs = Outputs(Artifacts(accepted.profile.open(), cache), accepted.graph)
-        self.outputs.present, self.outputs.scores, self.outputs.release = known.present, known.scores, known.release
+        self.outputs.present, self.outputs.makers = known.present, known.makers
+        self.outputs.scores, self.outputs.release = known.scores, known.release
 
     @property
     def store(self) -> Store:
@@ -94,13 +95,12 @@ class Ready:
         attempts = tuple((record.job, record.ended) for record in self.attempts.all())
         return RunSnapshot(self.uid, self.accepted, self.outputs.artifacts, self.paths, self.phase, attempts)
 
-    def claim(self, planned: Status) -> frozenset[str]:
-        """Keys that this pipeline makes or is about to make, for the others to wait for."""
-        active = {item.stage for item in planned.stages if item.phase in ACTIVE}
-        needed = required_outputs(self.accepted.graph, Observed(present=frozenset(self.outputs.present)))
-        return frozenset(out.key for stage, outs in needed.items() if stage in active for out in outs)
-
     # ---- progress -----------------------------------------------------------------------------------------------
+
+    def has_stepped(self, record: JobAttempt) -> bool:
+        """Whether an attempt's present launch has made a step."""
+        state = self.progress.get(record.stage)
+        return state is not None and state.launch == record.launch and state.step > 0
 
     def take_progress(self, record: JobAttempt, steady: float) -> None:
         """The progress of a running attempt. Its heartbeat is when the news was heard here: clocks may differ."""

@@ -63,7 +63,16 @@ class AttemptRecord:
         """The record with how the attempt ended."""
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
-    def observed(self, *, stopping: bool, silence: float, waiting: str = "", stale: bool = False) -> Attempt:
+    def observed(
+        self,
+        *,
+        stopping: bool,
+        silence: float,
+        waiting: str = "",
+        stale: bool = False,
+        saves: bool = False,
+        made: bool = False,
+    ) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
             number=self.number,
@@ -73,6 +82,9 @@ class AttemptRecord:
             silence=silence,
             former=self.former,
             stopping=stopping,
+            asked=self.stopping,
+            saves=saves,
+            made=made,
             reached=self.reached,
             waiting=waiting,
             stale=stale,

@@ -31,6 +31,7 @@ class Outputs:
     def __init__(self, artifacts: Artifacts, graph: Graph) -> None:
         self.artifacts, self.graph = artifacts, graph
         self.present: set[str] = set()  # keys
+        self.makers: dict[str, str] = {}  # key of what was found -> the launch that made it
         self.explanations: dict[str, str] = {}  # stage -> why its outputs have to be made
         self.release: ReleaseRecord | None = None
         self.scores: dict[str, Mapping[str, float]] = {}  # trained stage -> metrics of its evaluation
@@ -42,12 +43,23 @@ class Outputs:
         found = self.artifacts.find_all((out.kind, out.key) for out in outputs if out.key not in self.present)
         for (kind, key), manifest in found.items():
             self.present.add(key)
+            self.makers[key] = manifest.launch
             if kind == "evaluation":
                 stage = str(manifest.metadata.get("stage", "")).removeprefix("eval-")
                 self.scores[stage] = _numbers(manifest.metadata.get("metrics"))
             elif kind == "release":
                 self.release = ReleaseRecord.of(manifest.metadata)
         return bool(found)
+
+    def look(self, keys: Collection[str]) -> None:
+        """Look for what an attempt makes, by one request where it is not done."""
+        for out in (out for node in self.graph.nodes for out in node.outputs if out.key in keys):
+            if out.key not in self.present and not self.refresh([out]):
+                return
+
+    def others_made(self, keys: Collection[str], launches: Collection[str]) -> bool:
+        """Whether all of these are there, and some were made by other launches than these."""
+        return self.present.issuperset(keys) and any(self.makers.get(key) not in launches for key in keys)
 
     def recheck_inputs(self, stage: str) -> None:
         """Look again at what a stage reads: what it found damaged is set aside, and its maker has to run again."""
