@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
@@ -35,6 +34,7 @@ from operators.kueue import Workload, workload_of
 from operators.run_state import Ready
 from operators.sentences import End
 from operators.store_leases import StoreLeases
+from operators.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Services:
     config: Config
     claims: Claims
     events: Events
-    cache: Path
+    stores: Stores
     leases: StoreLeases = field(default_factory=StoreLeases)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving
@@ -196,7 +196,7 @@ class Reconciliation:
         ready = self.ready
         if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
-        ready.outputs.refresh()
+        ready.outputs.refresh(since=self.services.leases.since(ready.store, ready.paths.root) or 0.0)
         if ready.looked == 0.0:
             told = self.found.get("status") or {}
             is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
@@ -213,7 +213,7 @@ class Reconciliation:
         actions, planned = self._plan()
         if planned.phase in status.DONE:
             leases.let_go(store, run)
-        elif not leases.is_held(store, run) and self._storage(lambda: leases.hold(store, run)):
+        elif leases.since(store, run) is None and self._storage(lambda: leases.hold(store, run)):
             self.ready.looked = 0.0  # what was seen before may be gone
             self.ready.outputs.present.clear()
             self._storage(self._find_outputs)
