@@ -115,7 +115,8 @@ class Claims:
     def learn(self) -> None:
         """Take in what pipelines make that are not reconciled yet or no more, from their jobs and pods."""
         with self._lock:
-            for namespace, uid in {*self._index.jobs.owners(), *self._index.pods.owners()}:
+            metas = [item.meta for item in (*self._index.jobs.all(), *self._index.pods.all())]
+            for namespace, uid in {(meta.namespace, meta.owner) for meta in metas}:
                 entry = self._entries.get(uid)
                 if entry is None:
                     self._put(self._unknown(namespace, uid))
@@ -297,23 +298,20 @@ class Claims:
         name = next((item.meta.pipeline for item in objects), "")
         known = frozenset(key for job in self._living(owned) for key in _keys(job))
         found = self._index.pipeline(namespace, name)
-        if found is None or found["metadata"]["uid"] != uid:
+        if found is None or found.meta.uid != uid:
             return _Entry(Claimant(uid, namespace, name), making=known)
-        status = found.get("status") or {}
+        body = found.body
+        status = body.get("status") or {}
         stages = {_stage_of(job, name, uid) for job in self._bereft(owned)}
         told = [stage.get("keys") or {} for stage in status.get("stages") or () if stage["name"] in stages]
-        who = Claimant.of(
-            found,
-            root=(status.get("profile") or {}).get("root", ""),
-            profile=(found.get("spec") or {}).get("store", "default"),
-        )
+        who = Claimant.of(body, root=(status.get("profile") or {}).get("root", ""), profile=found.profile)
         return _Entry(who, making=known.union(*(keys.values() for keys in told)))
 
     def _sentence(self, entry: _Entry, asker: Claimant) -> str:
         """Who makes or comes first, for the status of one that waits."""
         who = entry.who
         found = self._index.pipeline(who.namespace, who.name)
-        if found is not None and found["metadata"]["uid"] == who.uid:
+        if found is not None and found.meta.uid == who.uid:
             return f"waits for pipeline {_name(who, asker)}, which makes it"
         owned = self._index.owned(who.namespace, who.uid)
         job = next(self._living(owned), None)

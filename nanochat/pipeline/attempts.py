@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Attempt
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.sentences import Said
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import MOST_RECORDS, Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
@@ -68,7 +69,7 @@ class AttemptRecord:
         *,
         stopping: bool,
         silence: float,
-        waiting: str = "",
+        waiting: Said | None = None,
         stale: bool = False,
         saves: bool = False,
         made: bool = False,
