@@ -38,7 +38,7 @@ class AttemptObservation:
     clear: bool = False  # nothing of it can still run
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime
-    hosts: tuple[str, ...] = ()
+    placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
 
 
 def observe(
@@ -46,15 +46,15 @@ def observe(
 ) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's Workload for it."""
     clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
-    hosts = tuple(sorted({pod.node for pod in pods if pod.node}))
+    placement = {pod.index: pod.node for pod in pods if pod.node}
     if job is None:
         outcome = Outcome(Reason.PREEMPTED, "the job was deleted", time=now)
         return AttemptObservation(
-            outcome=outcome, clear=clear, pods=record.pods, job_started=record.job_started, hosts=hosts
+            outcome=outcome, clear=clear, pods=record.pods, job_started=record.job_started, placement=record.placement
         )
     if job.suspended:
         waiting = f"waits for admission: {workload.message}" if workload else "waits for admission by Kueue"
-        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
+        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", placement=placement)
     same = not record.job_started or record.job_started == job.started
     before = record.pods if same else {}
     present = {pod.index: pod.meta.uid for pod in pods if not pod.meta.deleting}
@@ -72,7 +72,7 @@ def observe(
         clear=clear,
         pods={**before, **present},
         job_started=job.started,
-        hosts=hosts,
+        placement={**(record.placement if same else {}), **placement},
     )
 
 
@@ -85,7 +85,8 @@ def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> Job
         record,
         pods=dict(observed.pods),
         job_started=observed.job_started,
-        hosts=tuple(sorted({*record.hosts, *observed.hosts})),
+        placement=dict(observed.placement),
+        hosts=tuple(sorted({*record.hosts, *observed.placement.values()})),
         launches=tuple(launches),
         launch=record.launch_of(master) if master else record.launch,
         running_since=(record.running_since or now) if runs else None,
@@ -106,7 +107,7 @@ def _outcome(
 ) -> Outcome | None:
     if job.succeeded:
         return Outcome(Reason.SUCCEEDED, time=now)
-    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod)) is not None]
+    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod, record.processes)) is not None]
     own = [o for o in ended if o.reason not in (Reason.SUCCEEDED, Reason.PREEMPTED) and not o.peer_lost]
     if own:
         return min(own, key=lambda o: o.time)
@@ -141,8 +142,15 @@ def _outcome(
     return None
 
 
-def _pod_outcome(pod: Pod) -> Outcome | None:
+def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
     """How a pod's container ended, by its own word if it left one; None while it runs or where nothing tells."""
+    found = _exit_outcome(pod)
+    if found is None or found.rank is not None or not pod.index.isdecimal():
+        return found
+    return replace(found, rank=int(pod.index) * processes)
+
+
+def _exit_outcome(pod: Pod) -> Outcome | None:
     end = pod.exit
     if end is None or pod.state.reason == "Evicted":  # `_taken` tells of an eviction
         return None

@@ -120,6 +120,7 @@ class Run:
                 state.admit(accepted, self.services.cache)
             else:
                 state = Ready.open(self.uid, accepted, self.services.cache)
+                self.services.suspicion.learn(self.uid, state.attempts.all())
         except UserError as error:
             return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")
         except StorageError as error:
