@@ -20,9 +20,11 @@ Nothing is right only because the index is fresh:
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
@@ -50,10 +52,16 @@ Value = TypeVar("Value", bound=Kept)
 
 @dataclass(frozen=True, slots=True)
 class PipelineObject:
-    """A ChatPipeline as the API server gives it."""
+    """A ChatPipeline as the API server gives it, but for `managedFields`; packed, for there may be a thousand."""
 
     meta: Meta
-    body: Object
+    created: str  # RFC 3339
+    packed: bytes
+
+    @property
+    def body(self) -> Object:
+        """The object."""
+        return json.loads(zlib.decompress(self.packed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +175,9 @@ class Index:
         self.pods = Cache(PODS, backend.read_pod, changed, label=UID)
         self.caches: tuple[SomeCache, ...] = (self.pipelines, self.jobs, self.pods)
 
-    def pipeline(self, namespace: str, name: str) -> Object | None:
+    def pipeline(self, namespace: str, name: str) -> PipelineObject | None:
         """A ChatPipeline; None where there is none."""
-        return next((found.body for found in self.pipelines.of(namespace, name)), None)
+        return next(iter(self.pipelines.of(namespace, name)), None)
 
     def owned(self, namespace: str, uid: str) -> Owned:
         """The jobs and pods of a pipeline, as the watches told of them."""
@@ -189,8 +197,10 @@ class Index:
 
 def read_pipeline(body: Object) -> PipelineObject:
     """A ChatPipeline, which is its own owner."""
-    meta = read_meta(from_json(V1ObjectMeta, body["metadata"]))
-    return PipelineObject(replace(meta, pipeline=meta.name, owner=meta.name), body)
+    bare = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    meta = read_meta(from_json(V1ObjectMeta, bare))
+    packed = zlib.compress(json.dumps({**body, "metadata": bare}, separators=(",", ":")).encode(), 1)
+    return PipelineObject(replace(meta, pipeline=meta.name, owner=meta.name), bare["creationTimestamp"], packed)
 
 
 def _owned(jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:

@@ -40,6 +40,7 @@ from operators.rollout import RolloutController
 from operators.run_state import RunSnapshot
 from operators.status import no_serving
 from operators.store_leases import StoreLeases
+from operators.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,12 @@ class Controller:
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
         self.claims = Claims(changed=self.wake_all)
-        self.leases = StoreLeases()
+        self.leases, self.stores = StoreLeases(), Stores(cache)
         self.rollout: RolloutController | None = None
         if config.serving is not None:
             profile = config.profiles[config.serving.profile]
             self.rollout = RolloutController(
-                config.serving, profile, cluster, changed=self.wake_all, leases=self.leases
+                config.serving, profile, cluster, changed=self.wake_all, leases=self.leases, stores=self.stores
             )
         self.services = Services(
             cluster=cluster,
@@ -75,7 +76,7 @@ class Controller:
             config=config,
             claims=self.claims,
             events=Events(kube, "nanochat-controller"),
-            cache=cache,
+            stores=self.stores,
             leases=self.leases,
             access=self._access,
             serving=self.rollout.about if self.rollout else no_serving,
@@ -105,7 +106,7 @@ class Controller:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)
         if found is not None:
-            self.claims.expect(found["metadata"]["uid"], key[1], found["metadata"]["creationTimestamp"])
+            self.claims.expect(found.meta.uid, key[1], found.created)
         if key in self.tasks and not self.tasks[key].done():
             self.wakes[key].set()
         elif found is not None:
@@ -140,6 +141,7 @@ class Controller:
             except KubeError as error:
                 log.warning("%s", error.message)
             self._count()
+            self.stores.forget()
             await asyncio.sleep(RESYNC_SECONDS if self.synced.is_set() else 2.0)
 
     async def _tick(self) -> None:

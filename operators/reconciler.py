@@ -48,21 +48,20 @@ class PipelineReconciler:
     def reconcile(self) -> float | None:
         """Look and act once."""
         found, claims = self.services.index.pipeline(self.namespace, self.name), self.services.claims
-        if self.run is not None and (found is None or found["metadata"]["uid"] != self.run.uid):
+        if self.run is not None and (found is None or found.meta.uid != self.run.uid):
             claims.drop(self.run.uid)
             self.run.end()
             self.run = None
         if found is None:
             return None
         if self.run is None:
-            meta = found["metadata"]
-            self.run = Run(self.namespace, self.name, meta["uid"], self.services)
-            claims.expect(meta["uid"], self.name, meta["creationTimestamp"])
-        if found["metadata"].get("deletionTimestamp"):
+            self.run = Run(self.namespace, self.name, found.meta.uid, self.services)
+            claims.expect(found.meta.uid, self.name, found.created)
+        if found.meta.deleting:
             claims.settle(self.run.uid)
             return ACTIVE_SECONDS
         try:
-            return self.run.reconcile(found, time.time(), time.monotonic())
+            return self.run.reconcile(found.body, time.time(), time.monotonic())
         finally:
             claims.settle(self.run.uid, *self.run.claimed)
 
@@ -117,9 +116,9 @@ class Run:
         try:
             accepted = admit_object(found, self.services.config, self.services.cluster)
             if isinstance(state, Ready):
-                state.admit(accepted, self.services.cache)
+                state.admit(accepted)
             else:
-                state = Ready.open(self.uid, accepted, self.services.cache)
+                state = Ready.open(self.uid, accepted, self.services.stores.artifacts(accepted.profile))
                 self.services.suspicion.learn(self.uid, state.attempts.all())
         except UserError as error:
             return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")

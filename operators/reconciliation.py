@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
@@ -34,7 +33,9 @@ from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
 from operators.kueue import Workload, workload_of
 from operators.run_state import Ready
+from operators.sentences import End
 from operators.store_leases import StoreLeases
+from operators.stores import Stores
 from operators.suspicion import Suspicion, blame
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Services:
     config: Config
     claims: Claims
     events: Events
-    cache: Path
+    stores: Stores
     leases: StoreLeases = field(default_factory=StoreLeases)
     suspicion: Suspicion = field(default_factory=Suspicion)
     access: status.AccessOf = status.no_access
@@ -204,7 +205,7 @@ class Reconciliation:
         ready = self.ready
         if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
-        ready.outputs.refresh()
+        ready.outputs.refresh(since=self.services.leases.since(ready.store, ready.paths.root) or 0.0)
         if ready.looked == 0.0:
             told = self.found.get("status") or {}
             is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
@@ -221,7 +222,7 @@ class Reconciliation:
         actions, planned = self._plan()
         if planned.phase in status.DONE:
             leases.let_go(store, run)
-        elif not leases.is_held(store, run) and self._storage(lambda: leases.hold(store, run)):
+        elif leases.since(store, run) is None and self._storage(lambda: leases.hold(store, run)):
             self.ready.looked = 0.0  # what was seen before may be gone
             self.ready.outputs.present.clear()
             self._storage(self._find_outputs)
@@ -270,7 +271,7 @@ class Reconciliation:
             silence=self.steady - heartbeat.heard if heartbeat else 0.0,
             begun=heartbeat is None or heartbeat.begun,
             stopping=runs and record.decided is not None,
-            waiting=observed.waiting if runs and observed else "",
+            waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
         )
 
@@ -310,8 +311,7 @@ class Reconciliation:
         record, decided = attempts.get(action.stage, action.attempt), Outcome(Reason.PREEMPTED, action.reason)
         if action.reason == "stalled":
             stood = self._nodes_that_stood(record)
-            where = f": ranks on {', '.join(stood)} stood still" if stood else ""
-            decided = Outcome(Reason.STALLED, f"no sign of life; it was stopped{where}")
+            decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
             record = replace(record, blame=blame(record, decided, stood))
         record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=self.now)))
         self._storage(attempts.save)  # what was decided outlives this process

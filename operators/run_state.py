@@ -6,7 +6,6 @@ What is here is a memory of the API server and of storage, and may be lost at an
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.planner import Observed, Phase, Status, required_outputs
@@ -72,19 +71,18 @@ class Ready:
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
-    def open(cls, uid: str, accepted: Accepted, cache: Path) -> Ready:
+    def open(cls, uid: str, accepted: Accepted, artifacts: Artifacts) -> Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
-        store = accepted.profile.open()
-        meta = accepted.pipeline.metadata
+        store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
-        outputs = Outputs(Artifacts(store, cache), accepted.graph)
+        outputs = Outputs(artifacts, accepted.graph)
         return cls(uid, accepted, paths, outputs, Attempts(store, paths).load(), StatusFile(store, paths))
 
-    def admit(self, accepted: Accepted, cache: Path) -> None:
+    def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""
         known = self.outputs
         self.accepted, self.looked = accepted, 0.0
-        self.outputs = Outputs(Artifacts(accepted.profile.open(), cache), accepted.graph)
+        self.outputs = Outputs(known.artifacts, accepted.graph)
         self.outputs.present, self.outputs.scores, self.outputs.release = known.present, known.scores, known.release
 
     @property

@@ -31,13 +31,13 @@ Blame = tuple[float, Mapping[str, float]]  # when it ended, and how much it adds
 
 
 def _bounded(nodes: Mapping[str, float]) -> dict[str, float]:
-    """What a record says about nodes, as far as these can be nodes: the API server refuses pods that avoid others."""
+    """The part of a record that names possible nodes: the API server refuses pods that avoid anything else."""
     told = [(node, min(weight, STOOD)) for node, weight in nodes.items() if _NODE.fullmatch(node)]
     return dict(told[:MOST_NODES])
 
 
 def blame(record: JobAttempt, outcome: Outcome, stood: Sequence[str]) -> dict[str, float]:
-    """What an attempt's end adds to nodes; `stood` are those of them on which ranks are known to have stood."""
+    """The amount that an attempt's end adds to each node; `stood` are those of them on which ranks are known to have stood."""
     if outcome.reason is Reason.STALLED:
         nodes, weight = list(stood), STOOD
         if len(record.hosts) == 1:

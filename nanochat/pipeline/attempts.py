@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Attempt
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.sentences import Said
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import MOST_RECORDS, Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
@@ -65,7 +66,7 @@ class AttemptRecord:
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
     def observed(
-        self, *, stopping: bool, silence: float, begun: bool = True, waiting: str = "", stale: bool = False
+        self, *, stopping: bool, silence: float, begun: bool = True, waiting: Said | None = None, stale: bool = False
     ) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
