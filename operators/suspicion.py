@@ -31,7 +31,7 @@ Blame = tuple[float, Mapping[str, float]]  # when it ended, and how much it adds
 
 
 def _bounded(nodes: Mapping[str, float]) -> dict[str, float]:
-    """The part of a record that names possible nodes: the API server refuses pods that avoid anything else."""
+    """The possible nodes of a record alone: the API server refuses pods that avoid anything else."""
     told = [(node, min(weight, STOOD)) for node, weight in nodes.items() if _NODE.fullmatch(node)]
     return dict(told[:MOST_NODES])
 
