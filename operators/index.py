@@ -32,11 +32,13 @@ from typing import Generic, Protocol, TypeVar
 from kubernetes.client import V1ObjectMeta
 
 from nanochat.spec.chatpipeline import UID
+from nanochat.spec.pipeline import PipelineSpec
 from operators.job_backend import JobBackend
 from operators.kube_client import PIPELINES, PODS, KubeClient, KubeError, Listing, Object, Resource
 from operators.kube_models import from_json
 from operators.objects import Job, Meta, Pod, read_meta
 
+DEFAULT_STORE = str(PipelineSpec.model_fields["store"].default)
 GONE_SECONDS = 600.0  # that the uid of a deleted object is kept: no answer is under way for so long
 
 
@@ -56,6 +58,7 @@ class PipelineObject:
 
     meta: Meta
     created: str  # RFC 3339
+    profile: str  # the store profile that it names
     packed: bytes
 
     @property
@@ -93,6 +96,11 @@ class Cache(Generic[Value]):
         """The objects of an owner."""
         with self._lock:
             return list(self._kept.get((namespace, owner), {}).values())
+
+    def all(self) -> list[Value]:
+        """All objects."""
+        with self._lock:
+            return [value for group in self._kept.values() for value in group.values()]
 
     def put(self, value: Value) -> None:
         """Take in a state of an object, unless a newer one is known."""
@@ -199,8 +207,11 @@ def read_pipeline(body: Object) -> PipelineObject:
     """A ChatPipeline, which is its own owner."""
     bare = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
     meta = read_meta(from_json(V1ObjectMeta, bare))
+    profile = sys.intern(str((body.get("spec") or {}).get("store") or DEFAULT_STORE))
     packed = zlib.compress(json.dumps({**body, "metadata": bare}, separators=(",", ":")).encode(), 1)
-    return PipelineObject(replace(meta, pipeline=meta.name, owner=meta.name), bare["creationTimestamp"], packed)
+    return PipelineObject(
+        replace(meta, pipeline=meta.name, owner=meta.name), bare["creationTimestamp"], profile, packed
+    )
 
 
 def _owned(jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Action, Attempt, Observed, Start, Status, Stop, plan
+from nanochat.pipeline.planner import Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
@@ -100,6 +100,12 @@ class Reconciliation:
         planned = self.ready.outputs.remarked(planned)
         self._storage(lambda: self._keep(planned))
         return planned
+
+    def is_over(self, planned: Status) -> bool:
+        """Whether nothing is left to do before something about the pipeline is new; ended jobs may be left."""
+        suspended = planned.phase is Phase.SUSPENDED and not (self.owned.jobs or self.owned.pods)
+        ended = planned.phase in status.DONE or suspended
+        return ended and not (self.trouble or self.refused or self.ready.attempts.open())
 
     def _storage(self, operation: Callable[[], object]) -> bool:
         """Do something that needs storage, unless it was found out of reach in this pass."""

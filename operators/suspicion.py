@@ -37,7 +37,7 @@ def _bounded(nodes: Mapping[str, float]) -> dict[str, float]:
 
 
 def blame(record: JobAttempt, outcome: Outcome, stood: Sequence[str]) -> dict[str, float]:
-    """The amount that an attempt's end adds to each node; `stood` are those of them on which ranks are known to have stood."""
+    """The amount that an attempt's end adds to each node; on those in `stood` ranks are known to have stood."""
     if outcome.reason is Reason.STALLED:
         nodes, weight = list(stood), STOOD
         if len(record.hosts) == 1:
