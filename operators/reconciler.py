@@ -22,7 +22,7 @@ from operators import metrics, status
 from operators.admission import admit_object
 from operators.index import read_pipeline
 from operators.kube_client import Object
-from operators.kueue import queue_state, workload_of
+from operators.kueue import queue_state
 from operators.reconciliation import ARTIFACT_SECONDS, Reconciliation, Services
 from operators.run_state import NotAdmitted, Ready, RunSnapshot
 
@@ -133,7 +133,7 @@ class Run:
 
     def _status(self, reconciliation: Reconciliation, planned: Status) -> Object:
         found, ready = reconciliation.found, reconciliation.ready
-        workloads = (workload_of(job, reconciliation.workloads) for job in reconciliation.owned.jobs.values())
+        workloads = (reconciliation.queues.of(job) for job in reconciliation.owned.jobs.values())
         told_before = status.condition(found.get("status"), status.SERVING) is not None
         inputs = status.StatusInputs(
             accepted=ready.accepted,

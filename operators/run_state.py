@@ -17,6 +17,7 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
+from operators.waits import Waits
 
 ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
@@ -56,6 +57,7 @@ class Ready:
     outputs: Outputs
     attempts: Attempts
     status_file: StatusFile
+    waits: Waits
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (its date, when heard)
@@ -68,7 +70,8 @@ class Ready:
         meta = accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
         outputs = Outputs(Artifacts(store, cache), accepted.graph)
-        return cls(uid, accepted, paths, outputs, Attempts(store, paths).load(), StatusFile(store, paths))
+        attempts, waits = Attempts(store, paths).load(), Waits(meta.namespace)
+        return cls(uid, accepted, paths, outputs, attempts, StatusFile(store, paths), waits)
 
     def admit(self, accepted: Accepted, cache: Path) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""
