@@ -1,6 +1,6 @@
 """The outcome of an attempt, from its job and pods. Pure functions over the values of `operators.objects`.
 
-    observed = observe(record, job, pods, now, workload)
+    observed = observe(record, job, pods, now, queues)
     record = updated(record, observed, now)
 
 Of several pods that failed one is the cause. A failure of its own comes first; then a pod that was taken away (deleted,
@@ -45,25 +45,27 @@ class AttemptObservation:
     clear: bool = False  # nothing of it can still run
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime
-    hosts: tuple[str, ...] = ()
+    placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
 
 
 def observe(record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, queues: Queues) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's word on it."""
     clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
-    hosts = tuple(sorted({pod.node for pod in pods if pod.node}))
+    placement = {pod.index: pod.node for pod in pods if pod.node}
     if job is None:
         return AttemptObservation(
             outcome=End.JOB_DELETED.outcome(time=now),
             clear=clear,
             pods=record.pods,
             job_started=record.job_started,
-            hosts=hosts,
+            placement=record.placement,
         )
     if job.suspended:
         waiting = queues.waiting(job) if job.queue else None
         outcome = None if waiting else End.JOB_SUSPENDED.outcome(time=now)
-        return AttemptObservation(waiting=waiting, outcome=outcome, clear=clear, pods={}, job_started="", hosts=hosts)
+        return AttemptObservation(
+            waiting=waiting, outcome=outcome, clear=clear, pods={}, job_started="", placement=placement
+        )
     same = not record.job_started or record.job_started == job.started
     before = record.pods if same else {}
     present = {pod.index: pod.meta.uid for pod in pods if not pod.meta.deleting}
@@ -82,7 +84,7 @@ def observe(record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float
         clear=clear,
         pods={**before, **present},
         job_started=job.started,
-        hosts=hosts,
+        placement={**(record.placement if same else {}), **placement},
     )
 
 
@@ -95,7 +97,8 @@ def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> Job
         record,
         pods=dict(observed.pods),
         job_started=observed.job_started,
-        hosts=tuple(sorted({*record.hosts, *observed.hosts})),
+        placement=dict(observed.placement),
+        hosts=tuple(sorted({*record.hosts, *observed.placement.values()})),
         launches=tuple(launches),
         launch=record.launch_of(master) if master else record.launch,
         running_since=(record.running_since or now) if runs else None,
@@ -116,7 +119,7 @@ def _outcome(
 ) -> Outcome | None:
     if job.succeeded:
         return Outcome(Reason.SUCCEEDED, time=now)
-    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod)) is not None]
+    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod, record.processes)) is not None]
     own = [o for o in ended if o.reason not in (Reason.SUCCEEDED, Reason.PREEMPTED) and not o.peer_lost]
     if own:
         return min(own, key=lambda o: o.time)
@@ -124,7 +127,7 @@ def _outcome(
     first = min((o.time for o in failed), default=now + 1)
     # Pods that are gone altogether went before those that are about to go, unless they were cleaned up after a failure.
     there = {pod.meta.uid for pod in pods}
-    gone = [f"pod {index} of {job.meta.name}" for index, uid in sorted(before.items()) if uid not in there]
+    gone = [_former_name(record, index) for index, uid in sorted(before.items()) if uid not in there]
     if gone and not failed:
         return End.POD_DELETED.outcome(time=now, pod=gone[0]) if len(gone) == 1 else End.PODS_GONE.outcome(time=now)
     taken = [outcome for pod in pods if (outcome := _taken(pod)) is not None and outcome.time <= first]
@@ -147,8 +150,16 @@ def _outcome(
     return None
 
 
-def _pod_outcome(pod: Pod) -> Outcome | None:
+def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
     """How a pod's container ended, by its own word if it left one; None while it runs or where nothing tells."""
+    found = _exit_outcome(pod)
+    if found is None or found.rank is not None or not pod.index.isdecimal():
+        return found
+    return replace(found, rank=int(pod.index) * processes)
+
+
+def _exit_outcome(pod: Pod) -> Outcome | None:
+    """The same, without the rank that the pod stands for."""
     end, name = pod.exit, _name(pod)
     killed = end is None or (end.code == 137 and end.reason != "OOMKilled")
     if pod.state.reason in TAKEN_REASONS or (pod.disrupted is not None and killed):  # `_taken` tells of it
@@ -199,6 +210,12 @@ def _over(pod: Pod, now: float) -> bool:
 def _name(pod: Pod) -> str:
     """A pod for people, with its node."""
     return f"pod {pod.meta.name} on {pod.node}" if pod.node else f"pod {pod.meta.name}"
+
+
+def _former_name(record: JobAttempt, index: str) -> str:
+    """The same of one that is gone."""
+    node = record.placement.get(index)
+    return f"pod {index} of {record.job} on {node}" if node else f"pod {index} of {record.job}"
 
 
 # ---- the beginning ----------------------------------------------------------------------------------------------
