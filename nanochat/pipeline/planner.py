@@ -62,6 +62,7 @@ class Attempt:
     ended: float | None = None  # in seconds since 1970, by a clock that may have been set since
     outcome: Outcome | None = None  # None while it runs
     silence: float = 0.0  # seconds since its last sign of life, by a clock that nobody sets
+    begun: bool = True  # its present launch has made a step
     former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
     asked: str = ""  # why it was stopped, if it was
@@ -257,7 +258,8 @@ def _watch(
     if attempt.waiting:
         said = attempt.waiting
         return StageStatus(stage, Phase.PENDING, said.message, count, reason=said.reason), None
-    if attempt.silence > spec.retries.stall_seconds:
+    limit = spec.retries.stall_seconds
+    if attempt.silence > (limit if attempt.begun else max(limit, spec.retries.start_seconds)):
         message = f"no sign of life for {attempt.silence:.0f} s"
         return StageStatus(stage, Phase.STOPPING, message, count), Stop(stage, attempt.number, "stalled")
     return StageStatus(stage, Phase.RUNNING, "", count), None
@@ -324,7 +326,7 @@ def decide_retry(
         return Retry(failure=f"{message} ({failed} attempts without progress)")
     why = f"again after: {message}"
     delays = taken - 1 if reason is Reason.PREEMPTED else failed
-    if delays <= 0 or last.was_asked:
+    if delays <= 0 or last.was_asked or reason is Reason.STALLED:
         return Retry(device_batch_size=size, memory=memory, why=why)
     doubled = min(delays - 1, MOST_DOUBLED)
     delay = min(spec.retries.delay_seconds * 2**doubled, spec.retries.max_delay_seconds)
