@@ -50,6 +50,7 @@ def submit(
         print(f"It is cancelled; go on with it: {run.command('retry')}")
     elif run.spec.get("suspend"):
         print(f"It is suspended; go on with it: {run.command('resume')}")
+    run.warn_if_away()
     print(f"Status: {run.command('status')}")
     print(f"Logs:   {run.command('logs')} --follow")
 
