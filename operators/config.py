@@ -17,7 +17,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from nanochat.spec.fields import Name, Section, ServerAddress, StoreAddress, Text, TrackingAddress, setting
-from nanochat.spec.pods import ObjectName, PodSettings, Quantity
+from nanochat.spec.pods import ObjectName, PodSettings
+from nanochat.spec.quantity import Quantity
 from nanochat.spec.validation import read_document, validate
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store

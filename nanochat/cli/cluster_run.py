@@ -80,7 +80,10 @@ class ClusterRun(RunHandle):
     def is_live(self) -> bool:
         """Whether it has not ended, or was changed since the controller said so."""
         meta, told = self.found["metadata"], self.status
-        looks = [told.get("observedGeneration") or 0, *(c.get("observedGeneration", 0) for c in told.get("conditions", ()))]
+        looks = [
+            told.get("observedGeneration") or 0,
+            *(c.get("observedGeneration", 0) for c in told.get("conditions", ())),
+        ]
         unseen = meta.get("generation", 0) > max(looks)
         retried = (meta.get("annotations") or {}).get(RETRY) != told.get("retriedAt")
         return unseen or retried or self.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)

@@ -20,6 +20,7 @@ from nanochat.pipeline.task_selection import (
     metrics_of,
     mixture_parts,
     task_recipe,
+    unmeasured,
     used_tasks,
 )
 from nanochat.spec.errors import UserError
@@ -282,6 +283,15 @@ def _evaluation(builder: _Builder, spec: PipelineSpec, name: str, plan: Horizon)
     builder.add(f"eval-{name}", "gpu", [output])
 
 
+def _unmeasured(spec: PipelineSpec, stages: Sequence[str]) -> dict[str, str]:
+    """The metrics, as gates name them, that no evaluation will measure, and why not."""
+    found = {f"{stage}.{name}": why for stage in stages for name, why in unmeasured(spec, stage).items()}
+    measured = {name for stage in stages for name in metrics_of(spec, stage) if f"{stage}.{name}" not in found}
+    return found | {
+        name.partition(".")[2]: why for name, why in found.items() if name.partition(".")[2] not in measured
+    }
+
+
 def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
     made = [ref for ref in builder.by_ref if ref.kind in ("model", "evaluation")]
     if spec.stages.report.enabled:
@@ -289,7 +299,9 @@ def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
     if spec.stages.release.enabled:
         measured = {ref.name: metrics_of(spec, ref.name) for ref in made if ref.kind == "evaluation"}
         for gate in spec.stages.release.gates:  # a mistyped one is an error now, not after the training
-            parse_gate(gate).check_names(measured, of_champion=known_metrics())
+            parsed = parse_gate(gate)
+            parsed.check_names(measured, of_champion=known_metrics())
+            parsed.check_possible(_unmeasured(spec, list(measured)))
         inputs = [_ref("model", last)] + [ref for ref in made if ref.kind == "evaluation"]
         if spec.stages.report.enabled:
             inputs.append(_ref("report", "report"))

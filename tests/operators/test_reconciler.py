@@ -58,7 +58,11 @@ class Rig:
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": "demo", "namespace": "team", "annotations": dict(self.annotations)},
-            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world", "shards": 1}}},
+            "spec": {
+                "model": {"depth": 2},
+                "retries": {"stallSeconds": STALL},
+                "sources": {"text": {"kind": "world", "shards": 1}},
+            },
         }
 
     def reconcile(self, *, after: float = 5.0, watched: bool = True) -> dict[str, Any]:
