@@ -33,6 +33,7 @@ from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
 from operators.kueue import Workload, workload_of
 from operators.run_state import Ready
+from operators.sentences import End
 from operators.store_leases import StoreLeases
 
 log = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ class Reconciliation:
         return record.observed(
             silence=self.ready.silence(record, self.steady) if runs else 0.0,
             stopping=runs and record.decided is not None,
-            waiting=observed.waiting if runs and observed else "",
+            waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
         )
 
@@ -302,8 +303,8 @@ class Reconciliation:
     def _stop(self, action: Stop) -> None:
         attempts = self.ready.attempts
         stalled = action.reason == "stalled"
-        message = "no sign of life; it was stopped" if stalled else action.reason
-        decided = Outcome(Reason.STALLED if stalled else Reason.PREEMPTED, message, time=self.now)
+        decided = End.STALLED.outcome() if stalled else Outcome(Reason.PREEMPTED, action.reason)
+        decided = replace(decided, time=self.now)
         record = attempts.get(action.stage, action.attempt)
         record = attempts.put(replace(record, stopping=action.reason, decided=decided))
         self._storage(attempts.save)  # what was decided outlives this process

@@ -179,6 +179,7 @@ def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
     return {
         "name": item.stage,
         "phase": str(item.phase),
+        "reason": item.reason or None,
         "message": item.message[:LONGEST] or None,
         "why": inputs.explanations.get(item.stage, "")[:LONGEST] or None,
         "attempts": item.attempts,

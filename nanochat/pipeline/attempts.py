@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Attempt
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.sentences import Said
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import MOST_RECORDS, Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
@@ -63,7 +64,7 @@ class AttemptRecord:
         """The record with how the attempt ended."""
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
-    def observed(self, *, stopping: bool, silence: float, waiting: str = "", stale: bool = False) -> Attempt:
+    def observed(self, *, stopping: bool, silence: float, waiting: Said | None = None, stale: bool = False) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
             number=self.number,
