@@ -45,10 +45,14 @@ def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
         },
         where="spec",
     )
-    admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
-    profile = _profile(found.get("status") or {}, pipeline.spec, config)
-    resources.check(config, admitted.spec, admitted.graph)
-    return Accepted(admitted.pipeline, admitted.graph, profile, _dropped(meta, pipeline.spec))
+    remark = _dropped(meta, pipeline.spec)
+    try:
+        admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
+        profile = _profile(found.get("status") or {}, pipeline.spec, config)
+        resources.check(config, admitted.spec, admitted.graph)
+    except UserError as error:
+        raise UserError("; ".join(filter(None, (error.message, remark)))) from None
+    return Accepted(admitted.pipeline, admitted.graph, profile, remark)
 
 
 def _dropped(meta: Object, spec: PipelineSpec) -> str:

@@ -8,6 +8,7 @@ from nanochat.cli.cluster_errors import translate_errors
 from nanochat.cli.cluster_run import FIELD_MANAGER, ClusterRun
 from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
+from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.preflight import check_inputs
 from nanochat.spec.chatpipeline import PIPELINE
 from nanochat.spec.errors import UserError
@@ -28,6 +29,7 @@ def submit(
     pipeline = load_pipeline(file, set_)
     spec = pipeline.spec
     check_inputs(spec)
+    build_graph(spec)  # gates, sizes and the horizon, which the controller would refuse a moment later
     for setting, uri in spec.sources.local():
         raise UserError(f"{setting} is {uri}, on this machine: a cluster needs an address like https:// or s3://")
     named = pipeline.metadata.namespace if "namespace" in pipeline.metadata.model_fields_set else None

@@ -36,19 +36,19 @@ def _rewards(spec: PipelineSpec) -> None:
 
 
 def _identity(spec: PipelineSpec) -> None:
-    """The identity conversations, all of them, where they are a local file of the user's."""
+    """The identity conversations: all of them, where they are a local file, and that they are used."""
     uri = spec.stages.mid.identity
-    if uri and "identity" not in used_tasks(spec):
+    if not uri:
+        return
+    if (path := local_path(uri)) is not None:
+        try:
+            read_conversations(path)
+        except DataError as error:
+            line = f", line {error.line}" if error.line is not None else ""
+            raise UserError(f"stages.mid.identity: {path}{line}: {error.problem}") from None
+        except OSError as error:
+            raise UserError(f"stages.mid.identity: cannot read {path}: {error.strerror}") from None
+    if "identity" not in used_tasks(spec):
         raise UserError(
             "stages.mid.identity is given and no mixture uses it: add {task: identity} to stages.mid.mixture"
         )
-    path = local_path(uri) if uri else None
-    if path is None:
-        return
-    try:
-        read_conversations(path)
-    except DataError as error:
-        line = f", line {error.line}" if error.line is not None else ""
-        raise UserError(f"stages.mid.identity: {path}{line}: {error.problem}") from None
-    except OSError as error:
-        raise UserError(f"stages.mid.identity: cannot read {path}: {error.strerror}") from None

@@ -62,7 +62,10 @@ def metrics_of(spec: PipelineSpec, stage: str) -> set[str]:
 
 
 def unmeasured(spec: PipelineSpec, stage: str) -> dict[str, str]:
-    """Those of the metrics that will not be measured, as the declaration already says, and why not."""
+    """Metrics that will not be measured, as the declaration already says, and why not."""
+    if not spec.of_stage(f"eval-{stage}").enabled:
+        section = "evalBase" if stage == "base" else "evalChat"
+        return dict.fromkeys(sorted(metrics_of(spec, stage)), f"stages.{section} is not enabled")
     if stage == "base":
         return {} if spec.stages.eval_base.core else {"core": "it is switched off (stages.evalBase.core)"}
     chosen = [part.task for part in spec.stages.eval_chat.tasks]

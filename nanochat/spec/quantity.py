@@ -43,7 +43,7 @@ def is_extended(name: str) -> bool:
 
 
 def faults(requests: Mapping[str, Quantity], limits: Mapping[str, Quantity]) -> Iterator[str]:
-    """What is wrong with amounts, such that an API server would refuse every pod with them, or no pod could run."""
+    """Sentences about amounts with which an API server would refuse every pod, or no pod could run."""
     for name, quantity in (*requests.items(), *limits.items()):
         if name == GPU:
             yield f"GPUs are asked for by gpusPerNode, not by {GPU}"

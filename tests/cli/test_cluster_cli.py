@@ -157,6 +157,7 @@ def test_submit_applies_what_was_set_and_uploads_the_identity(server: Server, ru
     ("setting", "says"),
     [
         ("sources.mirror=data", "sources.mirror is data, on this machine"),
+        ("stages.release.gates=[cor > 0.2]", "unknown metric 'cor'"),
         ("stages.base.dept=4", "unknown field 'spec.stages.base.dept'"),
         ("stages.mid.identity=absent.jsonl", "cannot read"),
     ],
@@ -179,7 +180,7 @@ FORBIDDEN = failure(403, "Forbidden", "leases is forbidden", kind="leases")
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        ((200, lease(age=200)), "no controller runs, for its Lease system/nanochat-controller was renewed 3 min"),
+        ((200, lease(age=200)), "no controller runs, for its Lease system/nanochat-controller was renewed "),
         (failure(404, "NotFound", "not found", kind="leases"), "no controller runs, for there is no Lease system/nan"),
         (FORBIDDEN, "whether a controller runs cannot be seen, for you may not read its Lease system/nanochat-contr"),
     ],

@@ -173,6 +173,12 @@ def test_a_gate_that_can_never_hold_is_refused_before_anything_runs(gate: str, w
         assert build_graph(PipelineSpec.model_validate({"stages": stages | {"release": {"gates": [other]}}}))
 
 
+def test_a_gate_of_an_evaluation_that_is_not_enabled_is_refused() -> None:
+    stages = {"evalBase": {"enabled": False}, "release": {"gates": ["core > 0"]}}
+    with pytest.raises(UserError, match=r"core is not measured: stages\.evalBase is not enabled"):
+        build_graph(PipelineSpec.model_validate({"stages": stages}))
+
+
 def test_a_forgiving_verdict_can_be_a_gate() -> None:
     gates = ["gsm8k_lenient >= 0.1 and sft.gsm8k_lenient >= champion.spelling_bee_lenient"]
     assert build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": gates}}}))
