@@ -22,7 +22,7 @@ from nanochat.spec.pipeline import Pipeline, PipelineSpec, Stages
 from nanochat.spec.pods import OWN_VARIABLES, EnvFrom, EnvSource, EnvVar, PodSettings, Resources, Toleration
 from nanochat.spec.quantity import BYTES, GPU, LEAST, NATIVE
 from nanochat.spec.sources import TextSource
-from nanochat.spec.stages import Stage, TaskSelection
+from nanochat.spec.stages import ComputeStage, Stage, TaskSelection
 from nanochat.spec.training import MixturePart
 from operators.status_schema import PipelineStatus
 
@@ -55,6 +55,10 @@ PAIRS = (
     "[quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name])))]"
     ".all(order, order == 0 || (order < 0 && !name.matches('/|^hugepages-'))))"
 )
+PROCESSES = rule(
+    "!has(self.processesPerNode) || self.gpusPerNode == 0 || self.processesPerNode <= self.gpusPerNode",
+    "processesPerNode is above gpusPerNode: each process takes a GPU",
+)
 RULES: dict[type[Section], list[Schema]] = {
     PipelineSpec: [
         *(
@@ -76,6 +80,10 @@ RULES: dict[type[Section], list[Schema]] = {
                 f"stages.{stage}.totalBatchTokens must be a multiple of model.sequenceLength",
             )
             for stage in ("base", "mid")
+        ),
+        rule(
+            "!has(self.priority) || has(self.queue)",
+            "priority is Kueue's and needs queue; that of pods is pods.priorityClass",
         ),
         rule(
             "!has(self.store) || !has(oldSelf.store) || self.store == oldSelf.store",
@@ -156,6 +164,8 @@ def section(model: type[Section], *, brief: bool = False) -> Schema:
         schema["required"] = known["required"]
     if model in RULES:
         schema["x-kubernetes-validations"] = RULES[model]
+    if issubclass(model, ComputeStage):
+        schema["x-kubernetes-validations"] = [PROCESSES]
     return schema
 
 

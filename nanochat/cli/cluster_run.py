@@ -161,7 +161,8 @@ class ClusterRun(RunHandle):
         if told.get("gpuHours"):
             yield f"{told['gpuHours']:.1f} GPU hours" + (f", {told['cost']:.2f} USD" if told.get("cost") else "")
         for item in told.get("conditions", ()):
-            if item["status"] == "False" and item.get("message") and item["message"] not in told.get("message", ""):
+            tells = item["status"] == "False" or item["type"] == "Accepted"  # which also says what was left out of it
+            if tells and item.get("message") and item["message"] not in told.get("message", ""):
                 yield f"{item['type']}: {item['message']}"
 
     def command(self, verb: str) -> str:
@@ -178,7 +179,10 @@ class ClusterRun(RunHandle):
             raise UserError(f"'{self.name}' has succeeded: there is nothing to retry")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.change(spec={"cancel": False}, annotations={RETRY: now})
-        if self.spec.get("suspend"):
+        refused = [item.get("message", "") for item in self.status.get("conditions", ()) if is_refusal(item)]
+        if refused:
+            print(f"{self.name} is checked again, but until it is corrected nothing is started: {refused[0]}")
+        elif self.spec.get("suspend"):
             print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
         else:
             print(f"{self.name} is tried again; see: {self.command('status')}")
@@ -307,6 +311,11 @@ def _get(kube: KubeClient, namespace: str, name: str) -> dict[str, Any]:
     """The object; UserError where there is none."""
     with translate_errors(what := f"pipeline {namespace}/{name}"):
         return kube.json("get", PIPELINES.path(namespace, name), what=what)
+
+
+def is_refusal(condition: Mapping[str, Any]) -> bool:
+    """Whether a condition says that the declaration was refused."""
+    return condition["type"] == "Accepted" and condition["status"] == "False"
 
 
 def _seconds(text: str | None) -> float | None:

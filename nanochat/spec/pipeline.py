@@ -199,6 +199,8 @@ class PipelineSpec(Section):
                 )
             if stage.enabled and stage.eval_every and stage.eval_tokens < length:
                 raise ValueError(_too_few(f"stages.{name}.evalTokens", stage.eval_tokens, length))
+        if self.priority is not None and self.queue is None:
+            raise ValueError("priority is Kueue's and needs queue; that of pods is pods.priorityClass")
         measured = self.stages.eval_base
         if measured.enabled and measured.bits_per_byte_tokens < length:
             raise ValueError(_too_few("stages.evalBase.bitsPerByteTokens", measured.bits_per_byte_tokens, length))

@@ -251,6 +251,22 @@ def test_submit_tells_of_a_suspended_pipeline_and_resume_needs_one(server: Serve
     assert code == 2 and "'small' is not suspended: it is Running" in said
 
 
+def test_a_retry_does_not_promise_what_a_refused_declaration_keeps_from_happening(server: Server, run: Run) -> None:
+    refused = [{"type": "Accepted", "status": "False", "message": "spec.store names the profile 'x'"}]
+    server.objects[f"{BASE}/small"] |= {"status": told(phase="Failed", conditions=refused), "spec": {}}
+    code, said = run("retry", "small")
+    assert code == 0 and said.endswith("until it is corrected nothing is started: spec.store names the profile 'x'\n")
+
+
+def test_a_stage_without_a_log_says_why(server: Server, run: Run) -> None:
+    stages = [{"name": "base", "phase": "Retrying", "attempts": 1, "message": "again after: it ended with exit code 3",
+               "started": "2026-11-24T10:00:00Z"}]  # fmt: skip
+    server.objects |= {f"{PROXY}/logs/base": []}
+    server.objects[f"{BASE}/small"]["status"] = told(stages=stages)
+    code, said = run("logs", "small", "base")
+    assert (code, said) == (2, "error: there is no log of base: again after: it ended with exit code 3\n")
+
+
 def test_status_tells_of_attempts_and_troubles(server: Server, run: Run) -> None:
     failed = {"stage": "base", "number": 1, "reason": "OutOfMemory", "message": "16 rows", "nodes": ["here"]}
     server.objects[f"{BASE}/small"]["status"] = told(
