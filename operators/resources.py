@@ -63,9 +63,14 @@ def pod_settings(config: Config, spec: PipelineSpec, stage: str) -> PodSettings:
 
 
 def cpu(settings: PodSettings, spec: PipelineSpec, stage: str, graph: Graph) -> float:
-    """Cores that a pod asks for."""
-    if "cpu" in settings.resources.requests:
-        return amount(settings.resources.requests["cpu"])
+    """Cores that a pod asks for: those of its request, or what suits the stage, up to its limit."""
+    asked = settings.resources
+    if "cpu" in asked.requests:
+        return amount(asked.requests["cpu"])
+    return min(_cores(spec, stage, graph), amount(asked.limits["cpu"]) if "cpu" in asked.limits else math.inf)
+
+
+def _cores(spec: PipelineSpec, stage: str, graph: Graph) -> float:
     if isinstance(spec.of_stage(stage), ComputeStage):
         if gpus(spec, stage):
             return 4.0 * processes(spec, stage)
@@ -126,6 +131,6 @@ def check(config: Config, spec: PipelineSpec, graph: Graph) -> None:
         years = flops_per_token(graph.horizon.model) * graph.horizon.tokens / (max(cores, 0.1) * FLOPS_A_CORE) / YEAR
         if years > 1:
             raise UserError(
-                f"stages.base would train {parameters(graph.horizon.model):,} parameters on {cores:g} CPU cores for "
-                f"about {years:.0f} years: set stages.base.gpusPerNode, or choose a smaller model.depth"
+                f"stages.base would train {parameters(graph.horizon.model):,} parameters on CPUs alone ({cores:g} in all) "
+                f"for about {years:.0f} years: set stages.base.gpusPerNode, or choose a smaller model.depth"
             )

@@ -51,7 +51,12 @@ def _only_possible(found: dict[str, Schema]) -> None:
     """Say of amounts and tolerations what their sections check, as far as a schema can; templates compare the rest."""
     for amounts in found["Resources"]["properties"].values():
         (quantity,) = amounts["patternProperties"].values()
-        devices = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]{1,18}$"}]}
+        devices = {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": 10**18},
+                {"type": "string", "pattern": "^[0-9]+$", "maxLength": 18},
+            ]
+        }
         amounts["patternProperties"] = {f"^({'|'.join(NATIVE)}|hugepages-.+)$": quantity, "^[^/]+/[^/]+$": devices}
     exists = {"required": ["operator"], "properties": {"operator": {"const": "Exists"}}}
     no_execute = {"required": ["effect"], "properties": {"effect": {"const": "NoExecute"}}}

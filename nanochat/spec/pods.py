@@ -254,7 +254,7 @@ class PodSettings(Section):
             if name == "env":
                 found[name] = tuple({item.name: item for item in (*theirs, *ours)}.values())
             elif name == "resources":
-                found[name] = Resources.model_construct(  # what comes of both is checked where the stage is known
+                found[name] = Resources.model_construct(
                     requests={**theirs.requests, **ours.requests}, limits={**theirs.limits, **ours.limits}
                 )
             elif isinstance(ours, dict):
@@ -263,7 +263,7 @@ class PodSettings(Section):
                 found[name] = tuple(dict.fromkeys((*theirs, *ours)))
             else:
                 found[name] = theirs if ours is None else ours
-        return PodSettings(**found)
+        return PodSettings.model_construct(**found)  # what comes of all is checked where the stage is known
 
 
 def hide_values(data: Any) -> Any:

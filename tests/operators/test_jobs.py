@@ -226,10 +226,13 @@ class NoCluster:
         ({"stages": {"release": {"gates": ["nonsense"]}}}, "nonsense"),
         ({"model": {"depth": 0}}, "depth"),
         ({"sources": {"mirror": "example.org/data"}}, "sources.mirror is example.org/data, a path: pods read from an"),
-        ({}, "stages.base would train 560,988,160 parameters on 1 CPU cores for about 12 years: set stages.base.gpus"),
+        (
+            {},
+            "would train 560,988,160 parameters on CPUs alone (1 in all) for about 12 years: set stages.base.gpusPerN",
+        ),
         (
             {"pods": {"resources": {"limits": {"memory": "1Gi"}}}},
-            "no pod of stage tokenizer can be made: the request of memory (4096Mi) is above its limit (1Gi): lower the",
+            "no pod of stage tokenizer can be made: the request of memory (8654Mi) is above its limit (1Gi): lower the",
         ),
         (
             {
@@ -270,6 +273,12 @@ def test_fields_that_the_api_server_left_out_are_told() -> None:
         remark({}, json.dumps({"spec": {"x": 1}}))
     for text in (json.dumps({"spec": stored}), "no JSON", "[]", json.dumps({"spec": {"model": 5}})):
         assert remark(stored, text) == ""
+
+
+def test_a_pod_asks_for_no_more_cores_than_its_limit() -> None:
+    pipeline = request("tokenizer", pods={"resources": {"limits": {"cpu": 2}}})
+    asked = container_of(pipeline)["resources"]
+    assert (asked["requests"]["cpu"], asked["limits"]["cpu"]) == ("2000m", "2")
 
 
 def test_a_pipeline_without_a_spec() -> None:
