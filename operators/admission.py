@@ -48,7 +48,7 @@ def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
     remark = _dropped(meta, pipeline.spec)
     try:
         admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
-        profile = _profile(found.get("status") or {}, pipeline.spec, config)
+        profile = profile_of(found.get("status") or {}, pipeline.spec.store, config)
         resources.check(config, admitted.spec, admitted.graph)
     except UserError as error:
         raise UserError("; ".join(filter(None, (error.message, remark)))) from None
@@ -72,13 +72,13 @@ def _dropped(meta: Object, spec: PipelineSpec) -> str:
     return f"the API server left out what kubectl gave: {'; '.join(unknown[:MISTAKES])}"
 
 
-def _profile(status: Object, spec: PipelineSpec, config: Config) -> StoreProfile:
-    """The store: where the pipeline began, whatever the profile says by now; its credentials are today's."""
-    declared = config.profiles.get(spec.store)
+def profile_of(status: Object, store: str, config: Config) -> StoreProfile:
+    """The store: where the pipeline began, whatever the profile `store` says by now; its credentials are today's."""
+    declared = config.profiles.get(store)
     if declared is None:
         raise UserError(
-            f"spec.store names the profile '{spec.store}', which the controller does not have."
-            f"{nearest(spec.store, list(config.profiles))}"
+            f"spec.store names the profile '{store}', which the controller does not have."
+            f"{nearest(store, list(config.profiles))}"
         )
     frozen = status.get("profile")
     if not frozen:

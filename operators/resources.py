@@ -131,6 +131,6 @@ def check(config: Config, spec: PipelineSpec, graph: Graph) -> None:
         years = flops_per_token(graph.horizon.model) * graph.horizon.tokens / (max(cores, 0.1) * FLOPS_A_CORE) / YEAR
         if years > 1:
             raise UserError(
-                f"stages.base would train {parameters(graph.horizon.model):,} parameters on CPUs alone ({cores:g} in all) "
-                f"for about {years:.0f} years: set stages.base.gpusPerNode, or choose a smaller model.depth"
+                f"stages.base would train {parameters(graph.horizon.model):,} parameters on CPUs alone "
+                f"({cores:g} in all) for about {years:.0f} years: set stages.base.gpusPerNode, or a smaller model.depth"
             )
