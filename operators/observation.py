@@ -155,6 +155,12 @@ def _outcome(
     return None
 
 
+def lost_node(pods: Sequence[Pod], now: float) -> Outcome | None:
+    """The outcome of a silent attempt where a node of its pods is silent too."""
+    found = [pod for pod in pods if pod.unreachable]
+    return End.NODE_LOST.outcome(time=now, pod=_name(found[0]), node=found[0].node) if found else None
+
+
 def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
     """How a pod's container ended, by its own word if it left one; None while it runs or where nothing tells."""
     found = _exit_outcome(pod)

@@ -388,8 +388,9 @@ class Reconciliation:
         record = attempts.get(action.stage, action.attempt)
         decided = Outcome(Reason.PREEMPTED, message or action.reason)
         if action.reason == "stalled":
-            stood = self._nodes_that_stood(record)
+            own, stood = [pod for pod in self.owned.pods if pod.job == record.job], self._nodes_that_stood(record)
             decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+            decided = observation.lost_node(own, self.now) or decided
             record = replace(record, blame=blame(record, decided, stood))
         record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=self.now)))
         self._storage(attempts.save)  # what was decided outlives this process

@@ -63,6 +63,7 @@ class Rig:
             "kind": "ChatPipeline",
             "metadata": {"name": "demo", "namespace": "team", "annotations": dict(self.annotations)},
             "spec": {
+                "model": {"depth": 2},
                 "retries": {"stallSeconds": STALL, "startSeconds": self.start_seconds},
                 "sources": {"text": {"kind": "world", "shards": 1}},
                 "suspend": self.suspended,
@@ -183,6 +184,21 @@ def test_a_node_whose_rank_stood_is_avoided_by_all_and_after_a_restart(rig: Rig)
     rig.reconcile()
     rig.reconcile()
     assert avoided("demo-12ab-dataset-3") == ["node-0"]
+
+
+def test_an_attempt_that_is_silent_because_its_node_is_did_not_stall(rig: Rig) -> None:
+    """The node controller says of the pods of a node that does not answer that they are not ready."""
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    pod = rig.cluster[PODS]["demo-12ab-dataset-1-worker-0"]
+    conditions = [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "False"}]
+    rig.cluster.change(PODS, pod | {"status": pod["status"] | {"conditions": conditions}})
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
+    assert rig.attempts() == ["Preempted", "Running"]
+    (first, _) = rig.cluster.status["attempts"]
+    assert "node-0 was lost" in first["message"] and first.get("suspects") is None
 
 
 def test_until_its_first_step_an_attempt_may_be_silent_for_longer(rig: Rig) -> None:
