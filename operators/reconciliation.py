@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
-from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import ASKED, MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
+from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
@@ -325,7 +324,6 @@ class Reconciliation:
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
-            saves=record.stopping in ASKED and record.stage in TRAINING and self.ready.has_stepped(record),
             made=runs and self.ready.outputs.others_made(record.keys, record.launches),
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nanochat.pipeline.graph import Graph, Node, Output
+from nanochat.pipeline.graph import TRAINING, Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import PipelineSpec
@@ -66,7 +66,6 @@ class Attempt:
     former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
     asked: str = ""  # why it was stopped, if it was
-    saves: bool = False  # where it is stopping: it has a state to save
     made: bool = False  # another run has made all that it makes
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
     waiting: Said | None = None  # why its processes do not run yet: then its silence is no stall
@@ -237,7 +236,11 @@ def _stage(
     others = sorted({observed.elsewhere[out.key] for out in missing if out.key in observed.elsewhere})
     if others:
         last = attempts[-1] if attempts else None
-        own = f"; its own attempt {last.outcome.message}" if last and last.outcome and last.asked == YIELDED else ""
+        own = (
+            f"; its own attempt ended: {last.outcome.message}"
+            if last and last.outcome and last.asked == YIELDED
+            else ""
+        )
         return StageStatus(stage, Phase.WAITING, "; ".join(others[:MOST_NAMED]) + own, count, outside=True), None
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
@@ -250,7 +253,8 @@ def _watch(
 ) -> tuple[StageStatus, Action | None]:
     """A running attempt: leave it, or stop it."""
     if attempt.stopping:
-        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint" if attempt.saves else "ends", count), None
+        saves = attempt.asked in ASKED and attempt.begun and stage in TRAINING
+        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint" if saves else "ends", count), None
     reason = CANCELLED if observed.cancelled else SUSPENDED if observed.suspended else ""
     reason = reason or (EDITED if attempt.stale else MADE if attempt.made else "")
     if reason:
