@@ -68,7 +68,8 @@ class Ready:
         meta = accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
         outputs = Outputs(Artifacts(store, cache), accepted.graph)
-        return cls(uid, accepted, paths, outputs, Attempts(store, paths).load(), StatusFile(store, paths))
+        attempts = Attempts(store, paths, pipeline=meta.name, uid=uid).load()
+        return cls(uid, accepted, paths, outputs, attempts, StatusFile(store, paths))
 
     def admit(self, accepted: Accepted, cache: Path) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""

@@ -17,7 +17,7 @@ from nanochat.spec.stages import ComputeStage
 
 # Stages whose outputs a user wants for themselves; the others run where one of these needs them.
 GOALS = frozenset({"base", "mid", "sft", "rl", "eval-base", "eval-mid", "eval-sft", "eval-rl", "report", "release"})
-
+STAGES = GOALS | {"dataset", "tokenizer", "tokens"}
 
 _ORDER = {"eval": 1, "report": 2, "release": 3}
 
