@@ -40,17 +40,17 @@ def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
         where="spec",
     )
     admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
-    profile = _profile(found.get("status") or {}, pipeline.spec, config)
+    profile = profile_of(found.get("status") or {}, pipeline.spec.store, config)
     return Accepted(admitted.pipeline, admitted.graph, profile)
 
 
-def _profile(status: Object, spec: PipelineSpec, config: Config) -> StoreProfile:
-    """The store: where the pipeline began, whatever the profile says by now; its credentials are today's."""
-    declared = config.profiles.get(spec.store)
+def profile_of(status: Object, store: str, config: Config) -> StoreProfile:
+    """The store: where the pipeline began, whatever the profile `store` says by now; its credentials are today's."""
+    declared = config.profiles.get(store)
     if declared is None:
         raise UserError(
-            f"spec.store names the profile '{spec.store}', which the controller does not have."
-            f"{nearest(spec.store, list(config.profiles))}"
+            f"spec.store names the profile '{store}', which the controller does not have."
+            f"{nearest(store, list(config.profiles))}"
         )
     frozen = status.get("profile")
     if not frozen:

@@ -10,7 +10,6 @@ serving: {deployment: nanochat-inference, namespace: nanochat, model: nanochat, 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +18,7 @@ from pydantic import Field, model_validator
 from nanochat.spec.fields import Name, Section, ServerAddress, StoreAddress, Text, TrackingAddress, setting
 from nanochat.spec.pods import ObjectName, PodSettings, Quantity
 from nanochat.spec.validation import read_document, validate
-from nanochat.storage.opening import open_store
-from nanochat.storage.store import Profile, Store
+from nanochat.storage.store import Profile
 
 
 class StoreProfile(Section):
@@ -58,11 +56,6 @@ class StoreProfile(Section):
     def location(self) -> Profile:
         """The profile as stages and stores take it, without what is the cluster's."""
         return Profile(root=self.root, endpoint=self.endpoint, region=self.region, anonymous=self.anonymous)
-
-    def open(self, *, root: str = "") -> Store:
-        """The store, or another `root` of it, by the controller's credentials; it is tried once and at once."""
-        location = replace(self.location(), root=root) if root else self.location()
-        return open_store(location, patient=False, credentials=Path(self.credentials) if self.credentials else None)
 
 
 class Pool(Section):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 import uvicorn
@@ -27,31 +27,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from nanochat.model.artifact import missing_weights
 from nanochat.pipeline.log_reader import list_launches, read_log
-from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
-from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Manifest
 from nanochat.storage.records import MOST_RECORDS, read_object
-from nanochat.storage.store import Store
 from nanochat.tracking.mlflow import LARGEST_FILE
 from nanochat.tracking.progress import read_progress
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
 from operators.kube_client import Object
+from operators.run_state import RunSnapshot
 
 NEXT = "X-Nanochat-Next"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRun:
-    """The part of one pipeline that may be read."""
-
-    uid: str
-    store: Store
-    paths: RunPaths
-    artifacts: Artifacts
-    report_key: str | None
 
 
 class InvalidToken(Exception):
@@ -59,12 +46,12 @@ class InvalidToken(Exception):
 
 
 def build_app(
-    runs: Callable[[str, str], StoredRun | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
+    runs: Callable[[str, str], RunSnapshot | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
 ) -> FastAPI:
     """The application. `health` says what is stuck, or ''."""
     app = FastAPI(title="nanochat controller", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> StoredRun:
+    def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> RunSnapshot:
         found = runs(namespace, name)
         if found is None or not access.accepts(found.uid, x_nanochat_token, time.time()):
             raise InvalidToken
@@ -87,8 +74,8 @@ def build_app(
     async def no_path(request: Request, error: ValueError) -> JSONResponse:
         return JSONResponse({"detail": "there is no such file"}, status_code=404)
 
-    @app.get("/healthz")
-    def healthz() -> Response:
+    @app.get("/livez")
+    def livez() -> Response:
         stuck = health()
         return PlainTextResponse(stuck or "ok", status_code=503 if stuck else 200)
 
@@ -101,7 +88,7 @@ def build_app(
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/{namespace}/{name}/attempts")
-    def attempts(run: Annotated[StoredRun, Depends(view)]) -> list[Object]:
+    def attempts(run: Annotated[RunSnapshot, Depends(view)]) -> list[Object]:
         found = []
         for entry in run.store.list(run.paths.attempts)[:MOST_RECORDS]:
             with suppress(Damaged):
@@ -109,42 +96,44 @@ def build_app(
         return [record for record in found if record is not None]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
-    def progress(run: Annotated[StoredRun, Depends(view)], stage: str) -> Object:
+    def progress(run: Annotated[RunSnapshot, Depends(view)], stage: str) -> Object:
         state = read_progress(run.store, run.paths.progress(stage))
         if state is None:
             raise HTTPException(404, f"stage {stage} has reported nothing yet")
         return asdict(state)
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}")
-    def logs(run: Annotated[StoredRun, Depends(view)], stage: str) -> list[Object]:
+    def logs(run: Annotated[RunSnapshot, Depends(view)], stage: str) -> list[Object]:
         return [
             {"launch": launch.name, "files": [{"name": n, "bytes": b} for n, b in sorted(launch.files.items())]}
             for launch in list_launches(run.store, run.paths.logs(stage))
         ]
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}/{launch}/{file}")
-    def log(run: Annotated[StoredRun, Depends(view)], stage: str, launch: str, file: str, offset: int = 0) -> Response:
+    def log(
+        run: Annotated[RunSnapshot, Depends(view)], stage: str, launch: str, file: str, offset: int = 0
+    ) -> Response:
         found = read_log(run.store, f"{run.paths.logs(stage, launch)}/{file}", offset=offset)
         return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})
 
     @app.get("/v1/{namespace}/{name}/model")
-    def model(run: Annotated[StoredRun, Depends(view)], uri: str) -> dict[str, str]:
+    def model(run: Annotated[RunSnapshot, Depends(view)], uri: str) -> dict[str, str]:
         if not uri.startswith(f"{run.store.root}/"):  # the token gives no right to look into other stores
             return {"missing": f"{uri[:500]} is not in the pipeline's store"}
         return {"missing": missing_weights(uri, lambda root: run.store)}
 
-    def report_of(run: StoredRun) -> Manifest:
-        found = run.artifacts.find("report", run.report_key) if run.report_key else None
+    def report_of(run: RunSnapshot) -> Manifest:
+        found = run.artifacts.find("report", run.report) if run.report else None
         if found is None:
             raise HTTPException(404, "the pipeline has no report yet")
         return found
 
     @app.get("/v1/{namespace}/{name}/report")
-    def report(run: Annotated[StoredRun, Depends(view)]) -> list[str]:
+    def report(run: Annotated[RunSnapshot, Depends(view)]) -> list[str]:
         return [record.path for record in report_of(run).files]
 
     @app.get("/v1/{namespace}/{name}/report/{file:path}")
-    def report_file(run: Annotated[StoredRun, Depends(view)], file: str) -> Response:
+    def report_file(run: Annotated[RunSnapshot, Depends(view)], file: str) -> Response:
         manifest = report_of(run)
         if file not in {record.path for record in manifest.files}:
             raise HTTPException(404, f"the report has no file {file}")

@@ -20,9 +20,11 @@ Nothing is right only because the index is fresh:
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
@@ -30,12 +32,14 @@ from typing import Generic, Protocol, TypeVar
 from kubernetes.client import V1ObjectMeta
 
 from nanochat.spec.chatpipeline import UID
+from nanochat.spec.pipeline import PipelineSpec
 from operators.attempts import JobAttempt
 from operators.job_backend import JobBackend
 from operators.kube_client import PIPELINES, PODS, KubeClient, KubeError, Listing, Object, Resource
 from operators.kube_models import from_json
 from operators.objects import Job, Meta, Pod, read_meta
 
+DEFAULT_STORE = str(PipelineSpec.model_fields["store"].default)
 GONE_SECONDS = 600.0  # that the uid of a deleted object is kept: no answer is under way for so long
 
 
@@ -51,10 +55,17 @@ Value = TypeVar("Value", bound=Kept)
 
 @dataclass(frozen=True, slots=True)
 class PipelineObject:
-    """A ChatPipeline as the API server gives it."""
+    """A ChatPipeline as the API server gives it, but for `managedFields`; packed, for there may be a thousand."""
 
     meta: Meta
-    body: Object
+    created: str  # RFC 3339
+    profile: str  # the store profile that it names
+    packed: bytes
+
+    @property
+    def body(self) -> Object:
+        """The object."""
+        return json.loads(zlib.decompress(self.packed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,11 @@ class Cache(Generic[Value]):
         """The objects of an owner."""
         with self._lock:
             return list(self._kept.get((namespace, owner), {}).values())
+
+    def all(self) -> list[Value]:
+        """All objects."""
+        with self._lock:
+            return [value for group in self._kept.values() for value in group.values()]
 
     def put(self, value: Value) -> None:
         """Take in a state of an object, unless a newer one is known."""
@@ -174,9 +190,9 @@ class Index:
         self.pods = Cache(PODS, backend.read_pod, changed, label=UID)
         self.caches: tuple[SomeCache, ...] = (self.pipelines, self.jobs, self.pods)
 
-    def pipeline(self, namespace: str, name: str) -> Object | None:
+    def pipeline(self, namespace: str, name: str) -> PipelineObject | None:
         """A ChatPipeline; None where there is none."""
-        return next((found.body for found in self.pipelines.of(namespace, name)), None)
+        return next(iter(self.pipelines.of(namespace, name)), None)
 
     def owned(self, namespace: str, uid: str) -> Owned:
         """The jobs and pods of a pipeline, as the watches told of them."""
@@ -196,8 +212,13 @@ class Index:
 
 def read_pipeline(body: Object) -> PipelineObject:
     """A ChatPipeline, which is its own owner."""
-    meta = read_meta(from_json(V1ObjectMeta, body["metadata"]))
-    return PipelineObject(replace(meta, pipeline=meta.name, owner=meta.name), body)
+    bare = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    meta = read_meta(from_json(V1ObjectMeta, bare))
+    profile = sys.intern(str((body.get("spec") or {}).get("store") or DEFAULT_STORE))
+    packed = zlib.compress(json.dumps({**body, "metadata": bare}, separators=(",", ":")).encode(), 1)
+    return PipelineObject(
+        replace(meta, pipeline=meta.name, owner=meta.name), bare["creationTimestamp"], profile, packed
+    )
 
 
 def _owned(uid: str, jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:

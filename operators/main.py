@@ -1,7 +1,7 @@
 """The controller's process: `python -m operators.main --config FILE --port 8080`.
 
-kopf's watches feed the index (`operators.watches`), and whatever is new there wakes the reconciler of its pipeline.
-Reconciliations run in a bounded pool of threads.
+kopf's watches feed the index (`operators.watches`), and whatever is new there wakes the reconciler of its pipeline. A
+pipeline at rest has no task and no timer. Reconciliations run in threads, a bounded number for each store profile.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.bounds import integer, path
 from nanochat.spec.errors import NanochatError
-from operators import endpoint, logs, metrics, watches
+from operators import endpoint, logs, metrics, status, watches
 from operators.access import Access
 from operators.claims import Claims
 from operators.cluster import Cluster
@@ -40,14 +41,17 @@ from operators.rollout import RolloutController
 from operators.run_state import RunSnapshot
 from operators.status import no_serving
 from operators.store_leases import StoreLeases
+from operators.stores import Stores
 
 log = logging.getLogger(__name__)
 
-RECONCILES_AT_ONCE = 16
+RECONCILES_AT_ONCE = 8  # of the pipelines of one store profile
+CONNECTIONS = 32  # to the API server
 TIMEOUT = (5, 30)  # seconds to connect to the API server, and between bytes
-RESYNC_SECONDS = 60.0  # between listings of everything, in case a watch missed something
+RESYNC_SECONDS = 300.0  # between listings of everything, in case a watch missed something
 COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
-STUCK_SECONDS = 300.0  # a reconciliation that takes longer, or a scheduler that was silent so long, is stuck
+STUCK_SECONDS = 60.0  # an event loop that was silent for so long is stuck
+SLOW_SECONDS = 60.0  # a reconciliation that takes longer is told of
 BACKOFF = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds after so many failed reconciliations in a row
 
 Result = TypeVar("Result")
@@ -61,12 +65,12 @@ class Controller:
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
         self.claims = Claims(changed=self.wake_all)
-        self.leases = StoreLeases()
+        self.leases, self.stores = StoreLeases(), Stores(cache)
         self.rollout: RolloutController | None = None
         if config.serving is not None:
             profile = config.profiles[config.serving.profile]
             self.rollout = RolloutController(
-                config.serving, profile, cluster, changed=self.wake_all, leases=self.leases
+                config.serving, profile, cluster, changed=self._wake_served, leases=self.leases, stores=self.stores
             )
         self.services = Services(
             cluster=cluster,
@@ -75,17 +79,19 @@ class Controller:
             config=config,
             claims=self.claims,
             events=Events(kube, "nanochat-controller"),
-            cache=cache,
+            stores=self.stores,
             leases=self.leases,
             access=self._access,
             serving=self.rollout.about if self.rollout else no_serving,
         )
         self.mlflow_sync = MlflowSync(self._snapshots)
-        self.pool = ThreadPoolExecutor(RECONCILES_AT_ONCE, thread_name_prefix="reconcile")
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="controller")
+        self.pools: dict[str, ThreadPoolExecutor] = {}  # by store profile: one that is slow delays no other
         self.reconcilers: dict[tuple[str, str], PipelineReconciler] = {}
-        self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}  # of those that are not at rest
         self.wakes: dict[tuple[str, str], asyncio.Event] = {}
         self.busy: dict[tuple[str, str], float] = {}  # since when one is reconciled
+        self.slow: dict[tuple[str, str], float] = {}  # of those the ones that were told of
         self.ticked = time.monotonic()
         self.synced = asyncio.Event()  # the index is complete
         self._asyncio: asyncio.AbstractEventLoop | None = None
@@ -105,13 +111,27 @@ class Controller:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)
         if found is not None:
-            self.claims.expect(found["metadata"]["uid"], key[1], found["metadata"]["creationTimestamp"])
-        if key in self.tasks and not self.tasks[key].done():
+            self.claims.expect(found.meta.uid, key[1], found.created)
+        if key in self.tasks:
             self.wakes[key].set()
-        elif found is not None:
+            return
+        if key not in self.reconcilers:
+            if found is None:
+                return
             self.reconcilers[key] = PipelineReconciler(*key, self.services)
-            self.wakes[key] = asyncio.Event()
-            self.tasks[key] = asyncio.create_task(self._drive(key), name="/".join(key))
+            self.reconcilers[key].expect(found.body)
+        self.wakes[key] = asyncio.Event()
+        self.tasks[key] = asyncio.create_task(self._drive(key), name="/".join(key))
+
+    def _wake_served(self) -> None:
+        """Wake the pipelines whose condition Serving is another now."""
+        assert self.rollout is not None
+        for found in self.index.pipelines.all():
+            body = found.body
+            told = status.condition(body.get("status"), status.SERVING)
+            run = RunPaths.of(namespace=found.meta.namespace, name=found.meta.name, uid=found.meta.uid).root
+            if self.rollout.about(run, told_before=told is not None) not in (None, told):
+                self.wake(found.meta.namespace, found.meta.name)
 
     # ---- running --------------------------------------------------------------------------------------------
 
@@ -137,60 +157,71 @@ class Controller:
                 for namespace in self.config.namespaces or ("",):
                     await self._in_pool(self.index.resync, namespace)
                 self.synced.set()
+                for key in [key for key, reconciler in self.reconcilers.items() if reconciler.is_stale()]:
+                    self._wake(key)
             except KubeError as error:
                 log.warning("%s", error.message)
             self._count()
+            self.stores.forget()
             await asyncio.sleep(RESYNC_SECONDS if self.synced.is_set() else 2.0)
 
     async def _tick(self) -> None:
         while True:
             self.ticked = time.monotonic()
+            for key, since in list(self.busy.items()):
+                if self.ticked - since > SLOW_SECONDS and self.slow.get(key) != since:
+                    self.slow[key] = since
+                    self.pool.submit(self.reconcilers[key].tell_slow, self.ticked - since)
+            self.slow = {key: since for key, since in self.slow.items() if self.busy.get(key) == since}
+            metrics.slow.set(len(self.slow))
             await asyncio.sleep(1.0)
 
     async def _drive(self, key: tuple[str, str]) -> None:
-        """Reconcile again and again, until the pipeline is gone."""
+        """Reconcile again and again, until nothing is left to do."""
         failures = 0
         await self.synced.wait()
         while True:
             wake = self.wakes[key]
             wake.clear()
-            self.busy[key] = time.monotonic()
+            pool = self._pool_of(key)
             try:
-                delay = await self._in_pool(self._reconcile, key)
+                delay = await asyncio.get_running_loop().run_in_executor(pool, self._reconcile, key)
                 failures = 0
             except Exception:
                 delay = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
-            finally:
-                self.busy.pop(key, None)
-            if delay is None:
-                if wake.is_set():
-                    continue  # it was made again meanwhile
-                for table in (self.reconcilers, self.tasks, self.wakes):
-                    table.pop(key, None)
-                return
+            if delay is None and not wake.is_set():
+                break
             with suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), delay)
             await asyncio.sleep(COALESCE_SECONDS)
+        del self.tasks[key], self.wakes[key]
+        if self.reconcilers[key].run is None:
+            del self.reconcilers[key]
+
+    def _pool_of(self, key: tuple[str, str]) -> ThreadPoolExecutor:
+        """The threads of a pipeline's store profile."""
+        found = self.index.pipeline(*key)
+        profile = found.profile if found is not None and found.profile in self.config.profiles else ""
+        if profile not in self.pools:
+            self.pools[profile] = ThreadPoolExecutor(RECONCILES_AT_ONCE, thread_name_prefix=f"reconcile-{profile}")
+        return self.pools[profile]
 
     async def _roll_out(self) -> None:
         """Let the inference server follow the registry, if there is one."""
         if self.rollout is None or self.config.serving is None:
             return
-        key = (self.config.serving.namespace, f"deployments/{self.config.serving.deployment}")
         while True:
             delay = BACKOFF[-1]
-            self.busy[key] = time.monotonic()
             try:
                 delay = await self._in_pool(self.rollout.reconcile)
             except Exception:
                 metrics.errors.labels(kind="program").inc()
                 log.exception("a look at the served version failed")
-            finally:
-                self.busy.pop(key, None)
             await asyncio.sleep(delay)
 
     def _reconcile(self, key: tuple[str, str]) -> float | None:
+        self.busy[key] = time.monotonic()
         with logs.about(namespace=key[0], name=key[1]), metrics.reconcile_seconds.time():
             try:
                 delay = self.reconcilers[key].reconcile()
@@ -203,6 +234,8 @@ class Controller:
                 else:
                     log.exception("a reconciliation failed")
                 raise
+            finally:
+                self.busy.pop(key, None)
             metrics.reconciles.labels(result="ok").inc()
             return delay
 
@@ -216,28 +249,18 @@ class Controller:
             return None
         return {"service": self.service, "token": self.access.token(uid, time.time())}
 
-    def stored_run(self, namespace: str, name: str) -> endpoint.StoredRun | None:
-        """The part of a pipeline's run that the HTTP endpoint may read."""
+    def stored_run(self, namespace: str, name: str) -> RunSnapshot | None:
+        """The run of a pipeline."""
         reconciler = self.reconcilers.get((namespace, name))
-        run = reconciler.snapshot if reconciler else None
-        if run is None:
-            return None
-        graph = run.accepted.graph
-        report = graph.node("report").outputs[0].key if "report" in graph.stages else None
-        return endpoint.StoredRun(run.uid, run.store, run.paths, run.artifacts, report)
+        return reconciler.snapshot if reconciler else None
 
     def _snapshots(self) -> list[RunSnapshot]:
         return [run for reconciler in list(self.reconcilers.values()) if (run := reconciler.snapshot) is not None]
 
     def health(self) -> str:
-        """The part that is stuck, in a sentence; '' where all is well."""
-        now = time.monotonic()
-        if now - self.ticked > STUCK_SECONDS:
-            return f"the scheduler has not ticked for {now - self.ticked:.0f} s"
-        for (namespace, name), since in list(self.busy.items()):
-            if now - since > STUCK_SECONDS:
-                return f"the reconciliation of {namespace}/{name} has lasted {now - since:.0f} s"
-        return ""
+        """Why the controller itself stands, in a sentence; '' where it goes. A slow reconciliation is no reason."""
+        silent = time.monotonic() - self.ticked
+        return f"the event loop has not ticked for {silent:.0f} s" if silent > STUCK_SECONDS else ""
 
     def _count(self) -> None:
         phases: dict[str, int] = {}
@@ -257,7 +280,7 @@ def main() -> int:
     try:
         config = Config.load(options.config)
         kube = KubeClient.in_cluster(
-            connections=RECONCILES_AT_ONCE + 4,
+            connections=CONNECTIONS,
             on_request=lambda verb, seconds: metrics.api_seconds.labels(verb=verb).observe(seconds),
         ).within(TIMEOUT)
     except NanochatError as error:

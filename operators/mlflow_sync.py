@@ -59,7 +59,7 @@ class MlflowSync:
         self._trackers = {folder: tracker for folder, tracker in self._trackers.items() if folder in folders}
         away: dict[str, bool] = {}  # tracking URI -> whether it is out of reach in this round
         for run in runs:
-            uri = run.accepted.profile.tracking
+            uri = run.tracking
             if not uri or self._is_complete(run, uri):
                 continue
             if uri not in away:
@@ -67,8 +67,7 @@ class MlflowSync:
             if away[uri]:
                 metrics.tracked.labels(result="error").inc()
                 continue
-            meta = run.accepted.pipeline.metadata
-            with logs.about(namespace=meta.namespace, name=meta.name):
+            with logs.about(namespace=run.namespace, name=run.name):
                 self._report(run, uri)
 
     def _report(self, run: RunSnapshot, uri: str) -> None:
@@ -107,4 +106,4 @@ class MlflowSync:
 
 def _digest(run: RunSnapshot, uri: str) -> str:
     """A digest that differs between two states of a run that has ended: a retry makes attempts."""
-    return hashlib.sha256(json.dumps([uri, run.phase, run.attempts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([uri, run.mark]).encode()).hexdigest()

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from nanochat.parse.json_text import read_json
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
+from nanochat.pipeline.sentences import LONGEST, Said
 from nanochat.storage.records import RECORD
 from operators.attempts import JobAttempt
 from operators.kueue import Workload
 from operators.objects import Job, Pod
+from operators.sentences import End, Wait
 
 CONFIG_SECONDS = 30.0  # that a pod may lack a Secret or have a bad image name before it is the user's error
 PULL_SECONDS = 300.0  # that an image may take to be pulled after it failed once
@@ -33,7 +35,7 @@ STARTING_REASONS = ("", "ContainerCreating", "PodInitializing")
 class AttemptObservation:
     """An attempt as its objects show it."""
 
-    waiting: str = ""  # why not all of its pods run
+    waiting: Said | None = None  # why not all of its pods run
     outcome: Outcome | None = None  # how it ended; None while it goes on
     clear: bool = False  # nothing of it can still run
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
@@ -48,12 +50,15 @@ def observe(
     clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
     hosts = tuple(sorted({pod.node for pod in pods if pod.node}))
     if job is None:
-        outcome = Outcome(Reason.PREEMPTED, "the job was deleted", time=now)
         return AttemptObservation(
-            outcome=outcome, clear=clear, pods=record.pods, job_started=record.job_started, hosts=hosts
+            outcome=End.JOB_DELETED.outcome(time=now),
+            clear=clear,
+            pods=record.pods,
+            job_started=record.job_started,
+            hosts=hosts,
         )
     if job.suspended:
-        waiting = f"waits for admission: {workload.message}" if workload else "waits for admission by Kueue"
+        waiting = Wait.QUEUE_SAYS.of(why=workload.message) if workload else Wait.QUEUE.of()
         return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
     same = not record.job_started or record.job_started == job.started
     before = record.pods if same else {}
@@ -62,12 +67,11 @@ def observe(
     former = [pod for pod in pods if pod.meta.uid not in known]
     if former and job.queued:
         # The training operator takes what still ends of a launch that Kueue stopped for a failure of the next one.
-        message = f"Kueue started it again before the pod of node {former[0].index} had ended"
-        outcome = Outcome(Reason.PREEMPTED, message, time=now)
+        outcome = End.RESTARTED.outcome(time=now, index=former[0].index)
     else:
         outcome = _outcome(record, job, pods, before, now)
     return AttemptObservation(
-        waiting="" if outcome else _waiting(record, pods),
+        waiting=None if outcome else _waiting(record, pods),
         outcome=outcome,
         clear=clear,
         pods={**before, **present},
@@ -115,8 +119,9 @@ def _outcome(
     there = {pod.meta.uid for pod in pods}
     gone = [index for index, uid in sorted(before.items()) if uid not in there]
     if gone:
-        which = f"pod of node {gone[0]} was" if len(gone) == 1 else f"pods of nodes {', '.join(gone)} were"
-        return Outcome(Reason.PREEMPTED, f"the {which} deleted", time=now)
+        if len(gone) == 1:
+            return End.POD_DELETED.outcome(time=now, index=gone[0])
+        return End.PODS_DELETED.outcome(time=now, indices=", ".join(gone))
     taken = [outcome for pod in pods if (outcome := _taken(pod)) is not None and outcome.time <= first]
     if taken:
         return min(taken, key=lambda o: o.time)
@@ -124,20 +129,19 @@ def _outcome(
     if stuck:
         return stuck[0]
     if job.meta.generation > record.generation and not job.queued:
-        return Outcome(Reason.PREEMPTED, "somebody else changed the job", time=now)
+        return End.JOB_CHANGED.outcome(time=now)
     lost = [o for o in ended if o.reason is not Reason.SUCCEEDED]
     living = [pod for pod in pods if not _over(pod, now)]
     if lost and not living:
         silent = [pod for pod in pods if not pod.ended]
         if silent:  # it was to end and nobody says that it did: its peers lost it with its node
-            message = f"the pod of node {silent[0].index} was lost with {silent[0].node}"
-            return Outcome(Reason.PREEMPTED, message, time=now)
+            return End.NODE_LOST.outcome(time=now, index=silent[0].index, node=silent[0].node)
         order = {Reason.PREEMPTED: 1}
         return min(lost, key=lambda o: (order.get(o.reason, 0), o.time))
     if job.failed and not pods:
         if record.pods:
-            return Outcome(Reason.PREEMPTED, "the pods are gone", time=now)
-        return Outcome(Reason.ERROR, f"the job was refused: {job.message}", time=now)
+            return End.PODS_GONE.outcome(time=now)
+        return End.JOB_REFUSED.outcome(time=now, why=job.message)
     return None
 
 
@@ -147,7 +151,7 @@ def _pod_outcome(pod: Pod) -> Outcome | None:
     if end is None or pod.state.reason == "Evicted":  # `_taken` tells of an eviction
         return None
     if end.reason == "OOMKilled":
-        return Outcome(Reason.OUT_OF_MEMORY, "the pod's memory is used up", time=end.time, host=True)
+        return End.MEMORY.outcome(time=end.time, host=True)
     try:
         words = read_json(end.message or "", limit=RECORD)
         return Outcome.from_dict(words | {"time": words.get("time") or end.time})
@@ -156,28 +160,24 @@ def _pod_outcome(pod: Pod) -> Outcome | None:
     if end.code == 0:
         return Outcome(Reason.SUCCEEDED, time=end.time)
     if end.code == EXIT_STOPPED:
-        return Outcome(Reason.PREEMPTED, "stopped", time=end.time)
+        return End.STOPPED.outcome(time=end.time)
     if end.code == EXIT_DISK_FULL:
-        message = "the node's disk is full: give the pod more ephemeral storage"
-        return Outcome(Reason.USER_ERROR, message, time=end.time)
+        return End.DISK_FULL.outcome(time=end.time)
     if end.code == 137:
-        return Outcome(Reason.INFRASTRUCTURE, "the pod was killed by SIGKILL", time=end.time)
-    said = (end.message or end.reason).strip()
-    return Outcome(
-        Reason.ERROR, f"exit code {end.code}{': ' + said[-500:] if said else ''}; see the log", time=end.time
-    )
+        return End.KILLED.outcome(time=end.time)
+    if why := (end.message or end.reason).strip()[-LONGEST:]:
+        return End.EXIT_SAYS.outcome(time=end.time, code=end.code, why=why)
+    return End.EXIT.outcome(time=end.time, code=end.code)
 
 
 def _taken(pod: Pod) -> Outcome | None:
     """The outcome where a pod was evicted, deleted, or lost its node."""
-    name = f"the pod of node {pod.index}"
     if pod.state.reason in TAKEN_REASONS:
-        return Outcome(Reason.PREEMPTED, f"{name} was taken away: {pod.state.text}"[:500])
+        return End.POD_TAKEN.outcome(index=pod.index, why=pod.state.text)
     if pod.disrupted is not None:
-        message = f"{name} was taken away: {pod.disrupted.text}"[:500]
-        return Outcome(Reason.PREEMPTED, message, time=pod.disrupted.time)
+        return End.POD_TAKEN.outcome(time=pod.disrupted.time, index=pod.index, why=pod.disrupted.text)
     if pod.meta.deleting:
-        return Outcome(Reason.PREEMPTED, f"{name} was deleted", time=pod.meta.due - pod.meta.grace)
+        return End.POD_DELETED.outcome(time=pod.meta.due - pod.meta.grace, index=pod.index)
     return None
 
 
@@ -185,9 +185,9 @@ def _stuck(pod: Pod, now: float) -> Outcome | None:
     """The outcome of a pod that will never start as it is."""
     for waiting in pod.waiting:
         if waiting.reason in CONFIG_REASONS and now - pod.since > CONFIG_SECONDS:
-            return Outcome(Reason.USER_ERROR, f"the pod cannot start: {waiting.text}"[:500], time=now)
+            return End.CANNOT_START.outcome(time=now, why=waiting.text)
         if waiting.reason in PULL_REASONS and now - pod.since > PULL_SECONDS:
-            return Outcome(Reason.INFRASTRUCTURE, f"the image cannot be pulled: {waiting.text}"[:500], time=now)
+            return End.NO_IMAGE.outcome(time=now, why=waiting.text)
     return None
 
 
@@ -199,17 +199,17 @@ def _over(pod: Pod, now: float) -> bool:
 # ---- the beginning ----------------------------------------------------------------------------------------------
 
 
-def _waiting(record: JobAttempt, pods: Sequence[Pod]) -> str:
-    """Why not all pods run yet; '' where they do."""
+def _waiting(record: JobAttempt, pods: Sequence[Pod]) -> Said | None:
+    """Why not all pods run yet; None where they do."""
     if len(pods) < record.nodes:
-        return "waits for its pods to be created"
+        return Wait.PODS.of()
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.phase != "Pending":
             continue
         if pod.unschedulable is not None:
-            return f"cannot be scheduled: {pod.unschedulable.text}"
+            return Wait.UNSCHEDULABLE.of(why=pod.unschedulable.text)
         for waiting in pod.waiting:
             if waiting.reason not in STARTING_REASONS:
-                return f"{waiting.reason}: {waiting.message}"
-        return f"starts on {pod.node}" if pod.node else "waits for the scheduler"
-    return ""
+                return Wait.CONTAINER.of(reason=waiting.reason, why=waiting.message)
+        return Wait.STARTING.of(node=pod.node) if pod.node else Wait.SCHEDULER.of()
+    return None

@@ -1,7 +1,8 @@
 """Reconciles one pipeline: admit, observe, plan, act, report. All starts from what the API server and storage hold.
 
     reconciler = PipelineReconciler(namespace, name, services)
-    delay = reconciler.reconcile()          # seconds until the next look at the latest; None when the pipeline is gone
+    delay = reconciler.reconcile()          # seconds until the next look at the latest; None where none is needed
+    reconciler.run is None                  # the pipeline is gone
 
 Nothing that matters is only in memory: a controller that is killed at any instant goes on with the same attempts.
 """
@@ -10,21 +11,24 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kubernetes.client import V1ObjectReference
 
 from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from operators import metrics, status
 from operators.admission import admit_object
 from operators.index import read_pipeline
-from operators.kube_client import Object
+from operators.kube_client import KubeError, Object
 from operators.kueue import queue_state, workload_of
 from operators.reconciliation import ARTIFACT_SECONDS, Reconciliation, Services
-from operators.run_state import NotAdmitted, Ready, RunSnapshot
+from operators.rest import Rest, read_rest
+from operators.run_state import NotAdmitted, Ready, RunSnapshot, mark_deleted
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +49,43 @@ class PipelineReconciler:
         """The run after the last reconciliation; None where there is none that was admitted."""
         return self.run.snapshot if self.run else None
 
+    def expect(self, found: Object) -> None:
+        """The pipeline was seen and will be reconciled: its run is named in leases from the next one on."""
+        meta = found["metadata"]
+        if (found.get("status") or {}).get("phase") not in status.DONE:
+            run = RunPaths.of(namespace=self.namespace, name=self.name, uid=meta["uid"])
+            self.services.leases.expect(run.root)
+
+    def is_stale(self) -> bool:
+        """Whether it has to be looked at though nothing about it is new: what it was refused for may be gone, and the
+        token in its status is good for two days."""
+        run = self.run
+        return run is not None and (run.snapshot is None or run.access != self.services.access(run.uid))
+
+    def tell_slow(self, seconds: float) -> None:
+        """Say that a reconciliation takes long."""
+        found, run = self.services.index.pipeline(self.namespace, self.name), self.run
+        if found is not None and run is not None and found.meta.uid == run.uid:
+            with suppress(KubeError):
+                run.report(found.body, status.slow(found.body, seconds, time.time()))
+
     def reconcile(self) -> float | None:
         """Look and act once."""
         found, claims = self.services.index.pipeline(self.namespace, self.name), self.services.claims
-        if self.run is not None and (found is None or found["metadata"]["uid"] != self.run.uid):
+        if self.run is not None and (found is None or found.meta.uid != self.run.uid):
             claims.drop(self.run.uid)
             self.run.end()
             self.run = None
         if found is None:
             return None
         if self.run is None:
-            meta = found["metadata"]
-            self.run = Run(self.namespace, self.name, meta["uid"], self.services)
-            claims.expect(meta["uid"], self.name, meta["creationTimestamp"])
-        if found["metadata"].get("deletionTimestamp"):
+            self.run = Run(self.namespace, self.name, found.meta.uid, self.services)
+            claims.expect(found.meta.uid, self.name, found.created)
+        if found.meta.deleting:
             claims.settle(self.run.uid)
             return ACTIVE_SECONDS
         try:
-            return self.run.reconcile(found, time.time(), time.monotonic())
+            return self.run.reconcile(found.body, time.time(), time.monotonic())
         finally:
             claims.settle(self.run.uid, *self.run.claimed)
 
@@ -77,36 +100,76 @@ class Run:
     services: Services
     claimed: tuple[str, frozenset[str]] = ("", frozenset())
     snapshot: RunSnapshot | None = None
-    _state: NotAdmitted | Ready = field(default_factory=NotAdmitted)
+    access: Mapping[str, str] | None = None  # to the HTTP endpoint, as told
+    _state: NotAdmitted | Ready | Rest = field(default_factory=NotAdmitted)
     _generation: int = 0  # of the declaration that was accepted last
 
-    def reconcile(self, found: Object, now: float, steady: float) -> float:
-        """Admit, observe, plan, act and report; returns the seconds until the next look at the latest.
+    def reconcile(self, found: Object, now: float, steady: float) -> float | None:
+        """Admit, observe, plan, act and report; returns the seconds until the next look at the latest, None where there
+        is nothing to do before something about the pipeline is new.
 
         `now` is seconds since 1970 by a clock that may be set, `steady` seconds by one that may not.
         """
+        if self._rests(found, now):
+            return self._stay(found, now)
         state, refused = self._admit(found)
         self._state = state
         if isinstance(state, NotAdmitted):
             self.claimed = ("", frozenset())
             if state.trouble:
-                self._report(found, status.unreachable(found, state.trouble, now))
+                self.report(found, status.unreachable(found, state.trouble, now))
                 return TROUBLE_SECONDS
-            self._report(found, status.refused(found, state.refused, now))
-            return IDLE_SECONDS
+            self.report(found, status.refused(found, state.refused, now))
+            return None
         reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
         planned = reconciliation.run()
         self.claimed = (state.accepted.profile.root, state.claim(planned))
         self.snapshot = state.snapshot()
-        self._report(found, self._status(reconciliation, planned))
+        self.report(found, self._status(reconciliation, planned))
+        if reconciliation.is_over(planned):
+            due = state.due(reconciliation.owned.jobs)
+            self._state, self._generation = Rest.of(found, self.snapshot, reconciliation.owned, due), 0
+            return None if due is None else max(0.5, due - now)
         return _delay(state, planned, reconciliation.trouble, now)
+
+    def _rests(self, found: Object, now: float) -> bool:
+        """Whether the pipeline is at rest, and nothing about it is new."""
+        services, owned = self.services, self.services.index.owned(self.namespace, self.uid)
+        if self.snapshot is None and isinstance(self._state, NotAdmitted):  # this controller sees it for the first time
+            self._state = read_rest(found, owned, services.config, services.stores) or self._state
+        if not isinstance(self._state, Rest):
+            return False
+        if self._state.is_over(found, owned, now):
+            self._state = NotAdmitted()
+            return False
+        self.snapshot = self._state.snapshot
+        return True
+
+    def _stay(self, found: Object, now: float) -> float | None:
+        """Keep a pipeline at rest: what others need to know of it is told."""
+        assert isinstance(self._state, Rest)
+        services, run = self.services, self._state.snapshot
+        self.claimed = ("", frozenset())
+        self.report(found, status.at_rest(found, services.access(self.uid), self._serving(found, run.paths.root), now))
+        try:
+            if run.phase not in status.DONE:
+                services.leases.hold(run.store, run.paths.root)
+        except StorageError as error:
+            log.warning("storage: %s", error.message)
+            return TROUBLE_SECONDS
+        return None if self._state.due is None else max(0.5, self._state.due - now)
+
+    def _serving(self, found: Object, run: str) -> tuple[str, str, str] | None:
+        """The condition Serving that is due."""
+        told_before = status.condition(found.get("status"), status.SERVING) is not None
+        return self.services.serving(run, told_before=told_before)
 
     def end(self) -> None:
         """The pipeline is gone: nothing holds what its run needs any more, and its folder says so."""
-        if isinstance(self._state, Ready):
-            self.services.leases.let_go(self._state.store, self._state.paths.root)
+        if self.snapshot is not None:
+            self.services.leases.let_go(self.snapshot.store, self.snapshot.paths.root)
             with suppress(NanochatError):
-                self._state.mark_deleted()
+                mark_deleted(self.snapshot.store, self.snapshot.paths)
 
     def _admit(self, found: Object) -> tuple[NotAdmitted | Ready, str]:
         """Take in the declaration where it changed. Of a change that is refused the reason is returned beside the
@@ -117,9 +180,9 @@ class Run:
         try:
             accepted = admit_object(found, self.services.config, self.services.cluster)
             if isinstance(state, Ready):
-                state.admit(accepted, self.services.cache)
+                state.admit(accepted)
             else:
-                state = Ready.open(self.uid, accepted, self.services.cache)
+                state = Ready.open(self.uid, accepted, self.services.stores.artifacts(accepted.profile))
         except UserError as error:
             return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")
         except StorageError as error:
@@ -134,7 +197,6 @@ class Run:
     def _status(self, reconciliation: Reconciliation, planned: Status) -> Object:
         found, ready = reconciliation.found, reconciliation.ready
         workloads = (workload_of(job, reconciliation.workloads) for job in reconciliation.owned.jobs.values())
-        told_before = status.condition(found.get("status"), status.SERVING) is not None
         inputs = status.StatusInputs(
             accepted=ready.accepted,
             planned=planned,
@@ -146,19 +208,20 @@ class Run:
             trouble=reconciliation.trouble,
             queue=queue_state(next((workload for workload in workloads if workload), None)),
             run=ready.paths.root,
-            serving=self.services.serving(ready.paths.root, told_before=told_before),
+            serving=self._serving(found, ready.paths.root),
         )
         return status.build(found, inputs, self.services.access, reconciliation.now)
 
-    def _report(self, found: Object, told: Object) -> None:
+    def report(self, found: Object, told: Object) -> None:
         """Patch the object's status where it changed; an Event at each new phase."""
         before = found.get("status") or {}
+        self.access = told.get("access", self.access)
         if status.same(before, told):
             return
         patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
         if patched is not None:
             self.services.index.pipelines.put(read_pipeline(patched))
-        if told.get("phase") != before.get("phase"):
+        if "phase" in told and told["phase"] != before.get("phase"):
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
         serving = status.condition(told, status.SERVING)

@@ -12,12 +12,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Action, Attempt, Observed, Start, Status, Stop, plan
+from nanochat.pipeline.planner import Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
@@ -33,7 +32,9 @@ from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
 from operators.kueue import Workload, workload_of
 from operators.run_state import Ready
+from operators.sentences import End
 from operators.store_leases import StoreLeases
+from operators.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Services:
     config: Config
     claims: Claims
     events: Events
-    cache: Path
+    stores: Stores
     leases: StoreLeases = field(default_factory=StoreLeases)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving
@@ -98,6 +99,12 @@ class Reconciliation:
         planned = self.ready.outputs.remarked(planned)
         self._storage(lambda: self._keep(planned))
         return planned
+
+    def is_over(self, planned: Status) -> bool:
+        """Whether nothing is left to do before something about the pipeline is new; ended jobs may be left."""
+        suspended = planned.phase is Phase.SUSPENDED and not (self.owned.jobs or self.owned.pods)
+        ended = planned.phase in status.DONE or suspended
+        return ended and not (self.trouble or self.refused or self.ready.attempts.open())
 
     def _storage(self, operation: Callable[[], object]) -> bool:
         """Do something that needs storage, unless it was found out of reach in this pass."""
@@ -199,7 +206,7 @@ class Reconciliation:
         ready = self.ready
         if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
-        ready.outputs.refresh()
+        ready.outputs.refresh(since=self.services.leases.since(ready.store, ready.paths.root) or 0.0)
         if ready.looked == 0.0:
             told = self.found.get("status") or {}
             is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
@@ -216,7 +223,7 @@ class Reconciliation:
         actions, planned = self._plan()
         if planned.phase in status.DONE:
             leases.let_go(store, run)
-        elif not leases.is_held(store, run) and self._storage(lambda: leases.hold(store, run)):
+        elif leases.since(store, run) is None and self._storage(lambda: leases.hold(store, run)):
             self.ready.looked = 0.0  # what was seen before may be gone
             self.ready.outputs.present.clear()
             self._storage(self._find_outputs)
@@ -263,7 +270,7 @@ class Reconciliation:
         return record.observed(
             silence=self.ready.silence(record, self.steady) if runs else 0.0,
             stopping=runs and record.decided is not None,
-            waiting=observed.waiting if runs and observed else "",
+            waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
         )
 
@@ -306,8 +313,8 @@ class Reconciliation:
     def _stop(self, action: Stop) -> None:
         attempts = self.ready.attempts
         stalled = action.reason == "stalled"
-        message = "no sign of life; it was stopped" if stalled else action.reason
-        decided = Outcome(Reason.STALLED if stalled else Reason.PREEMPTED, message, time=self.now)
+        decided = End.STALLED.outcome() if stalled else Outcome(Reason.PREEMPTED, action.reason)
+        decided = replace(decided, time=self.now)
         record = attempts.get(action.stage, action.attempt)
         record = attempts.put(replace(record, stopping=action.reason, decided=decided))
         self._storage(attempts.save)  # what was decided outlives this process

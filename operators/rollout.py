@@ -1,6 +1,6 @@
 """The inference server follows the registry: `decide` is pure, `RolloutController` looks, applies and reports.
 
-    rollout = RolloutController(config.serving, profile, cluster, changed=wake_all)
+    rollout = RolloutController(config.serving, profile, cluster, changed=wake_all, stores=stores)
     delay = rollout.reconcile()      # seconds until the next look
     rollout.about(run, told_before=False)
 
@@ -31,6 +31,7 @@ from operators.cluster import Cluster
 from operators.config import Serving, StoreProfile
 from operators.kube_client import KubeError, Object
 from operators.store_leases import StoreLeases
+from operators.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -250,10 +251,11 @@ class RolloutController:
         cluster: Cluster,
         *,
         changed: Callable[[], None],
+        stores: Stores,
         leases: StoreLeases | None = None,
     ) -> None:
         """`changed` is called when there is something new to tell; `leases` names what is served."""
-        self._leases, self._leased = leases or StoreLeases(), frozenset[str]()
+        self._leases, self._leased, self._stores = leases or StoreLeases(), frozenset[str](), stores
         self._settings, self._profile, self._cluster, self._changed = settings, profile, cluster, changed
         self._registry = Registry(settings.tracking or profile.tracking or "")
         self._fingerprints: dict[str, str] = {}  # of the address that was looked at last
@@ -310,7 +312,7 @@ class RolloutController:
         """Name in the store what pods may load, also when they are made anew."""
         models = frozenset(target.uri for target in targets if target is not None)
         if models != self._leased:
-            self._leases.serve(self._profile.open(), models)
+            self._leases.serve(self._stores.open(self._profile), models)
             self._leased = models
 
     def _champion(self) -> Champion | None:
@@ -331,4 +333,4 @@ class RolloutController:
         return Champion(found.version, run, promoted, Target(found.source, found.version, known, run, promoted))
 
     def _fingerprint(self, address: ModelAddress) -> str:
-        return fingerprint(read_manifest(self._profile.open(root=address.root), address))
+        return fingerprint(read_manifest(self._stores.open(self._profile, root=address.root), address))

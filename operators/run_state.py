@@ -5,8 +5,11 @@ What is here is a memory of the API server and of storage, and may be lost at an
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.planner import Observed, Phase, Status, required_outputs
@@ -17,6 +20,8 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
+from operators.objects import Job
+from operators.status import ATTEMPTS, DONE, to_time
 
 ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
@@ -31,19 +36,40 @@ class NotAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """A run after a reconciliation, for the HTTP endpoint, the metrics and MLflow."""
+    """A run after a reconciliation, for the HTTP endpoint, the metrics and MLflow. It is kept while the run is at rest:
+    it holds nothing that is the run's alone but a few short texts."""
 
+    namespace: str
+    name: str
     uid: str
-    accepted: Accepted
     artifacts: Artifacts
-    paths: RunPaths
+    tracking: str  # URI of the MLflow server, or ''
     phase: Phase
-    attempts: tuple[tuple[str, float | None], ...] = ()  # job and end of each
+    report: str  # key of its report, or ''
+    mark: str  # differs between two states that MLflow is told of
 
     @property
     def store(self) -> Store:
         """The store of the run."""
         return self.artifacts.store
+
+    @property
+    def paths(self) -> RunPaths:
+        """The run's folder."""
+        return RunPaths.of(namespace=self.namespace, name=self.name, uid=self.uid)
+
+
+def mark_deleted(store: Store, paths: RunPaths) -> None:
+    """Say in a run's folder that it goes on no more; StorageError where that cannot be written."""
+    told = read_status(store, paths)
+    if told is not None and told.phase not in DONE:
+        cancelled = replace(told, phase=str(Phase.CANCELLED), message="the pipeline was deleted")
+        StatusFile(store, paths).write(cancelled)
+
+
+def mark_of(phase: str, attempts: Iterable[tuple[str, str | None]], news: object = None) -> str:
+    """A digest of phase, job and end of each attempt as the status tells them, and of what else is new."""
+    return hashlib.sha256(json.dumps([phase, list(attempts), news], default=str).encode()).hexdigest()[:32]
 
 
 @dataclass(slots=True)
@@ -62,20 +88,19 @@ class Ready:
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
-    def open(cls, uid: str, accepted: Accepted, cache: Path) -> Ready:
+    def open(cls, uid: str, accepted: Accepted, artifacts: Artifacts) -> Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
-        store = accepted.profile.open()
-        meta = accepted.pipeline.metadata
+        store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
-        outputs = Outputs(Artifacts(store, cache), accepted.graph)
+        outputs = Outputs(artifacts, accepted.graph)
         attempts = Attempts(store, paths, pipeline=meta.name, uid=uid).load()
         return cls(uid, accepted, paths, outputs, attempts, StatusFile(store, paths))
 
-    def admit(self, accepted: Accepted, cache: Path) -> None:
+    def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""
         known = self.outputs
         self.accepted, self.looked = accepted, 0.0
-        self.outputs = Outputs(Artifacts(accepted.profile.open(), cache), accepted.graph)
+        self.outputs = Outputs(known.artifacts, accepted.graph)
         self.outputs.present, self.outputs.scores, self.outputs.release = known.present, known.scores, known.release
 
     @property
@@ -83,17 +108,27 @@ class Ready:
         """The store of the run."""
         return self.outputs.artifacts.store
 
-    def mark_deleted(self) -> None:
-        """Say in the run's folder that it goes on no more; StorageError where that cannot be written."""
-        told = read_status(self.store, self.paths)
-        if told is not None and told.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED):
-            message = "the pipeline was deleted"
-            self.status_file.write(replace(told, phase=str(Phase.CANCELLED), message=message))
-
     def snapshot(self) -> RunSnapshot:
         """The run as others may see it."""
-        attempts = tuple((record.job, record.ended) for record in self.attempts.all())
-        return RunSnapshot(self.uid, self.accepted, self.outputs.artifacts, self.paths, self.phase, attempts)
+        accepted, meta = self.accepted, self.accepted.pipeline.metadata
+        graph = accepted.graph
+        attempts = [(record.job, to_time(record.ended)) for record in self.attempts.all()[-ATTEMPTS:]]
+        news = [(name, state.launch, state.step) for name, state in self.progress.items()]
+        return RunSnapshot(
+            namespace=meta.namespace,
+            name=meta.name,
+            uid=self.uid,
+            artifacts=self.outputs.artifacts,
+            tracking=sys.intern(accepted.profile.tracking or ""),
+            phase=self.phase,
+            report=graph.node("report").outputs[0].key if "report" in graph.stages else "",
+            mark=mark_of(self.phase, attempts, None if self.phase in DONE else news),
+        )
+
+    def due(self, jobs: Mapping[str, Job]) -> float | None:
+        """When the first of the jobs of attempts that are over is to be deleted, in seconds since 1970."""
+        ended = [record.ended or 0.0 for record in self.attempts.all() if record.job in jobs and not record.cleaned]
+        return min(ended) + self.accepted.spec.job_ttl_seconds if ended else None
 
     def claim(self, planned: Status) -> frozenset[str]:
         """Keys that this pipeline makes or is about to make, for the others to wait for."""

@@ -80,8 +80,8 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "eta": duration(state.eta) if state and state.eta is not None else None,
         "loss": f"{_loss(state):.3f}" if state and _loss(state) is not None else None,
         "core": _core(inputs.scores),
-        "started": _time(started),
-        "finished": (before.get("finished") or _time(now)) if finished else None,
+        "started": to_time(started),
+        "finished": (before.get("finished") or to_time(now)) if finished else None,
         "run": inputs.run,
         "retriedAt": before.get("retriedAt") if inputs.trouble else retry_asked(found),
         "gpuHours": round(hours, 3),
@@ -139,6 +139,26 @@ def unreachable(found: Object, why: str, now: float) -> Object:
     }
 
 
+def slow(found: Object, seconds: float, now: float) -> Object:
+    """The changes in the status while a reconciliation takes long."""
+    meta, before = found["metadata"], (found.get("status") or {}).get("conditions") or []
+    why = (
+        f"the store or the API server has kept the controller waiting for {seconds:.0f} s: stages that run go on, and "
+        "what is due is done when it answers"
+    )
+    wanted = {"StorageReachable": ("Unknown", "Slow", why)}
+    return {"message": why, "conditions": _conditions(before, meta["generation"], now, wanted)}
+
+
+def at_rest(
+    found: Object, access: Mapping[str, str] | None, serving: tuple[str, str, str] | None, now: float
+) -> Object:
+    """The changes in the status of a pipeline that is at rest."""
+    meta, before = found["metadata"], (found.get("status") or {}).get("conditions") or []
+    wanted = {SERVING: serving} if serving else {}
+    return {"access": access, "conditions": _conditions(before, meta["generation"], now, wanted)}
+
+
 def condition(status: Object | None, name: str) -> tuple[str, str, str] | None:
     """Status, reason and message of a condition."""
     found = next((item for item in (status or {}).get("conditions") or [] if item["type"] == name), None)
@@ -166,6 +186,7 @@ def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
     return {
         "name": item.stage,
         "phase": str(item.phase),
+        "reason": item.reason or None,
         "message": item.message[:LONGEST] or None,
         "why": inputs.explanations.get(item.stage, "")[:LONGEST] or None,
         "attempts": item.attempts,
@@ -174,8 +195,8 @@ def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
         "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in live.rates.items())[:LONGEST] if live else None,
         "loss": round(loss, 4) if (loss := _loss(live)) is not None else None,
         "eta": round(live.eta) if live and live.eta is not None else None,
-        "started": _time(own[0].started if own else None),
-        "ended": _time(own[-1].ended if own else None),
+        "started": to_time(own[0].started if own else None),
+        "ended": to_time(own[-1].ended if own else None),
         "keys": {out.ref: out.key for out in inputs.accepted.graph.node(item.stage).outputs[:50]},
     }
 
@@ -187,8 +208,8 @@ def _attempt(record: JobAttempt) -> Object:
         "job": record.job,
         "reason": str(record.outcome.reason) if record.outcome else "Running",
         "message": (record.outcome.message if record.outcome else record.stopping)[:LONGEST] or None,
-        "started": _time(record.started),
-        "ended": _time(record.ended),
+        "started": to_time(record.started),
+        "ended": to_time(record.ended),
         "nodes": list(record.hosts)[:NODES],
         "batch": record.device_batch_size,
     }
@@ -240,12 +261,12 @@ def _conditions(
             "reason": reason,
             "message": message[:LONGEST],
             "observedGeneration": generation,
-            "lastTransitionTime": _time(now) if changed or old is None else old["lastTransitionTime"],
+            "lastTransitionTime": to_time(now) if changed or old is None else old["lastTransitionTime"],
         }
     return [known[name] for name in sorted(known)]
 
 
-def _time(seconds: float | None) -> str | None:
+def to_time(seconds: float | None) -> str | None:
     """RFC 3339 in UTC, whole seconds."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

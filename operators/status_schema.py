@@ -54,6 +54,9 @@ class StageStatus(StatusSection):
         "is not tried again until a retry is asked for. Blocked: a stage before it failed. Cancelled: spec.cancel "
         "ended it. Queued and Unselected occur in local runs alone."
     )
+    reason: Word | None = setting(
+        None, "reason is the cause of a wait, as a word for programs: Unschedulable, PodsMissing, QueuePending, ..."
+    )
     message: Text | None = setting(None, "message is a sentence that says why the stage is in its phase.")
     why: Text | None = setting(
         None,

@@ -22,6 +22,7 @@ from typing import Any, Generic, Self, TypeVar
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import STAGES, Attempt
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.sentences import Said
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Name
 from nanochat.storage.records import Count, Seconds, checked, read_object
@@ -73,7 +74,7 @@ class AttemptRecord:
         """The record with how the attempt ended."""
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
-    def observed(self, *, stopping: bool, silence: float, waiting: str = "", stale: bool = False) -> Attempt:
+    def observed(self, *, stopping: bool, silence: float, waiting: Said | None = None, stale: bool = False) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
             number=self.number,

@@ -84,11 +84,12 @@ class Lease:
         self._ticker = Ticker("lease", self._renew, lambda: RENEW_SECONDS)
         return self
 
-    def hold(self, run: str) -> None:
-        """Name one more run; StorageError where that cannot be written now: then a renewal does it later."""
+    def hold(self, *runs: str) -> None:
+        """Name more runs; StorageError where that cannot be written now: then a renewal does it later."""
         with self._lock:
-            if run not in self.record.runs:
-                self._write(replace(self.record, runs=(*self.record.runs, run)))
+            named = tuple(dict.fromkeys((*self.record.runs, *runs)))
+            if named != self.record.runs:
+                self._write(replace(self.record, runs=named))
 
     def let_go(self, run: str) -> None:
         """Name a run no more, from the next renewal on."""

@@ -35,18 +35,22 @@ class Outputs:
         self.release: ReleaseRecord | None = None
         self.scores: dict[str, Mapping[str, float]] = {}  # trained stage -> metrics of its evaluation
 
-    def refresh(self, outputs: Iterable[Output] | None = None) -> bool:
-        """Look for those of `outputs` (by default all) that were not there; whether any is there now."""
+    def refresh(self, outputs: Iterable[Output] | None = None, *, since: float = 0.0) -> bool:
+        """Look for those of `outputs` that were not there; whether any is there now. By default all are looked for,
+        as a store that is shared knows them from not before `since` (of time.monotonic())."""
         if outputs is None:
-            outputs = (out for node in self.graph.nodes for out in node.outputs)
-        found = self.artifacts.find_all((out.kind, out.key) for out in outputs if out.key not in self.present)
-        for (kind, key), manifest in found.items():
+            every = [(out.kind, out.key) for node in self.graph.nodes for out in node.outputs]
+            found = self.artifacts.survey((pair for pair in every if pair[1] not in self.present), since=since)
+        else:
+            wanted = [(out.kind, out.key) for out in outputs if out.key not in self.present]
+            found = {pair: manifest.metadata for pair, manifest in self.artifacts.find_all(wanted).items()}
+        for (kind, key), metadata in found.items():
             self.present.add(key)
             if kind == "evaluation":
-                stage = str(manifest.metadata.get("stage", "")).removeprefix("eval-")
-                self.scores[stage] = _numbers(manifest.metadata.get("metrics"))
+                stage = str(metadata.get("stage", "")).removeprefix("eval-")
+                self.scores[stage] = _numbers(metadata.get("metrics"))
             elif kind == "release":
-                self.release = ReleaseRecord.of(manifest.metadata)
+                self.release = ReleaseRecord.of(metadata)
         return bool(found)
 
     def recheck_inputs(self, stage: str) -> None:

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from nanochat.pipeline.graph import Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import ComputeStage
 
@@ -53,7 +54,7 @@ class Attempt:
     former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
-    waiting: str = ""  # why its processes do not run yet: then its silence is no stall
+    waiting: Said | None = None  # why its processes do not run yet: then its silence is no stall
     stale: bool = False  # it makes what an edit has since replaced: it is stopped, and counts for nothing
     memory: float = 1.0  # factor on the host memory that it asked for
 
@@ -102,6 +103,7 @@ class StageStatus:
     message: str = ""
     attempts: int = 0
     until: float | None = None  # when a delay ends
+    reason: str = ""  # of the message, for programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,8 @@ def _watch(
     if reason:
         return StageStatus(stage, Phase.STOPPING, reason, count), Stop(stage, attempt.number, reason)
     if attempt.waiting:
-        return StageStatus(stage, Phase.PENDING, attempt.waiting, count), None
+        said = attempt.waiting
+        return StageStatus(stage, Phase.PENDING, said.message, count, reason=said.reason), None
     if attempt.silence > spec.retries.stall_seconds:
         message = f"no sign of life for {attempt.silence:.0f} s"
         return StageStatus(stage, Phase.STOPPING, message, count), Stop(stage, attempt.number, "stalled")

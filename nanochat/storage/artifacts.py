@@ -75,6 +75,12 @@ class Artifacts:
             found = pool.map(lambda pair: self.find(*pair), pairs)
             return {pair: manifest for pair, manifest in zip(pairs, found, strict=True) if manifest is not None}
 
+    def survey(
+        self, wanted: Iterable[tuple[str, str]], *, since: float = 0.0
+    ) -> Mapping[tuple[str, str], Mapping[str, Any]]:
+        """The metadata of those that exist of many (kind, key). What is shared may remember them from after `since`."""
+        return {pair: manifest.metadata for pair, manifest in self.find_all(wanted).items()}
+
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
         """Damage, found now or before and set aside, one sentence each; () where all is well."""
         base = self.folder(kind, key)

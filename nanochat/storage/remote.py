@@ -7,12 +7,12 @@ mark on the object tells a creation whose answer was lost from one by another wr
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -49,10 +49,17 @@ class RemoteStore(Store):
         self.root = "/".join(filter(None, (f"{parts.scheme}://{self._bucket}", self._prefix)))
         self._profile, self._credentials, self._delays = profile, credentials, delays
         self._bucket_found = False
+        self._lock = threading.Lock()
+        self._connected: tuple[tuple[Any, ...], Any] | None = None
 
-    @cached_property
+    @property
     def _fs(self) -> Any:
-        return self._backend.connect(self._profile, self._credentials)
+        """The file system, made anew when the files with credentials are others: they are renewed now and then."""
+        marks = _marks(self._credentials)
+        with self._lock:
+            if self._connected is None or self._connected[0] != marks:
+                self._connected = marks, self._backend.connect(self._profile, self._credentials)
+            return self._connected[1]
 
     def _address(self, path: str) -> str:
         return "/".join(filter(None, (self._bucket, self._prefix, path)))
@@ -228,3 +235,11 @@ class RemoteStore(Store):
             self._with_retries(
                 lambda: self._backend.delete_leftover(self._fs, self._bucket, key, upload), doing="deleting", path=path
             )
+
+
+def _marks(folder: Path | None) -> tuple[Any, ...]:
+    """Values that differ between two contents of a folder with credentials."""
+    if folder is None or not folder.is_dir():
+        return ()
+    found = ((file.name, file.stat()) for file in folder.iterdir() if file.is_file())
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in found))

@@ -9,13 +9,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from nanochat.pipeline.logs import LogSync
+from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
 from operators.access import DAY, INVALID_TOKEN, Access
-from operators.endpoint import NEXT, StoredRun, build_app
+from operators.endpoint import NEXT, build_app
 from operators.kube_client import KubeError
+from operators.run_state import RunSnapshot
 
 ACCESS = Access(b"key of a test")
 TOKEN = {"X-Nanochat-Token": ACCESS.token("uid-1", time.time())}
@@ -41,7 +43,7 @@ def client(tmp_path: Path) -> TestClient:
         writer.commit(recipe={}, inputs={}, metadata={})
     store.write_json(paths.attempt("base", 1), {"number": 1})
     (tmp_path / "store" / "secret.txt").write_text("nobody's")
-    view = StoredRun("uid-1", store, paths, artifacts, KEY)
+    view = RunSnapshot("team", "demo", "uid-1", artifacts, "", Phase.SUCCEEDED, KEY, "")
     views = {("team", "demo"): view}
     return TestClient(build_app(lambda ns, name: views.get((ns, name)), ACCESS, lambda: "", lambda: True))
 
@@ -123,6 +125,6 @@ def test_nothing_else_of_the_store_is_read(client: TestClient, path: str) -> Non
 @pytest.mark.parametrize(("stuck", "code"), [("", 200), ("the reconciliation of a/b has lasted 400 s", 503)])
 def test_health_says_what_is_stuck(stuck: str, code: int) -> None:
     client = TestClient(build_app(lambda *_: None, ACCESS, lambda: stuck, lambda: not stuck))
-    assert (client.get("/healthz").status_code, client.get("/healthz").text) == (code, stuck or "ok")
+    assert (client.get("/livez").status_code, client.get("/livez").text) == (code, stuck or "ok")
     assert client.get("/readyz").status_code == code
     assert "nanochat_reconcile_seconds" in client.get("/metrics").text

@@ -51,7 +51,8 @@ class Run:
         self.accepted = admit_object(found, Config.model_validate(config, by_alias=True), None)  # type: ignore[arg-type]
         self.store = open_store(Profile(root=str(folder / "store")))
         self.paths = RunPaths.of(namespace="team", name="demo", uid=uid)
-        self.view = RunSnapshot(uid, self.accepted, Artifacts(self.store, folder / "cache"), self.paths, Phase.RUNNING)
+        artifacts = Artifacts(self.store, folder / "cache")
+        self.view = RunSnapshot("team", "demo", uid, artifacts, tracking, Phase.RUNNING, "", "begun")
         with Journal(self.store, self.paths.root, stage="base", launch="01-aa", interval=1e9) as journal:
             for step in range(1, 6):
                 journal.metrics(step, {"train/loss": 3.0 / step})
@@ -81,8 +82,7 @@ class Run:
         if done:
             self.store.write(f"{self.paths.root}/report/report.html", b"<p>")
             self.store.write(f"{self.paths.root}/report/loss-base.svg", b"<svg/>")
-        ends = tuple((r.job, r.ended) for r in records)
-        self.view = replace(self.view, attempts=ends, phase=planned.phase)
+        self.view = replace(self.view, mark=state, phase=planned.phase)
 
     @property
     def marked(self) -> bool:
@@ -142,7 +142,7 @@ def test_what_was_missed_is_made_up_for_and_not_done_again(
             patch.setattr(RunTracker, "sync", lambda _: pytest.fail("it is complete"))
             mlflow_sync.round()
             MlflowSync(lambda: [run.view]).round()
-        run.view = replace(run.view, attempts=(*run.view.attempts, ("demo-base-3", 4000.0)))
+        run.view = replace(run.view, mark="tried again")
         synced: list[bool] = []
         sync = RunTracker.sync
         monkeypatch.setattr(RunTracker, "sync", lambda self: synced.append(True) or sync(self))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nanochat.pipeline.outcomes import Reason
+from nanochat.pipeline.sentences import Said
 from operators import kueue, observation
 from operators.attempts import JobAttempt
 from operators.kueue import queue_state, read_workload, workload_of
@@ -224,7 +225,7 @@ def test_memory_is_the_hosts() -> None:
 def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -> None:
     seen = observe(record(pods={}), found, pods, NOW, None)
     assert seen.outcome is None
-    assert says in seen.waiting and bool(says) == bool(seen.waiting)
+    assert says in (seen.waiting.message if seen.waiting else "") and bool(says) == bool(seen.waiting)
 
 
 def test_a_launch_is_told_by_its_pods() -> None:
@@ -256,7 +257,7 @@ def test_what_kueue_says() -> None:
     state = {"name": "team", "workload": "pytorchjob-demo", "state": "Pending", "message": "couldn't assign flavors"}
     assert queue_state(read) == state
     seen = observe(record(), job("Suspended", suspend=True), [], NOW, read)
-    assert seen.waiting == "waits for admission: couldn't assign flavors"
+    assert seen.waiting == Said("QueuePending", "waits for admission: couldn't assign flavors")
     workload["status"]["conditions"] = [condition("Admitted", "admitted")]
     admitted = queue_state(read_workload(workload))
     assert admitted is not None and admitted["state"] == "Admitted"

@@ -25,6 +25,7 @@ from operators.kube_client import PODS, KubeError
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
 from operators.reconciliation import Services
+from operators.stores import Stores
 
 UID = "12ab34cd-0000-0000-0000-000000000000"
 STALL = 60
@@ -98,7 +99,7 @@ def rig(tmp_path: Path, own_server: StoreServer) -> Rig:
         config=config,
         claims=claims,
         events=FakeEvents(),  # type: ignore[arg-type]
-        cache=tmp_path / "cache",
+        stores=Stores(tmp_path / "cache"),
     )
     store = open_store(profile, patient=False, credentials=credentials)
     return Rig(cluster, own_server, services, store, Run("team", "demo", UID, services))
@@ -255,9 +256,9 @@ def test_a_run_is_held_until_its_pipeline_has_ended_or_is_gone(rig: Rig) -> None
     """What `gc` reads: the lease, and the status in the run's folder."""
     rig.reconcile()
     root = RunPaths.of(namespace="team", name="demo", uid=UID).root
-    assert rig.services.leases.is_held(rig.store, root)
+    assert rig.services.leases.since(rig.store, root) is not None
     assert [entry.path for entry in rig.store.list("leases")], "it is written before anything is looked for"
     rig.run.end()
-    assert not rig.services.leases.is_held(rig.store, root)
+    assert rig.services.leases.since(rig.store, root) is None
     told = read_status(rig.store, RunPaths(root))
     assert told is not None and (told.phase, told.message) == ("Cancelled", "the pipeline was deleted")

@@ -31,6 +31,7 @@ from operators.kube_models import from_json
 from operators.reconciler import Run
 from operators.reconciliation import Services
 from operators.rollout import Champion, Deployed, Memory, Rejected, RolloutController, Target, decide, read
+from operators.stores import Stores
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -227,7 +228,11 @@ class World:
             self.changes += 1
 
         rollout = RolloutController(
-            Serving.model_validate(settings), self.profile, cluster or self.deployment, changed=changed
+            Serving.model_validate(settings),
+            self.profile,
+            cluster or self.deployment,
+            changed=changed,
+            stores=Stores(self.artifacts.cache.folder),
         )
         rollout.reconcile()
         return rollout
@@ -426,7 +431,7 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
 
     config = Config.model_validate({"image": "trainer:1", "profiles": {"default": {"root": str(tmp_path / "store")}}})
     services = Services(
-        **cluster.services(), config=config, claims=claims, events=heard, cache=tmp_path, serving=serving
+        **cluster.services(), config=config, claims=claims, events=heard, stores=Stores(tmp_path), serving=serving
     )
     run = Run("team", "demo", "u2", services)
 

@@ -149,7 +149,8 @@ def test_watches_feed_the_index(server: ApiServer) -> None:
         await until(lambda: len(index.owned("team", "o").pods) == 2)
         server.events["pods"].append({"type": "DELETED", "object": pod(12)})
         await until(lambda: [found.meta.uid for found in index.owned("team", "o").pods] == ["new"])
-        meta = {"name": "demo", "namespace": "team", "uid": "o", "resourceVersion": "13"}
+        meta = {"name": "demo", "namespace": "team", "uid": "o", "resourceVersion": "13", "generation": 1}
+        meta |= {"creationTimestamp": "2027-01-15T08:00:00Z"}
         server.events["chatpipelines"].append({"type": "ADDED", "object": {"metadata": meta, "spec": {}}})
         await until(lambda: index.pipeline("team", "demo") is not None)
 

@@ -20,6 +20,7 @@ from operators.kube_client import CONFIG_MAPS, PODS, Object
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
 from operators.reconciliation import Services
+from operators.stores import Stores
 
 BEGAN = 1_800_000_000.0
 FORGED, WELL = "forged", "well"
@@ -58,7 +59,7 @@ class TwoPipelines:
             config=self.config,
             claims=claims,
             events=Events(),  # type: ignore[arg-type]
-            cache=self.folder / "cache",
+            stores=Stores(self.folder / "cache"),
         )
         self.runs = {name: Run(f"team-{name}", name, uid, self.services) for name, uid in UIDS.items()}
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Attempt, Observed, Phase, Start, Stop, plan
+from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import PipelineSpec
 
 SPEC = PipelineSpec()
@@ -67,6 +68,7 @@ def test_every_outcome_in_every_state(reason: Reason, state: str) -> None:
 
 LIVE = Attempt(3, device_batch_size=32)
 SILENT = replace(LIVE, silence=1e4)
+NO_ROOM = replace(SILENT, waiting=Said("Unschedulable", "no room"))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ SILENT = replace(LIVE, silence=1e4)
     [
         pytest.param(LIVE, Observed(present=BEFORE), Phase.RUNNING, None, id="runs"),
         pytest.param(SILENT, Observed(present=BEFORE), Phase.STOPPING, "stalled", id="silent"),
-        pytest.param(replace(SILENT, waiting="no room"), Observed(present=BEFORE), Phase.PENDING, None, id="pending"),
+        pytest.param(NO_ROOM, Observed(present=BEFORE), Phase.PENDING, None, id="pending"),
         pytest.param(replace(LIVE, stale=True), Observed(present=BEFORE), Phase.STOPPING, "edited", id="edited"),
         pytest.param(LIVE, Observed(present=BEFORE, suspended=True), Phase.STOPPING, "suspended", id="suspended"),
         pytest.param(LIVE, Observed(present=BEFORE, cancelled=True), Phase.STOPPING, "cancelled", id="cancelled"),

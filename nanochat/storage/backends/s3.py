@@ -16,6 +16,7 @@ from nanochat.storage.failures import ErrorTable, Fault
 from nanochat.storage.store import Entry, Profile
 
 MOST_PARTS = 9_000  # S3 allows 10,000 parts
+CONNECTIONS = 32  # of one store; a request beyond them waits for one
 
 
 def _codes(error: BaseException) -> tuple[str, ...]:
@@ -74,7 +75,12 @@ class S3(Backend):
             **_credentials(credentials),
             endpoint_url=profile.endpoint,
             client_kwargs={"region_name": profile.region} if profile.region else {},
-            config_kwargs={"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
+            config_kwargs={
+                "connect_timeout": 5,
+                "read_timeout": 60,
+                "retries": {"total_max_attempts": 1},
+                "max_pool_connections": CONNECTIONS,
+            },
             max_concurrency=1,  # small files are read by one request, which meets one state of them
             use_listings_cache=False,
             skip_instance_cache=True,
