@@ -40,7 +40,7 @@ class AttemptObservation:
     clear: bool = False  # nothing of it can still run
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime
-    hosts: tuple[str, ...] = ()
+    placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
 
 
 def observe(
@@ -48,18 +48,18 @@ def observe(
 ) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's Workload for it."""
     clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
-    hosts = tuple(sorted({pod.node for pod in pods if pod.node}))
+    placement = {pod.index: pod.node for pod in pods if pod.node}
     if job is None:
         return AttemptObservation(
             outcome=End.JOB_DELETED.outcome(time=now),
             clear=clear,
             pods=record.pods,
             job_started=record.job_started,
-            hosts=hosts,
+            placement=record.placement,
         )
     if job.suspended:
         waiting = Wait.QUEUE_SAYS.of(why=workload.message) if workload else Wait.QUEUE.of()
-        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
+        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", placement=placement)
     same = not record.job_started or record.job_started == job.started
     before = record.pods if same else {}
     present = {pod.index: pod.meta.uid for pod in pods if not pod.meta.deleting}
@@ -76,7 +76,7 @@ def observe(
         clear=clear,
         pods={**before, **present},
         job_started=job.started,
-        hosts=hosts,
+        placement={**(record.placement if same else {}), **placement},
     )
 
 
@@ -89,7 +89,8 @@ def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> Job
         record,
         pods=dict(observed.pods),
         job_started=observed.job_started,
-        hosts=tuple(sorted({*record.hosts, *observed.hosts})),
+        placement=dict(observed.placement),
+        hosts=tuple(sorted({*record.hosts, *observed.placement.values()})),
         launches=tuple(launches),
         launch=record.launch_of(master) if master else record.launch,
         running_since=(record.running_since or now) if runs else None,
@@ -110,7 +111,7 @@ def _outcome(
 ) -> Outcome | None:
     if job.succeeded:
         return Outcome(Reason.SUCCEEDED, time=now)
-    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod)) is not None]
+    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod, record.processes)) is not None]
     own = [o for o in ended if o.reason not in (Reason.SUCCEEDED, Reason.PREEMPTED) and not o.peer_lost]
     if own:
         return min(own, key=lambda o: o.time)
@@ -145,8 +146,15 @@ def _outcome(
     return None
 
 
-def _pod_outcome(pod: Pod) -> Outcome | None:
+def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
     """How a pod's container ended, by its own word if it left one; None while it runs or where nothing tells."""
+    found = _exit_outcome(pod)
+    if found is None or found.rank is not None or not pod.index.isdecimal():
+        return found
+    return replace(found, rank=int(pod.index) * processes)
+
+
+def _exit_outcome(pod: Pod) -> Outcome | None:
     end = pod.exit
     if end is None or pod.state.reason == "Evicted":  # `_taken` tells of an eviction
         return None

@@ -183,6 +183,7 @@ class Run:
                 state.admit(accepted)
             else:
                 state = Ready.open(self.uid, accepted, self.services.stores.artifacts(accepted.profile))
+                self.services.suspicion.learn(self.uid, state.attempts.all())
         except UserError as error:
             return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")
         except StorageError as error:

@@ -18,6 +18,7 @@ from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
+from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.registry import Registry
@@ -35,6 +36,7 @@ from operators.run_state import Ready
 from operators.sentences import End
 from operators.store_leases import StoreLeases
 from operators.stores import Stores
+from operators.suspicion import Suspicion, blame
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,6 @@ ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
 UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
 STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
 DELETED_AT_ONCE = 20  # attempts that are tidied in one pass
-SUSPECT = (Reason.STALLED, Reason.INFRASTRUCTURE)  # outcomes after which other nodes are tried first
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Services:
     events: Events
     stores: Stores
     leases: StoreLeases = field(default_factory=StoreLeases)
+    suspicion: Suspicion = field(default_factory=Suspicion)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving
 
@@ -195,12 +197,19 @@ class Reconciliation:
         before = ready.attempts.reached(record.stage, before=record.number)
         reached = outputs.reached(record.stage, record.keys, before=before)
         ready.take_progress(record, self.steady)
-        record = ready.attempts.put(record.end(outcome, reached=reached, now=self.now))
+        against = record.blame if outcome.reason is Reason.STALLED else blame(record, outcome, ())
+        record = ready.attempts.put(replace(record.end(outcome, reached=reached, now=self.now), blame=against))
         useful = reached > before or outcome.reason is Reason.SUCCEEDED
         metrics.attempt_ended(record, outcome, lost=0.0 if useful else record.used)
         level = "Normal" if outcome.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) else "Warning"
         self.event(level, str(outcome.reason), f"{record.stage} attempt {record.number}: {outcome.message or 'ended'}")
         ready.looked = 0.0
+        if against:
+            suspicion = self.services.suspicion
+            suspicion.learn(ready.uid, ready.attempts.all())
+            scores = suspicion.scores(self.now)
+            said = ", ".join(f"{node} ({scores.get(node, 0.0):g})" for node in against)
+            self.event("Warning", "NodeSuspected", f"{record.stage} attempt {record.number} speaks against {said}")
 
     def _find_outputs(self) -> None:
         ready = self.ready
@@ -267,8 +276,10 @@ class Reconciliation:
         outputs = {out.key for out in self.ready.accepted.graph.node(record.stage).outputs}
         observed = self.observations.get(record.job)
         runs = record.outcome is None
+        heartbeat = self.ready.heartbeat(record, self.steady) if runs else None
         return record.observed(
-            silence=self.ready.silence(record, self.steady) if runs else 0.0,
+            silence=self.steady - heartbeat.heard if heartbeat else 0.0,
+            begun=heartbeat is None or heartbeat.begun,
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
@@ -285,7 +296,7 @@ class Reconciliation:
             run=ready.paths.root,
             config=services.config,
             started=self.now,
-            avoid=self._suspects(action.stage),
+            avoid=services.suspicion.scores(self.now),
         )
         # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
         for job in services.index.read(namespace, ready.uid).jobs.values():
@@ -305,21 +316,31 @@ class Reconciliation:
         ready.attempts.save()
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
-    def _suspects(self, stage: str) -> tuple[str, ...]:
-        """Nodes of the last attempt, if it ended in a way that a bad node explains."""
-        last = self.ready.attempts.last(stage)
-        return last.hosts if last and last.outcome and last.outcome.reason in SUSPECT else ()
-
     def _stop(self, action: Stop) -> None:
         attempts = self.ready.attempts
-        stalled = action.reason == "stalled"
-        decided = End.STALLED.outcome() if stalled else Outcome(Reason.PREEMPTED, action.reason)
-        decided = replace(decided, time=self.now)
-        record = attempts.get(action.stage, action.attempt)
-        record = attempts.put(replace(record, stopping=action.reason, decided=decided))
+        record, decided = attempts.get(action.stage, action.attempt), Outcome(Reason.PREEMPTED, action.reason)
+        if action.reason == "stalled":
+            stood = self._nodes_that_stood(record)
+            decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+            record = replace(record, blame=blame(record, decided, stood))
+        record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=self.now)))
         self._storage(attempts.save)  # what was decided outlives this process
         self.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
         self._end(record)
+
+    def _nodes_that_stood(self, record: JobAttempt) -> list[str]:
+        """The nodes of a silent attempt's ranks for which the others wait; none where that is not known."""
+        ready, seen = self.ready, dict[str, Standstill]()
+
+        def read() -> None:
+            for index, uid in record.pods.items():
+                path = ready.paths.standstill(record.stage, record.launch_of(uid))
+                seen[index] = read_standstill(ready.store, path)
+
+        if not self._storage(read) or not any(standstill.waits for standstill in seen.values()):
+            return []
+        stood = {record.placement.get(index, "") for index, standstill in seen.items() if not standstill.waits}
+        return sorted(stood - {""})
 
     def _stop_dropped(self) -> None:
         """Stop attempts of stages that an edit took out of the pipeline."""
@@ -328,15 +349,20 @@ class Reconciliation:
                 self._stop(Stop(record.stage, record.number, "edited"))
 
     def _end(self, record: JobAttempt) -> None:
-        """Delete what is left of an attempt that is over."""
+        """Delete what is left of an attempt that is over.
+
+        A stalled one's pods go first: garbage collection, which follows a job, would leave them the grace of a stop,
+        for which a kubelet waits. The job goes in the same breath, before the training operator can make pods anew;
+        where this process ends in between, the next one finds them and deletes them too.
+        """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
-        if job is not None and not job.meta.deleting:
-            self.services.backend.delete(job)
         for pod in self.owned.pods_of(record):
-            if record.stopping == "stalled" and pod.meta.grace != STALLED_GRACE:
+            if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
                 cluster.delete_pod(pod)
+        if job is not None and not job.meta.deleting:
+            self.services.backend.delete(job)
 
     def _clean(self) -> None:
         """Delete the jobs of attempts that are over: at once if they still run, else when their time has passed."""

@@ -38,6 +38,7 @@ class End(Sentence):
     NODE_LOST = Reason.PREEMPTED, "the pod of node {index} was lost with {node}"
     STOPPED = Reason.PREEMPTED, "stopped"
     STALLED = Reason.STALLED, "no sign of life; it was stopped"
+    STALLED_ON = Reason.STALLED, "no sign of life; it was stopped: ranks on {nodes} stood still"
     MEMORY = Reason.OUT_OF_MEMORY, "the pod's memory is used up"
     DISK_FULL = Reason.USER_ERROR, "the node's disk is full: give the pod more ephemeral storage"
     KILLED = Reason.INFRASTRUCTURE, "the pod was killed by SIGKILL"

@@ -104,8 +104,17 @@ class FakeKube:
             raise KubeError("the API server cannot be reached")
         return copy.deepcopy(self[resource][name])
 
-    def delete(self, resource: Resource, _namespace: str, name: str, *, uid: str = "", **_options: Any) -> None:
-        self.asked.append(f"delete {resource.plural}")
+    def delete(
+        self,
+        resource: Resource,
+        _namespace: str,
+        name: str,
+        *,
+        uid: str = "",
+        grace: int | None = None,
+        **_options: Any,
+    ) -> None:
+        self.asked.append(f"delete {resource.plural}" + (f" in {grace} s" if grace is not None else ""))
         found = self[resource].get(name)
         if found is None or (uid and found["metadata"]["uid"] != uid):
             return
@@ -122,6 +131,14 @@ class FakeKube:
         PipelineStatus.model_validate_json(json.dumps(status), strict=True, by_alias=True, by_name=False)
         self._store(PIPELINES, found | {"status": status})
         return copy.deepcopy(self[PIPELINES][name])
+
+    def change(self, resource: Resource, body: Object) -> None:
+        """Put the next state of an object there."""
+        self._store(resource, body)
+
+    def start_pods(self, job: str) -> None:
+        """Make the pods of a job anew."""
+        self._start(self[PYTORCHJOBS][job])
 
     def _start(self, job: Object) -> None:
         """The training operator and the kubelets."""
