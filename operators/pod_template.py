@@ -170,7 +170,7 @@ def _container(request: JobRequest, placement: Placement, network: Network) -> c
             read_only_root_filesystem=True,
             capabilities=client.V1Capabilities(drop=["ALL"], add=["IPC_LOCK"] if network.host else None),
         ),
-        termination_message_policy="File",
+        termination_message_policy="FallbackToLogsOnError",  # where it ends before it has a word of its own
         volume_mounts=[
             client.V1VolumeMount(name=name, mount_path=path, read_only=name in ("plan", "files") or None)
             for name, path in mounts.items()

@@ -10,7 +10,7 @@ is recorded, and a job without a record is adopted by its annotation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -31,7 +31,7 @@ from operators.events import Events
 from operators.index import Index, Owned
 from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
-from operators.kueue import Workload, workload_of
+from operators.kueue import Queues
 from operators.run_state import Ready
 from operators.sentences import End
 from operators.store_leases import StoreLeases
@@ -82,9 +82,9 @@ class Reconciliation:
     steady: float
     event: EventOf
     trouble: str = ""  # why storage cannot be reached now
-    workloads: list[Workload] = field(default_factory=list)  # Kueue's
+    queues: Queues = field(default_factory=Queues)
     owned: Owned = field(default_factory=lambda: Owned({}, ()))
-    observations: Mapping[str, observation.AttemptObservation] = field(default_factory=dict)  # by job
+    observations: dict[str, observation.AttemptObservation] = field(default_factory=dict)  # by job
 
     def run(self) -> Status:
         """Observe, plan and act; returns where the pipeline stands."""
@@ -125,8 +125,6 @@ class Reconciliation:
 
     def _observe(self) -> None:
         ready = self.ready
-        if ready.accepted.spec.queue:
-            self.workloads = self.services.cluster.workloads(self.found["metadata"]["namespace"])
         self._look()
         for record in ready.attempts.open():
             self._take_in(record)
@@ -154,6 +152,10 @@ class Reconciliation:
         running = self.ready.attempts.open()
         if any(observation.has_news(record, self.observations[record.job], self.now) for record in running):
             self._take_owned(index.read(namespace, self.ready.uid))
+        for record in self.ready.attempts.open():
+            observed = self.observations[record.job]
+            followed = self.ready.waits.follow(self.services.cluster, record, observed, self.now, self.steady)
+            self.observations[record.job] = followed
 
     def _take_owned(self, owned: Owned) -> None:
         """Adopt jobs that have no record yet, and observe all attempts that run."""
@@ -162,14 +164,16 @@ class Reconciliation:
             record = next((r for r in self.ready.attempts.open() if r.job == job.meta.name), None)
             if record is not None and record.job_uid != job.meta.uid:
                 self.ready.attempts.put(replace(record, job_uid=job.meta.uid))
+        if any(job.queue for job in owned.jobs.values()):
+            self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
         self.owned = owned
         self.observations = {
             record.job: observation.observe(
                 record,
-                job := owned.jobs.get(record.job),
+                owned.jobs.get(record.job),
                 owned.pods_of(record),
                 self.now,
-                workload_of(job, self.workloads),
+                self.queues,
             )
             for record in self.ready.attempts.open()
         }

@@ -22,6 +22,7 @@ from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
 from operators.objects import Job
 from operators.status import ATTEMPTS, DONE, to_time
+from operators.waits import Waits
 
 ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
@@ -92,6 +93,7 @@ class Ready:
     outputs: Outputs
     attempts: Attempts
     status_file: StatusFile
+    waits: Waits
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, Heartbeat] = field(default_factory=dict)  # by job, of the present launch
@@ -102,9 +104,8 @@ class Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
         store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
-        outputs = Outputs(artifacts, accepted.graph)
-        attempts = Attempts(store, paths, pipeline=meta.name, uid=uid).load()
-        return cls(uid, accepted, paths, outputs, attempts, StatusFile(store, paths))
+        outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths, pipeline=meta.name, uid=uid)
+        return cls(uid, accepted, paths, outputs, attempts.load(), StatusFile(store, paths), Waits(meta.namespace))
 
     def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""

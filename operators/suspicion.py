@@ -38,10 +38,9 @@ def _bounded(nodes: Mapping[str, float]) -> dict[str, float]:
 
 def blame(record: JobAttempt, outcome: Outcome, stood: Sequence[str]) -> dict[str, float]:
     """The amount that an attempt's end adds to each node; on those in `stood` ranks are known to have stood."""
+    own = sorted(set(record.placement.values())) or list(record.hosts)
     if outcome.reason is Reason.STALLED:
-        nodes, weight = list(stood), STOOD
-        if len(record.hosts) == 1:
-            nodes = list(record.hosts)
+        nodes, weight = list(stood) if len(own) > 1 else own, STOOD
     elif outcome.reason is Reason.INFRASTRUCTURE:
         nodes, weight = [], SHARED
         if outcome.rank is not None and not outcome.peer_lost:  # who lost a peer is not the one that was lost
@@ -49,7 +48,7 @@ def blame(record: JobAttempt, outcome: Outcome, stood: Sequence[str]) -> dict[st
     else:
         return {}
     if not nodes:
-        nodes, weight = list(record.hosts), SHARED
+        nodes, weight = own, SHARED
     return {node: weight / len(nodes) for node in nodes[:MOST_NODES]}
 
 

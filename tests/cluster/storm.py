@@ -25,7 +25,7 @@ from typing import Any
 from documents import WORLD, document
 from evidence import LABEL, left_behind, weights
 from site_of_tests import MLFLOW, NAMESPACE, SYSTEM, Site, Status, say
-from storm_faults import FAULTS, Fault, Target
+from storm_faults import FAULTS, Fault, Target, wait_for_end
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.spec.load import check_pipeline
@@ -184,10 +184,12 @@ class Storm:
         say(f"fault {len(self.records) + 1}: {fault.name}, of {target.name} in {target.stage}")
         record = Record(fault.name)
         self.records.append(record)
+        began = time.monotonic()
         try:
             fault.inject(target)
-            began = time.monotonic()
-            self.recovered(target, before[target.name])
+            if fault.outcomes:
+                wait_for_end(target, before[target.name])
+            self.recovered(target)
             record.seconds = time.monotonic() - began
         except (AssertionError, IndexError, KeyError, StopIteration) as error:
             record.wrong = f"{type(error).__name__}: {error}"[:1500]
@@ -200,10 +202,9 @@ class Storm:
         wrong = f", WRONG: {record.wrong}" if record.wrong else ""
         say(f"  {', '.join(record.outcomes) or 'goes on'}, {record.seconds:.0f} s{wrong}")
 
-    def recovered(self, target: Target, before: Status) -> None:
-        """Wait until the pipeline has trained on since the fault; one that failed as it had to is tried again."""
-        deadline = time.monotonic() + PATIENCE
-        mark = self.mark(target, before)
+    def recovered(self, target: Target) -> None:
+        """Wait until the pipeline trains on: twice, for the status may be late. One that failed is tried again."""
+        deadline, marks = time.monotonic() + PATIENCE, set[object]()
         while time.monotonic() < deadline:
             status = self.status(target.name)
             if status.get("phase") == "Succeeded":
@@ -211,18 +212,16 @@ class Storm:
             if status.get("phase") == "Failed" and status.get("attempts"):
                 self.site.nanochat("retry", target.name)
                 time.sleep(10)
-            now = self.mark(target, status)
-            if now is not None and now != mark and now[-1]:
+            marks |= self.mark(status)
+            if len(marks) > 2:
                 return
             time.sleep(1)
         raise AssertionError(f"it does not train again: {json.dumps(self.status(target.name), indent=1)}")
 
-    def mark(self, target: Target, status: Status) -> tuple[Any, ...] | None:
-        """The run, the stage that trains, the number of its attempts, its step."""
+    def mark(self, status: Status) -> set[object]:
+        """Run, stage, attempts and step of what trains."""
         stages = [s for s in status.get("stages") or () if s["name"] in MODELS and s["phase"] == "Running"]
-        if not stages:
-            return None
-        return status.get("run"), stages[-1]["name"], stages[-1]["attempts"], stages[-1].get("step")
+        return {(status.get("run"), s["name"], s["attempts"], s["step"]) for s in stages if s.get("step")}
 
     def status(self, name: str) -> Status:
         """What is known now; nothing where the API server does not answer."""

@@ -63,6 +63,11 @@ class Target:
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         return self.site.kubectl("-n", NAMESPACE, *arguments, input=input)
 
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks in one of the stage's pods."""
+        found = self.processes("nanochat.stages")
+        return [process for process in found if "torch.distributed.run" not in process.cmdline()]
+
     def processes(self, word: str = "") -> list[psutil.Process]:
         """The processes of one of the stage's pods with a word in their command."""
         return processes_of(self.pod_name(), word)
@@ -153,11 +158,20 @@ def kill(target: Target, namespace: str, selector: str, deployment: str) -> None
 # ---- faults of pods and nodes -----------------------------------------------------------------------------------
 
 
-def wait_ended(target: Target, seconds: float = 240.0) -> None:
-    """Until the running attempt of the stage has ended, if that takes no longer."""
-    before, deadline = ended(target.site.status(target.name), target.stage), time.monotonic() + seconds
-    while ended(target.site.status(target.name), target.stage) == before and time.monotonic() < deadline:
-        time.sleep(2)
+def wait_ended(target: Target) -> None:
+    """Until the running attempt of the stage has ended, if that takes no longer than it may."""
+    wait_for_end(target, target.site.status(target.name))
+
+
+def wait_for_end(target: Target, before: Mapping[str, Any], seconds: float = 240.0) -> None:
+    """Until an attempt of the stage has ended since the status `before`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(AssertionError):  # the API server may be away
+            status = target.site.status(target.name)
+            if status.get("run") != before.get("run") or ended(status, target.stage) != ended(before, target.stage):
+                return
+        time.sleep(1)
 
 
 def ended(status: Mapping[str, Any], stage: str) -> list[str]:
@@ -176,11 +190,11 @@ def cut_network(target: Target) -> None:
 
 
 def fill_disk(target: Target) -> None:
-    """A pod's folder has room for nothing more."""
+    """A pod's folder lies on a disk on which there is room for nothing more."""
     found = target.processes("nanochat.pipeline.launcher")[0]
-    into = ("nsenter", "-m", "-t", str(found.pid))
-    target.site.run(*into, "mount", "-t", "tmpfs", "-o", "size=4k", "none", "/work")
-    target.site.run(*into, "sh", "-c", "head -c 100k /dev/zero > /work/full || true")
+    move = "mkdir /tmp/disk && mount -t tmpfs -o size=64m none /tmp/disk && cp -a /work/. /tmp/disk/"
+    fill = "mount --bind /tmp/disk /work && (cat /dev/zero > /work/full || true)"
+    target.site.run("nsenter", "-m", "-t", str(found.pid), "sh", "-c", f"{move} && {fill}")
     wait_ended(target)
 
 
@@ -220,7 +234,7 @@ def pause_kubelet(target: Target) -> None:
 
 
 def stop_ranks(target: Target) -> None:
-    send(target.processes("nanochat.stages"), signal.SIGSTOP)
+    send(target.ranks(), signal.SIGSTOP)
     wait_ended(target)
 
 
@@ -334,9 +348,9 @@ def tamper_with_status(target: Target) -> None:
 
 
 FAULTS = (
-    Fault("rank killed", lambda t: send(t.processes("nanochat.stages")[-1:], signal.SIGKILL), INFRASTRUCTURE),
+    Fault("rank killed", lambda t: send(t.ranks(), signal.SIGKILL), INFRASTRUCTURE),
     Fault("rank stopped", stop_ranks, STALLED),
-    Fault("rank paused", lambda t: pause(t.processes("nanochat.stages"))),
+    Fault("rank paused", lambda t: pause(t.ranks())),
     Fault(
         "launcher killed", lambda t: send(t.processes("nanochat.pipeline.launcher")[:1], signal.SIGKILL), INFRASTRUCTURE
     ),

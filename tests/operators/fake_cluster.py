@@ -11,7 +11,8 @@ from typing import Any
 from nanochat.spec.chatpipeline import UID
 from operators.cluster import Cluster
 from operators.index import Index
-from operators.kube_client import CONFIG_MAPS, PIPELINES, PODS, KubeError, Listing, Object, Resource
+from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, KubeError, Listing, Object, Resource
+from operators.kueue import WORKLOADS
 from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs
 from operators.status_schema import PipelineStatus
 
@@ -22,7 +23,7 @@ class FakeKube:
     def __init__(self, now: float) -> None:
         self.now = now
         self.objects: dict[Resource, dict[str, Object]] = {
-            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS)
+            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS, EVENTS, WORKLOADS)
         }
         self.created: list[str] = []  # names of all jobs, in their order
         self.asked: list[str] = []  # verb and plural of every request
@@ -73,8 +74,14 @@ class FakeKube:
 
     # ---- as KubeClient --------------------------------------------------------------------------------------------
 
-    def listing(self, resource: Resource, _namespace: str = "", labelSelector: str = UID) -> Listing:
+    def listing(
+        self, resource: Resource, _namespace: str = "", labelSelector: str = UID, fieldSelector: str = ""
+    ) -> Listing:
         self.asked.append(f"list {resource.plural}")
+        if resource in (EVENTS, WORKLOADS):
+            about = fieldSelector.partition("=")[2]
+            told = [body for body in self[resource].values() if about in ("", body["involvedObject"]["uid"])]
+            return Listing(copy.deepcopy(told), next(self._numbers))
         label, _, value = labelSelector.partition("=")
         found = [
             body

@@ -319,10 +319,11 @@ def test_pods_that_kueue_removed_are_not_taken_for_deleted(rig: Rig) -> None:
     job = rig.cluster[PYTORCHJOBS]["demo-12ab-dataset-1"]
     job["spec"]["runPolicy"]["suspend"] = True
     job["metadata"] |= {"generation": 2, "resourceVersion": "1000000"}
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "team"
     (pod,) = rig.cluster[PODS].values()
     rig.services.index.pods.remove(rig.services.backend.read_pod(pod).meta)
     rig.cluster[PODS].clear()
-    assert rig.reconcile(watched=False)["stages"][0]["message"] == "waits for admission by Kueue"
+    assert rig.reconcile(watched=False)["stages"][0]["reason"] == "WorkloadMissing"
     assert rig.attempts() == ["Running"]
 
 
