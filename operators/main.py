@@ -64,7 +64,7 @@ class Controller:
         self.config, self.kube, self.access, self.service = config, kube, access, service
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
-        self.claims = Claims(changed=self.wake_all)
+        self.claims = Claims(self.index, changed=self.wake)
         self.leases, self.stores = StoreLeases(), Stores(cache)
         self.rollout: RolloutController | None = None
         if config.serving is not None:
@@ -110,8 +110,6 @@ class Controller:
     def _wake(self, key: tuple[str, str]) -> None:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)
-        if found is not None:
-            self.claims.expect(found.meta.uid, key[1], found.created)
         if key in self.tasks:
             self.wakes[key].set()
             return
@@ -156,6 +154,7 @@ class Controller:
             try:
                 for namespace in self.config.namespaces or ("",):
                     await self._in_pool(self.index.resync, namespace)
+                await self._in_pool(self.claims.learn)
                 self.synced.set()
                 for key in [key for key, reconciler in self.reconcilers.items() if reconciler.is_stale()]:
                     self._wake(key)
