@@ -7,7 +7,7 @@ controller carry out its actions and feed it what they see. Asked again with the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from nanochat.pipeline.graph import TRAINING, Graph, Node, Output
@@ -78,6 +78,7 @@ class Observed:
     """Everything that was observed of a run."""
 
     present: frozenset[str]  # keys of committed artifacts
+    made: frozenset[str] = frozenset()  # keys that the run had made when it ended: it makes them anew only when asked
     attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 1})
     selected: frozenset[str] | None = None  # stages that may run; None is all
@@ -118,6 +119,7 @@ class StageStatus:
     attempts: int = 0
     until: float | None = None  # when a delay ends
     outside: bool = False  # it waits for something outside the pipeline
+    gone: bool = False  # it had succeeded, and what it made is gone
     reason: str = ""  # of the message, for programs
 
 
@@ -138,7 +140,7 @@ Action = Start | Stop
 
 def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
     """The actions that are due now, and the status."""
-    wanted = required_outputs(graph, observed)
+    wanted = required_outputs(graph, replace(observed, present=observed.present | observed.made))
     actions: list[Action] = []
     statuses: dict[str, StageStatus] = {}
     used: dict[str, int] = {}
@@ -200,6 +202,10 @@ def _stage(
     if current is not None:
         return _watch(stage, current, spec, observed, count)
     if not missing:
+        gone = [out.ref for out in node.outputs if stage in GOALS and out.key in observed.made - observed.present]
+        if gone:
+            message = f"{gone[0]} is gone or damaged: `nanochat retry` makes it anew"
+            return StageStatus(stage, Phase.SUCCEEDED, message, count, gone=True), None
         if any(out.key not in observed.present for out in node.outputs):
             if observed.selected is not None and stage not in observed.selected:
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
@@ -405,4 +411,5 @@ def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
     waiting = next((item for item in stages if item.phase is Phase.WAITING), None)
     if waiting is not None:
         return Status(Phase.WAITING, stages, f"{waiting.stage}: {waiting.message}")
-    return Status(Phase.SUCCEEDED, stages, "")
+    gone = next((item for item in stages if item.gone), None)
+    return Status(Phase.SUCCEEDED, stages, f"{gone.stage}: {gone.message}" if gone else "")
