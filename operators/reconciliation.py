@@ -255,7 +255,7 @@ class Reconciliation:
         missing = [out.key for stage in accepted.graph.stages for out in outputs.missing(stage)]
         older = claims.unsettled(self.ready.uid)
         hold = self.refused and f"the change was refused: {self.refused}"
-        hold = hold or (self.trouble and f"storage cannot be reached: {self.trouble}")
+        hold = hold or (self.trouble and f"waits for storage: {self.trouble}")
         hold = hold or (f"waits to see what pipeline {older}, which is older, makes" if older else "")
         return Observed(
             present=frozenset(outputs.present),

@@ -52,7 +52,8 @@ class StatusInputs:
     explanations: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]]  # trained stage -> metrics of its evaluation
     refused: str
-    trouble: str
+    trouble: str  # why storage cannot be reached, if it could not be for a while
+    current: bool  # whether it was reached this time
     queue: Mapping[str, str] | None
     run: str
     serving: tuple[str, str, str] | None = None
@@ -75,7 +76,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
     return {
         "observedGeneration": before.get("observedGeneration") if inputs.refused else meta["generation"],
         "phase": str(planned.phase),
-        "message": (inputs.refused or inputs.trouble or planned.message or _why(planned))[:LONGEST] or None,
+        "message": (inputs.refused or inputs.trouble or _message(found, planned))[:LONGEST] or None,
         "stage": current or None,
         "progress": f"{state.step}/{state.total}" if state and state.total else None,
         "eta": duration(state.eta) if state and state.eta is not None else None,
@@ -84,7 +85,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "started": to_time(started),
         "finished": (before.get("finished") or to_time(now)) if finished else None,
         "run": inputs.run,
-        "retriedAt": before.get("retriedAt") if inputs.trouble else retry_asked(found),
+        "retriedAt": retry_asked(found) if inputs.current else before.get("retriedAt"),
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
@@ -107,9 +108,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             now,
             {
                 "Accepted": ("False", "Refused", inputs.refused) if inputs.refused else ("True", "Accepted", ""),
-                "StorageReachable": ("False", "Unreachable", inputs.trouble)
-                if inputs.trouble
-                else ("True", "Reached", ""),
+                **_reachable(inputs),
                 "Succeeded": _succeeded(planned),
                 **({SERVING: inputs.serving} if inputs.serving else {}),
             },
@@ -225,6 +224,15 @@ def _current(planned: Status, progress: Mapping[str, State]) -> str:
     return next((s for s in active if not s.startswith("eval-")), active[0] if active else "")
 
 
+def _message(found: Object, planned: Status) -> str:
+    """Why the pipeline is in its phase; where it failed also how it is tried again."""
+    meta, message = found["metadata"], planned.message or _why(planned)
+    if planned.phase is not Phase.FAILED:
+        return message
+    retry = f"; `nanochat retry {meta['name']} -n {meta['namespace']}` tries it again"
+    return message[: LONGEST - len(retry)] + retry
+
+
 def _why(planned: Status) -> str:
     """The message of the first stage that waits for something outside the pipeline."""
     waiting = [i for i in planned.stages if i.message and i.phase in (Phase.PENDING, Phase.RETRYING)]
@@ -240,6 +248,13 @@ def _loss(state: State | None) -> float | None:
 def _core(scores: Mapping[str, Mapping[str, float]]) -> str | None:
     value = scores.get("base", {}).get("core")
     return None if value is None else f"{value:.4f}"
+
+
+def _reachable(inputs: StatusInputs) -> dict[str, tuple[str, str, str]]:
+    """The condition of storage, which one failure does not change."""
+    if inputs.trouble:
+        return {"StorageReachable": ("False", "Unreachable", inputs.trouble)}
+    return {"StorageReachable": ("True", "Reached", "")} if inputs.current else {}
 
 
 def _succeeded(planned: Status) -> tuple[str, str, str]:

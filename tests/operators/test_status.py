@@ -40,7 +40,8 @@ def written(told: Any) -> dict[str, Any]:
 
 
 def found(**annotations: str) -> dict[str, Any]:
-    return {"metadata": {"uid": "12ab34cd", "generation": 2, "annotations": annotations}}
+    meta = {"name": "demo", "namespace": "team", "uid": "12ab34cd", "generation": 2, "annotations": annotations}
+    return {"metadata": meta}
 
 
 def inputs(phase: Phase, text: str, **more: Any) -> status.StatusInputs:
@@ -56,6 +57,7 @@ def inputs(phase: Phase, text: str, **more: Any) -> status.StatusInputs:
         "scores": {},
         "refused": "",
         "trouble": "",
+        "current": True,
         "queue": None,
         "run": "runs/team.demo/12ab34cd",
     }
@@ -69,6 +71,13 @@ def test_every_phase(phase: Phase, text: str) -> None:
     assert told["phase"] == phase
     assert {stage["phase"] for stage in told["stages"]} == {phase}
     assert all(item["reason"] and item["lastTransitionTime"] == "2027-01-15T08:00:00Z" for item in told["conditions"])
+
+
+@pytest.mark.parametrize("text", ["base: no Secret", LONG], ids=["short", "long"])
+def test_a_failure_says_how_it_is_tried_again(text: str) -> None:
+    told = written(status.build(found(), inputs(Phase.FAILED, text), status.no_access, NOW))
+    assert told["message"].startswith(text[:12])
+    assert told["message"].endswith("; `nanochat retry demo -n team` tries it again")
 
 
 def test_the_largest_status() -> None:
@@ -95,6 +104,7 @@ def test_the_largest_status() -> None:
         "explanations": {"base": LONG},
         "scores": {"base": {"core": 0.25}},
         "trouble": LONG,
+        "current": False,
         "queue": {"name": "team", "workload": "job-1", "state": "Pending", "message": LONG},
         "serving": ("False", "RolloutFailed", LONG),
     }
