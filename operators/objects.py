@@ -92,6 +92,7 @@ class Pod:
     unschedulable: Condition | None = None  # PodScheduled is False
     waiting: tuple[Condition, ...] = ()  # of its containers
     exit: Exit | None = None  # of the first that ended
+    unreachable: bool = False  # its node does not answer
 
     @property
     def ended(self) -> bool:
@@ -123,6 +124,10 @@ def read_pod(body: Object, *, job_label: str, index_label: str) -> Pod:
     states = [item.state for item in status.container_statuses or () if item.state is not None]
     exits = [state.terminated for state in states if state.terminated is not None]
     conditions = {item.type: item for item in status.conditions or ()}
+
+    def holds(kind: str, value: str) -> bool:
+        return kind in conditions and conditions[kind].status == value
+
     disrupted, scheduled = conditions.get("DisruptionTarget"), conditions.get("PodScheduled")
     return Pod(
         meta=read_meta(meta),
@@ -143,6 +148,8 @@ def read_pod(body: Object, *, job_label: str, index_label: str) -> Pod:
         )
         if exits
         else None,
+        # The stages' pods have no probes: that one runs and is not ready is said for its node.
+        unreachable=status.phase == "Running" and holds("ContainersReady", "True") and holds("Ready", "False"),
     )
 
 

@@ -66,7 +66,15 @@ class AttemptRecord:
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
     def observed(
-        self, *, stopping: bool, silence: float, begun: bool = True, waiting: Said | None = None, stale: bool = False
+        self,
+        *,
+        stopping: bool,
+        silence: float,
+        begun: bool = True,
+        waiting: Said | None = None,
+        stale: bool = False,
+        saves: bool = False,
+        made: bool = False,
     ) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
@@ -78,6 +86,9 @@ class AttemptRecord:
             begun=begun,
             former=self.former,
             stopping=stopping,
+            asked=self.stopping,
+            saves=saves,
+            made=made,
             reached=self.reached,
             waiting=waiting,
             stale=stale,

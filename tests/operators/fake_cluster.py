@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nanochat.spec.chatpipeline import UID
+from operators.claims import Claims
 from operators.cluster import Cluster
 from operators.index import Index
 from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, KubeError, Listing, Object, Resource
@@ -43,12 +44,15 @@ class FakeKube:
         backend = PyTorchJobs(self)  # type: ignore[arg-type]
         index = Index(self, backend, lambda namespace, name: None)  # type: ignore[arg-type]
         index.resync("")
-        return {"cluster": Cluster(self), "backend": backend, "index": index}  # type: ignore[arg-type]
+        claims = Claims(index, clock=lambda: self.now)
+        claims.learn()
+        return {"cluster": Cluster(self), "backend": backend, "index": index, "claims": claims}  # type: ignore[arg-type]
 
     def declare(self, body: Object, *, uid: str) -> Object:
         """Put a ChatPipeline there, or the next state of it."""
         meta, known = body["metadata"], self[PIPELINES].get(body["metadata"]["name"], {})
-        stamped = meta | {"uid": uid, "generation": 1, "creationTimestamp": self.stamp()}
+        generation = known["metadata"]["generation"] + (known.get("spec") != body.get("spec")) if known else 1
+        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": self.stamp()}
         self._store(PIPELINES, body | {"metadata": stamped, "status": known.get("status", {})})
         return copy.deepcopy(self[PIPELINES][meta["name"]])
 
