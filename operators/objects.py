@@ -79,11 +79,12 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of a job."""
+    """A pod of a job. Whose it is, its owner says: labels can be written by anybody who may change pods."""
 
     meta: Meta
     job: str
     index: str  # "0" is the master's
+    maker: str = ""  # uid of its controlling owner
     node: str = ""
     phase: str = ""
     since: float = 0.0  # when it was started on its node, or created
@@ -133,6 +134,7 @@ def read_pod(body: Object, *, job_label: str, index_label: str) -> Pod:
         meta=read_meta(meta),
         job=labels.get(job_label, ""),
         index=labels.get(index_label, "0"),
+        maker=next((owner.uid for owner in meta.owner_references or () if owner.controller), ""),
         node=model.spec.node_name or "",
         phase=status.phase or "",
         since=seconds(status.start_time or meta.creation_timestamp),

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
 UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
 STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
+DELETED_AT_ONCE = 20  # attempts that are tidied in one pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,10 @@ class Reconciliation:
     def _take_owned(self, owned: Owned) -> None:
         """Adopt jobs that have no record yet, and observe all attempts that run."""
         for job in owned.jobs.values():
-            self.ready.attempts.adopt(job, self.ready.uid)
+            self.ready.attempts.adopt(job, self.ready.accepted.graph)
+            record = next((r for r in self.ready.attempts.open() if r.job == job.meta.name), None)
+            if record is not None and record.job_uid != job.meta.uid:
+                self.ready.attempts.put(replace(record, job_uid=job.meta.uid))
         if any(job.queue for job in owned.jobs.values()):
             self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
         self.owned = owned
@@ -174,7 +178,7 @@ class Reconciliation:
             record.job: observation.observe(
                 record,
                 owned.jobs.get(record.job),
-                [pod for pod in owned.pods if pod.job == record.job],
+                owned.pods_of(record),
                 self.now,
                 self.queues,
             )
@@ -344,13 +348,13 @@ class Reconciliation:
         )
         # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
         for job in services.index.read(namespace, ready.uid).jobs.values():
-            ready.attempts.adopt(job, ready.uid)
+            ready.attempts.adopt(job, ready.accepted.graph)
         if any(record.job == request.name for record in ready.attempts.open()):
             return
         backend, job_plan = services.backend, pod_template.plan_of(request)
         ready.store.write(ready.paths.plan(action.stage, action.attempt), job_plan.encode())
         # A reconciliation that was cut short may have left another, for settings that have changed since.
-        services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan))
+        services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan), owner=ready.uid)
         try:
             job = backend.create(request)
         except KubeError as error:
@@ -362,7 +366,7 @@ class Reconciliation:
             kind = backend.resource.kind
             raise KubeError(f"{kind} {namespace}/{request.name} exists and is not this pipeline's: delete it")
         services.index.jobs.put(job)
-        ready.attempts.adopt(job, ready.uid)
+        ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
@@ -425,9 +429,7 @@ class Reconciliation:
         where this process ends in between, the next one finds them and deletes them too.
         """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
-        for pod in self.owned.pods:
-            if pod.job != record.job:
-                continue
+        for pod in self.owned.pods_of(record):
             if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
@@ -437,18 +439,21 @@ class Reconciliation:
 
     def _clean(self) -> None:
         """Delete the jobs of attempts that are over: at once if they still run, else when their time has passed."""
-        ready, jobs = self.ready, self.owned.jobs
+        ready, jobs, asked = self.ready, self.owned.jobs, 0
         for record in ready.attempts.all():
-            if record.outcome is None or record.cleaned:
+            if record.outcome is None or record.cleaned or asked == DELETED_AT_ONCE:
                 continue
             job = jobs.get(record.job)
             if job is None:
-                self.services.cluster.delete_config_map(self.found["metadata"]["namespace"], record.job)
+                namespace = self.found["metadata"]["namespace"]
+                self.services.cluster.delete_config_map(namespace, record.job, owner=ready.uid)
                 ready.attempts.put(replace(record, cleaned=True))
+                asked += 1
             elif not job.meta.deleting:
                 over = self.now - (record.ended or 0.0) >= ready.accepted.spec.job_ttl_seconds
                 if over or not job.ended:
                     self.services.backend.delete(job)
+                    asked += 1
 
     def _keep(self, planned: Status) -> None:
         """Store the records, the declaration and the status, where they changed."""

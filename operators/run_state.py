@@ -103,8 +103,8 @@ class Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
         store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
-        outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths).load()
-        return cls(uid, accepted, paths, outputs, attempts, StatusFile(store, paths), Waits(meta.namespace))
+        outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths, pipeline=meta.name, uid=uid)
+        return cls(uid, accepted, paths, outputs, attempts.load(), StatusFile(store, paths), Waits(meta.namespace))
 
     def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""

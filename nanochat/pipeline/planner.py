@@ -18,7 +18,7 @@ from nanochat.spec.stages import ComputeStage
 
 # Stages whose outputs a user wants for themselves; the others run where one of these needs them.
 GOALS = frozenset({"base", "mid", "sft", "rl", "eval-base", "eval-mid", "eval-sft", "eval-rl", "report", "release"})
-
+STAGES = GOALS | {"dataset", "tokenizer", "tokens"}
 
 # Why an attempt was stopped, where that is no fault of its own: it never counts as a failed one.
 SUSPENDED, CANCELLED, EDITED, YIELDED, MADE = "suspended", "cancelled", "edited", "yielded", "made by another run"

@@ -39,6 +39,14 @@ class FakeKube:
         """The status of the one pipeline."""
         return next((found.get("status", {}) for found in self[PIPELINES].values()), {})
 
+    def status_of(self, name: str) -> Object:
+        """The status of a pipeline."""
+        return self[PIPELINES][name].get("status", {})
+
+    def next_version(self) -> int:
+        """The version of an object that a test has changed."""
+        return next(self._numbers)
+
     def services(self) -> dict[str, Any]:
         """What `Services` takes of a cluster. No watch is at work: the index is as complete as `resync` leaves it."""
         backend = PyTorchJobs(self)  # type: ignore[arg-type]
@@ -70,10 +78,6 @@ class FakeKube:
 
     # ---- as KubeClient --------------------------------------------------------------------------------------------
 
-    def get(self, resource: Resource, _namespace: str, name: str) -> Object | None:
-        self.asked.append(f"get {resource.plural}")
-        return copy.deepcopy(self[resource].get(name))
-
     def listing(
         self, resource: Resource, _namespace: str = "", labelSelector: str = UID, fieldSelector: str = ""
     ) -> Listing:
@@ -91,6 +95,10 @@ class FakeKube:
         ]
         return Listing(copy.deepcopy(found), next(self._numbers))
 
+    def get(self, resource: Resource, _namespace: str, name: str) -> Object | None:
+        self.asked.append(f"get {resource.plural}")
+        return copy.deepcopy(self[resource].get(name))
+
     def create(self, resource: Resource, body: Object) -> Object | None:
         self.asked.append(f"create {resource.plural}")
         name = body["metadata"]["name"]
@@ -99,8 +107,9 @@ class FakeKube:
         if resource is PYTORCHJOBS:
             self.created.append(name)
             body = body | {"metadata": body["metadata"] | {"generation": 1}, "status": {"startTime": self.stamp()}}
-            self._start(body)
         self._store(resource, body)
+        if resource is PYTORCHJOBS:
+            self._start(self[resource][name])
         if resource is PYTORCHJOBS and self.lose_answer:
             self.lose_answer = False
             raise KubeError("the API server cannot be reached")
@@ -145,6 +154,8 @@ class FakeKube:
     def _start(self, job: Object) -> None:
         """The training operator and the kubelets."""
         meta, worker = job["metadata"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
+        owner = {"apiVersion": PYTORCHJOBS.api_version, "kind": PYTORCHJOBS.kind, "name": meta["name"]}
+        owner |= {"uid": meta["uid"], "controller": True}
         for index in range(worker["replicas"]):
             labels = meta["labels"] | {
                 "training.kubeflow.org/job-name": meta["name"],
@@ -155,6 +166,7 @@ class FakeKube:
                     "name": f"{meta['name']}-worker-{index}",
                     "namespace": meta["namespace"],
                     "labels": labels,
+                    "ownerReferences": [owner],
                     "creationTimestamp": self.stamp(),
                 },
                 "spec": {"nodeName": f"node-{index}"},
