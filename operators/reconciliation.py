@@ -388,6 +388,7 @@ class Reconciliation:
         services.index.jobs.put(job)
         ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()
+        ready.progress.pop(action.stage, None)  # of the attempt before
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
     def _make_room(self) -> None:
