@@ -445,13 +445,16 @@ class Reconciliation:
     def _end(self, record: JobAttempt) -> None:
         """Delete what is left of an attempt that is over.
 
-        A stalled one's pods go first: garbage collection, which follows a job, would leave them the grace of a stop,
-        for which a kubelet waits. The job goes in the same breath, before the training operator can make pods anew;
-        where this process ends in between, the next one finds them and deletes them too.
+        A stalled one's pods go first, and by our hand alone: whoever deletes a pod first sets its grace, and others
+        would give it that of a stop, in which its node is held. Where this process ends in between, the next one goes
+        on with it.
         """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
+        stalled = record.stopping == "stalled"
+        if stalled and job is not None and not job.meta.deleting:
+            self.services.backend.keep_pods(job)
         for pod in self.owned.pods_of(record):
-            if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
+            if stalled and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
                 cluster.delete_pod(pod)
