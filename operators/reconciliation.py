@@ -143,11 +143,31 @@ class Reconciliation:
         self._take_retry()
 
     def _take_retry(self) -> None:
-        """Where a new retry is asked for, the attempts that have ended count no more."""
-        asked = status.retry_asked(self.found)
-        if asked and asked != (self.found.get("status") or {}).get("retriedAt"):
+        """Where a new retry is asked for, the attempts that have ended count no more, and everything is looked for
+        anew."""
+        if self._asks_retry:
             self.ready.attempts.retire()
-            self._storage(self.ready.attempts.save)
+            self._storage(self._begin_again)
+
+    def _begin_again(self) -> None:
+        outputs = self.ready.outputs
+        outputs.recheck()
+        outputs.forget_outdated()
+        outputs.explain()
+        self.ready.attempts.save()
+
+    @property
+    def _asks_retry(self) -> bool:
+        """Whether a retry is asked for that was not carried out yet."""
+        asked = status.retry_asked(self.found)
+        return bool(asked) and asked != (self.found.get("status") or {}).get("retriedAt")
+
+    @property
+    def _has_succeeded(self) -> bool:
+        """Whether it came to its end and nothing was asked for since: what is lost later is made when asked for."""
+        told = self.found.get("status") or {}
+        same = told.get("observedGeneration") == self.found["metadata"]["generation"]
+        return told.get("phase") == Phase.SUCCEEDED and same and not self._asks_retry and not self.ready.attempts.open()
 
     def _look(self) -> None:
         """Jobs, pods and the observations of all attempts that run.
@@ -232,6 +252,7 @@ class Reconciliation:
             told = self.found.get("status") or {}
             is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
             if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
+                ready.outputs.forget_outdated()
                 ready.outputs.check_release(Registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
@@ -304,7 +325,7 @@ class Reconciliation:
         hold = self.refused and f"the change was refused: {self.refused}"
         hold = hold or (self.trouble and f"storage cannot be reached: {self.trouble}")
         return Observed(
-            present=frozenset(outputs.present),
+            present=frozenset(outputs.present if not self._has_succeeded else self._every_key()),
             attempts={
                 stage: [self._attempt(record) for record in self.ready.attempts.of(stage)]
                 for stage in accepted.graph.stages
@@ -316,6 +337,9 @@ class Reconciliation:
             memory_limits=resources.memory_limits(self.services.config, accepted.spec, accepted.graph),
             hold=hold,
         )
+
+    def _every_key(self) -> set[str]:
+        return {out.key for node in self.ready.accepted.graph.nodes for out in node.outputs}
 
     def _attempt(self, record: JobAttempt) -> Attempt:
         """An attempt as the planner sees it: its silence counts from when its pods began to run."""

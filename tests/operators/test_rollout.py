@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fake_cluster import FakeKube
 from kubernetes import client
-from kubernetes.client import V1Deployment, V1ObjectReference
+from kubernetes.client import V1Deployment, V1ObjectReference, V1Pod
 from mlflow_server import free_port
 
 from nanochat.model.artifact import SERVED, WEIGHTS
@@ -157,10 +157,14 @@ class Deployment(Cluster):
         }
         self.lose_answer = False
         self.written: list[str] = []
+        self.pods: list[V1Pod] = []
         self.settle(ready=False)
 
     def deployment(self, namespace: str, name: str) -> Any:
         return self.model if (namespace, name) == ("nano", "inference") else None
+
+    def pods_of(self, namespace: str, selector: Any) -> list[V1Pod]:
+        return self.pods
 
     @property
     def model(self) -> V1Deployment:

@@ -14,7 +14,6 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
-from operators.claims import Claims
 from operators.config import Config
 from operators.kube_client import CONFIG_MAPS, PODS, Object
 from operators.pytorchjob import PYTORCHJOBS
@@ -50,14 +49,9 @@ class TwoPipelines:
 
     def restart(self) -> None:
         """Another controller, which knows nothing."""
-        claims = Claims()
-        for name, uid in UIDS.items():
-            claims.expect(uid, name, "2027-01-15T08:00:00Z")
-            claims.settle(uid)
         self.services = Services(
             **self.cluster.services(),
             config=self.config,
-            claims=claims,
             events=Events(),  # type: ignore[arg-type]
             stores=Stores(self.folder / "cache"),
         )
@@ -72,13 +66,14 @@ class TwoPipelines:
         self.cluster.now += after
         self.steady += after
         self.services.index.resync("")
-        # Their worlds differ, so that neither makes what the other needs.
-        world = {"kind": "world", "shards": 1 + (name == WELL)}
+        # Their texts differ, so that neither makes what the other needs.
+        world = {"kind": "world", "shards": 1, "charactersPerShard": 1_000_000 + (name == WELL)}
+        stages = {"mid": {"enabled": False}, "sft": {"enabled": False}, "evalBase": {"core": False}}
         body: Object = {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": name, "namespace": f"team-{name}", "annotations": dict(self.annotations)},
-            "spec": {"model": {"depth": 2}, "sources": {"text": world}},
+            "spec": {"model": {"depth": 2}, "sources": {"text": world}, "stages": stages},
         }
         self.runs[name].reconcile(self.cluster.declare(body, uid=UIDS[name]), self.cluster.now, self.steady)
         return self.cluster.status_of(name)
