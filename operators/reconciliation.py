@@ -323,7 +323,7 @@ class Reconciliation:
     def _observed(self) -> Observed:
         accepted, outputs = self.ready.accepted, self.ready.outputs
         hold = self.refused and f"the change was refused: {self.refused}"
-        hold = hold or (self.trouble and f"storage cannot be reached: {self.trouble}")
+        hold = hold or (self.trouble and f"waits for storage: {self.trouble}")
         return Observed(
             present=frozenset(outputs.present if not self._has_succeeded else self._every_key()),
             attempts={

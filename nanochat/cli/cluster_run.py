@@ -100,9 +100,10 @@ class ClusterRun(RunHandle):
                 f"{place}: no controller has looked at it yet; see that one runs: "
                 "kubectl get deployments -A -l app.kubernetes.io/component=controller"
             )
-        message, away = self.status.get("message", ""), self.controller_away() if self.is_live else ""
-        said = f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
-        return f"{said} when a controller saw it last; {away}" if away else said
+        if self.is_live and (away := self.controller_away()):
+            return f"{place}: {self.phase} when a controller saw it last; {away}"
+        message = self.status.get("message", "")
+        return f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
 
     def controller_away(self) -> str:
         """Why nothing goes on: the sentence that no controller runs; '' where one does, or where that is not known."""

@@ -25,6 +25,7 @@ from operators.kube_client import PODS, KubeError
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
 from operators.reconciliation import Services
+from operators.status import condition
 from operators.stores import Stores
 from operators.suspicion import Suspicion
 
@@ -275,14 +276,25 @@ def test_storage_that_was_away_is_no_silence(rig: Rig) -> None:
     rig.report(1)
     rig.reconcile()
     rig.server.kill()
-    for _ in range(4):
-        assert "does not answer" in rig.reconcile(after=STALL / 2)["message"]
+    for _ in range(2):
+        told = rig.reconcile(after=STALL / 2)
+        assert told.get("message") is None and reachable(told) == "True", "once or twice it may be a busy machine"
+    for _ in range(2):
+        told = rig.reconcile(after=STALL / 2)
+        assert "does not answer" in told["message"] and reachable(told) == "False"
     rig.server.restart()
     rig.reconcile()
-    assert rig.attempts() == ["Running"]
+    assert rig.attempts() == ["Running"] and reachable(rig.cluster.status) == "True"
     rig.reconcile(after=STALL + 5)
     rig.reconcile()
     assert rig.attempts() == ["Stalled", "Running"]
+
+
+def reachable(told: dict[str, Any]) -> str:
+    """The status of the condition StorageReachable."""
+    found = condition(told, "StorageReachable")
+    assert found is not None
+    return found[0]
 
 
 def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +358,8 @@ def test_pods_that_kueue_removed_are_not_taken_for_deleted(rig: Rig) -> None:
 def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:
     """Without them a stage might be started twice."""
     rig.server.kill()
-    status = rig.reconcile()
+    for _ in range(3):
+        status = rig.reconcile()
     assert status["phase"] == "Waiting" and "storage cannot be reached" in status["message"]
     assert rig.cluster.created == []
     with pytest.raises(StorageError):
