@@ -176,8 +176,6 @@ class ClusterRun(RunHandle):
         self.change(spec={"cancel": True})
 
     def retry(self) -> int:
-        if self.phase == Phase.SUCCEEDED:
-            raise UserError(f"'{self.name}' has succeeded: there is nothing to retry")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.change(spec={"cancel": False}, annotations={RETRY: now})
         refused = [item.get("message", "") for item in self.status.get("conditions", ()) if is_refusal(item)]
@@ -185,6 +183,11 @@ class ClusterRun(RunHandle):
             print(f"{self.name} is checked again, but until it is corrected nothing is started: {refused[0]}")
         elif self.spec.get("suspend"):
             print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
+        elif self.phase == Phase.SUCCEEDED:
+            print(
+                f"{self.name} has succeeded: what it made is looked through, and what is missing or damaged is made "
+                f"again; see: {self.command('status')}"
+            )
         else:
             print(f"{self.name} is tried again; see: {self.command('status')}")
         return 0
@@ -241,8 +244,9 @@ class ClusterRun(RunHandle):
         text = (folder / "report.md").read_text(encoding="utf-8")
         print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
 
-    def missing_weights(self, uri: str) -> str:
-        return str(read_json(self.stored("model", uri=uri), limit=RECORD).get("missing", ""))
+    def missing_weights(self, uri: str, fingerprint: str = "") -> str:
+        found = read_json(self.stored("model", uri=uri, fingerprint=fingerprint), limit=RECORD)
+        return str(found.get("missing", ""))
 
     def registry(self) -> Registry:
         uri = (self.status.get("profile") or {}).get("tracking")

@@ -42,7 +42,8 @@ class TwoPipelines:
     annotations: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        config = {"image": "trainer", "profiles": {"default": {"root": str(self.folder / "store")}}}
+        # By two profiles they share one store, so that neither waits for what the other makes.
+        config = {"image": "trainer", "profiles": {name: {"root": str(self.folder / "store")} for name in UIDS}}
         self.config = Config.model_validate(config, by_alias=True)
         self.store: Store = open_store(Profile(root=str(self.folder / "store")))
         self.restart()
@@ -66,14 +67,11 @@ class TwoPipelines:
         self.cluster.now += after
         self.steady += after
         self.services.index.resync("")
-        # Their texts differ, so that neither makes what the other needs.
-        world = {"kind": "world", "shards": 1, "charactersPerShard": 1_000_000 + (name == WELL)}
-        stages = {"mid": {"enabled": False}, "sft": {"enabled": False}, "evalBase": {"core": False}}
         body: Object = {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": name, "namespace": f"team-{name}", "annotations": dict(self.annotations)},
-            "spec": {"model": {"depth": 2}, "sources": {"text": world}, "stages": stages},
+            "spec": {"store": name, "model": {"depth": 2}, "sources": {"text": {"kind": "world", "shards": 1}}},
         }
         self.runs[name].reconcile(self.cluster.declare(body, uid=UIDS[name]), self.cluster.now, self.steady)
         return self.cluster.status_of(name)
