@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -63,6 +62,12 @@ class Outputs:
         elif kind == "release":
             self.release = ReleaseRecord.of(metadata)
 
+    def forget(self) -> None:
+        """Take nothing for granted that was seen before: the next look is at all outputs."""
+        self.present.clear()
+        self.makers.clear()
+        self.explanations.clear()
+
     def look(self, keys: Collection[str]) -> None:
         """Look for what an attempt makes, and who made it: by one request where it is not all there."""
         for out in (out for node in self.graph.nodes for out in node.outputs if out.key in keys):
@@ -84,14 +89,11 @@ class Outputs:
         found = self.artifacts.find_all(needs)
         self.present -= {key for _, key in needs - found.keys()}
 
-    def recheck(self) -> None:
-        """Look for everything anew. Of models what was written after their manifests is read: what is damaged is set
-        aside, so that it is made again."""
-        self.present.clear()
-        self.makers.clear()
+    def set_damaged_aside(self) -> None:
+        """Set aside models that are damaged, so that they are made again: what was written after their manifests is
+        read too."""
         for out in self._models():
             self.artifacts.verify(out.kind, out.key)
-        self.refresh(since=time.monotonic())
 
     def forget_outdated(self) -> None:
         """Forget evaluations, report and release of models that were made anew since, with other weights: they tell of

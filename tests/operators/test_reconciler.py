@@ -413,6 +413,28 @@ def test_the_attempt_that_made_the_artifact_ends_by_itself(rig: Rig, tmp_path: P
     assert rig.reconcile()["stages"][0]["phase"] == "Running"
 
 
+def test_what_a_finished_pipeline_made_is_made_anew_only_when_asked(rig: Rig, tmp_path: Path) -> None:
+    graph, made = build_graph(check_pipeline(rig.document()).spec), Artifacts(rig.store, tmp_path / "other")
+    for out in [out for node in graph.nodes for out in node.outputs]:
+        with made.writer(out.kind, out.key, "01-before") as writer:
+            (writer.folder / "file").write_bytes(b"made")
+            writer.commit(recipe={}, inputs={})
+    assert rig.reconcile()["phase"] == "Succeeded"
+    (model,) = graph.node("sft").outputs
+    rig.store.write(f"{made.folder(model.kind, model.key)}/01-before/file", b"cut")
+    rig.cluster.status["conditions"][1]["status"] = "False"  # it was told while the store was away
+    rig.services = replace(rig.services, stores=Stores(tmp_path / "cache"))
+    rig.restart()
+    told = rig.reconcile()
+    assert (told["phase"], rig.cluster.created) == ("Succeeded", [])
+    assert told["message"] == f"sft: {model.ref} is gone or damaged: `nanochat retry` makes it anew"
+    assert rig.reconcile()["message"] == told["message"]
+    rig.annotations[RETRY] = "2027-01-15T09:00:00Z"
+    assert rig.reconcile()["phase"] == "Running"
+    rig.reconcile()
+    assert rig.cluster.created == ["demo-12ab-sft-1"]
+
+
 def test_suspends_never_count(rig: Rig) -> None:
     for _ in range(6):
         rig.reconcile()
