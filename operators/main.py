@@ -161,7 +161,6 @@ class Controller:
                     self._wake(key)
             except KubeError as error:
                 log.warning("%s", error.message)
-            self._count()
             self.stores.forget()
             await asyncio.sleep(RESYNC_SECONDS if self.synced.is_set() else 2.0)
 
@@ -174,6 +173,7 @@ class Controller:
                     self.pool.submit(self.reconcilers[key].tell_slow, self.ticked - since)
             self.slow = {key: since for key, since in self.slow.items() if self.busy.get(key) == since}
             metrics.slow.set(len(self.slow))
+            self._count()
             await asyncio.sleep(1.0)
 
     async def _drive(self, key: tuple[str, str]) -> None:
