@@ -99,9 +99,13 @@ class SharedArtifacts(Artifacts):
             return self._shared(("recent", kind, str(most)), lambda: super(SharedArtifacts, self).recent(kind, most))
 
     def forget(self) -> None:
-        """Drop what is old."""
-        with self._looking:
+        """Drop what is old, unless somebody looks for something just now."""
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
             self._known = {asked: known for asked, known in self._known.items() if self._is_fresh(asked)}
+        finally:
+            self._looking.release()
 
     def _keys(self, kind: str, since: float = 0.0) -> frozenset[str]:
         """The keys of a kind that something lies under."""

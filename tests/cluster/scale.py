@@ -462,6 +462,7 @@ def main() -> None:
     )
     parser.add_argument("--keep", type=Path, help="a folder for everything, which is left; else a temporary one")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     urllib3.disable_warnings()  # the API server's certificate is its own
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
