@@ -20,7 +20,7 @@ from nanochat.pipeline.planner import Action, Attempt, Observed, Phase, Start, S
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
-from nanochat.tracking.registry import Registry
+from nanochat.tracking.rest import light_registry
 from operators import metrics, observation, pod_template, resources, status
 from operators.attempts import JobAttempt
 from operators.claims import Claims
@@ -207,7 +207,7 @@ class Reconciliation:
             told = self.found.get("status") or {}
             is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
             if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
-                ready.outputs.check_release(Registry(ready.accepted.profile.tracking or ""))
+                ready.outputs.check_release(light_registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
 

@@ -76,6 +76,7 @@ def read_rest(found: Object, owned: Owned, config: Config, stores: Stores) -> Re
         tracking=profile.tracking or "",
         phase=Phase(phase),
         report=next(iter(made[0].values()), "") if made else "",
+        began=bool(attempts),
         mark=mark_of(phase, [(attempt["job"], attempt["ended"]) for attempt in attempts]),
     )
     return Rest.of(found, snapshot, owned)
