@@ -31,8 +31,10 @@ class JobAttempt(AttemptRecord):
     generation: Count = 0  # of the job as it was created: a higher one is somebody else's change
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime that they belong to: Kueue may stop a job and start it again
+    placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
     launches: tuple[str, ...] = ()  # ids of all pods that ran
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()  # nodes of all of them
+    blame: Mapping[str, Seconds] = field(default_factory=dict)  # node -> how much its end speaks against it
     running_since: Seconds | None = None
     used: Seconds = 0.0  # seconds that launches before ran
     decided: Outcome | None = None  # how it will have ended, once nothing of it runs any more
@@ -45,6 +47,10 @@ class JobAttempt(AttemptRecord):
     def launch_of(self, pod_uid: str) -> str:
         """The id of the launch in a pod."""
         return f"{self.number:02d}-{pod_uid[:8]}"
+
+    def index_of(self, rank: int) -> str:
+        """The index of the pod that a rank runs in."""
+        return str(rank // max(1, self.processes))
 
     def end(self, outcome: Outcome, *, reached: int, now: float) -> Self:
         """The record with how the attempt ended."""

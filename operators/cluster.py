@@ -8,12 +8,22 @@ Every method raises KubeError where the API server refuses or does not answer. A
 
 from __future__ import annotations
 
-from kubernetes.client import V1ConfigMap, V1Deployment
+from kubernetes.client import CoreV1Event, V1ConfigMap, V1Deployment
 
-from operators.kube_client import CONFIG_MAPS, DEPLOYMENTS, MERGE, PIPELINES, PODS, KubeClient, KubeError, Object
+from operators.kube_client import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    EVENTS,
+    MERGE,
+    PIPELINES,
+    PODS,
+    KubeClient,
+    KubeError,
+    Object,
+)
 from operators.kube_models import from_json, to_json
-from operators.kueue import WORKLOADS, Workload, read_workload
-from operators.objects import Pod
+from operators.kueue import LOCAL_QUEUES, WORKLOADS, Queues, read_workload
+from operators.objects import Condition, Pod, seconds
 
 FIELD_MANAGER = "nanochat-controller"
 
@@ -39,20 +49,37 @@ class Cluster:
                 return None
             raise
 
-    def workloads(self, namespace: str) -> list[Workload]:
-        """Kueue's Workloads of a namespace; none where Kueue is not installed."""
+    def queues(self, namespace: str) -> Queues:
+        """Kueue's Workloads of a namespace, if Kueue is installed."""
         try:
-            return [read_workload(body) for body in self._kube.listing(WORKLOADS, namespace).items]
+            return Queues(True, [read_workload(body) for body in self._kube.listing(WORKLOADS, namespace).items])
         except KubeError as error:
             if error.is_unserved:
-                return []
+                return Queues()
             raise
+
+    def has_queue(self, namespace: str, name: str) -> bool:
+        """Whether there is a LocalQueue."""
+        return self._kube.get(LOCAL_QUEUES, namespace, name) is not None
+
+    def warning(self, namespace: str, uid: str) -> Condition | None:
+        """The newest Event about an object, by its uid, where that is a warning; but for those of the scheduler."""
+        listed = self._kube.listing(EVENTS, namespace, fieldSelector=f"involvedObject.uid={uid}").items
+        events = [event for body in listed if (event := from_json(CoreV1Event, body)).reason != "FailedScheduling"]
+        newest = max(events, key=_when, default=None)
+        if newest is None or newest.type != "Warning":
+            return None
+        return Condition(newest.reason or "", newest.message or "")
 
     def config_value(self, namespace: str, name: str, key: str) -> bytes | None:
         """The bytes of one key of a ConfigMap; None where it is missing."""
         found = self._kube.get(CONFIG_MAPS, namespace, name) or {}
         text = (found.get("data") or {}).get(key)
         return None if text is None else text.encode()
+
+    def has_config_map(self, namespace: str, name: str) -> bool:
+        """Whether there is a ConfigMap."""
+        return self._kube.get(CONFIG_MAPS, namespace, name) is not None
 
     def replace_config_map(self, config_map: V1ConfigMap) -> None:
         """Create a ConfigMap in place of any that has its name: those with plans cannot be changed."""
@@ -77,3 +104,9 @@ class Cluster:
     def apply_deployment(self, body: Object) -> None:
         """Server-side apply: these fields are the controller's, all others stay as they are."""
         self._kube.apply(DEPLOYMENTS, body, manager=FIELD_MANAGER, strict=False)
+
+
+def _when(event: CoreV1Event) -> tuple[float, bool]:
+    """When an Event happened last; of those of one second warnings are the newer ones."""
+    last = event.series.last_observed_time if event.series else event.last_timestamp
+    return seconds(last or event.event_time), event.type == "Warning"

@@ -26,13 +26,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from nanochat.model.artifact import missing_weights
+from nanochat.pipeline.attempts import read_latest_progress
 from nanochat.pipeline.log_reader import list_launches, read_log
 from nanochat.spec.errors import StorageError
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Manifest
 from nanochat.storage.records import MOST_RECORDS, read_object
 from nanochat.tracking.mlflow import LARGEST_FILE
-from nanochat.tracking.progress import read_progress
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
 from operators.kube_client import Object
@@ -97,7 +97,7 @@ def build_app(
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
     def progress(run: Annotated[RunSnapshot, Depends(view)], stage: str) -> Object:
-        state = read_progress(run.store, run.paths.progress(stage))
+        state = read_latest_progress(run.store, run.paths, stage)
         if state is None:
             raise HTTPException(404, f"stage {stage} has reported nothing yet")
         return asdict(state)

@@ -10,7 +10,8 @@ A backend's bodies stay inside it: all others see `Job` and `Pod`. Trainer v2's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nanochat.pipeline.graph import Node
@@ -34,7 +35,7 @@ class JobRequest:
     run: str  # the run's folder
     config: Config
     started: float
-    avoid: tuple[str, ...] = ()  # nodes that may have been why the last attempt ended
+    avoid: Mapping[str, float] = field(default_factory=dict)  # suspected node -> how much
 
     @property
     def name(self) -> str:

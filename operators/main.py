@@ -267,6 +267,7 @@ class Controller:
         for run in self._snapshots():
             phases[str(run.phase)] = phases.get(str(run.phase), 0) + 1
         metrics.set_pipelines(phases)
+        metrics.set_suspicion(self.services.suspicion.scores(time.time()))
 
 
 def main() -> int:

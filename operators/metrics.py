@@ -23,6 +23,9 @@ slow = Gauge("nanochat_reconciles_slow", "Reconciliations that have lasted longe
 pipelines = Gauge("nanochat_pipelines", "Pipelines by phase.", ["phase"], registry=REGISTRY)
 serving_version = Gauge("nanochat_serving_version", "The version that is to be served.", ["version"], registry=REGISTRY)
 serving_rejected = Counter("nanochat_serving_rejected", "Versions that did not become ready.", registry=REGISTRY)
+node_suspicion = Gauge(
+    "nanochat_node_suspicion", "How much speaks against nodes that attempts stalled on.", ["node"], registry=REGISTRY
+)
 tracked = Counter("nanochat_tracked", "Runs that MLflow was told of, or was not.", ["result"], registry=REGISTRY)
 
 
@@ -38,6 +41,13 @@ def set_pipelines(phases: Mapping[str, int]) -> None:
     pipelines.clear()
     for phase, count in phases.items():
         pipelines.labels(phase=phase).set(count)
+
+
+def set_suspicion(scores: Mapping[str, float]) -> None:
+    """The nodes that are suspected."""
+    node_suspicion.clear()
+    for node, score in scores.items():
+        node_suspicion.labels(node=node).set(score)
 
 
 def set_serving(version: str) -> None:

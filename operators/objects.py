@@ -41,7 +41,7 @@ class Job:
     meta: Meta
     owners: frozenset[str]  # uids of its ownerReferences
     attempt: str  # annotation: what the attempt's record begins with, as JSON
-    queued: bool = False  # Kueue may stop it and start it again
+    queue: str = ""  # Kueue's LocalQueue that it is in: Kueue may stop it and start it again
     suspended: bool = False
     started: str = ""  # RFC 3339; each start has another
     succeeded: bool = False

@@ -1,6 +1,6 @@
 """The outcome of an attempt, from its job and pods. Pure functions over the values of `operators.objects`.
 
-    observed = observe(record, job, pods, now, workload)
+    observed = observe(record, job, pods, now, queues)
     record = updated(record, observed, now)
 
 Of several pods that failed one is the cause. A failure of its own comes first; then a pod that was taken away (deleted,
@@ -15,68 +15,76 @@ from dataclasses import dataclass, field, replace
 
 from nanochat.parse.json_text import read_json
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
-from nanochat.pipeline.sentences import LONGEST, Said
+from nanochat.pipeline.sentences import LONGEST
 from nanochat.storage.records import RECORD
 from operators.attempts import JobAttempt
-from operators.kueue import Workload
+from operators.kueue import Queues
 from operators.objects import Job, Pod
-from operators.sentences import End, Wait
+from operators.sentences import End, Wait, Waiting
 
-CONFIG_SECONDS = 30.0  # that a pod may lack a Secret or have a bad image name before it is the user's error
-PULL_SECONDS = 300.0  # that an image may take to be pulled after it failed once
 LOST_SECONDS = 15.0  # after which a pod that should have ended is on a node that is lost
+LAST_LINES = 3  # of a container's log that its termination message is made of
 TAKEN_REASONS = ("Evicted", "NodeLost", "Terminated", "NodeShutdown", "Preempting")
-CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "InvalidImageName", "ErrImageNeverPull")
-PULL_REASONS = ("ErrImagePull", "ImagePullBackOff")
 STARTING_REASONS = ("", "ContainerCreating", "PodInitializing")
+CONTAINER_WAITS = {
+    "CreateContainerConfigError": Wait.CONFIG,
+    "InvalidImageName": Wait.IMAGE_NAME,
+    "ErrImageNeverPull": Wait.IMAGE_NAME,
+    "ErrImagePull": Wait.IMAGE,
+    "ImagePullBackOff": Wait.IMAGE,
+}  # by why a container waits; else Wait.CONTAINER
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptObservation:
     """An attempt as its objects show it."""
 
-    waiting: Said | None = None  # why not all of its pods run
+    waiting: Waiting | None = None  # why not all of its pods run
+    about: str = ""  # uid of the job or pod whose Events may say more about that
     outcome: Outcome | None = None  # how it ended; None while it goes on
     clear: bool = False  # nothing of it can still run
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime
-    hosts: tuple[str, ...] = ()
+    placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
 
 
-def observe(
-    record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, workload: Workload | None
-) -> AttemptObservation:
-    """The state of an attempt, from its job, the job's pods and Kueue's Workload for it."""
+def observe(record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, queues: Queues) -> AttemptObservation:
+    """The state of an attempt, from its job, the job's pods and Kueue's word on it."""
     clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
-    hosts = tuple(sorted({pod.node for pod in pods if pod.node}))
+    placement = {pod.index: pod.node for pod in pods if pod.node}
     if job is None:
         return AttemptObservation(
             outcome=End.JOB_DELETED.outcome(time=now),
             clear=clear,
             pods=record.pods,
             job_started=record.job_started,
-            hosts=hosts,
+            placement=record.placement,
         )
     if job.suspended:
-        waiting = Wait.QUEUE_SAYS.of(why=workload.message) if workload else Wait.QUEUE.of()
-        return AttemptObservation(waiting=waiting, clear=clear, pods={}, job_started="", hosts=hosts)
+        waiting = queues.waiting(job) if job.queue else None
+        outcome = None if waiting else End.JOB_SUSPENDED.outcome(time=now)
+        return AttemptObservation(
+            waiting=waiting, outcome=outcome, clear=clear, pods={}, job_started="", placement=placement
+        )
     same = not record.job_started or record.job_started == job.started
     before = record.pods if same else {}
     present = {pod.index: pod.meta.uid for pod in pods if not pod.meta.deleting}
     known = {*present.values(), *before.values()}
     former = [pod for pod in pods if pod.meta.uid not in known]
-    if former and job.queued:
+    if former and job.queue:
         # The training operator takes what still ends of a launch that Kueue stopped for a failure of the next one.
-        outcome = End.RESTARTED.outcome(time=now, index=former[0].index)
+        outcome = End.RESTARTED.outcome(time=now, pod=_name(former[0]))
     else:
         outcome = _outcome(record, job, pods, before, now)
+    waiting, about = (None, "") if outcome else _waiting(record, job, pods)
     return AttemptObservation(
-        waiting=None if outcome else _waiting(record, pods),
+        waiting=waiting,
+        about=about,
         outcome=outcome,
         clear=clear,
         pods={**before, **present},
         job_started=job.started,
-        hosts=hosts,
+        placement={**(record.placement if same else {}), **placement},
     )
 
 
@@ -89,7 +97,8 @@ def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> Job
         record,
         pods=dict(observed.pods),
         job_started=observed.job_started,
-        hosts=tuple(sorted({*record.hosts, *observed.hosts})),
+        placement=dict(observed.placement),
+        hosts=tuple(sorted({*record.hosts, *observed.placement.values()})),
         launches=tuple(launches),
         launch=record.launch_of(master) if master else record.launch,
         running_since=(record.running_since or now) if runs else None,
@@ -110,48 +119,57 @@ def _outcome(
 ) -> Outcome | None:
     if job.succeeded:
         return Outcome(Reason.SUCCEEDED, time=now)
-    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod)) is not None]
+    ended = [outcome for pod in pods if (outcome := _pod_outcome(pod, record.processes)) is not None]
     own = [o for o in ended if o.reason not in (Reason.SUCCEEDED, Reason.PREEMPTED) and not o.peer_lost]
     if own:
         return min(own, key=lambda o: o.time)
-    first = min((o.time for o in ended if o.reason is not Reason.SUCCEEDED), default=now + 1)
-    # Pods that are gone altogether went before those that are about to go.
+    failed = [o for o in ended if o.reason is not Reason.SUCCEEDED]
+    first = min((o.time for o in failed), default=now + 1)
+    # Pods that are gone altogether went before those that are about to go, unless they were cleaned up after a failure.
     there = {pod.meta.uid for pod in pods}
-    gone = [index for index, uid in sorted(before.items()) if uid not in there]
-    if gone:
-        if len(gone) == 1:
-            return End.POD_DELETED.outcome(time=now, index=gone[0])
-        return End.PODS_DELETED.outcome(time=now, indices=", ".join(gone))
+    gone = [_former_name(record, index) for index, uid in sorted(before.items()) if uid not in there]
+    if gone and not failed:
+        return End.POD_DELETED.outcome(time=now, pod=gone[0]) if len(gone) == 1 else End.PODS_GONE.outcome(time=now)
     taken = [outcome for pod in pods if (outcome := _taken(pod)) is not None and outcome.time <= first]
     if taken:
         return min(taken, key=lambda o: o.time)
-    stuck = [outcome for pod in pods if (outcome := _stuck(pod, now)) is not None]
-    if stuck:
-        return stuck[0]
-    if job.meta.generation > record.generation and not job.queued:
+    if job.meta.generation > record.generation and not job.queue:
         return End.JOB_CHANGED.outcome(time=now)
-    lost = [o for o in ended if o.reason is not Reason.SUCCEEDED]
-    living = [pod for pod in pods if not _over(pod, now)]
-    if lost and not living:
+    if not all(_over(pod, now) for pod in pods):
+        return None
+    if failed:
         silent = [pod for pod in pods if not pod.ended]
         if silent:  # it was to end and nobody says that it did: its peers lost it with its node
-            return End.NODE_LOST.outcome(time=now, index=silent[0].index, node=silent[0].node)
+            return End.NODE_LOST.outcome(time=now, pod=_name(silent[0]), node=silent[0].node)
+        if gone:
+            return End.POD_DELETED.outcome(time=now, pod=gone[0])
         order = {Reason.PREEMPTED: 1}
-        return min(lost, key=lambda o: (order.get(o.reason, 0), o.time))
-    if job.failed and not pods:
-        if record.pods:
-            return End.PODS_GONE.outcome(time=now)
-        return End.JOB_REFUSED.outcome(time=now, why=job.message)
+        return min(failed, key=lambda o: (order.get(o.reason, 0), o.time))
+    if job.failed:
+        return End.PODS_GONE.outcome(time=now) if record.pods and not pods else End.NO_WORD.outcome(why=job.message)
     return None
 
 
-def _pod_outcome(pod: Pod) -> Outcome | None:
+def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
     """How a pod's container ended, by its own word if it left one; None while it runs or where nothing tells."""
-    end = pod.exit
-    if end is None or pod.state.reason == "Evicted":  # `_taken` tells of an eviction
+    found = _exit_outcome(pod)
+    if found is None or found.rank is not None or not pod.index.isdecimal():
+        return found
+    return replace(found, rank=int(pod.index) * processes)
+
+
+def _exit_outcome(pod: Pod) -> Outcome | None:
+    """The same, without the rank that the pod stands for."""
+    end, name = pod.exit, _name(pod)
+    killed = end is None or (end.code == 137 and end.reason != "OOMKilled")
+    if pod.state.reason in TAKEN_REASONS or (pod.disrupted is not None and killed):  # `_taken` tells of it
+        return None
+    if end is None:
+        if pod.phase == "Failed" and not pod.meta.deleting:
+            return End.POD_REJECTED.outcome(time=pod.since, pod=name, node=pod.node, why=pod.state.text)
         return None
     if end.reason == "OOMKilled":
-        return End.MEMORY.outcome(time=end.time, host=True)
+        return End.MEMORY.outcome(time=end.time, pod=name)
     try:
         words = read_json(end.message or "", limit=RECORD)
         return Outcome.from_dict(words | {"time": words.get("time") or end.time})
@@ -162,32 +180,25 @@ def _pod_outcome(pod: Pod) -> Outcome | None:
     if end.code == EXIT_STOPPED:
         return End.STOPPED.outcome(time=end.time)
     if end.code == EXIT_DISK_FULL:
-        return End.DISK_FULL.outcome(time=end.time)
+        return End.DISK_FULL.outcome(time=end.time, pod=name)
     if end.code == 137:
-        return End.KILLED.outcome(time=end.time)
-    if why := (end.message or end.reason).strip()[-LONGEST:]:
-        return End.EXIT_SAYS.outcome(time=end.time, code=end.code, why=why)
-    return End.EXIT.outcome(time=end.time, code=end.code)
+        return End.KILLED.outcome(time=end.time, pod=name)
+    # Without a word of its own the message is the end of the container's log, by terminationMessagePolicy.
+    lines = [line for line in (end.message or end.reason).splitlines() if line.strip()]
+    if lines:
+        why = " | ".join(lines[-LAST_LINES:])[-LONGEST:]
+        return End.EXIT_SAYS.outcome(time=end.time, pod=name, code=end.code, why=why)
+    return End.EXIT.outcome(time=end.time, pod=name, code=end.code)
 
 
 def _taken(pod: Pod) -> Outcome | None:
     """The outcome where a pod was evicted, deleted, or lost its node."""
     if pod.state.reason in TAKEN_REASONS:
-        return End.POD_TAKEN.outcome(index=pod.index, why=pod.state.text)
+        return End.POD_TAKEN.outcome(pod=_name(pod), why=pod.state.text)
     if pod.disrupted is not None:
-        return End.POD_TAKEN.outcome(time=pod.disrupted.time, index=pod.index, why=pod.disrupted.text)
+        return End.POD_TAKEN.outcome(time=pod.disrupted.time, pod=_name(pod), why=pod.disrupted.text)
     if pod.meta.deleting:
-        return End.POD_DELETED.outcome(time=pod.meta.due - pod.meta.grace, index=pod.index)
-    return None
-
-
-def _stuck(pod: Pod, now: float) -> Outcome | None:
-    """The outcome of a pod that will never start as it is."""
-    for waiting in pod.waiting:
-        if waiting.reason in CONFIG_REASONS and now - pod.since > CONFIG_SECONDS:
-            return End.CANNOT_START.outcome(time=now, why=waiting.text)
-        if waiting.reason in PULL_REASONS and now - pod.since > PULL_SECONDS:
-            return End.NO_IMAGE.outcome(time=now, why=waiting.text)
+        return End.POD_DELETED.outcome(time=pod.meta.due - pod.meta.grace, pod=_name(pod))
     return None
 
 
@@ -196,20 +207,35 @@ def _over(pod: Pod, now: float) -> bool:
     return pod.ended or (pod.meta.deleting and now > pod.meta.due + LOST_SECONDS)
 
 
+def _name(pod: Pod) -> str:
+    """A pod for people, with its node."""
+    return f"pod {pod.meta.name} on {pod.node}" if pod.node else f"pod {pod.meta.name}"
+
+
+def _former_name(record: JobAttempt, index: str) -> str:
+    """The same of one that is gone."""
+    node = record.placement.get(index)
+    return f"pod {index} of {record.job} on {node}" if node else f"pod {index} of {record.job}"
+
+
 # ---- the beginning ----------------------------------------------------------------------------------------------
 
 
-def _waiting(record: JobAttempt, pods: Sequence[Pod]) -> Said | None:
-    """Why not all pods run yet; None where they do."""
+def _waiting(record: JobAttempt, job: Job, pods: Sequence[Pod]) -> tuple[Waiting | None, str]:
+    """Why not all pods run yet, None where they do; and the uid of the object whose Events may say more."""
     if len(pods) < record.nodes:
-        return Wait.PODS.of()
+        return Wait.PODS.of(), job.meta.uid
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.phase != "Pending":
             continue
+        name = f"pod {pod.meta.name}"
         if pod.unschedulable is not None:
-            return Wait.UNSCHEDULABLE.of(why=pod.unschedulable.text)
+            return Wait.UNSCHEDULABLE.of(why=pod.unschedulable.text), ""
         for waiting in pod.waiting:
             if waiting.reason not in STARTING_REASONS:
-                return Wait.CONTAINER.of(reason=waiting.reason, why=waiting.message)
-        return Wait.STARTING.of(node=pod.node) if pod.node else Wait.SCHEDULER.of()
-    return None
+                wait = CONTAINER_WAITS.get(waiting.reason, Wait.CONTAINER)
+                return wait.of(pod=name, kind=waiting.reason, why=waiting.text), ""
+        if not pod.node:
+            return Wait.SCHEDULER.of(), ""
+        return Wait.STARTING.of(pod=name, node=pod.node), pod.meta.uid
+    return None, ""

@@ -10,6 +10,7 @@ A backend (`operators.job_backend`) makes a job around the template.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from kubernetes import client
@@ -169,7 +170,7 @@ def _container(request: JobRequest, placement: Placement, network: Network) -> c
             read_only_root_filesystem=True,
             capabilities=client.V1Capabilities(drop=["ALL"], add=["IPC_LOCK"] if network.host else None),
         ),
-        termination_message_policy="File",
+        termination_message_policy="FallbackToLogsOnError",  # where it ends before it has a word of its own
         volume_mounts=[
             client.V1VolumeMount(name=name, mount_path=path, read_only=name in ("plan", "files") or None)
             for name, path in mounts.items()
@@ -202,13 +203,20 @@ def _files_of(request: JobRequest) -> str:
     return identity.removeprefix(CONFIG_MAP).partition("/")[0]
 
 
-def _avoiding(nodes: tuple[str, ...]) -> client.V1Affinity:
-    """An affinity that prefers all other nodes."""
-    expression = client.V1NodeSelectorRequirement(key="kubernetes.io/hostname", operator="NotIn", values=list(nodes))
-    preference = client.V1NodeSelectorTerm(match_expressions=[expression])
-    term = client.V1PreferredSchedulingTerm(weight=100, preference=preference)
+def _avoiding(nodes: Mapping[str, float]) -> client.V1Affinity:
+    """An affinity that prefers all other nodes, and of these the least suspected; pods can still run on any."""
+    most = max(nodes.values())
+    terms = [
+        client.V1PreferredSchedulingTerm(
+            weight=max(1, round(100 * score / most)),
+            preference=client.V1NodeSelectorTerm(
+                match_fields=[client.V1NodeSelectorRequirement(key="metadata.name", operator="NotIn", values=[node])]
+            ),
+        )
+        for node, score in nodes.items()
+    ]
     return client.V1Affinity(
-        node_affinity=client.V1NodeAffinity(preferred_during_scheduling_ignored_during_execution=[term])
+        node_affinity=client.V1NodeAffinity(preferred_during_scheduling_ignored_during_execution=terms)
     )
 
 

@@ -78,7 +78,7 @@ class PyTorchJobs:
             meta=read_meta(meta),
             owners=frozenset(owner.uid for owner in meta.owner_references or ()),
             attempt=(meta.annotations or {}).get(ATTEMPT, ""),
-            queued=QUEUE in (meta.labels or {}),
+            queue=(meta.labels or {}).get(QUEUE, ""),
             suspended=bool(model.spec.run_policy.suspend),
             started=status.start_time.strftime("%Y-%m-%dT%H:%M:%SZ") if status.start_time else "",
             succeeded="Succeeded" in holding,

@@ -25,7 +25,7 @@ from operators import metrics, status
 from operators.admission import admit_object
 from operators.index import read_pipeline
 from operators.kube_client import KubeError, Object
-from operators.kueue import queue_state, workload_of
+from operators.kueue import queue_state
 from operators.reconciliation import ARTIFACT_SECONDS, Reconciliation, Services
 from operators.rest import Rest, read_rest
 from operators.run_state import NotAdmitted, Ready, RunSnapshot, mark_deleted
@@ -183,6 +183,7 @@ class Run:
                 state.admit(accepted)
             else:
                 state = Ready.open(self.uid, accepted, self.services.stores.artifacts(accepted.profile))
+                self.services.suspicion.learn(self.uid, state.attempts.all())
         except UserError as error:
             return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")
         except StorageError as error:
@@ -196,7 +197,7 @@ class Run:
 
     def _status(self, reconciliation: Reconciliation, planned: Status) -> Object:
         found, ready = reconciliation.found, reconciliation.ready
-        workloads = (workload_of(job, reconciliation.workloads) for job in reconciliation.owned.jobs.values())
+        workloads = (reconciliation.queues.of(job) for job in reconciliation.owned.jobs.values())
         inputs = status.StatusInputs(
             accepted=ready.accepted,
             planned=planned,

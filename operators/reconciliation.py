@@ -10,7 +10,7 @@ is recorded, and a job without a record is adopted by its annotation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
+from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
@@ -30,18 +31,18 @@ from operators.events import Events
 from operators.index import Index, Owned
 from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
-from operators.kueue import Workload, workload_of
+from operators.kueue import Queues
 from operators.run_state import Ready
 from operators.sentences import End
 from operators.store_leases import StoreLeases
 from operators.stores import Stores
+from operators.suspicion import Suspicion, blame
 
 log = logging.getLogger(__name__)
 
 ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
 UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
 STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
-SUSPECT = (Reason.STALLED, Reason.INFRASTRUCTURE)  # outcomes after which other nodes are tried first
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Services:
     events: Events
     stores: Stores
     leases: StoreLeases = field(default_factory=StoreLeases)
+    suspicion: Suspicion = field(default_factory=Suspicion)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving
 
@@ -79,9 +81,9 @@ class Reconciliation:
     steady: float
     event: EventOf
     trouble: str = ""  # why storage cannot be reached now
-    workloads: list[Workload] = field(default_factory=list)  # Kueue's
+    queues: Queues = field(default_factory=Queues)
     owned: Owned = field(default_factory=lambda: Owned({}, ()))
-    observations: Mapping[str, observation.AttemptObservation] = field(default_factory=dict)  # by job
+    observations: dict[str, observation.AttemptObservation] = field(default_factory=dict)  # by job
 
     def run(self) -> Status:
         """Observe, plan and act; returns where the pipeline stands."""
@@ -122,8 +124,6 @@ class Reconciliation:
 
     def _observe(self) -> None:
         ready = self.ready
-        if ready.accepted.spec.queue:
-            self.workloads = self.services.cluster.workloads(self.found["metadata"]["namespace"])
         self._look()
         for record in ready.attempts.open():
             self._take_in(record)
@@ -151,19 +151,25 @@ class Reconciliation:
         running = self.ready.attempts.open()
         if any(observation.has_news(record, self.observations[record.job], self.now) for record in running):
             self._take_owned(index.read(namespace, self.ready.uid))
+        for record in self.ready.attempts.open():
+            observed = self.observations[record.job]
+            followed = self.ready.waits.follow(self.services.cluster, record, observed, self.now, self.steady)
+            self.observations[record.job] = followed
 
     def _take_owned(self, owned: Owned) -> None:
         """Adopt jobs that have no record yet, and observe all attempts that run."""
         for job in owned.jobs.values():
             self.ready.attempts.adopt(job, self.ready.uid)
+        if any(job.queue for job in owned.jobs.values()):
+            self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
         self.owned = owned
         self.observations = {
             record.job: observation.observe(
                 record,
-                job := owned.jobs.get(record.job),
+                owned.jobs.get(record.job),
                 [pod for pod in owned.pods if pod.job == record.job],
                 self.now,
-                workload_of(job, self.workloads),
+                self.queues,
             )
             for record in self.ready.attempts.open()
         }
@@ -191,12 +197,19 @@ class Reconciliation:
         before = ready.attempts.reached(record.stage, before=record.number)
         reached = outputs.reached(record.stage, record.keys, before=before)
         ready.take_progress(record, self.steady)
-        record = ready.attempts.put(record.end(outcome, reached=reached, now=self.now))
+        against = record.blame if outcome.reason is Reason.STALLED else blame(record, outcome, ())
+        record = ready.attempts.put(replace(record.end(outcome, reached=reached, now=self.now), blame=against))
         useful = reached > before or outcome.reason is Reason.SUCCEEDED
         metrics.attempt_ended(record, outcome, lost=0.0 if useful else record.used)
         level = "Normal" if outcome.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) else "Warning"
         self.event(level, str(outcome.reason), f"{record.stage} attempt {record.number}: {outcome.message or 'ended'}")
         ready.looked = 0.0
+        if against:
+            suspicion = self.services.suspicion
+            suspicion.learn(ready.uid, ready.attempts.all())
+            scores = suspicion.scores(self.now)
+            said = ", ".join(f"{node} ({scores.get(node, 0.0):g})" for node in against)
+            self.event("Warning", "NodeSuspected", f"{record.stage} attempt {record.number} speaks against {said}")
 
     def _find_outputs(self) -> None:
         ready = self.ready
@@ -263,8 +276,10 @@ class Reconciliation:
         outputs = {out.key for out in self.ready.accepted.graph.node(record.stage).outputs}
         observed = self.observations.get(record.job)
         runs = record.outcome is None
+        heartbeat = self.ready.heartbeat(record, self.steady) if runs else None
         return record.observed(
-            silence=self.ready.silence(record, self.steady) if runs else 0.0,
+            silence=self.steady - heartbeat.heard if heartbeat else 0.0,
+            begun=heartbeat is None or heartbeat.begun,
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
@@ -281,7 +296,7 @@ class Reconciliation:
             run=ready.paths.root,
             config=services.config,
             started=self.now,
-            avoid=self._suspects(action.stage),
+            avoid=services.suspicion.scores(self.now),
         )
         # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
         for job in services.index.read(namespace, ready.uid).jobs.values():
@@ -301,21 +316,31 @@ class Reconciliation:
         ready.attempts.save()
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
-    def _suspects(self, stage: str) -> tuple[str, ...]:
-        """Nodes of the last attempt, if it ended in a way that a bad node explains."""
-        last = self.ready.attempts.last(stage)
-        return last.hosts if last and last.outcome and last.outcome.reason in SUSPECT else ()
-
     def _stop(self, action: Stop) -> None:
         attempts = self.ready.attempts
-        stalled = action.reason == "stalled"
-        decided = End.STALLED.outcome() if stalled else Outcome(Reason.PREEMPTED, action.reason)
-        decided = replace(decided, time=self.now)
-        record = attempts.get(action.stage, action.attempt)
-        record = attempts.put(replace(record, stopping=action.reason, decided=decided))
+        record, decided = attempts.get(action.stage, action.attempt), Outcome(Reason.PREEMPTED, action.reason)
+        if action.reason == "stalled":
+            stood = self._nodes_that_stood(record)
+            decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+            record = replace(record, blame=blame(record, decided, stood))
+        record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=self.now)))
         self._storage(attempts.save)  # what was decided outlives this process
         self.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
         self._end(record)
+
+    def _nodes_that_stood(self, record: JobAttempt) -> list[str]:
+        """The nodes of a silent attempt's ranks for which the others wait; none where that is not known."""
+        ready, seen = self.ready, dict[str, Standstill]()
+
+        def read() -> None:
+            for index, uid in record.pods.items():
+                path = ready.paths.standstill(record.stage, record.launch_of(uid))
+                seen[index] = read_standstill(ready.store, path)
+
+        if not self._storage(read) or not any(standstill.waits for standstill in seen.values()):
+            return []
+        stood = {record.placement.get(index, "") for index, standstill in seen.items() if not standstill.waits}
+        return sorted(stood - {""})
 
     def _stop_dropped(self) -> None:
         """Stop attempts of stages that an edit took out of the pipeline."""
@@ -324,17 +349,22 @@ class Reconciliation:
                 self._stop(Stop(record.stage, record.number, "edited"))
 
     def _end(self, record: JobAttempt) -> None:
-        """Delete what is left of an attempt that is over."""
+        """Delete what is left of an attempt that is over.
+
+        A stalled one's pods go first: garbage collection, which follows a job, would leave them the grace of a stop,
+        for which a kubelet waits. The job goes in the same breath, before the training operator can make pods anew;
+        where this process ends in between, the next one finds them and deletes them too.
+        """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
-        if job is not None and not job.meta.deleting:
-            self.services.backend.delete(job)
         for pod in self.owned.pods:
             if pod.job != record.job:
                 continue
-            if record.stopping == "stalled" and pod.meta.grace != STALLED_GRACE:
+            if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
                 cluster.delete_pod(pod)
+        if job is not None and not job.meta.deleting:
+            self.services.backend.delete(job)
 
     def _clean(self) -> None:
         """Delete the jobs of attempts that are over: at once if they still run, else when their time has passed."""

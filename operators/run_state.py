@@ -22,6 +22,7 @@ from operators.attempts import Attempts, JobAttempt
 from operators.objects import Job
 from operators.status import ATTEMPTS, DONE, to_time
 from operators.stores import SharedArtifacts
+from operators.waits import Waits
 
 ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
@@ -73,6 +74,16 @@ def mark_of(phase: str, attempts: Iterable[tuple[str, str | None]], news: object
     return hashlib.sha256(json.dumps([phase, list(attempts), news], default=str).encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The last news of a launch. When it was heard here counts, not the date in it: clocks may differ."""
+
+    launch: str
+    heard: float  # steady seconds
+    reported: float = 0.0  # date of the progress
+    begun: bool = False  # it has made a step
+
+
 @dataclass(slots=True)
 class Ready:
     """A pipeline that was admitted, with all that is known of its run."""
@@ -84,9 +95,10 @@ class Ready:
     outputs: Outputs
     attempts: Attempts
     status_file: StatusFile
+    waits: Waits
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
-    heartbeats: dict[str, tuple[float, float]] = field(default_factory=dict)  # job -> (its date, when heard)
+    heartbeats: dict[str, Heartbeat] = field(default_factory=dict)  # by job, of the present launch
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
@@ -94,8 +106,9 @@ class Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
         store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
-        outputs = Outputs(artifacts, accepted.graph)
-        return cls(uid, accepted, paths, artifacts, outputs, Attempts(store, paths).load(), StatusFile(store, paths))
+        outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths).load()
+        status_file, waits = StatusFile(store, paths), Waits(meta.namespace)
+        return cls(uid, accepted, paths, artifacts, outputs, attempts, status_file, waits)
 
     def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""
@@ -141,19 +154,23 @@ class Ready:
     # ---- progress -----------------------------------------------------------------------------------------------
 
     def take_progress(self, record: JobAttempt, steady: float) -> None:
-        """The progress of a running attempt. Its heartbeat is when the news was heard here: clocks may differ."""
-        state = read_progress(self.store, self.paths.progress(record.stage))
-        if state is None or state.launch not in record.launches:
+        """The progress of a running attempt's present launch; StorageError where it cannot be read."""
+        state = read_progress(self.store, self.paths.progress(record.stage), record.launch) if record.launch else None
+        if state is None:
             return
-        reported, _ = self.heartbeats.get(record.job, (0.0, 0.0))
-        if state.time != reported:
-            self.heartbeats[record.job] = (state.time, steady)
         self.progress[record.stage] = state
+        known = self.heartbeat(record, steady)
+        if state.time != known.reported:
+            begun = known.begun or state.step > 0
+            self.heartbeats[record.job] = replace(known, heard=steady, reported=state.time, begun=begun)
 
     def excuse_silence(self, record: JobAttempt, steady: float) -> None:
         """News of an attempt cannot reach us: that is no silence, nor is it one when storage is just back."""
-        self.heartbeats[record.job] = (self.heartbeats.get(record.job, (0.0, 0.0))[0], steady)
+        self.heartbeats[record.job] = replace(self.heartbeat(record, steady), heard=steady)
 
-    def silence(self, record: JobAttempt, steady: float) -> float:
-        """Seconds since the last news of an attempt, or since it was seen first."""
-        return steady - self.heartbeats.setdefault(record.job, (0.0, steady))[1]
+    def heartbeat(self, record: JobAttempt, steady: float) -> Heartbeat:
+        """The last news of an attempt; where there was none of its present launch, that it is there."""
+        known = self.heartbeats.get(record.job)
+        if known is None or known.launch != record.launch:
+            known = self.heartbeats[record.job] = Heartbeat(record.launch, heard=steady)
+        return known

@@ -17,6 +17,7 @@ from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
 from operators.attempts import JobAttempt
 from operators.kube_client import Object
+from operators.suspicion import MOST_NODES
 
 ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
@@ -211,6 +212,7 @@ def _attempt(record: JobAttempt) -> Object:
         "started": to_time(record.started),
         "ended": to_time(record.ended),
         "nodes": list(record.hosts)[:NODES],
+        "suspects": list(record.blame)[:MOST_NODES] or None,
         "batch": record.device_batch_size,
     }
 

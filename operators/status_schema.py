@@ -98,6 +98,10 @@ class AttemptStatus(StatusSection):
     nodes: Annotated[tuple[Word, ...], Field(max_length=64)] = setting(
         help="nodes are the names of the nodes that pods of the attempt ran on; of too many the first by name."
     )
+    suspects: Annotated[tuple[Word, ...], Field(max_length=16)] | None = setting(
+        None,
+        "suspects are the names of the nodes that the attempt's end speaks against: the next attempts prefer others.",
+    )
     batch: int = setting(
         help="batch is the number of rows in one forward pass of one process: deviceBatchSize, or less after memory "
         "ran out.",

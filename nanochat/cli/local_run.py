@@ -13,6 +13,7 @@ from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
 from nanochat.cli.run_handle import RunHandle, pipeline_name
 from nanochat.model.artifact import missing_weights
+from nanochat.pipeline.attempts import read_latest_progress
 from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.control import ask_cancel
 from nanochat.pipeline.leases import live_run
@@ -28,7 +29,6 @@ from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
-from nanochat.tracking.progress import read_progress
 from nanochat.tracking.registry import Registry
 
 UNDER_WAY = (Phase.RUNNING, Phase.STOPPING, Phase.WAITING)
@@ -90,7 +90,7 @@ class LocalRun(RunHandle):
         return self.status.stages
 
     def progress(self, stage: str) -> str:
-        state = read_progress(self.store, self.paths.progress(stage))
+        state = read_latest_progress(self.store, self.paths, stage)
         if state is None:
             return ""
         return ", ".join(filter(None, (f"{state.phase} {steps(state.step, state.total)}", details_of(state))))

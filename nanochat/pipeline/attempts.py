@@ -23,6 +23,7 @@ from nanochat.pipeline.sentences import Said
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import MOST_RECORDS, Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
+from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ class AttemptRecord:
         """The record with how the attempt ended."""
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
-    def observed(self, *, stopping: bool, silence: float, waiting: Said | None = None, stale: bool = False) -> Attempt:
+    def observed(
+        self, *, stopping: bool, silence: float, begun: bool = True, waiting: Said | None = None, stale: bool = False
+    ) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
             number=self.number,
@@ -72,6 +75,7 @@ class AttemptRecord:
             ended=self.ended,
             outcome=self.outcome,
             silence=silence,
+            begun=begun,
             former=self.former,
             stopping=stopping,
             reached=self.reached,
@@ -98,6 +102,12 @@ R = TypeVar("R", bound=AttemptRecord)
 def read_attempts(store: Store, paths: RunPaths, stage: str) -> list[AttemptRecord]:
     """The readable records of a stage, by number; the others are passed over with a warning."""
     return sorted(_read(store, paths, stage, AttemptRecord), key=lambda record: record.number)
+
+
+def read_latest_progress(store: Store, paths: RunPaths, stage: str) -> State | None:
+    """The progress of a stage's latest launch; None where it has reported nothing."""
+    attempts = read_attempts(store, paths, stage)
+    return read_progress(store, paths.progress(stage), attempts[-1].launch) if attempts else None
 
 
 def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> Iterator[R]:

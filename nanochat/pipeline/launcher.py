@@ -39,11 +39,12 @@ from nanochat.pipeline.outcomes import (
 )
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.standstill import StandstillReporter
 from nanochat.runtime.stopping import on_stop
 from nanochat.runtime.threads import thread_variables
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
-from nanochat.storage.store import Profile
+from nanochat.storage.store import Profile, Store
 
 POD = "NANOCHAT_POD_UID"
 MASTER_SECONDS = 300.0  # that node 0 may take to have a name
@@ -63,6 +64,7 @@ def main() -> int:
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
+    reporter = report_standstills(plan, store, work) if plan.nodes > 1 else None
     kills = memory_kills()
     outcome = await_master(stopping) if plan.nodes > 1 else None
     if outcome is None:
@@ -73,6 +75,8 @@ def main() -> int:
     outcome = replace(outcome, time=outcome.time or time.time())
     told = write_outcome(work / "outcome.json", outcome)
     uploader.close()
+    if reporter is not None:
+        reporter.close()
     try:
         store.write_json(RunPaths(plan.run).outcome(plan.stage, plan.launch), outcome.to_dict())
     except Exception as error:
@@ -84,6 +88,13 @@ def main() -> int:
     if not told:
         return EXIT_DISK_FULL
     return EXIT_STOPPED if outcome.reason is Reason.PREEMPTED else 1
+
+
+def report_standstills(plan: StagePlan, store: Store, work: Path) -> StandstillReporter:
+    """Tell of ranks of this node that stand still, long before that is taken for a stall."""
+    path, first = RunPaths(plan.run).standstill(plan.stage, plan.launch), node_rank() * plan.processes
+    seconds = plan.spec["retries"]["stallSeconds"] / 3
+    return StandstillReporter(store, path, work, ranks=range(first, first + plan.processes), seconds=seconds)
 
 
 def in_pod(plan: StagePlan) -> tuple[StagePlan, Path]:

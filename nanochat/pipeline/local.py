@@ -225,6 +225,7 @@ class LocalRunner:
                     record.observed(
                         stopping=bool(record.stopping) and record.outcome is None,
                         silence=self.running[stage].silence if record.outcome is None else 0.0,
+                        begun=record.outcome is not None or self.running[stage].begun,
                     )
                     for record in self.attempts.of(stage)
                 ]
@@ -254,12 +255,12 @@ class LocalRunner:
 
     def _take_progress(self, running: RunningAttempt) -> None:
         stage = running.record.stage
-        state, before = read_progress(self.store, self.paths.progress(stage)), self.progress.get(stage)
-        if state is None or state.launch != running.record.launch:
+        state = read_progress(self.store, self.paths.progress(stage), running.record.launch)
+        if state is None:
             return
-        self.progress[stage] = state
+        before, self.progress[stage] = self.progress.get(stage), state
         if before is None or (state.launch, state.time) != (before.launch, before.time):
-            running.heard = time.monotonic()
+            running.heard, running.begun = time.monotonic(), running.begun or state.step > 0
             running.record = self.attempts.put(replace(running.record, heartbeat=self._dates()))
         for sentence in state.warnings:
             if before is None or sentence not in before.warnings:

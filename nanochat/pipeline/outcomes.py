@@ -112,6 +112,7 @@ def from_exit(
         return Outcome(
             reason=Reason.INFRASTRUCTURE,
             message=f"rank {silent[0]} ended without a word: killed by hand, by the kernel for memory, or by a crash",
+            rank=silent[0],
         )
     if cause is not None and cause.reason is not Reason.SUCCEEDED:
         return cause

@@ -51,6 +51,7 @@ class Attempt:
     ended: float | None = None  # in seconds since 1970, by a clock that may have been set since
     outcome: Outcome | None = None  # None while it runs
     silence: float = 0.0  # seconds since its last sign of life, by a clock that nobody sets
+    begun: bool = True  # its present launch has made a step
     former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
@@ -240,7 +241,8 @@ def _watch(
     if attempt.waiting:
         said = attempt.waiting
         return StageStatus(stage, Phase.PENDING, said.message, count, reason=said.reason), None
-    if attempt.silence > spec.retries.stall_seconds:
+    limit = spec.retries.stall_seconds
+    if attempt.silence > (limit if attempt.begun else max(limit, spec.retries.start_seconds)):
         message = f"no sign of life for {attempt.silence:.0f} s"
         return StageStatus(stage, Phase.STOPPING, message, count), Stop(stage, attempt.number, "stalled")
     return StageStatus(stage, Phase.RUNNING, "", count), None
@@ -309,7 +311,7 @@ def decide_retry(
         best = max(best, reached)
     if counted > spec.retries.limit:
         return Retry(failure=f"{message} ({counted} attempts without progress)")
-    if reason is Reason.PREEMPTED or counted == 0:
+    if reason in (Reason.PREEMPTED, Reason.STALLED) or counted == 0:
         return Retry(device_batch_size=size, memory=memory, why=f"again after: {message}")
     delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
     why = f"again after: {message}"

@@ -31,6 +31,7 @@ class RunningAttempt:
     work: Path
     processes: int
     heard: float = field(default_factory=time.monotonic)  # when it gave its last sign of life
+    begun: bool = False  # it has made a step
     stop_at: float | None = None  # when its grace is over
 
     @classmethod

@@ -35,7 +35,12 @@ class RunPaths:
         return f"{self.root}/release.json"
 
     def progress(self, stage: str) -> str:
-        return f"{self.root}/progress/{stage}.json"
+        """The folder with the progress of each launch of a stage."""
+        return f"{self.root}/progress/{stage}"
+
+    def standstill(self, stage: str, launch: str) -> str:
+        """The ranks of a launch that stand still: see `nanochat.pipeline.standstill`."""
+        return f"{self.root}/standstills/{stage}/{launch}.json"
 
     def plan(self, stage: str, attempt: int) -> str:
         return f"{self.root}/plans/{stage}/{attempt:04d}.json"

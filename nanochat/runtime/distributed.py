@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.runtime.memory import is_out_of_memory
+from nanochat.runtime.waits import Waits
 from nanochat.spec.environment import integer
 from nanochat.spec.errors import PeerLost
 
@@ -33,10 +35,11 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 @contextmanager
-def collective() -> Iterator[None]:
+def collective(waits: Waits) -> Iterator[None]:
     """Errors of a collective operation inside become PeerLost: gloo has none but RuntimeError."""
     try:
-        yield
+        with waits:
+            yield
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -48,11 +51,12 @@ class Transfer:
     """A collective operation under way; None is one that is done."""
 
     work: dist.Work | None = None
+    waits: Waits = field(default_factory=Waits, compare=False)
 
     def wait(self) -> None:
         """Return when what was sent may be changed and what is received may be read."""
         if self.work is not None:
-            with collective():
+            with collective(self.waits):
                 self.work.wait()
 
 
@@ -64,6 +68,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     group: dist.ProcessGroup | None = None
+    waits: Waits = field(default_factory=Waits, compare=False)
 
     @property
     def first(self) -> bool:
@@ -79,19 +84,19 @@ class World:
     def all_reduce(self, value: Tensor) -> Tensor:
         """A tensor summed over all ranks, in place."""
         if self.group is not None:
-            with collective():
+            with collective(self.waits):
                 dist.all_reduce(value, group=self.group)
         return value
 
     def reduce_scatter(self, own: Tensor, pieces: Sequence[Tensor]) -> Transfer:
         """Begin to sum each piece over all ranks, piece r into rank r's `own`."""
-        with collective():
-            return Transfer(dist.reduce_scatter(own, list(pieces), group=self.group, async_op=True))
+        with collective(self.waits):
+            return Transfer(dist.reduce_scatter(own, list(pieces), group=self.group, async_op=True), self.waits)
 
     def all_gather(self, pieces: Sequence[Tensor], own: Tensor) -> Transfer:
         """Begin to put each rank's `own` into piece r on all ranks."""
-        with collective():
-            return Transfer(dist.all_gather(list(pieces), own, group=self.group, async_op=True))
+        with collective(self.waits):
+            return Transfer(dist.all_gather(list(pieces), own, group=self.group, async_op=True), self.waits)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
@@ -99,12 +104,12 @@ class World:
             return value
         text = json.dumps(value).encode() if self.first else b""
         length = torch.tensor([len(text)])
-        with collective():
+        with collective(self.waits):
             dist.broadcast(length, src=0, group=self.group)
         content = torch.empty(int(length), dtype=torch.uint8)
         if self.first:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        with collective():
+        with collective(self.waits):
             dist.broadcast(content, src=0, group=self.group)
         return json.loads(content.numpy().tobytes())
 
@@ -117,21 +122,26 @@ ALONE = World()
 
 
 @contextmanager
-def join(device: torch.device) -> Iterator[World]:
-    """Join the process group that torchrun's variables describe, and leave it at the end."""
+def join(device: torch.device, work: Path | None = None) -> Iterator[World]:
+    """Join the process group that torchrun's variables describe, and leave it at the end.
+
+    Whether this rank waits for the others can be read in the folder `work`: `nanochat.runtime.waits`.
+    """
     size = integer("WORLD_SIZE", 1, low=1)
     if size == 1:
         yield ALONE
         return
+    waits = Waits.in_file(work / f"rank{integer('RANK', 0)}.waits") if work is not None else Waits()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with collective():
+    with collective(waits):
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     yield World(
         rank=dist.get_rank(),
         size=size,
         local_rank=integer("LOCAL_RANK", 0),
         group=dist.group.WORLD,
+        waits=waits,
     )
     # Not after an error: peers may still wait in a collective, and leaving would then wait for them.
-    with collective():
+    with collective(waits):
         dist.destroy_process_group()

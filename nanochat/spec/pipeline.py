@@ -118,6 +118,14 @@ class Retries(Section):
         ge=10,
         key=False,
     )
+    start_seconds: float = setting(
+        1800.0,
+        "startSeconds is the time in seconds without a heartbeat after which an attempt that has not made its first "
+        "step counts as stalled: it loads programs and data, and compiles. It is at least stallSeconds.",
+        unit="seconds",
+        ge=10,
+        key=False,
+    )
 
 
 class Cost(Section):

@@ -83,8 +83,8 @@ class StageContext:
     @cached_property
     def progress(self) -> Progress:
         """Where the stage stands; only rank 0's is written."""
-        path = RunPaths(self.plan.run).progress(self.stage)
-        return Progress(self.store, path, stage=self.stage, launch=self.launch, enabled=self.is_main)
+        folder = RunPaths(self.plan.run).progress(self.stage)
+        return Progress(self.store, folder, stage=self.stage, launch=self.launch, enabled=self.is_main)
 
     def has(self, ref: str) -> bool:
         """Whether 'kind/name' is among the inputs."""

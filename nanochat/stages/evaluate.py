@@ -86,7 +86,7 @@ def run(context: StageContext) -> None:
     """Measure, then commit the results (rank 0)."""
     (output,) = context.outputs
     device = choose_device(context.settings.precision)
-    with join(device.device) as world:
+    with join(device.device, Path(context.plan.work)) as world:
         folder = context.fetch(f"model/{output.name}")
         model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
         model.cast_weights()

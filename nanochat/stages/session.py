@@ -181,7 +181,7 @@ def open_session(context: StageContext) -> Iterator[TrainingSession]:
     """Join the other ranks; the model is that of the stage before, or a fresh one where there is none."""
     settings: TrainingStage = context.settings
     device = choose_device(settings.precision)
-    with join(device.device) as world:
+    with join(device.device, Path(context.plan.work)) as world:
         parents = context.refs("model")
         folder = context.fetch(parents[0]) if parents else None
         config = context.horizon.model if folder is None else read_config(folder)

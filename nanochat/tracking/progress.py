@@ -1,11 +1,13 @@
-"""progress.json: where a stage stands, for progress bars, status and the heartbeat.
+"""The progress of a launch: where its stage stands, for progress bars, status and the heartbeat.
 
-    progress = Progress(store, f"{run}/progress/base.json", stage="base", launch=launch)
+    progress = Progress(store, f"{run}/progress/base", stage="base", launch=launch)
     progress.update(phase="training", step=12, total=400, losses={"loss": 3.2}, rates={"tokens/s": 9800.0})
     progress.close()
+    state = read_progress(store, f"{run}/progress/base", launch)
 
-It is written at most every couple of seconds, in the background and in one piece, and only when the stage reported
-something: its time is the time of the last sign of life.
+Each launch has a file of its own, so that one that is stopped and the one that follows it never share one. It is
+written at most every couple of seconds, in the background and in one piece, and only when the stage reported something:
+its time is the time of the last sign of life.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,7 +36,7 @@ _ETA_WINDOW = 120.0  # seconds of progress that the estimate is made from
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Contents of progress.json."""
+    """Contents of the file."""
 
     stage: str
     launch: str
@@ -47,13 +50,25 @@ class State:
     warnings: tuple[str, ...] = ()  # sentences that people should read: damage that was passed over
 
 
-def read_progress(store: Store, path: str) -> State | None:
-    """The state in storage; None where there is none that makes sense. StorageError where it is out of reach."""
-    try:
-        found = read_object(store, path)
-        return None if found is None else checked(State, found)
-    except (Damaged, ValueError):
-        return None
+def read_progress(store: Store, folder: str, launch: str) -> State | None:
+    """The state of a launch, by the folder of its stage; None where there is none that makes sense.
+
+    StorageError where it is out of reach.
+    """
+    for path in (
+        _path(folder, launch),
+        f"{folder}.json",
+    ):  # the latter is from a version before, for all launches of the stage
+        with suppress(Damaged, ValueError):
+            found = read_object(store, path)
+            state = None if found is None else checked(State, found)
+            if state is not None and state.launch == launch:
+                return state
+    return None
+
+
+def _path(folder: str, launch: str) -> str:
+    return f"{folder}/{launch}.json"
 
 
 class Progress:
@@ -62,7 +77,7 @@ class Progress:
     def __init__(
         self,
         store: Store,
-        path: str,
+        folder: str,
         *,
         stage: str,
         launch: str,
@@ -71,9 +86,9 @@ class Progress:
         clock: Callable[[], float] | None = None,
         passed: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`path` is that of the file under the store's root; `enabled` is False on all ranks but 0."""
+        """`folder` is that of the stage under the store's root; `enabled` is False on all ranks but 0."""
         self._store = store
-        self._path = path
+        self._path = _path(folder, launch)
         self._clock, self._passed = clock or Dates(), passed
         self._enabled = enabled
         self._fields: dict[str, Any] = {"stage": stage, "launch": launch}

@@ -52,7 +52,8 @@ def test_status_tells_of_stages_and_warnings(store: Store, capsys: Capture) -> N
     )
     losses, rates = {"loss": 2.5}, {"tokens/s": 9.0}
     state = {"stage": "base", "launch": "02-a", "phase": "training", "step": 40, "total": 100, "eta": 60.0}
-    store.write_json(PATHS.progress("base"), {**state, "losses": losses, "rates": rates})
+    store.write_json(f"{PATHS.progress('base')}/02-a.json", {**state, "losses": losses, "rates": rates})
+    store.write_json(PATHS.attempt("base", 2), {"number": 2, "launch": "02-a"})
     runs.status()
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
         "demo: Stopped (the process that ran it is gone; go on with 'nanochat retry demo')",

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 from documents import SEED, WORLD, document
+from evidence import check_checkpoints, check_lineage, weights
 from site_of_tests import CONTROLLER, NAMESPACE, SYSTEM, Site, Status
-
-from nanochat.storage.artifacts import Artifacts
-from nanochat.storage.checkpoints import Checkpoints
-from nanochat.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.cluster
 
@@ -80,27 +77,6 @@ def pod_of(site: Site, name: str, rank: int) -> str:
 def rank_beside_storage(site: Site, name: str) -> int:
     """A rank whose node is not the one with storage."""
     return next(rank for rank in (0, 1) if node_of(site, name, rank) != site.nodes()[-1])
-
-
-def weights(site: Site, status: Status, tmp_path: Path) -> dict[str, str]:
-    """SHA-256 of each file of base's model, fetched whole and verified."""
-    key = next(stage["keys"]["model/base"] for stage in status["stages"] if stage["name"] == "base")
-    store = site.store(root=status["profile"]["root"])
-    artifacts = Artifacts(store, tmp_path / "cache")
-    found = artifacts.find("model", key)
-    assert found is not None
-    artifacts.fetch(found)
-    newest = Checkpoints(store, "base", key, tmp_path / "cache").newest()
-    assert newest is None or newest.step <= STEPS
-    return {record.path: record.sha256 for record in found.files if record.path.endswith(".safetensors")}
-
-
-def check_lineage(site: Site, status: Status, steps: int) -> None:
-    """Every step was trained, and none counts twice."""
-    reader = JournalReader(site.store(root=status["profile"]["root"]), status["run"])
-    points = reader.history("base").metrics["train/loss"]
-    assert [point.step for point in points] == sorted({point.step for point in points})
-    assert len(points) == steps
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +171,7 @@ def test_faults(site: Site, calm: Status, tmp_path: Path) -> None:
     names = [attempt["job"] for attempt in status["attempts"]]
     assert len(names) == len(set(names)), "no job was doubled"
     check_lineage(site, status, STEPS)
+    check_checkpoints(site, status, STEPS, tmp_path / "cache")
     assert weights(site, status, tmp_path) == weights(site, calm, tmp_path)
 
 
@@ -216,6 +193,7 @@ def test_a_node_that_was_cut_off_comes_back(site: Site, tmp_path: Path) -> None:
         site.kubelet(node, signal.SIGCONT)
     status = site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=600)
     check_lineage(site, status, 4000)
+    check_checkpoints(site, status, 4000, tmp_path / "cache")
     assert weights(site, status, tmp_path)
 
 

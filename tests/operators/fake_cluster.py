@@ -11,7 +11,8 @@ from typing import Any
 from nanochat.spec.chatpipeline import UID
 from operators.cluster import Cluster
 from operators.index import Index
-from operators.kube_client import CONFIG_MAPS, PIPELINES, PODS, KubeError, Listing, Object, Resource
+from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, KubeError, Listing, Object, Resource
+from operators.kueue import WORKLOADS
 from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs
 from operators.status_schema import PipelineStatus
 
@@ -22,7 +23,7 @@ class FakeKube:
     def __init__(self, now: float) -> None:
         self.now = now
         self.objects: dict[Resource, dict[str, Object]] = {
-            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS)
+            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS, EVENTS, WORKLOADS)
         }
         self.created: list[str] = []  # names of all jobs, in their order
         self.asked: list[str] = []  # verb and plural of every request
@@ -65,8 +66,18 @@ class FakeKube:
 
     # ---- as KubeClient --------------------------------------------------------------------------------------------
 
-    def listing(self, resource: Resource, _namespace: str = "", labelSelector: str = UID) -> Listing:
+    def get(self, resource: Resource, _namespace: str, name: str) -> Object | None:
+        self.asked.append(f"get {resource.plural}")
+        return copy.deepcopy(self[resource].get(name))
+
+    def listing(
+        self, resource: Resource, _namespace: str = "", labelSelector: str = UID, fieldSelector: str = ""
+    ) -> Listing:
         self.asked.append(f"list {resource.plural}")
+        if resource in (EVENTS, WORKLOADS):
+            about = fieldSelector.partition("=")[2]
+            told = [body for body in self[resource].values() if about in ("", body["involvedObject"]["uid"])]
+            return Listing(copy.deepcopy(told), next(self._numbers))
         label, _, value = labelSelector.partition("=")
         found = [
             body
@@ -91,8 +102,17 @@ class FakeKube:
             raise KubeError("the API server cannot be reached")
         return copy.deepcopy(self[resource][name])
 
-    def delete(self, resource: Resource, _namespace: str, name: str, *, uid: str = "", **_options: Any) -> None:
-        self.asked.append(f"delete {resource.plural}")
+    def delete(
+        self,
+        resource: Resource,
+        _namespace: str,
+        name: str,
+        *,
+        uid: str = "",
+        grace: int | None = None,
+        **_options: Any,
+    ) -> None:
+        self.asked.append(f"delete {resource.plural}" + (f" in {grace} s" if grace is not None else ""))
         found = self[resource].get(name)
         if found is None or (uid and found["metadata"]["uid"] != uid):
             return
@@ -109,6 +129,14 @@ class FakeKube:
         PipelineStatus.model_validate_json(json.dumps(status), strict=True, by_alias=True, by_name=False)
         self._store(PIPELINES, found | {"status": status})
         return copy.deepcopy(self[PIPELINES][name])
+
+    def change(self, resource: Resource, body: Object) -> None:
+        """Put the next state of an object there."""
+        self._store(resource, body)
+
+    def start_pods(self, job: str) -> None:
+        """Make the pods of a job anew."""
+        self._start(self[PYTORCHJOBS][job])
 
     def _start(self, job: Object) -> None:
         """The training operator and the kubelets."""

@@ -158,10 +158,15 @@ def test_a_stages_settings_go_over_the_pipelines_over_the_pools() -> None:
 
 
 def test_a_node_that_is_suspect_is_taken_last() -> None:
-    pod = pod_of(replace(request(**training()), avoid=("bad",)))["spec"]
-    (preferred,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
-    (expression,) = preferred["preference"]["matchExpressions"]
-    assert expression == {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["bad"]}
+    """And the more suspect the later; none is forbidden, so that pods can always be scheduled."""
+    pod = pod_of(replace(request(**training()), avoid={"bad": 2.0, "odd": 0.1}))["spec"]
+    (rule,) = pod["affinity"]["nodeAffinity"].items()
+    assert rule[0] == "preferredDuringSchedulingIgnoredDuringExecution"
+    terms = {term["preference"]["matchFields"][0]["values"][0]: term for term in rule[1]}
+    assert {name: term["weight"] for name, term in terms.items()} == {"bad": 100, "odd": 5}
+    assert terms["bad"]["preference"] == {
+        "matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["bad"]}]
+    }
     assert "affinity" not in pod_of(request(**training()))["spec"]
 
 

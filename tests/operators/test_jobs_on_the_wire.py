@@ -48,7 +48,7 @@ CASES = {
     "every setting": request(memory=2.0, **training(nodes=2, pod=POD)),
     "identity": request("dataset", **IDENTITY),
     "report": request("report", **training()),
-    "suspects": replace(request(**training(nodes=2)), avoid=("bad", "worse")),
+    "suspects": replace(request(**training(nodes=2)), avoid={"worse": 1.0, "bad": 0.5}),
     "a service account instead of a secret": replace(
         request(**training()),
         accepted=replace(

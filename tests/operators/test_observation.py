@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from nanochat.pipeline.outcomes import Reason
-from nanochat.pipeline.sentences import Said
-from operators import kueue, observation
+from operators import observation
 from operators.attempts import JobAttempt
-from operators.kueue import queue_state, read_workload, workload_of
+from operators.kueue import Queues, queue_state, read_workload
 from operators.observation import AttemptObservation, has_news, updated
 from operators.pytorchjob import PyTorchJobs
 
@@ -23,14 +22,15 @@ JOB = "demo-12ab-base-1"
 META = {"namespace": "team", "resourceVersion": "1"}
 CONTAINER = {"name": "pytorch", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
 BACKEND = PyTorchJobs(None)  # type: ignore[arg-type]
+KUEUE = Queues(installed=True)
 
 
 def observe(
-    record: JobAttempt, found: Any, pods: list[dict[str, Any]], now: float, workload: kueue.Workload | None
+    record: JobAttempt, found: Any, pods: list[dict[str, Any]], now: float, queues: Queues = KUEUE
 ) -> AttemptObservation:
     """What objects come to, as the API server gives them."""
     job = None if found is None else BACKEND.read_job(found)
-    return observation.observe(record, job, [BACKEND.read_pod(pod) for pod in pods], now, workload)
+    return observation.observe(record, job, [BACKEND.read_pod(pod) for pod in pods], now, queues)
 
 
 def at(seconds: float) -> str:
@@ -98,6 +98,7 @@ def condition(kind: str, message: str = "", status: str = "True", ago: float = 3
     return {"type": kind, "status": status, "message": message, "lastTransitionTime": at(ago)}
 
 
+QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
 LOST = word("Infrastructure", "Connection closed by peer [10.0.0.1]", peer_lost=True)
 TAINTED = condition("DisruptionTarget", "Taint manager: deleting due to NoExecute taint")
 
@@ -162,68 +163,83 @@ CASES = {
     "the job and its pods deleted": (None, [], Reason.PREEMPTED, True),
     "changed by somebody": (job("Running", generation=2), [pod(0), pod(1)], Reason.PREEMPTED, False),
     "changed by Kueue": (
-        job("Running", generation=2, **{"kueue.x-k8s.io/queue-name": "q"}), [pod(0), pod(1)], None, False,
+        job("Running", generation=2, **QUEUED), [pod(0), pod(1)], None, False,
     ),
-    "stopped by Kueue": (job("Suspended", suspend=True), [pod(0, deleted=-10), pod(1, deleted=-10)], None, False),
+    "stopped by Kueue": (
+        job("Suspended", suspend=True, **QUEUED), [pod(0, deleted=-10), pod(1, deleted=-10)], None, False,
+    ),
+    "suspended by hand": (job("Suspended", suspend=True, generation=2), [], Reason.PREEMPTED, False),
     "started again by Kueue": (
         job("Running", started=5), [pod(0, uid="new-0"), pod(1, uid="new-1")], None, False,
     ),
     "started again by Kueue while a former pod still ends": (
-        job("Running", started=5, **{"kueue.x-k8s.io/queue-name": "q"}),
+        job("Running", started=5, **QUEUED),
         [pod(0, uid="new-0"), pod(1, uid="old", deleted=-10)], Reason.PREEMPTED, False,
     ),
     "started again by Kueue after a former pod was killed": (
-        job("Running", started=5, **{"kueue.x-k8s.io/queue-name": "q"}),
+        job("Running", started=5, **QUEUED),
         [pod(0, uid="new-0"), ended(1, 137, uid="old", deleted=-10)], Reason.PREEMPTED, False,
     ),
     "deleted from Kueue's job": (
-        job("Running", **{"kueue.x-k8s.io/queue-name": "q"}), [pod(0), pod(1, deleted=-10)], Reason.PREEMPTED, False,
+        job("Running", **QUEUED), [pod(0), pod(1, deleted=-10)], Reason.PREEMPTED, False,
     ),
-    "no Secret": (
-        job("Created"), [waiting("CreateContainerConfigError", "no Secret s3"), pod(1)], Reason.USER_ERROR, False,
+    "a Secret that may come yet": (
+        job("Created"), [waiting("CreateContainerConfigError", "no Secret s3"), pod(1)], None, False,
     ),
-    "a bad image name": (job("Created"), [waiting("InvalidImageName"), pod(1)], Reason.USER_ERROR, False),
     "an image that takes its time": (job("Created"), [waiting("ErrImagePull", "timeout"), pod(1)], None, False),
     "the pods are gone": (job("Failed"), [], Reason.PREEMPTED, True),
+    "a pod that the kubelet rejects": (
+        job("Failed"), [pod(0, "Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"), pod(1)],
+        Reason.INFRASTRUCTURE, False,
+    ),
+    "a word that the exit code belies": (
+        job("Failed"), [ended(0, 1, message=word("Succeeded")), ended(1, 0)], Reason.ERROR, True,
+    ),
+    "a drained pod that did not end in time": (
+        job("Failed"), [pod(0), ended(1, 137, conditions=[TAINTED])], Reason.PREEMPTED, False,
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_outcomes(name: str) -> None:
     found, pods, reason, clear = CASES[name]
-    seen = observe(record(), found, pods, NOW, None)
+    seen = observe(record(), found, pods, NOW)
     assert (seen.outcome.reason if seen.outcome else None) is reason
     assert seen.clear is clear
 
 
 def test_a_job_that_was_refused_is_an_error() -> None:
-    seen = observe(record(pods={}), job("Failed"), [], NOW, None)
+    seen = observe(record(pods={}), job("Failed"), [], NOW)
     assert seen.outcome is not None and seen.outcome.reason is Reason.ERROR
 
 
 def test_memory_is_the_hosts() -> None:
     found, pods, _, _ = CASES["memory of the pod"]
-    seen = observe(record(), found, pods, NOW, None)
+    seen = observe(record(), found, pods, NOW)
     assert seen.outcome is not None and seen.outcome.host
 
 
 @pytest.mark.parametrize(
     ("found", "pods", "says"),
     [
-        (job("Created"), [], "waits for its pods"),
+        (job("Created"), [], "waits for the training operator to create its pods"),
         (
             job("Created"),
             [pod(0, "Pending", conditions=[condition("PodScheduled", "0/3 nodes are available", "False")]), pod(1)],
             "cannot be scheduled: 0/3 nodes are available",
         ),
-        (job("Created"), [waiting("ImagePullBackOff", "no such image"), pod(1)], "ImagePullBackOff: no such image"),
+        (
+            job("Created"),
+            [waiting("ImagePullBackOff", "no such image"), pod(1)],
+            "cannot be pulled: no such image",
+        ),
         (job("Created"), [waiting("ContainerCreating"), pod(1)], "starts on node-0"),
-        (job("Suspended", suspend=True), [], "waits for admission"),
         (job("Running"), [pod(0), pod(1)], ""),
     ],
 )
 def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -> None:
-    seen = observe(record(pods={}), found, pods, NOW, None)
+    seen = observe(record(pods={}), found, pods, NOW)
     assert seen.outcome is None
     assert says in (seen.waiting.message if seen.waiting else "") and bool(says) == bool(seen.waiting)
 
@@ -231,12 +247,12 @@ def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -
 def test_a_launch_is_told_by_its_pods() -> None:
     """Kueue stops a job's pods and starts others: another launch of the same attempt, and no time counts between."""
     first = record(pods={}, job_started="")
-    one = updated(first, observe(first, job("Running"), [pod(0), pod(1)], NOW, None), NOW)
+    one = updated(first, observe(first, job("Running"), [pod(0), pod(1)], NOW), NOW)
     assert (one.launch, one.running_since) == ("01-uid-0", NOW)
-    stopped = updated(one, observe(one, job("Suspended", suspend=True), [], NOW + 60, None), NOW + 60)
+    stopped = updated(one, observe(one, job("Suspended", suspend=True, **QUEUED), [], NOW + 60), NOW + 60)
     assert (stopped.used, stopped.running_since, dict(stopped.pods)) == (60.0, None, {})
     again = job("Running", started=-100)
-    two = updated(stopped, observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100, None), NOW + 100)
+    two = updated(stopped, observe(stopped, again, [pod(0, uid="x" * 9), pod(1)], NOW + 100), NOW + 100)
     assert two.launch == "01-xxxxxxxx" and two.ran(NOW + 110) == 70.0
     assert set(two.launches) == {"01-uid-0", "01-uid-1", "01-xxxxxxxx"}
 
@@ -246,38 +262,91 @@ def test_records_survive_being_stored() -> None:
     assert JobAttempt.from_dict(json.loads(json.dumps(whole.to_dict())) | {"unknown": 1}) == whole
 
 
-def test_what_kueue_says() -> None:
-    workload = {
+def workload(*conditions: dict[str, Any], active: bool = True) -> dict[str, Any]:
+    """A Workload of the job, as Kueue 0.15 writes it."""
+    return {
         "metadata": {"name": "pytorchjob-demo", "ownerReferences": [{"uid": "job-uid"}]},
-        "spec": {"queueName": "team"},
-        "status": {"conditions": [condition("QuotaReserved", "couldn't assign flavors", "False")]},
+        "spec": {"queueName": "team", "active": active},
+        "status": {"conditions": list(conditions)},
     }
-    read = read_workload(workload)
-    assert workload_of(BACKEND.read_job(job()), [read]) is read and workload_of(None, [read]) is None
-    state = {"name": "team", "workload": "pytorchjob-demo", "state": "Pending", "message": "couldn't assign flavors"}
+
+
+RESERVED = condition("QuotaReserved", "Quota reserved in ClusterQueue small")
+SHORT = condition("QuotaReserved", "couldn't assign flavors to pod set worker: insufficient unused quota", "False")
+ADMITTED = condition("Admitted", "The workload is admitted")
+EVICTED = {**condition("Evicted", "Preempted to accommodate a workload (UID: 1, JobUID: 2)"), "reason": "Preempted"}
+SINCE = at(30)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "reason", "says"),
+    [
+        ([], "WorkloadMissing", "is Kueue's controller running"),
+        ([workload()], "QueuePending", "not looked at yet"),
+        ([workload(SHORT)], "QueuePending", "insufficient unused quota"),
+        ([workload(RESERVED, ADMITTED)], "WorkloadAdmitted", "Kueue has admitted it"),
+        (
+            [workload(RESERVED, ADMITTED, EVICTED)], "Evicted",
+            f"Kueue evicted it at {SINCE} (Preempted): Preempted to accommodate a workload (UID: 1, JobUID: 2)",
+        ),
+        ([workload(SHORT, EVICTED)], "Evicted", "(Preempted)"),
+        ([workload(SHORT, active=False)], "WorkloadDeactivated", "Workload pytorchjob-demo"),
+    ],
+)  # fmt: skip
+def test_why_kueue_holds_a_job(bodies: list[dict[str, Any]], reason: str, says: str) -> None:
+    held = job("Suspended", suspend=True, **QUEUED)
+    seen = observe(record(), held, [], NOW, Queues(True, [read_workload(body) for body in bodies]))
+    assert seen.waiting is not None and seen.outcome is None
+    assert seen.waiting.reason == reason and says in seen.waiting.message
+
+
+def test_without_kueue_nobody_admits() -> None:
+    seen = observe(record(), job("Suspended", suspend=True, **QUEUED), [], NOW, Queues())
+    assert seen.waiting is not None and seen.waiting.reason == "KueueMissing"
+
+
+def test_the_word_of_kueue_in_the_status() -> None:
+    read = read_workload(workload(SHORT))
+    queues = Queues(True, [read])
+    assert queues.of(BACKEND.read_job(job())) is read and queues.of(None) is None
+    message = SHORT["message"]
+    state = {"name": "team", "workload": "pytorchjob-demo", "state": "Pending", "message": message}
     assert queue_state(read) == state
-    seen = observe(record(), job("Suspended", suspend=True), [], NOW, read)
-    assert seen.waiting == Said("QueuePending", "waits for admission: couldn't assign flavors")
-    workload["status"]["conditions"] = [condition("Admitted", "admitted")]
-    admitted = queue_state(read_workload(workload))
-    assert admitted is not None and admitted["state"] == "Admitted"
 
 
 @pytest.mark.parametrize(
     ("left", "message"),
-    [([pod(0, deleted=-10)], "the pod of node 1 was deleted"), ([], "the pods of nodes 0, 1 were deleted")],
+    [([pod(0, deleted=-10)], f"pod 1 of {JOB} was deleted"), ([], "its pods are gone")],
 )
 def test_pods_that_went_first_are_named(left: list[dict[str, Any]], message: str) -> None:
-    seen = observe(record(), job("Failed"), left, NOW, None)
+    seen = observe(record(), job("Failed"), left, NOW)
     assert seen.outcome is not None and seen.outcome.message == message
+
+
+def test_the_lost_node_is_named_and_not_one_that_was_cleaned_up() -> None:
+    """Of three nodes the second is lost. The others lose it as their peer, and of these one is already removed."""
+    three = record(nodes=3, pods={"0": "uid-0", "1": "uid-1", "2": "uid-2"})
+    left = [ended(0, 1, ago=60, message=LOST), pod(1, deleted=20)]
+    seen = observe(three, job("Failed"), left, NOW)
+    assert seen.outcome is not None
+    assert seen.outcome.message == f"the node node-1 was lost, and pod {JOB}-worker-1 on node-1 with it"
+
+
+def test_last_words_are_the_end_of_the_log() -> None:
+    """By terminationMessagePolicy, where the container left no message."""
+    log = "Traceback (most recent call last):\n  ...\nPermissionError: [Errno 13] Permission denied: '/root'\n"
+    seen = observe(record(), job("Failed"), [ended(0, 1, message=log), pod(1)], NOW)
+    assert seen.outcome is not None
+    assert seen.outcome.message.startswith(f"pod {JOB}-worker-0 on node-0 ended with exit code 1; its last words: ")
+    assert seen.outcome.message.endswith("| PermissionError: [Errno 13] Permission denied: '/root'")
 
 
 def test_only_what_changes_a_record_is_news() -> None:
     running = job("Running"), [pod(0), pod(1)]
     first = record(pods={}, job_started="")
-    seen = observe(first, *running, NOW, None)
+    seen = observe(first, *running, NOW)
     assert has_news(first, seen, NOW)
     known = updated(first, seen, NOW)
-    assert not has_news(known, observe(known, *running, NOW + 60, None), NOW + 60)
-    assert has_news(known, observe(known, job("Running"), [pod(0)], NOW + 60, None), NOW + 60), "a pod is gone"
-    assert has_news(known, observe(known, None, running[1], NOW + 60, None), NOW + 60), "the job is gone"
+    assert not has_news(known, observe(known, *running, NOW + 60), NOW + 60)
+    assert has_news(known, observe(known, job("Running"), [pod(0)], NOW + 60), NOW + 60), "a pod is gone"
+    assert has_news(known, observe(known, None, running[1], NOW + 60), NOW + 60), "the job is gone"

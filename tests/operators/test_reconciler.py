@@ -26,6 +26,7 @@ from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
 from operators.reconciliation import Services
 from operators.stores import Stores
+from operators.suspicion import Suspicion
 
 UID = "12ab34cd-0000-0000-0000-000000000000"
 STALL = 60
@@ -53,13 +54,17 @@ class Rig:
     run: Run
     steady: float = 1000.0
     annotations: dict[str, str] = field(default_factory=dict)
+    start_seconds: float = STALL
 
     def document(self) -> dict[str, Any]:
         return {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": "demo", "namespace": "team", "annotations": dict(self.annotations)},
-            "spec": {"retries": {"stallSeconds": STALL}, "sources": {"text": {"kind": "world", "shards": 1}}},
+            "spec": {
+                "retries": {"stallSeconds": STALL, "startSeconds": self.start_seconds},
+                "sources": {"text": {"kind": "world", "shards": 1}},
+            },
         }
 
     def reconcile(self, *, after: float = 5.0, watched: bool = True) -> dict[str, Any]:
@@ -73,14 +78,22 @@ class Rig:
 
     def restart(self) -> None:
         """Another controller, which knows nothing."""
-        self.services = replace(self.services, **self.cluster.services())
+        self.services = replace(self.services, **self.cluster.services(), suspicion=Suspicion())
         self.run = Run("team", "demo", UID, self.services)
 
     def report(self, step: int) -> None:
         """The stage's sign of life."""
         pod = self.cluster[PODS]["demo-12ab-dataset-1-worker-0"]["metadata"]["uid"]
         state = {"stage": "dataset", "launch": f"01-{pod[:8]}", "step": step, "time": self.cluster.now}
-        self.store.write_json(f"runs/team.demo/{UID}/progress/dataset.json", state)
+        self.store.write_json(f"runs/team.demo/{UID}/progress/dataset/{state['launch']}.json", state)
+
+    def fail(self, job: str) -> None:
+        """A pod of the job ends with exit code 1."""
+        ended = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": self.cluster.stamp()}}
+        container = {"name": "pytorch", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": ended}
+        status = {"phase": "Failed", "containerStatuses": [container]}
+        pod = self.cluster[PODS][f"{job}-worker-0"]
+        self.cluster.change(PODS, pod | {"status": pod["status"] | status})
 
     def attempts(self) -> list[str]:
         return [attempt["reason"] for attempt in self.cluster.status.get("attempts", ())]
@@ -111,11 +124,98 @@ def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> Non
     rig.reconcile(after=STALL - 5)
     assert rig.attempts() == ["Running"]
     rig.reconcile(after=STALL + 5)
+    assert rig.attempts() == ["Running"] and not rig.cluster[PODS], "its end is not known yet"
     rig.reconcile()
-    assert rig.attempts() == ["Stalled"]
-    rig.reconcile(after=60)
-    assert rig.attempts() == ["Stalled", "Running"]
+    assert rig.attempts() == ["Stalled", "Running"], "at once"
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_a_stalled_attempts_pods_go_before_its_job_and_within_a_second(rig: Rig) -> None:
+    """Garbage collection, which deletes a job's pods, would leave them the grace of a stop."""
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    rig.cluster.asked.clear()
+    rig.reconcile(after=STALL + 5)
+    deleted = [request for request in rig.cluster.asked if request.startswith("delete")]
+    assert deleted == ["delete pods in 1 s", "delete pytorchjobs"]
+
+
+def test_what_the_training_operator_made_anew_before_a_controller_died_goes_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+
+    def dies(_job: Any) -> None:
+        raise KubeError("killed")
+
+    monkeypatch.setattr(rig.services.backend, "delete", dies)
+    with pytest.raises(KubeError):
+        rig.reconcile(after=STALL + 5)
+    rig.cluster.start_pods("demo-12ab-dataset-1")
+    rig.restart()
+    rig.cluster.asked.clear()
+    rig.reconcile()
+    assert not rig.cluster[PODS] and "demo-12ab-dataset-1" not in rig.cluster[PYTORCHJOBS]
+    rig.reconcile()
+    assert rig.attempts() == ["Stalled", "Running"]
+
+
+def test_a_node_whose_rank_stood_is_avoided_by_all_and_after_a_restart(rig: Rig) -> None:
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
+    assert rig.cluster.status["attempts"][0]["suspects"] == ["node-0"]
+    assert "NodeSuspected" in rig.services.events.said  # type: ignore[attr-defined]
+
+    def avoided(job: str) -> list[str]:
+        template = rig.cluster[PYTORCHJOBS][job]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+        terms = template["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        return [term["preference"]["matchFields"][0]["values"][0] for term in terms]
+
+    assert avoided("demo-12ab-dataset-2") == ["node-0"]
+    rig.restart()
+    rig.cluster.delete(PYTORCHJOBS, "team", "demo-12ab-dataset-2")
+    rig.reconcile()
+    rig.reconcile()
+    assert avoided("demo-12ab-dataset-3") == ["node-0"]
+
+
+def test_until_its_first_step_an_attempt_may_be_silent_for_longer(rig: Rig) -> None:
+    rig.start_seconds = 3 * STALL
+    rig.reconcile()
+    rig.reconcile(after=2 * STALL)
+    rig.report(0)
+    rig.reconcile()
+    rig.reconcile(after=2 * STALL)
+    assert rig.attempts() == ["Running"] and rig.cluster[PODS]
+    rig.report(1)
+    rig.reconcile()
+    rig.reconcile(after=STALL + 5)
+    assert not rig.cluster[PODS], "it was stopped"
+
+
+def test_a_launch_is_not_silent_for_what_the_one_before_wrote(rig: Rig) -> None:
+    """Kueue may stop a job and start it again; the one before it may still write."""
+    rig.start_seconds = 3 * STALL
+    rig.reconcile()
+    rig.report(7)
+    rig.reconcile()
+    job, pod = rig.cluster[PYTORCHJOBS]["demo-12ab-dataset-1"], dict(rig.cluster[PODS])
+    rig.cluster.change(PYTORCHJOBS, job | {"status": {"startTime": "2027-01-15T09:00:00Z"}})
+    rig.cluster[PODS].clear()
+    rig.cluster.start_pods("demo-12ab-dataset-1")
+    rig.reconcile()
+    rig.store.write_json(  # the one before, late
+        f"runs/team.demo/{UID}/progress/dataset/01-{next(iter(pod.values()))['metadata']['uid'][:8]}.json",
+        {"stage": "dataset", "launch": "01-x", "step": 9, "time": rig.cluster.now},
+    )
+    rig.reconcile(after=2 * STALL)
+    assert rig.attempts() == ["Running"] and rig.cluster[PODS], "it has not begun"
 
 
 @pytest.mark.parametrize("by", [-3600.0, 7200.0])
@@ -128,10 +228,14 @@ def test_a_clock_that_is_set_is_no_silence_and_hides_none(rig: Rig, by: float) -
     assert rig.attempts() == ["Running"]
     rig.reconcile(after=20)
     rig.reconcile()
-    assert rig.attempts() == ["Stalled"]
+    assert rig.attempts() == ["Stalled", "Running"]
+    rig.fail("demo-12ab-dataset-2")
+    rig.reconcile()
+    rig.reconcile()
+    assert rig.attempts() == ["Stalled", "Error"]
     rig.cluster.now += by
     rig.reconcile(after=60)
-    assert rig.attempts() == ["Stalled", "Running"], "nor does it prolong the delay before the next attempt"
+    assert rig.attempts() == ["Stalled", "Error", "Running"], "nor does it prolong the delay before the next attempt"
 
 
 @pytest.mark.parametrize("asked", ["2000-01-01T00:00:00Z", "2100-01-01T00:00:00Z", "please"])
@@ -162,7 +266,7 @@ def test_storage_that_was_away_is_no_silence(rig: Rig) -> None:
     assert rig.attempts() == ["Running"]
     rig.reconcile(after=STALL + 5)
     rig.reconcile()
-    assert rig.attempts() == ["Stalled"]
+    assert rig.attempts() == ["Stalled", "Running"]
 
 
 def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +319,11 @@ def test_pods_that_kueue_removed_are_not_taken_for_deleted(rig: Rig) -> None:
     job = rig.cluster[PYTORCHJOBS]["demo-12ab-dataset-1"]
     job["spec"]["runPolicy"]["suspend"] = True
     job["metadata"] |= {"generation": 2, "resourceVersion": "1000000"}
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "team"
     (pod,) = rig.cluster[PODS].values()
     rig.services.index.pods.remove(rig.services.backend.read_pod(pod).meta)
     rig.cluster[PODS].clear()
-    assert rig.reconcile(watched=False)["stages"][0]["message"] == "waits for admission by Kueue"
+    assert rig.reconcile(watched=False)["stages"][0]["reason"] == "WorkloadMissing"
     assert rig.attempts() == ["Running"]
 
 

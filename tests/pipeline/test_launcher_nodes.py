@@ -20,6 +20,7 @@ import pytest
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
@@ -49,11 +50,13 @@ class Attempt:
     nodes: int = 1
     number: int = 1
     steps: int = 6
+    stall_seconds: float = 900.0
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def plan(self) -> StagePlan:
         spec = json.loads(json.dumps(SPEC))
         spec["stages"]["base"]["steps"] = self.steps
+        spec["retries"] = {"stallSeconds": self.stall_seconds}
         head = {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
@@ -175,6 +178,24 @@ def test_two_nodes_train_stop_and_go_on(attempt: Callable[..., Attempt]) -> None
     )
     assert store.children(paths.logs("base", "01-pod01-aa")) == ["launch", "rank0"]
     assert "rank0" not in store.children(paths.logs("base", "01-pod11-aa"))
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_each_node_tells_whether_its_rank_stands(attempt: Callable[..., Attempt], stopped: int) -> None:
+    run = attempt("base", nodes=2, steps=100_000, stall_seconds=10.0).start()
+    run.until(run.trains, "no checkpoint came")
+    (pid,) = (run.folder / f"node{stopped}").glob("launches/*/rank*.pid")
+    os.kill(int(pid.read_text()), signal.SIGSTOP)
+    store, paths = open_store(Profile(root=str(run.folder / "store"))), RunPaths("runs/team.demo/x")
+    seen = [Standstill((rank,)) if rank != stopped else Standstill((), (rank,)) for rank in (0, 1)]
+
+    def told() -> list[Standstill]:
+        return [read_standstill(store, paths.standstill("base", f"01-pod{rank}1-aa")) for rank in (0, 1)]
+
+    run.until(lambda: told() == seen, "the nodes told of the standstill")
+    os.kill(int(pid.read_text()), signal.SIGCONT)
+    run.until(lambda: told() == [Standstill(), Standstill()], "that it moves again")
 
 
 @pytest.mark.usefixtures("data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,8 @@ def ended(number: int, reason: Reason, *, reached: int = 0, size: int = 32, at: 
     return Attempt(number=number, device_batch_size=size, ended=at, outcome=outcome, reached=reached)
 
 
-def running(number: int = 1, *, silence: float = 0.0, stopping: bool = False) -> Attempt:
-    return Attempt(number=number, device_batch_size=32, silence=silence, stopping=stopping)
+def running(number: int = 1, **more: Any) -> Attempt:
+    return Attempt(number=number, device_batch_size=32, **more)
 
 
 def launched(observed: Observed, now: float = 100.0) -> list[str]:
@@ -78,10 +79,11 @@ def test_a_running_stage_is_left_alone() -> None:
 
 
 def test_silence_beyond_the_limit_is_a_stall() -> None:
-    present, limit = keys("dataset", "tokenizer", "tokens"), SPEC.retries.stall_seconds
-    for silence, actions in ((limit, []), (limit + 1, [Stop("base", 1, "stalled")])):
-        observed = Observed(present=present, attempts={"base": [running(silence=silence)]})
-        assert plan(GRAPH, SPEC, observed, 100.0)[0] == actions
+    present, retries = keys("dataset", "tokenizer", "tokens"), SPEC.retries
+    for begun, limit in ((True, retries.stall_seconds), (False, retries.start_seconds)):
+        for silence, actions in ((limit, []), (limit + 1, [Stop("base", 1, "stalled")])):
+            observed = Observed(present=present, attempts={"base": [running(silence=silence, begun=begun)]})
+            assert plan(GRAPH, SPEC, observed, 100.0)[0] == actions
 
 
 @pytest.mark.parametrize("what", ["suspended", "cancelled"])

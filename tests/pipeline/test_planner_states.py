@@ -25,7 +25,7 @@ FOLLOWS = {
     Reason.SUCCEEDED: Phase.RETRYING,  # its output is gone again
     Reason.PREEMPTED: Phase.RUNNING,
     Reason.OUT_OF_MEMORY: Phase.RUNNING,
-    Reason.STALLED: Phase.RETRYING,
+    Reason.STALLED: Phase.RUNNING,  # what it took to be seen was delay enough
     Reason.INFRASTRUCTURE: Phase.RETRYING,
     Reason.ERROR: Phase.RETRYING,
     Reason.DIVERGED: Phase.FAILED,
@@ -76,6 +76,12 @@ NO_ROOM = replace(SILENT, waiting=Said("Unschedulable", "no room"))
     [
         pytest.param(LIVE, Observed(present=BEFORE), Phase.RUNNING, None, id="runs"),
         pytest.param(SILENT, Observed(present=BEFORE), Phase.STOPPING, "stalled", id="silent"),
+        pytest.param(
+            replace(LIVE, silence=1e3, begun=False), Observed(present=BEFORE), Phase.RUNNING, None, id="begins"
+        ),
+        pytest.param(
+            replace(SILENT, begun=False), Observed(present=BEFORE), Phase.STOPPING, "stalled", id="never begins"
+        ),
         pytest.param(NO_ROOM, Observed(present=BEFORE), Phase.PENDING, None, id="pending"),
         pytest.param(replace(LIVE, stale=True), Observed(present=BEFORE), Phase.STOPPING, "edited", id="edited"),
         pytest.param(LIVE, Observed(present=BEFORE, suspended=True), Phase.STOPPING, "suspended", id="suspended"),

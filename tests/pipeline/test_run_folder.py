@@ -138,8 +138,8 @@ def test_control_that_makes_no_sense_asks_for_nothing(
 
 @pytest.mark.parametrize("text", [*SENSELESS[:8], b'{"time": 1e300}', b'{"step": -1}', b'{"losses": {"loss": "x"}}'])
 def test_progress_that_makes_no_sense_is_none(store: Store, text: bytes) -> None:
-    store.write(PATHS.progress("base"), text)
-    assert read_progress(store, PATHS.progress("base")) is None
+    store.write(f"{PATHS.progress('base')}/01-a.json", text)
+    assert read_progress(store, PATHS.progress("base"), "01-a") is None
 
 
 @pytest.mark.parametrize(

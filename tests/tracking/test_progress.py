@@ -1,4 +1,4 @@
-"""progress.json: what is reported is there, whole, and its time is the last sign of life."""
+"""The progress of launches: what is reported is there, whole, and its time is the last sign of life."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from nanochat.storage import Store
 from nanochat.tracking.progress import Progress, read_progress
 
 RUN = "runs/default.demo/0123456789ab"
-PATH = f"{RUN}/progress/base.json"
+FOLDER = f"{RUN}/progress/base"
+PATH = f"{FOLDER}/01-a.json"
 
 
 class Clock:
@@ -26,8 +27,8 @@ class Clock:
         return self.now
 
 
-def progress(store: Any, clock: Clock, **options: Any) -> Progress:
-    return Progress(store, PATH, stage="base", launch="01-a", interval=1e9, clock=clock, passed=clock, **options)
+def progress(store: Any, clock: Clock, launch: str = "01-a", **options: Any) -> Progress:
+    return Progress(store, FOLDER, stage="base", launch=launch, interval=1e9, clock=clock, passed=clock, **options)
 
 
 def test_it_comes_back(store: Store) -> None:
@@ -37,12 +38,30 @@ def test_it_comes_back(store: Store) -> None:
     clock.now += 10
     bar.update(step=20, rates={"tokens/s": 9800.5}, losses={"loss": 3.25})
     bar.close()
-    state = read_progress(store, PATH)
+    state = read_progress(store, FOLDER, "01-a")
     assert state is not None and state == bar.state
     assert (state.stage, state.launch, state.phase) == ("base", "01-a", "training")
     assert (state.step, state.total, state.time) == (20, 100, 1010.0)
     assert state.eta == pytest.approx(40.0)
     assert state.rates == {"tokens/s": 9800.5} and state.losses == {"loss": 3.25}
+
+
+def test_two_launches_share_nothing(store: Store) -> None:
+    first, second = progress(store, Clock()), progress(store, Clock(), "01-b")
+    second.update(phase="training", step=60)
+    second.close()
+    first.update(phase="training", step=12)  # it was to end and still writes
+    first.close()
+    steps = [state.step for launch in ("01-a", "01-b") if (state := read_progress(store, FOLDER, launch))]
+    assert steps == [12, 60]
+    assert read_progress(store, FOLDER, "02-a") is None
+
+
+def test_the_file_of_a_version_before_is_its_launchs_alone(store: Store) -> None:
+    store.write_json(f"{FOLDER}.json", {"stage": "base", "launch": "01-a", "step": 3})
+    state = read_progress(store, FOLDER, "01-a")
+    assert state is not None and state.step == 3
+    assert read_progress(store, FOLDER, "01-b") is None
 
 
 def test_without_news_its_time_stands_still(store: Store) -> None:
@@ -52,7 +71,7 @@ def test_without_news_its_time_stands_still(store: Store) -> None:
     bar.write()
     clock.now += 100
     bar.write()
-    state = read_progress(store, PATH)
+    state = read_progress(store, FOLDER, "01-a")
     assert state is not None and state.time == 1000.0
     bar.close()
 
@@ -85,7 +104,7 @@ def test_values_that_are_not_finite_are_left_out(store: Store) -> None:
     bar.update(losses={"loss": math.nan, "other": 1.0})
     bar.close()
     json.loads(store.read(PATH, 1 << 20), parse_constant=lambda name: pytest.fail(name))
-    state = read_progress(store, PATH)
+    state = read_progress(store, FOLDER, "01-a")
     assert state is not None and state.losses == {"other": 1.0}
 
 
@@ -93,13 +112,13 @@ def test_only_rank_zero_writes(store: Store) -> None:
     bar = progress(store, Clock(), enabled=False)
     bar.update(phase="training", step=1)
     bar.close()
-    assert read_progress(store, PATH) is None
+    assert read_progress(store, FOLDER, "01-a") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"stage": 1'])
 def test_what_cannot_be_read_is_none(store: Store, content: bytes) -> None:
     store.write(PATH, content)
-    assert read_progress(store, PATH) is None
+    assert read_progress(store, FOLDER, "01-a") is None
 
 
 def test_a_store_that_refuses_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:

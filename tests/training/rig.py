@@ -79,9 +79,7 @@ class Rig:
 
     def loop(self) -> Trainer:
         self.journal = Journal(self.store, "run", stage="base", launch=self.launch, enabled=self.world.first)
-        self.progress = Progress(
-            self.store, "run/progress.json", stage="base", launch=self.launch, enabled=self.world.first
-        )
+        self.progress = Progress(self.store, "run/progress", stage="base", launch=self.launch, enabled=self.world.first)
         self.plain = Forward(self.model, compiled=False)
         trainer = Trainer(
             TrainerPlan(

@@ -28,7 +28,7 @@ def test_the_loss_falls_and_everything_is_counted(tmp_path: Path) -> None:
     assert points[0].value == pytest.approx(math.log(64), rel=1e-3)
     assert points[-1].value < 0.7 * points[0].value
     assert state.step == 40 and state.tokens == 40 * 6 * 16 and 0 < state.weight < state.tokens
-    assert rig.store.read_json("run/progress.json", 1 << 20)["step"] == 40
+    assert rig.store.read_json(f"run/progress/{rig.launch}.json", 1 << 20)["step"] == 40
 
 
 def test_micro_batches_do_not_change_the_loss(tmp_path: Path) -> None:
