@@ -32,7 +32,7 @@ from operators.config import Config
 from operators.events import Events
 from operators.index import Index
 from operators.kube_client import KubeClient, KubeError
-from operators.lease import Lease
+from operators.lease import NAME, Lease
 from operators.mlflow_sync import MlflowSync
 from operators.pytorchjob import PyTorchJobs
 from operators.reconciler import PipelineReconciler
@@ -294,7 +294,7 @@ def main() -> int:
     controller = Controller(config, kube, access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
     app = endpoint.build_app(controller.stored_run, access, controller.health, controller.synced.is_set)
     server = endpoint.Server(app, options.port)
-    lease = Lease(kube, namespace, "nanochat-controller", identity)
+    lease = Lease(kube, namespace, NAME, identity)
     try:
         return asyncio.run(_lead(controller, lease))
     finally:

@@ -75,7 +75,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
     return {
         "observedGeneration": before.get("observedGeneration") if inputs.refused else meta["generation"],
         "phase": str(planned.phase),
-        "message": (inputs.refused or inputs.trouble or planned.message or _why(planned))[:LONGEST] or None,
+        "message": _message(inputs)[:LONGEST] or None,
         "stage": current or None,
         "progress": f"{state.step}/{state.total}" if state and state.total else None,
         "eta": duration(state.eta) if state and state.eta is not None else None,
@@ -106,7 +106,9 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             meta["generation"],
             now,
             {
-                "Accepted": ("False", "Refused", inputs.refused) if inputs.refused else ("True", "Accepted", ""),
+                "Accepted": ("False", "Refused", inputs.refused)
+                if inputs.refused
+                else ("True", "Accepted", accepted.remark),
                 "StorageReachable": ("False", "Unreachable", inputs.trouble)
                 if inputs.trouble
                 else ("True", "Reached", ""),
@@ -115,6 +117,17 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             },
         ),
     }
+
+
+def _message(inputs: StatusInputs) -> str:
+    """The sentence that people see first: what keeps the pipeline from its end, and what would help."""
+    planned = inputs.planned
+    said = inputs.refused or inputs.trouble or planned.message
+    if planned.phase is Phase.FAILED and not (inputs.refused or inputs.trouble):
+        meta = inputs.accepted.pipeline.metadata
+        again = f"; once that is mended: nanochat retry {meta.name} -n {meta.namespace}"
+        return said[: LONGEST - len(again)] + again
+    return said or _why(planned) or inputs.accepted.remark
 
 
 def refused(found: Object, why: str, now: float) -> Object:

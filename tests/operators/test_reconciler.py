@@ -62,6 +62,7 @@ class Rig:
             "kind": "ChatPipeline",
             "metadata": {"name": "demo", "namespace": "team", "annotations": dict(self.annotations)},
             "spec": {
+                "model": {"depth": 2},
                 "retries": {"stallSeconds": STALL, "startSeconds": self.start_seconds},
                 "sources": {"text": {"kind": "world", "shards": 1}},
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,22 @@ def test_every_phase(phase: Phase, text: str) -> None:
     assert told["phase"] == phase
     assert {stage["phase"] for stage in told["stages"]} == {phase}
     assert all(item["reason"] and item["lastTransitionTime"] == "2027-01-15T08:00:00Z" for item in told["conditions"])
+
+
+def test_a_failure_says_how_it_is_tried_again() -> None:
+    again = "; once that is mended: nanochat retry demo -n default"
+    for text in ("sft: a Secret is missing", LONG):
+        told = written(status.build(found(), inputs(Phase.FAILED, text), status.no_access, NOW))
+        assert told["message"].startswith(text[:900]) and told["message"].endswith(again)
+    refused = status.build(found(), inputs(Phase.FAILED, "bad", refused="no such store"), status.no_access, NOW)
+    assert refused["message"] == "no such store"
+
+
+def test_a_remark_on_the_declaration_stands_where_nothing_else_does() -> None:
+    accepted = replace(inputs(Phase.RUNNING, "").accepted, remark="a field was left out")
+    told = written(status.build(found(), inputs(Phase.RUNNING, "", accepted=accepted), status.no_access, NOW))
+    assert told["message"] == "a field was left out"
+    assert [c["message"] for c in told["conditions"] if c["type"] == "Accepted"] == ["a field was left out"]
 
 
 def test_the_largest_status() -> None:
