@@ -106,8 +106,9 @@ def _over_http(uri: str) -> Call:
     session.cert = given("MLFLOW_TRACKING_CLIENT_CERT_PATH")
 
     def call(method: str, path: str, arguments: Mapping[str, str]) -> Mapping[str, Any]:
-        sent = {"params": arguments} if method == "GET" else {"json": arguments}
-        answer = session.request(method, f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", timeout=10, **sent)
+        query, body = (arguments, None) if method == "GET" else (None, dict(arguments))
+        address = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}"
+        answer = session.request(method, address, params=query, json=body, timeout=10)
         if not answer.ok:
             raise StorageError(f"MLflow answered {answer.status_code}: {answer.text[:300]}")
         return answer.json()
