@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from nanochat.parse.json_text import read_json
 from nanochat.pipeline.admission import Admitted, admit
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.load import check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.validation import MISTAKES, split_unknown, validate
+from nanochat.storage.records import RECORD
+from operators import resources
 from operators.cluster import Cluster
 from operators.config import Config, StoreProfile
 from operators.kube_client import Object
 
 CONFIG_MAP = "configmap://"
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Accepted(Admitted):
     """A pipeline that passed all checks, with its store."""
 
     profile: StoreProfile
+    remark: str = ""  # what is to be told of a declaration that holds
 
 
 def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
@@ -39,9 +45,31 @@ def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
         },
         where="spec",
     )
-    admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
-    profile = profile_of(found.get("status") or {}, pipeline.spec.store, config)
-    return Accepted(admitted.pipeline, admitted.graph, profile)
+    remark = _dropped(meta, pipeline.spec)
+    try:
+        admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
+        profile = profile_of(found.get("status") or {}, pipeline.spec.store, config)
+        resources.check(config, admitted.spec, admitted.graph)
+    except UserError as error:
+        raise UserError("; ".join(filter(None, (error.message, remark)))) from None
+    return Accepted(admitted.pipeline, admitted.graph, profile, remark)
+
+
+def _dropped(meta: Object, spec: PipelineSpec) -> str:
+    """The unknown fields that the API server left out of the declaration, as it does where kubectl does not validate.
+
+    kubectl keeps what it was given in an annotation, which counts as long as nobody else has changed the spec.
+    """
+    try:
+        given = read_json((meta.get("annotations") or {}).get(LAST_APPLIED, "null"), limit=RECORD)
+        known, unknown = split_unknown(given["spec"], PipelineSpec, within="spec")
+        declared = validate(known, PipelineSpec, where="spec")
+    except (ValueError, TypeError, KeyError, UserError):
+        return ""
+    switches = {"suspend": spec.suspend, "cancel": spec.cancel}
+    if not unknown or declared.model_copy(update=switches) != spec:
+        return ""
+    return f"the API server left out what kubectl gave: {'; '.join(unknown[:MISTAKES])}"
 
 
 def profile_of(status: Object, store: str, config: Config) -> StoreProfile:
@@ -60,6 +88,8 @@ def profile_of(status: Object, store: str, config: Config) -> StoreProfile:
 
 def _contents(spec: PipelineSpec, namespace: str, cluster: Cluster) -> dict[str, str]:
     """SHA-256 of the files that ConfigMaps hold: their content is part of keys, as a local file's is."""
+    for setting, address in spec.sources.local():
+        raise UserError(f"{setting} is {address}, a path: pods read from an address such as https:// or s3://")
     uri = spec.stages.mid.identity
     if not uri:
         return {}

@@ -16,7 +16,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from nanochat.spec.fields import Name, Section, ServerAddress, StoreAddress, Text, TrackingAddress, setting
-from nanochat.spec.pods import ObjectName, PodSettings, Quantity
+from nanochat.spec.pods import ObjectName, PodSettings
+from nanochat.spec.quantity import Quantity
 from nanochat.spec.validation import read_document, validate
 from nanochat.storage.store import Profile
 

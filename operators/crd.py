@@ -16,10 +16,13 @@ from pydantic.fields import FieldInfo
 
 import tasks
 from nanochat.spec.chatpipeline import GROUP, KIND, PLURAL, VERSION
+from nanochat.spec.comments import limits
 from nanochat.spec.fields import Section
 from nanochat.spec.pipeline import Pipeline, PipelineSpec, Stages
-from nanochat.spec.pods import EnvFrom, EnvSource, EnvVar
-from nanochat.spec.stages import TaskSelection
+from nanochat.spec.pods import OWN_VARIABLES, EnvFrom, EnvSource, EnvVar, PodSettings, Resources, Toleration
+from nanochat.spec.quantity import BYTES, GPU, LEAST, NATIVE
+from nanochat.spec.sources import TextSource
+from nanochat.spec.stages import ComputeStage, Stage, TaskSelection
 from nanochat.spec.training import MixturePart
 from operators.status_schema import PipelineStatus
 
@@ -31,8 +34,45 @@ def rule(expression: str, message: str) -> Schema:
     return {"rule": expression, "message": message}
 
 
+# What `nanochat.spec.quantity.faults` refuses, of each amount `of[name]`, and of two for one resource. What is no
+# amount is refused by its own rule.
+VALID = "!isQuantity(string(of[name])) || quantity(string(of[name]))"
+AMOUNTS = [
+    (f"name != '{GPU}'", f"GPUs are asked for by gpusPerNode, not by {GPU}"),
+    (
+        f"name.matches('/|^({'|'.join(NATIVE)}|hugepages-.+)$')",
+        f"a resource is {', '.join(NATIVE)}, hugepages-SIZE, or has a domain as rdma/hca has",
+    ),
+    (
+        f"!name.matches('^({'|'.join(BYTES)})$') || {VALID}.compareTo(quantity('{LEAST}')) >= 0",
+        f"{' and '.join(BYTES)} are at least {LEAST}: write the unit",
+    ),
+    (f"!name.contains('/') || {VALID}.isInteger()", "devices are counted in whole numbers"),
+]
+PAIRS = (
+    "self.requests.all(name, !(name in self.limits) || !isQuantity(string(self.requests[name])) || "
+    "!isQuantity(string(self.limits[name])) || "
+    "[quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name])))]"
+    ".all(order, order == 0 || (order < 0 && !name.matches('/|^hugepages-'))))"
+)
+PROCESSES = rule(
+    "!has(self.processesPerNode) || self.gpusPerNode == 0 || self.processesPerNode <= self.gpusPerNode",
+    "processesPerNode is above gpusPerNode: each process takes a GPU",
+)
 RULES: dict[type[Section], list[Schema]] = {
     PipelineSpec: [
+        *(
+            rule(
+                f"!has(self.stages) || !has(self.model) || {unless} "
+                f"|| self.stages.{stage}.{setting} >= self.model.sequenceLength",
+                f"stages.{stage}.{setting} must be at least model.sequenceLength",
+            )
+            for stage, setting, unless in (
+                ("base", "evalTokens", "self.stages.base.evalEvery == 0"),
+                ("mid", "evalTokens", "!self.stages.mid.enabled || self.stages.mid.evalEvery == 0"),
+                ("evalBase", "bitsPerByteTokens", "!self.stages.evalBase.enabled"),
+            )
+        ),
         *(
             rule(
                 "!has(self.stages) || !has(self.model) || "  # `{}`, before its fields get their defaults
@@ -40,6 +80,10 @@ RULES: dict[type[Section], list[Schema]] = {
                 f"stages.{stage}.totalBatchTokens must be a multiple of model.sequenceLength",
             )
             for stage in ("base", "mid")
+        ),
+        rule(
+            "!has(self.priority) || has(self.queue)",
+            "priority is Kueue's and needs queue; that of pods is pods.priorityClass",
         ),
         rule(
             "!has(self.store) || !has(oldSelf.store) || self.store == oldSelf.store",
@@ -53,7 +97,40 @@ RULES: dict[type[Section], list[Schema]] = {
         )
         for stage in ("dataset", "tokenizer", "tokens", "base")
     ],
-    EnvVar: [rule("has(self.value) != has(self.valueFrom)", "exactly one of value and valueFrom is needed")],
+    TextSource: [
+        rule(
+            "!has(self.kind) || self.kind != 'hub' || self.path.contains('{index')",
+            "path must hold {index}, or all shards would be one file",
+        )
+    ],
+    Toleration: [
+        rule(
+            "(self.operator == 'Exists' ? !has(self.value) || self.value == '' : has(self.key)) && "
+            "(!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute'))",
+            "the operator Exists takes no value, Equal needs a key, and tolerationSeconds the effect NoExecute",
+        )
+    ],
+    Resources: [
+        rule(f"!has(self.requests) || !has(self.limits) || {test}", text)
+        for test, text in (
+            *((f"[self.requests, self.limits].all(of, of.all(name, {test}))", text) for test, text in AMOUNTS),
+            (
+                PAIRS,
+                "a request is above its limit, or that of a device is not its limit: lower the one, or raise the other",
+            ),
+        )
+    ],
+    PodSettings: [
+        rule(
+            "!has(self.sharedMemory) || !isQuantity(string(self.sharedMemory)) || "
+            f"quantity(string(self.sharedMemory)).compareTo(quantity('{LEAST}')) >= 0",
+            f"sharedMemory is at least {LEAST}: write the unit",
+        )
+    ],
+    EnvVar: [
+        rule("has(self.value) != has(self.valueFrom)", "exactly one of value and valueFrom is needed"),
+        rule(f"!(self.name in {[*OWN_VARIABLES]})", "this variable is set by the controller: leave it out"),
+    ],
     EnvSource: [
         rule(
             "has(self.secretKeyRef) != has(self.configMapKeyRef)",
@@ -69,17 +146,17 @@ RULES: dict[type[Section], list[Schema]] = {
 }
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 KEPT = (
-    "type", "enum", "pattern", "format", "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
+    "type", "enum", "pattern", "x-form", "format", "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
 )  # fmt: skip
 
 
-def section(model: type[Section]) -> Schema:
-    """The structural schema of one section, with defaults in place."""
+def section(model: type[Section], *, brief: bool = False) -> Schema:
+    """The structural schema of one section, with defaults in place; `brief` leaves limits out of the descriptions."""
     known = model.model_json_schema(by_alias=True)
     properties = {}
     for name, info in model.model_fields.items():
         alias = info.alias or name
-        properties[alias] = _field(model, info, known["properties"][alias], known.get("$defs", {}))
+        properties[alias] = _field(model, info, known["properties"][alias], known.get("$defs", {}), brief)
     schema: Schema = {"type": "object", "properties": properties}
     if model.__doc__:
         schema["description"] = " ".join(model.__doc__.split())
@@ -87,11 +164,18 @@ def section(model: type[Section]) -> Schema:
         schema["required"] = known["required"]
     if model in RULES:
         schema["x-kubernetes-validations"] = RULES[model]
+    if issubclass(model, ComputeStage):
+        schema["x-kubernetes-validations"] = [PROCESSES]
     return schema
 
 
-def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema) -> Schema:
-    schema = _value(source, defs) | {"description": source["description"]}
+def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema, brief: bool) -> Schema:
+    # The settings of pods are there for each stage again, and the file must not be larger than kubectl can apply.
+    of_stage = issubclass(model, Stage) and info.annotation is PodSettings
+    description = source["description"]
+    if brief and (limited := limits(source)):
+        description = description.replace(f" {limited}", "")
+    schema = _value(source, defs, brief or of_stage) | {"description": description}
     if model in (MixturePart, TaskSelection) and info.alias == "task":
         schema["enum"] = sorted(tasks.names())
     if model.is_input and source.get("x-key") and not _is_section(info.annotation):
@@ -108,19 +192,21 @@ def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema) 
     return schema
 
 
-def _value(source: Schema, defs: Schema) -> Schema:
+def _value(source: Schema, defs: Schema, brief: bool) -> Schema:
     """A value's schema without references and unions."""
     if "$ref" in source:
         name = source["$ref"].rsplit("/", 1)[1]
         models = {model.__name__: model for model in _models(Pipeline) | _models(PipelineStatus)}
-        return section(models[name]) if name in models else _value(defs[name], defs)  # else an enum
+        return section(models[name], brief=brief) if name in models else _value(defs[name], defs, brief)  # else an enum
     if "anyOf" in source:
         options = [item for item in source["anyOf"] if item.get("type") != "null"]
         if len(options) == 1:
-            return _value(options[0], defs)
+            return _value(options[0], defs, brief)
         schema = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
         for item in options:
-            schema |= {name: value for name, value in _value(item, defs).items() if name not in ("type", "format")}
+            schema |= {
+                name: value for name, value in _value(item, defs, brief).items() if name not in ("type", "format")
+            }
         return schema
     schema = {name: source[name] for name in KEPT if name in source}
     for bound, strict in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
@@ -131,15 +217,32 @@ def _value(source: Schema, defs: Schema) -> Schema:
     if source.get("type") == "integer":
         schema["format"] = "int64"
     if "items" in source:
-        schema["items"] = _value(source["items"], defs)
+        schema["items"] = _value(source["items"], defs, brief)
     if isinstance(source.get("additionalProperties"), dict):
-        schema["additionalProperties"] = _value(source["additionalProperties"], defs)
+        schema["additionalProperties"] = _value(source["additionalProperties"], defs, brief)
     for pattern, values in source.get("patternProperties", {}).items():  # a map, by the pattern of its keys
-        schema["additionalProperties"] = _value(values, defs)
+        schema["additionalProperties"] = _value(values, defs, brief)
         message = "a key must be a qualified name"
         schema["x-kubernetes-validations"] = [rule(f"self.all(key, key.matches('{pattern}'))", message)]
     if "const" in source:
         schema |= {"type": "string", "enum": [source["const"]]}
+    return schema
+
+
+def _worded(schema: Any, *, rules: bool) -> Any:
+    """A schema in which texts that a pattern refuses are refused in words, by a rule; where there are to be `rules`."""
+    if isinstance(schema, list):
+        return [_worded(item, rules=rules) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {name: _worded(value, rules=rules) for name, value in schema.items()}
+    words, pattern = schema.pop("x-form", None), schema.get("pattern")
+    if rules and isinstance(words, str) and isinstance(pattern, str):
+        del schema["pattern"]
+        value = "string(self)" if schema.get("x-kubernetes-int-or-string") else "self"
+        quoted = pattern.replace("\\", "\\\\").replace("'", "\\'")
+        added = rule(f"{value}.matches('{quoted}')", f"must {words}")
+        schema["x-kubernetes-validations"] = [*schema.get("x-kubernetes-validations", ()), added]
     return schema
 
 
@@ -175,7 +278,8 @@ def _plain(value: Any) -> Any:
 
 def crd() -> Schema:
     """The whole definition."""
-    top, status = section(Pipeline)["properties"], section(PipelineStatus)
+    top = section(Pipeline)["properties"]
+    spec, status = _worded(top["spec"], rules=True), _worded(section(PipelineStatus), rules=False)
     by_type = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     status["properties"]["conditions"] |= by_type
     return {
@@ -205,7 +309,7 @@ def crd() -> Schema:
                         _column("ETA", ".status.eta"),
                         _column("Loss", ".status.loss"),
                         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-                        _column("Message", ".status.message", wide=True),
+                        _column("Message", ".status.message"),
                     ],
                     "schema": {
                         "openAPIV3Schema": {
@@ -216,7 +320,7 @@ def crd() -> Schema:
                                 "apiVersion": {"type": "string", "description": top["apiVersion"]["description"]},
                                 "kind": {"type": "string", "description": top["kind"]["description"]},
                                 "metadata": {"type": "object"},  # the API server refuses more, and describes it itself
-                                "spec": top["spec"],
+                                "spec": spec,
                                 "status": status,
                             },
                             "required": ["spec"],
@@ -235,8 +339,8 @@ def crd() -> Schema:
     }
 
 
-def _column(name: str, path: str, *, wide: bool = False) -> Schema:
-    return {"name": name, "type": "string", "jsonPath": path} | ({"priority": 1} if wide else {})
+def _column(name: str, path: str) -> Schema:
+    return {"name": name, "type": "string", "jsonPath": path}
 
 
 def text() -> str:

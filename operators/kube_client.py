@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -207,6 +208,11 @@ class KubeClient:
                 return None
             raise
 
+    def dated(self, resource: Resource, namespace: str, name: str) -> tuple[Object, float]:
+        """An object, and when the API server answered, in seconds since 1970 by its own clock."""
+        body, headers = self._answer("get", resource.path(namespace, name), f"{resource.kind} {namespace}/{name}", {})
+        return json.loads(body), parsedate_to_datetime(headers["Date"]).timestamp()
+
     def listing(self, resource: Resource, namespace: str = "", **query: str) -> Listing:
         """The objects of a namespace, or of all, at one point in time; KubeError where there is no such kind."""
         what = f"{resource.plural} in {namespace or 'all namespaces'}"
@@ -304,21 +310,28 @@ class KubeClient:
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """The answer to a request. `verb` is one of METHODS; an error says that it cannot VERB WHAT."""
+        path += f"?{urlencode(query)}" if query else ""
+        return self._answer(verb, path, what, {"Content-Type": content_type, **(headers or {})}, body)[0]
+
+    def _answer(
+        self, verb: str, path: str, what: str, headers: Mapping[str, str], body: Object | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers of the answer."""
         from kubernetes.client.exceptions import ApiException
 
         began = time.monotonic()
         try:
             response: Any = self.api.call_api(
-                path + (f"?{urlencode(query)}" if query else ""),
+                path,
                 METHODS[verb],
-                header_params={"Accept": "*/*", "Content-Type": content_type, **(headers or {})},
+                header_params={"Accept": "*/*", **headers},
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
                 _request_timeout=self._timeout,
             )
-            return response.read()
+            return response.read(), response.headers
         except ApiException as error:
             raise KubeError.of_answer(f"{verb} {what}", error.status or 0, error.body or b"") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:

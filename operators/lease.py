@@ -2,6 +2,7 @@
 
 lease = Lease(kube, namespace, name, identity)
 lease.acquire()            # blocks until it is ours, then renews in the background
+since_renewal(kube, namespace)                  # seconds since any controller renewed it
 """
 
 from __future__ import annotations
@@ -17,6 +18,19 @@ from operators.kube_client import LEASES, MERGE, KubeClient, KubeError, Object
 log = logging.getLogger(__name__)
 
 TIMEOUT = (3, 5)  # seconds to connect, and between bytes
+NAME = "nanochat-controller"  # of the lease, in the namespace of the release
+SECONDS = 15  # that a lease holds; it is renewed five times as often
+
+
+def since_renewal(kube: KubeClient, namespace: str) -> float | None:
+    """Seconds since a controller renewed its lease, by the API server's clock; None where there is none."""
+    try:
+        found, now = kube.dated(LEASES, namespace, NAME)
+        return now - datetime.fromisoformat(found["spec"]["renewTime"]).timestamp()
+    except KubeError as error:
+        if error.status == 404:
+            return None
+        raise
 
 
 class Lease:
@@ -32,7 +46,7 @@ class Lease:
         name: str,
         identity: str,
         *,
-        seconds: int = 15,
+        seconds: int = SECONDS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:

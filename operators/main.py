@@ -32,7 +32,7 @@ from operators.config import Config
 from operators.events import Events
 from operators.index import Index
 from operators.kube_client import KubeClient, KubeError
-from operators.lease import Lease
+from operators.lease import NAME, Lease
 from operators.mlflow_sync import MlflowSync
 from operators.pytorchjob import PyTorchJobs
 from operators.reconciler import PipelineReconciler
@@ -64,7 +64,7 @@ class Controller:
         self.config, self.kube, self.access, self.service = config, kube, access, service
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
-        self.claims = Claims(changed=self.wake_all)
+        self.claims = Claims(self.index, changed=self.wake)
         self.leases, self.stores = StoreLeases(), Stores(cache)
         self.rollout: RolloutController | None = None
         if config.serving is not None:
@@ -110,8 +110,6 @@ class Controller:
     def _wake(self, key: tuple[str, str]) -> None:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)
-        if found is not None:
-            self.claims.expect(found.meta.uid, key[1], found.created)
         if key in self.tasks:
             self.wakes[key].set()
             return
@@ -156,6 +154,7 @@ class Controller:
             try:
                 for namespace in self.config.namespaces or ("",):
                     await self._in_pool(self.index.resync, namespace)
+                await self._in_pool(self.claims.learn)
                 self.synced.set()
                 for key in [key for key, reconciler in self.reconcilers.items() if reconciler.is_stale()]:
                     self._wake(key)
@@ -294,7 +293,7 @@ def main() -> int:
     controller = Controller(config, kube, access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
     app = endpoint.build_app(controller.stored_run, access, controller.health, controller.synced.is_set)
     server = endpoint.Server(app, options.port)
-    lease = Lease(kube, namespace, "nanochat-controller", identity)
+    lease = Lease(kube, namespace, NAME, identity)
     try:
         return asyncio.run(_lead(controller, lease))
     finally:

@@ -47,10 +47,15 @@ class AttemptObservation:
     job_started: str = ""  # the job's startTime
     placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether not all of its pods are admitted, and on a node that starts them."""
+        return self.waiting is not None and self.waiting.wait not in (Wait.ADMITTED, Wait.STARTING)
+
 
 def observe(record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, queues: Queues) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's word on it."""
-    clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
+    clear = (job is None or job.ended) and all(is_over(pod, now) for pod in pods)
     placement = {pod.index: pod.node for pod in pods if pod.node}
     if job is None:
         return AttemptObservation(
@@ -135,7 +140,7 @@ def _outcome(
         return min(taken, key=lambda o: o.time)
     if job.meta.generation > record.generation and not job.queue:
         return End.JOB_CHANGED.outcome(time=now)
-    if not all(_over(pod, now) for pod in pods):
+    if not all(is_over(pod, now) for pod in pods):
         return None
     if failed:
         silent = [pod for pod in pods if not pod.ended]
@@ -148,6 +153,12 @@ def _outcome(
     if job.failed:
         return End.PODS_GONE.outcome(time=now) if record.pods and not pods else End.NO_WORD.outcome(why=job.message)
     return None
+
+
+def lost_node(pods: Sequence[Pod], now: float) -> Outcome | None:
+    """The outcome of a silent attempt where a node of its pods is silent too."""
+    found = [pod for pod in pods if pod.unreachable]
+    return End.NODE_LOST.outcome(time=now, pod=_name(found[0]), node=found[0].node) if found else None
 
 
 def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
@@ -202,7 +213,7 @@ def _taken(pod: Pod) -> Outcome | None:
     return None
 
 
-def _over(pod: Pod, now: float) -> bool:
+def is_over(pod: Pod, now: float) -> bool:
     """Whether nothing in a pod runs any more: it ended, or should have long ago, on a node that is lost."""
     return pod.ended or (pod.meta.deleting and now > pod.meta.due + LOST_SECONDS)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from kubernetes.client import V1ObjectReference
 
-from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.planner import UNDER_WAY, Phase, Status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import NanochatError, StorageError, UserError
@@ -80,25 +80,20 @@ class PipelineReconciler:
             return None
         if self.run is None:
             self.run = Run(self.namespace, self.name, found.meta.uid, self.services)
-            claims.expect(found.meta.uid, self.name, found.created)
         if found.meta.deleting:
-            claims.settle(self.run.uid)
+            claims.drop(self.run.uid)
             return ACTIVE_SECONDS
-        try:
-            return self.run.reconcile(found.body, time.time(), time.monotonic())
-        finally:
-            claims.settle(self.run.uid, *self.run.claimed)
+        return self.run.reconcile(found.body, time.time(), time.monotonic())
 
 
 @dataclass(slots=True)
 class Run:
-    """One pipeline, by its uid. `claimed` is a store's root, and the keys there that it makes."""
+    """One pipeline, by its uid."""
 
     namespace: str
     name: str
     uid: str
     services: Services
-    claimed: tuple[str, frozenset[str]] = ("", frozenset())
     snapshot: RunSnapshot | None = None
     access: Mapping[str, str] | None = None  # to the HTTP endpoint, as told
     _state: NotAdmitted | Ready | Rest = field(default_factory=NotAdmitted)
@@ -115,7 +110,6 @@ class Run:
         state, refused = self._admit(found)
         self._state = state
         if isinstance(state, NotAdmitted):
-            self.claimed = ("", frozenset())
             if state.trouble:
                 self.report(found, status.unreachable(found, state.trouble, now))
                 return TROUBLE_SECONDS
@@ -123,7 +117,6 @@ class Run:
             return None
         reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
         planned = reconciliation.run()
-        self.claimed = (state.accepted.profile.root, state.claim(planned))
         self.snapshot = state.snapshot()
         self.report(found, self._status(reconciliation, planned))
         if reconciliation.is_over(planned):
@@ -149,7 +142,6 @@ class Run:
         """Keep a pipeline at rest: what others need to know of it is told."""
         assert isinstance(self._state, Rest)
         services, run = self.services, self._state.snapshot
-        self.claimed = ("", frozenset())
         self.report(found, status.at_rest(found, services.access(self.uid), self._serving(found, run.paths.root), now))
         try:
             if run.phase not in status.DONE:
@@ -214,7 +206,7 @@ class Run:
         return status.build(found, inputs, self.services.access, reconciliation.now)
 
     def report(self, found: Object, told: Object) -> None:
-        """Patch the object's status where it changed; an Event at each new phase."""
+        """Patch the object's status where it changed; an Event where the pipeline begins, waits, or ends."""
         before = found.get("status") or {}
         self.access = told.get("access", self.access)
         if status.same(before, told):
@@ -222,7 +214,8 @@ class Run:
         patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
         if patched is not None:
             self.services.index.pipelines.put(read_pipeline(patched))
-        if "phase" in told and told["phase"] != before.get("phase"):
+        phases = {told.get("phase", before.get("phase")), before.get("phase")}
+        if len(phases) > 1 and not phases <= {*UNDER_WAY}:
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
         serving = status.condition(told, status.SERVING)

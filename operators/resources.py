@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kubernetes.utils import parse_quantity
-
-from nanochat.model.sizes import parameters
+from nanochat.model.sizes import flops_per_token, parameters
 from nanochat.pipeline.graph import TRAINING, Graph
 from nanochat.pipeline.resolve import WORKER_MEMORY
+from nanochat.spec.errors import UserError
+from nanochat.spec.fields import YEAR
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.pods import PodSettings, Quantity
+from nanochat.spec.pods import PodSettings
+from nanochat.spec.quantity import amount, faults
 from nanochat.spec.stages import ComputeStage
 from nanochat.spec.training import TrainingStage
 from operators.config import Config, Pool
@@ -30,11 +31,7 @@ from operators.config import Config, Pool
 GIB = 1 << 30
 SMALL = 50_000_000  # parameters up to which a model trains in a share of a core
 CHARACTERS_A_CORE = 500_000_000  # of text that one core tokenizes in a few minutes
-
-
-def amount(quantity: Quantity) -> float:
-    """The number that a Kubernetes quantity means: '500m' is 0.5, '2Gi' is 2147483648."""
-    return float(parse_quantity(quantity))
+FLOPS_A_CORE = 1e11  # a second, which few cores reach
 
 
 def gpus(spec: PipelineSpec, stage: str) -> int:
@@ -66,9 +63,14 @@ def pod_settings(config: Config, spec: PipelineSpec, stage: str) -> PodSettings:
 
 
 def cpu(settings: PodSettings, spec: PipelineSpec, stage: str, graph: Graph) -> float:
-    """Cores that a pod asks for."""
-    if "cpu" in settings.resources.requests:
-        return amount(settings.resources.requests["cpu"])
+    """Cores that a pod asks for: those of its request, or what suits the stage, up to its limit."""
+    asked = settings.resources
+    if "cpu" in asked.requests:
+        return amount(asked.requests["cpu"])
+    return min(_cores(spec, stage, graph), amount(asked.limits["cpu"]) if "cpu" in asked.limits else math.inf)
+
+
+def _cores(spec: PipelineSpec, stage: str, graph: Graph) -> float:
     if isinstance(spec.of_stage(stage), ComputeStage):
         if gpus(spec, stage):
             return 4.0 * processes(spec, stage)
@@ -110,3 +112,25 @@ def memory_limits(config: Config, spec: PipelineSpec, graph: Graph) -> Mapping[s
             settings = pod_settings(config, spec, stage)
             limits[stage] = max(1.0, amount(limit) / memory(settings, spec, stage, graph))
     return limits
+
+
+def check(config: Config, spec: PipelineSpec, graph: Graph) -> None:
+    """UserError where the API server would refuse a stage's pods, by what chart, pipeline and stage set together, or
+    where CPUs alone would train the base model for more than a year."""
+    for stage in graph.stages:
+        settings = pod_settings(config, spec, stage)
+        needed = math.ceil(memory(settings, spec, stage, graph) / (1 << 20))
+        requests = {"memory": f"{needed}Mi", "cpu": f"{round(1000 * cpu(settings, spec, stage, graph))}m"}
+        for fault in faults(requests | settings.resources.requests, settings.resources.limits):
+            raise UserError(
+                f"no pod of stage {stage} can be made: {fault} (resources of spec.pods, of the stage's pod, and of the "
+                "chart's pools; what none of them requests follows from the model's size)"
+            )
+    if not gpus(spec, "base") and not spec.suspend:
+        cores = nodes(spec, "base") * cpu(pod_settings(config, spec, "base"), spec, "base", graph)
+        years = flops_per_token(graph.horizon.model) * graph.horizon.tokens / (max(cores, 0.1) * FLOPS_A_CORE) / YEAR
+        if years > 1:
+            raise UserError(
+                f"stages.base would train {parameters(graph.horizon.model):,} parameters on CPUs alone "
+                f"({cores:g} in all) for about {years:.0f} years: set stages.base.gpusPerNode, or a smaller model.depth"
+            )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from kubernetes.client import V1DeploymentStatus
@@ -128,11 +128,16 @@ class News:
 
     served: str = ""  # version
     conditions: Mapping[str, Condition] = field(default_factory=dict)  # by the run's folder
+    trouble: str = ""  # why the champion is not known
 
     def about(self, run: str, *, told_before: bool) -> Condition | None:
         """The condition of a run; None where it has none."""
-        superseded = ("False", "Superseded", f"version {self.served} of another run is served")
-        return self.conditions.get(run) or (superseded if told_before and self.served else None)
+        if run in self.conditions or not told_before:
+            return self.conditions.get(run)
+        if self.served:
+            return ("False", "Superseded", f"version {self.served} of another run is served")
+        why = f": {self.trouble}" if self.trouble else ", for the registry has no champion"
+        return ("Unknown", "NotServed", f"the chat API serves no version{why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +245,7 @@ def applied(settings: Serving, uid: str, target: Target, memory: Memory) -> Obje
 # ---- the controller -------------------------------------------------------------------------------------------------
 
 LONGEST_DELAY = 300.0  # seconds between looks while nothing answers
+PATIENT = 8  # looks without an answer, as while MLflow starts beside the controller, before they get rarer
 
 
 class RolloutController:
@@ -260,13 +266,13 @@ class RolloutController:
         self._settings, self._profile, self._cluster, self._changed = settings, profile, cluster, changed
         self._registry = light_registry(settings.tracking or profile.tracking or "")
         self._fingerprints: dict[str, str] = {}  # of the address that was looked at last
-        self._news = News()
+        self._news: News | None = None  # before the first look
         self._failures = 0
         self._trouble = ""
 
     def about(self, run: str, *, told_before: bool) -> Condition | None:
         """The news for the pipeline of a run's folder about the serving of its model."""
-        return self._news.about(run, told_before=told_before)
+        return self._news.about(run, told_before=told_before) if self._news else None
 
     def reconcile(self) -> float:
         """Look and act once; returns the seconds until the next look. What fails is counted, and done by the next."""
@@ -277,7 +283,7 @@ class RolloutController:
         except NanochatError as error:
             trouble = f"the registry's champion is not known: {error.message}"
         try:
-            self._roll_out(champion)
+            self._roll_out(champion, trouble)
         except (KubeError, StorageError) as error:
             trouble = error.message
         if trouble:
@@ -286,9 +292,9 @@ class RolloutController:
                 log.warning("serving: %s", trouble)
         self._trouble = trouble
         self._failures = self._failures + 1 if trouble else 0
-        return min(LONGEST_DELAY, self._settings.poll_seconds * 2 ** min(self._failures, 8))
+        return min(LONGEST_DELAY, self._settings.poll_seconds * 2 ** min(max(0, self._failures - PATIENT), 8))
 
-    def _roll_out(self, champion: Champion | None) -> None:
+    def _roll_out(self, champion: Champion | None, trouble: str) -> None:
         settings = self._settings
         found = self._cluster.deployment(settings.namespace, settings.deployment)
         if found is None:
@@ -305,8 +311,9 @@ class RolloutController:
                 log.info("serving: version %s (%s)", decision.target.version, decision.target.uri)
         self._lease_models(deployed.current, decision.target, decision.memory.good)
         metrics.set_serving(decision.target.version if decision.target else "")
-        if decision.news != self._news:
-            self._news = decision.news
+        news = replace(decision.news, trouble=trouble)
+        if news != self._news:
+            self._news = news
             self._changed()
 
     def _lease_models(self, *targets: Target | None) -> None:

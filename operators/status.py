@@ -22,6 +22,7 @@ from operators.suspicion import MOST_NODES
 ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
 NODES = 64  # of an attempt
+LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 AccessOf = Callable[[str], Mapping[str, str] | None]  # uid -> {service, token}
 SERVING = "Serving"  # the condition
@@ -68,14 +69,15 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
     meta, before, planned = found["metadata"], found.get("status") or {}, inputs.planned
     accepted, spec = inputs.accepted, inputs.accepted.spec
     current = _current(planned, inputs.progress)
-    state = inputs.progress.get(current) if current else None
+    runs = current and planned.of(current).phase in LIVE
+    state = inputs.progress.get(current) if runs else None  # of one that waits it is of long ago
     started = min((r.started for r in inputs.attempts), default=None)
     hours = sum(r.gpus * r.ran(now) for r in inputs.attempts) / 3600
     finished = planned.phase in DONE
     return {
         "observedGeneration": before.get("observedGeneration") if inputs.refused else meta["generation"],
         "phase": str(planned.phase),
-        "message": (inputs.refused or inputs.trouble or planned.message or _why(planned))[:LONGEST] or None,
+        "message": _message(inputs)[:LONGEST] or None,
         "stage": current or None,
         "progress": f"{state.step}/{state.total}" if state and state.total else None,
         "eta": duration(state.eta) if state and state.eta is not None else None,
@@ -106,7 +108,9 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             meta["generation"],
             now,
             {
-                "Accepted": ("False", "Refused", inputs.refused) if inputs.refused else ("True", "Accepted", ""),
+                "Accepted": ("False", "Refused", inputs.refused)
+                if inputs.refused
+                else ("True", "Accepted", accepted.remark),
                 "StorageReachable": ("False", "Unreachable", inputs.trouble)
                 if inputs.trouble
                 else ("True", "Reached", ""),
@@ -115,6 +119,17 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             },
         ),
     }
+
+
+def _message(inputs: StatusInputs) -> str:
+    """The sentence that people see first: what keeps the pipeline from its end, and what would help."""
+    planned = inputs.planned
+    said = inputs.refused or inputs.trouble or planned.message
+    if planned.phase is Phase.FAILED and not (inputs.refused or inputs.trouble):
+        meta = inputs.accepted.pipeline.metadata
+        again = f"; once that is mended: nanochat retry {meta.name} -n {meta.namespace}"
+        return said[: LONGEST - len(again)] + again
+    return said or _why(planned) or inputs.accepted.remark
 
 
 def refused(found: Object, why: str, now: float) -> Object:
@@ -183,7 +198,7 @@ def _bare(value: object) -> object:
 def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
     own = [r for r in inputs.attempts if r.stage == item.stage]
     state = inputs.progress.get(item.stage)
-    live = state if item.phase in (Phase.RUNNING, Phase.STOPPING) else None
+    live = state if item.phase in LIVE else None
     return {
         "name": item.stage,
         "phase": str(item.phase),
@@ -219,15 +234,15 @@ def _attempt(record: JobAttempt) -> Object:
 
 def _current(planned: Status, progress: Mapping[str, State]) -> str:
     """The stage that people look at: of those that run the one that trains, else the first that is under way."""
-    active = [
-        item.stage for item in planned.stages if item.phase in (Phase.RUNNING, Phase.STOPPING, Phase.PENDING)
-    ] or [item.stage for item in planned.stages if item.phase in (Phase.RETRYING, Phase.FAILED)]
+    active = [item.stage for item in planned.stages if item.phase in (*LIVE, Phase.PENDING)] or [
+        item.stage for item in planned.stages if item.outside or item.phase in (Phase.RETRYING, Phase.FAILED)
+    ]
     return next((s for s in active if not s.startswith("eval-")), active[0] if active else "")
 
 
 def _why(planned: Status) -> str:
     """The message of the first stage that waits for something outside the pipeline."""
-    waiting = [i for i in planned.stages if i.message and i.phase in (Phase.PENDING, Phase.RETRYING)]
+    waiting = [i for i in planned.stages if i.message and (i.outside or i.phase in (Phase.PENDING, Phase.RETRYING))]
     return f"{waiting[0].stage}: {waiting[0].message}" if waiting else ""
 
 

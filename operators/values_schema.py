@@ -1,16 +1,23 @@
 """The parts of the chart's values.schema.json that `nanochat/spec` and the controller's configuration declare.
 
-`python -m operators.values_schema` writes them into the definitions `server`, `Pool`, `StoreProfile` and what those two
-refer to; all else in the file is written by hand. A test fails when it is stale.
+`python -m operators.values_schema` writes them into the definitions `server`, `registry`, `labels`, `annotations`,
+`Pool`, `StoreProfile` and what those two refer to; all else in the file is written by hand. A test fails when it is
+stale.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from nanochat.parse.address import LONGEST, SERVER
+from nanochat.spec.fields import LabelKey
+from nanochat.spec.pipeline import Annotation
+from nanochat.spec.pods import REGISTRY, Labels
+from nanochat.spec.quantity import NATIVE
 from operators.config import Pool, StoreProfile
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "values.schema.json"
@@ -31,9 +38,32 @@ def definitions() -> dict[str, Schema]:
     )
     properties["controllerSecret"] = properties["secret"] | {"description": what}
     del properties["credentials"]
-    # What is written by hand refers to it; in values the empty text stands for none.
+    _only_possible(found)
+    # What is written by hand refers to these; in values the empty text stands for none.
+    found["labels"] = TypeAdapter(Labels).json_schema()
+    found["annotations"] = TypeAdapter(Annotated[dict[LabelKey, Annotation], Field(max_length=100)]).json_schema()
+    found["registry"] = {"type": "string", "maxLength": 512, "pattern": REGISTRY}
     found["server"] = {"type": "string", "maxLength": LONGEST, "pattern": f"^$|{SERVER.pattern}"}
     return {name: _plain(schema) for name, schema in sorted(found.items())}
+
+
+def _only_possible(found: dict[str, Schema]) -> None:
+    """Say of amounts and tolerations what their sections check, as far as a schema can; templates compare the rest."""
+    for amounts in found["Resources"]["properties"].values():
+        (quantity,) = amounts["patternProperties"].values()
+        devices = {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": 10**18},
+                {"type": "string", "pattern": "^[0-9]+$", "maxLength": 18},
+            ]
+        }
+        amounts["patternProperties"] = {f"^({'|'.join(NATIVE)}|hugepages-.+)$": quantity, "^[^/]+/[^/]+$": devices}
+    exists = {"required": ["operator"], "properties": {"operator": {"const": "Exists"}}}
+    no_execute = {"required": ["effect"], "properties": {"effect": {"const": "NoExecute"}}}
+    found["Toleration"]["allOf"] = [
+        {"if": exists, "then": {"properties": {"value": {"maxLength": 0}}}, "else": {"required": ["key"]}},
+        {"if": {"required": ["tolerationSeconds"]}, "then": no_execute},
+    ]
 
 
 def _plain(schema: Any) -> Any:

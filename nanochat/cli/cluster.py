@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nanochat.cli.cluster_errors import translate_errors
 from nanochat.cli.cluster_run import FIELD_MANAGER, ClusterRun
 from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
+from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.preflight import check_inputs
 from nanochat.spec.chatpipeline import PIPELINE
 from nanochat.spec.errors import UserError
@@ -29,7 +29,8 @@ def submit(
     pipeline = load_pipeline(file, set_)
     spec = pipeline.spec
     check_inputs(spec)
-    for setting, uri in _local_sources(pipeline):
+    build_graph(spec)  # gates, sizes and the horizon, which the controller would refuse a moment later
+    for setting, uri in spec.sources.local():
         raise UserError(f"{setting} is {uri}, on this machine: a cluster needs an address like https:// or s3://")
     named = pipeline.metadata.namespace if "namespace" in pipeline.metadata.model_fields_set else None
     kube = KubeClient.connect(context)
@@ -50,23 +51,9 @@ def submit(
         print(f"It is cancelled; go on with it: {run.command('retry')}")
     elif run.spec.get("suspend"):
         print(f"It is suspended; go on with it: {run.command('resume')}")
+    run.warn_if_away()
     print(f"Status: {run.command('status')}")
     print(f"Logs:   {run.command('logs')} --follow")
-
-
-def _local_sources(pipeline: Pipeline) -> list[tuple[str, str]]:
-    """Sources that lie on this machine: (setting, address)."""
-    found: list[tuple[str, str]] = []
-
-    def look(data: Any, path: str) -> None:
-        for name, value in data.items():
-            if isinstance(value, dict):
-                look(value, f"{path}.{name}")
-            elif name in ("mirror", "hub", "base", "url", "gpt2", "gpt4") and value and local_path(value):
-                found.append((f"{path}.{name}", value))
-
-    look(pipeline.spec.sources.to_yaml_dict(), "sources")
-    return found
 
 
 def _upload_identity(kube: KubeClient, namespace: str, pipeline: Pipeline, path: Path) -> str:

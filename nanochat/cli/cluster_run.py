@@ -8,6 +8,7 @@ data = run.stored("logs/base")     # from the controller's endpoint, through the
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,11 +27,14 @@ from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.records import RECORD
 from nanochat.storage.store import check_path
+from nanochat.tracking.quantities import duration
 from nanochat.tracking.registry import Registry
+from operators import lease
 from operators.access import INVALID_TOKEN
 from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError
 
 LISTED = 5  # attempts that the remarks tell of
+AWAY = 20.0  # seconds without a renewal of its lease after which no controller runs
 FIELD_MANAGER = "nanochat"
 
 
@@ -76,7 +80,10 @@ class ClusterRun(RunHandle):
     def is_live(self) -> bool:
         """Whether it has not ended, or was changed since the controller said so."""
         meta, told = self.found["metadata"], self.status
-        looks = [told.get("observedGeneration") or 0, *(c["observedGeneration"] for c in told.get("conditions", ()))]
+        looks = [
+            told.get("observedGeneration") or 0,
+            *(c.get("observedGeneration", 0) for c in told.get("conditions", ())),
+        ]
         unseen = meta.get("generation", 0) > max(looks)
         retried = (meta.get("annotations") or {}).get(RETRY) != told.get("retriedAt")
         return unseen or retried or self.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
@@ -89,9 +96,34 @@ class ClusterRun(RunHandle):
     def headline(self) -> str:
         place = f"{self.namespace}/{self.name}"
         if not self.status:
-            return f"{place}: the controller has not looked at it yet. Is the controller installed and running?"
-        message = self.status.get("message", "")
-        return f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
+            return (
+                f"{place}: no controller has looked at it yet; see that one runs: "
+                "kubectl get deployments -A -l app.kubernetes.io/component=controller"
+            )
+        message, away = self.status.get("message", ""), self.controller_away() if self.is_live else ""
+        said = f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
+        return f"{said} when a controller saw it last; {away}" if away else said
+
+    def controller_away(self) -> str:
+        """Why nothing goes on: the sentence that no controller runs; '' where one does, or where that is not known."""
+        access = self.status.get("access")
+        if not access:
+            return ""
+        namespace, _, service = access["service"].partition("/")
+        name, see = f"{namespace}/{lease.NAME}", f"kubectl -n {namespace} get deployment {service.partition(':')[0]}"
+        then = f"nothing is started or changed until one does; see: {see}"
+        try:
+            age = lease.since_renewal(self.kube, namespace)
+        except KubeError as error:
+            if error.status != 403:
+                return ""
+            return (
+                f"whether a controller runs cannot be seen, for you may not read its Lease {name}: its chart was "
+                f"uninstalled, or did not give you that right; see: {see}"
+            )
+        if age is None:
+            return f"no controller runs, for there is no Lease {name}: {then}"
+        return f"no controller runs, for its Lease {name} was renewed {duration(age)} ago: {then}" if age > AWAY else ""
 
     @property
     def stages(self) -> Sequence[StageRunStatus]:
@@ -129,7 +161,8 @@ class ClusterRun(RunHandle):
         if told.get("gpuHours"):
             yield f"{told['gpuHours']:.1f} GPU hours" + (f", {told['cost']:.2f} USD" if told.get("cost") else "")
         for item in told.get("conditions", ()):
-            if item["status"] == "False" and item.get("message") and item["message"] not in told.get("message", ""):
+            tells = item["status"] == "False" or item["type"] == "Accepted"  # which also says what was left out of it
+            if tells and item.get("message") and item["message"] not in told.get("message", ""):
                 yield f"{item['type']}: {item['message']}"
 
     def command(self, verb: str) -> str:
@@ -146,7 +179,10 @@ class ClusterRun(RunHandle):
             raise UserError(f"'{self.name}' has succeeded: there is nothing to retry")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.change(spec={"cancel": False}, annotations={RETRY: now})
-        if self.spec.get("suspend"):
+        refused = [item.get("message", "") for item in self.status.get("conditions", ()) if is_refusal(item)]
+        if refused:
+            print(f"{self.name} is checked again, but until it is corrected nothing is started: {refused[0]}")
+        elif self.spec.get("suspend"):
             print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
         else:
             print(f"{self.name} is tried again; see: {self.command('status')}")
@@ -170,6 +206,12 @@ class ClusterRun(RunHandle):
                 content_type=MERGE,
                 query={"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"},
             )
+        self.warn_if_away()
+
+    def warn_if_away(self) -> None:
+        """Say on standard error where nobody is there to carry out what was asked."""
+        if away := self.controller_away():
+            print(f"warning: {away}", file=sys.stderr)
 
     # ---- what is stored ---------------------------------------------------------------------------------------------
 
@@ -244,19 +286,36 @@ class ClusterRun(RunHandle):
             return Unanswered(
                 f"the controller does not know {self.name} yet: it has just started; ask again in a moment"
             )
+        kept = f"they are kept in the store, below {self._folder()}"
         if error.status == 403:
             return UserError(
-                f"logs and reports come through a service of the controller, which you may not reach: {error.said}"
+                "logs and reports come through a service of the controller, which you may not reach: its chart was "
+                f"uninstalled, or did not give you that right ({error.said}); {kept}"
+            )
+        if error.status == 404 and error.kind == "services":
+            return UserError(
+                "logs and reports come through a service of the controller, which is not there: install its chart "
+                f"again ({error.said}); {kept}"
             )
         if error.status >= 500:
-            return Unanswered(f"the controller does not answer ({error.said})")
+            return Unanswered(f"the controller does not answer ({error.said}); {self.controller_away() or kept}")
         return to_error(error, self.name)
+
+    def _folder(self) -> str:
+        """The address of the run's folder, as the status has it."""
+        root = (self.status.get("profile") or {}).get("root", "")
+        return "/".join(filter(None, (root.rstrip("/"), self.status.get("run", ""))))
 
 
 def _get(kube: KubeClient, namespace: str, name: str) -> dict[str, Any]:
     """The object; UserError where there is none."""
     with translate_errors(what := f"pipeline {namespace}/{name}"):
         return kube.json("get", PIPELINES.path(namespace, name), what=what)
+
+
+def is_refusal(condition: Mapping[str, Any]) -> bool:
+    """Whether a condition says that the declaration was refused."""
+    return condition["type"] == "Accepted" and condition["status"] == "False"
 
 
 def _seconds(text: str | None) -> float | None:

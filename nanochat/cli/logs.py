@@ -56,7 +56,7 @@ def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int
         which = f" of {stage}" if stage else f" of {source.name}"
         which += f", attempt {attempt}" if attempt is not None else ""
         which += f", {_file(rank)}" if rank is not None else ""
-        raise UserError(f"there is no log{which}{_reused(stage, stages)}")
+        raise UserError(f"there is no log{which}{_why(stage, stages)}")
 
 
 def _check(stage: str | None, stages: Sequence[StageRunStatus]) -> None:
@@ -84,10 +84,14 @@ def _chosen(
     return ordered if every else ordered[-1:]
 
 
-def _reused(stage: str | None, stages: Sequence[StageRunStatus]) -> str:
-    """Why a stage that is done has no log."""
-    phase = next((each.phase for each in stages if each.stage == stage), "")
-    return ": an earlier run made its output, which is reused" if phase == "Cached" else ""
+def _why(stage: str | None, stages: Sequence[StageRunStatus]) -> str:
+    """Why a stage has no log."""
+    found = next((each for each in stages if each.stage == stage), None)
+    if found is None:
+        return ""
+    if found.phase == "Cached":
+        return ": an earlier run made its output, which is reused"
+    return f": {found.message}" if found.message else ""
 
 
 def _file(rank: int) -> str:

@@ -20,6 +20,7 @@ from nanochat.pipeline.task_selection import (
     metrics_of,
     mixture_parts,
     task_recipe,
+    unmeasured,
     used_tasks,
 )
 from nanochat.spec.errors import UserError
@@ -287,10 +288,21 @@ def _closing(builder: _Builder, spec: PipelineSpec, last: str) -> None:
     if spec.stages.report.enabled:
         builder.add("report", "cpu", [builder.output("report", "report", {}, [*made, TOKENIZER])])
     if spec.stages.release.enabled:
-        measured = {ref.name: metrics_of(spec, ref.name) for ref in made if ref.kind == "evaluation"}
-        for gate in spec.stages.release.gates:  # a mistyped one is an error now, not after the training
-            parse_gate(gate).check_names(measured, of_champion=known_metrics())
+        _check_gates(spec, [ref.name for ref in made if ref.kind == "model"])
         inputs = [_ref("model", last)] + [ref for ref in made if ref.kind == "evaluation"]
         if spec.stages.report.enabled:
             inputs.append(_ref("report", "report"))
         builder.add("release", "cpu", [builder.output("release", "release", spec.stages.release.recipe(), inputs)])
+
+
+def _check_gates(spec: PipelineSpec, trained: Sequence[str]) -> None:
+    """UserError where a gate is mistyped, or can never hold: now, and not after the training."""
+    evaluated = spec.stages.eval_base.enabled or (spec.stages.eval_chat.enabled and len(trained) > 1)
+    metrics = {stage: metrics_of(spec, stage) for stage in trained} if evaluated else {}
+    absent = {f"{stage}.{name}": why for stage in metrics for name, why in unmeasured(spec, stage).items()}
+    measured = {name for stage, names in metrics.items() for name in names if f"{stage}.{name}" not in absent}
+    absent |= {name: why for place, why in absent.items() if (name := place.partition(".")[2]) not in measured}
+    for gate in spec.stages.release.gates:
+        parsed = parse_gate(gate)
+        parsed.check_names(metrics, of_champion=known_metrics())
+        parsed.check_possible(absent)

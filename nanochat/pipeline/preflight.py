@@ -8,7 +8,7 @@ What costs a download or a training to find out is the stages' to check.
 from __future__ import annotations
 
 from nanochat.parse.address import local_path
-from nanochat.pipeline.task_selection import find_task, mixture_parts
+from nanochat.pipeline.task_selection import find_task, mixture_parts, used_tasks
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from tasks.identity import read_conversations
@@ -23,7 +23,7 @@ def check_inputs(spec: PipelineSpec) -> None:
 
 
 def _splits(spec: PipelineSpec) -> None:
-    for part in mixture_parts(spec):
+    for part in (*mixture_parts(spec), *(spec.stages.rl.tasks if spec.stages.rl.enabled else ())):
         known = find_task(part.task).splits
         if part.split not in known:
             raise UserError(f"task {part.task} has no split '{part.split}': it has {', '.join(known)}")
@@ -36,19 +36,19 @@ def _rewards(spec: PipelineSpec) -> None:
 
 
 def _identity(spec: PipelineSpec) -> None:
-    """The identity conversations, all of them, where they are a local file of the user's."""
+    """The identity conversations: all of them, where they are a local file, and that they are used."""
     uri = spec.stages.mid.identity
-    path = local_path(uri) if uri else None
-    if path is None:
+    if not uri:
         return
-    try:
-        read_conversations(path)
-    except DataError as error:
-        line = f", line {error.line}" if error.line is not None else ""
-        raise UserError(f"stages.mid.identity: {path}{line}: {error.problem}") from None
-    except OSError as error:
-        raise UserError(f"stages.mid.identity: cannot read {path}: {error.strerror}") from None
-    if not any(part.task == "identity" for part in mixture_parts(spec)):
+    if (path := local_path(uri)) is not None:
+        try:
+            read_conversations(path)
+        except DataError as error:
+            line = f", line {error.line}" if error.line is not None else ""
+            raise UserError(f"stages.mid.identity: {path}{line}: {error.problem}") from None
+        except OSError as error:
+            raise UserError(f"stages.mid.identity: cannot read {path}: {error.strerror}") from None
+    if "identity" not in used_tasks(spec):
         raise UserError(
             "stages.mid.identity is given and no mixture uses it: add {task: identity} to stages.mid.mixture"
         )

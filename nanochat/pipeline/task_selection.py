@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import tasks
@@ -57,9 +58,39 @@ def metrics_of(spec: PipelineSpec, stage: str) -> set[str]:
     """Names of the metrics that the evaluation of a stage's model tells of, also those that it says were not run."""
     if stage == "base":
         return set(BASE_METRICS)
-    return {*CHATCORE, "chatcore", *(part.task for part in spec.stages.eval_chat.tasks)}
+    return {*CHATCORE, "chatcore", *_metrics([part.task for part in spec.stages.eval_chat.tasks])}
+
+
+def unmeasured(spec: PipelineSpec, stage: str) -> dict[str, str]:
+    """Metrics that will not be measured, as the declaration already says, and why not."""
+    if not spec.of_stage(f"eval-{stage}").enabled:
+        section = "evalBase" if stage == "base" else "evalChat"
+        return dict.fromkeys(sorted(metrics_of(spec, stage)), f"stages.{section} is not enabled")
+    if stage == "base":
+        return {} if spec.stages.eval_base.core else {"core": "it is switched off (stages.evalBase.core)"}
+    chosen = [part.task for part in spec.stages.eval_chat.tasks]
+    found = {name: why for name in chosen if (why := unmeasurable(name))}
+    absent = "it is not among this pipeline's tasks (stages.evalChat.tasks)"
+    found |= {name: absent for name in CHATCORE if name not in chosen}
+    if missing := [name for name in CHATCORE if name in found]:
+        found["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
+    return found
+
+
+def unmeasurable(name: str) -> str:
+    """Why no evaluation can measure a task; '' where one can."""
+    task = find_task(name)
+    if "test" not in task.splits:
+        return f"it has no test split (only {', '.join(task.splits)})"
+    return "its answers cannot be graded" if task.kind == "chat" else ""
 
 
 def known_metrics() -> set[str]:
     """Names of all metrics that a model of another pipeline may have."""
-    return {*BASE_METRICS, "chatcore", *tasks.names()}
+    return {*BASE_METRICS, "chatcore", *_metrics(tasks.names())}
+
+
+def _metrics(names: Collection[str]) -> set[str]:
+    """The metrics of tasks: where one has a second, more forgiving verdict, that too."""
+    lenient = {f"{name}-lenient" for name in names if find_task(name).lenient is not tasks.Task.lenient}
+    return {*names, *lenient}

@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds before each further try; the last one again and again
 CACHE_BYTES = 100 << 30
 NO_MODEL = (
-    "no model has been released yet: the server gets one when a pipeline's release stage has made a version champion"
+    "no model is named to this server yet: the controller names the registry's champion within a minute of an "
+    "installation, or of the release that makes a version champion"
 )
 
 

@@ -84,20 +84,30 @@ class Gate:
             if metric not in known:
                 raise _unknown(self.expression, metric, known)
 
+    def check_possible(self, unmeasured: Mapping[str, str]) -> None:
+        """UserError where no result makes the gate hold. `unmeasured` says of metrics why there are none."""
+        why = {plain(name): text for name, text in unmeasured.items()}
+        absent = next((name for name in _names(self.tree) if name in why), None)
+        if absent is not None and not _possible(self.tree, why, holds=True):
+            raise UserError(
+                f"the release gate '{self.expression}' can never hold, for {absent} is not measured: {why[absent]}"
+            )
+
     def evaluate(
         self,
         metrics: Mapping[str, float],
         champion: Mapping[str, float] | None,
         *,
         not_run: Mapping[str, str] | None = None,
+        of_champion: Collection[str] = (),
     ) -> Outcome:
         """Decide whether the gate holds.
 
         `metrics` are by name, with `<stage>.<metric>` beside `<metric>`; `champion` is None where no version has the
-        alias; `not_run` says why a metric that is known has no value: comparisons with it fail. UserError for an
-        unknown metric.
+        alias; `not_run` says why a metric that is known has no value: comparisons with it fail. `of_champion` are the
+        metrics that any model may have. UserError for an unknown metric.
         """
-        evaluation = _Evaluation(self.expression, metrics, champion, not_run or {})
+        evaluation = _Evaluation(self.expression, metrics, champion, not_run or {}, of_champion)
         try:
             holds = evaluation.condition(self.tree, negated=False)
         except ZeroDivisionError:
@@ -137,6 +147,16 @@ def _names(node: ast.AST) -> Iterator[str]:
     else:
         for child in ast.iter_child_nodes(node):
             yield from _names(child)
+
+
+def _possible(node: ast.AST, absent: Collection[str], *, holds: bool) -> bool:
+    """Whether a condition can be true (`holds`) or false: a comparison with what is absent never helps."""
+    if isinstance(node, ast.BoolOp):
+        parts = [_possible(value, absent, holds=holds) for value in node.values]
+        return all(parts) if isinstance(node.op, ast.And) is holds else any(parts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return _possible(node.operand, absent, holds=not holds)
+    return not any(name in absent for name in _names(node))
 
 
 def _refuse(expression: str, node: ast.AST, why: str) -> UserError:
@@ -186,11 +206,13 @@ class _Evaluation:
         metrics: Mapping[str, float],
         champion: Mapping[str, float] | None,
         not_run: Mapping[str, str],
+        of_champion: Collection[str],
     ) -> None:
         self.expression = expression
         self.metrics = {plain(name): value for name, value in metrics.items()}
         self.champion = None if champion is None else {plain(name): value for name, value in champion.items()}
         self.not_run = {plain(name): why for name, why in not_run.items()}
+        self.of_champion = {plain(name) for name in of_champion}
         self.values: dict[str, float | None] = {}
         self.notes: list[str] = []
 
@@ -241,7 +263,7 @@ class _Evaluation:
         of_champion = name.startswith(f"{CHAMPION}.")
         metric = name.removeprefix(f"{CHAMPION}.")
         names = {*self.metrics, *self.not_run, *(self.champion if self.champion is not None else ())}
-        known: list[str] = sorted(names)
+        known: list[str] = sorted(names | self.of_champion if of_champion else names)
         if metric not in known:
             raise _unknown(self.expression, metric, known)
         if of_champion:

@@ -205,7 +205,20 @@ class PipelineSpec(Section):
                     f"stages.{name}.totalBatchTokens ({total}) must be a multiple of model.sequenceLength ({length}): "
                     f"set it to {near}"
                 )
+            if stage.enabled and stage.eval_every and stage.eval_tokens < length:
+                raise ValueError(_too_few(f"stages.{name}.evalTokens", stage.eval_tokens, length))
+        if self.priority is not None and self.queue is None:
+            raise ValueError("priority is Kueue's and needs queue; that of pods is pods.priorityClass")
+        measured = self.stages.eval_base
+        if measured.enabled and measured.bits_per_byte_tokens < length:
+            raise ValueError(_too_few("stages.evalBase.bitsPerByteTokens", measured.bits_per_byte_tokens, length))
         return self
+
+
+def _too_few(setting: str, tokens: int, length: int) -> str:
+    return (
+        f"{setting} ({tokens}) must be at least model.sequenceLength ({length}): nothing is measured on less than a row"
+    )
 
 
 PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]

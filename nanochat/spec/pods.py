@@ -7,23 +7,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from nanochat.spec.comments import Form
 from nanochat.spec.fields import LabelKey, LabelValue, Section, Text, setting
+from nanochat.spec.quantity import LEAST, Amounts, Quantity, amount, faults
 
 HIDDEN = "(hidden)"  # in place of a variable's value, which may be a password
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
-Quantity = (
-    Annotated[int, Field(ge=0, le=10**18)]
-    | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY), Form("be a number or a quantity such as 16Gi")]
-)
+# The controller sets these for the launcher, which cannot do with others.
+OWN_VARIABLES = ("NANOCHAT_MASTER", "NANOCHAT_MASTER_PORT", "NANOCHAT_NODE_RANK", "NANOCHAT_POD_UID", "NANOCHAT_WORK")
+_PART = "[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_HOST = "[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?"
+REGISTRY = rf"^(?:{_HOST}(?:/{_PART})*)?$"  # of the chart's values; the empty one is the container runtime's own
+Image = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=512,
+        pattern=rf"^(?:{_HOST}/)?{_PART}(?:/{_PART})*"
+        r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?$",
+    ),
+    Form("be an image such as registry.example.org/team/trainer:1, without a scheme"),
+]
 ObjectName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"),
     Form("consist of lower-case letters, digits, inner '-' and inner '.'"),
 ]
-Amounts = Annotated[dict[LabelKey, Quantity], Field(max_length=32)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
 Annotations = Annotated[dict[LabelKey, Text], Field(max_length=64)]
 
@@ -54,6 +65,16 @@ class Toleration(Section):
         key=False,
     )
 
+    @model_validator(mode="after")
+    def _matches(self) -> Toleration:
+        if self.operator == "Exists" and self.value:
+            raise PydanticCustomError("toleration", "a toleration with the operator Exists takes no value")
+        if self.operator == "Equal" and self.key is None:
+            raise PydanticCustomError("toleration", "a toleration without a key needs the operator Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise PydanticCustomError("toleration", "tolerationSeconds needs the effect NoExecute")
+        return self
+
 
 class Resources(Section):
     """Amounts that the container asks for, of extended resources such as rdma/hca too; GPUs come from gpusPerNode."""
@@ -70,6 +91,12 @@ class Resources(Section):
         "not named.",
         key=False,
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Resources:
+        for fault in faults(self.requests, self.limits):
+            raise PydanticCustomError("resources", "{fault}", {"fault": fault})
+        return self
 
 
 class KeyRef(Section):
@@ -115,6 +142,8 @@ class EnvVar(Section):
     def _one(self) -> EnvVar:
         if (self.value is None) == (self.value_from is None):
             raise ValueError(f"env {self.name} needs exactly one of value and valueFrom")
+        if self.name in OWN_VARIABLES:
+            raise ValueError(f"env {self.name} is set by the controller: leave it out")
         return self
 
 
@@ -146,7 +175,7 @@ class EnvFrom(Section):
 class PodSettings(Section):
     """Settings of pods: a stage's go over the pipeline's, and the pipeline's over the node pool's."""
 
-    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = setting(
+    image: Image | None = setting(
         None, "image is the trainer's container image. Defaults to the controller's setting.", key=False
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = setting(
@@ -210,6 +239,13 @@ class PodSettings(Section):
         key=False,
     )
 
+    @field_validator("shared_memory")
+    @classmethod
+    def _has_a_unit(cls, value: Quantity | None) -> Quantity | None:
+        if value is not None and amount(value) < amount(LEAST):
+            raise PydanticCustomError("bytes", "{least} are the least: write its unit", {"least": LEAST})
+        return value
+
     def over(self, base: PodSettings) -> PodSettings:
         """The settings over others: what is set here wins, maps are merged, lists joined (variables by name)."""
         found = {}
@@ -218,7 +254,7 @@ class PodSettings(Section):
             if name == "env":
                 found[name] = tuple({item.name: item for item in (*theirs, *ours)}.values())
             elif name == "resources":
-                found[name] = Resources(
+                found[name] = Resources.model_construct(
                     requests={**theirs.requests, **ours.requests}, limits={**theirs.limits, **ours.limits}
                 )
             elif isinstance(ours, dict):
@@ -227,7 +263,7 @@ class PodSettings(Section):
                 found[name] = tuple(dict.fromkeys((*theirs, *ours)))
             else:
                 found[name] = theirs if ours is None else ours
-        return PodSettings(**found)
+        return PodSettings.model_construct(**found)  # what comes of all is checked where the stage is known
 
 
 def hide_values(data: Any) -> Any:

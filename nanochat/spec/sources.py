@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints
+from pydantic import StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
+from nanochat.parse.address import local_path
 from nanochat.spec.comments import Form
 from nanochat.spec.fields import BaseAddress, FileAddress, Section, Text, setting
 
@@ -60,6 +62,12 @@ class TextSource(Section):
         le=1_000_000,
         key=False,
     )
+
+    @model_validator(mode="after")
+    def _has_shards(self) -> TextSource:
+        if self.kind == "hub" and "{index" not in self.path:
+            raise PydanticCustomError("path", "path must hold {{index}}, or all shards would be one file")
+        return self
 
 
 class FileSource(Section):
@@ -170,6 +178,20 @@ class Sources(Section):
                 ),
             }
         )
+
+    def local(self) -> list[tuple[str, str]]:
+        """The addresses that are paths of this machine, each after the path of its setting."""
+        found: list[tuple[str, str]] = []
+
+        def look(data: dict[str, Any], path: str) -> None:
+            for name, value in data.items():
+                if isinstance(value, dict):
+                    look(value, f"{path}.{name}")
+                elif name in ("mirror", "hub", "base", "url", "gpt2", "gpt4") and value and local_path(value):
+                    found.append((f"{path}.{name}", value))
+
+        look(self.to_yaml_dict(), "sources")
+        return found
 
     def mapped(self, change: Callable[[str], str]) -> Sources:
         """The same sources with every address changed."""

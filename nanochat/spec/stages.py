@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from nanochat.spec.fields import Name, Section, Text, setting
 from nanochat.spec.pods import PodSettings
@@ -78,6 +79,14 @@ class ComputeStage(Stage):
         "auto",
         "precision is the number format of the computation: bf16, fp32, or auto for bf16 where the device has it.",
     )
+
+    @model_validator(mode="after")
+    def _has_a_gpu_for_each(self) -> ComputeStage:
+        if self.gpus_per_node and (self.processes_per_node or 0) > self.gpus_per_node:
+            problem = "processesPerNode ({processes}) is above gpusPerNode ({gpus}): each process takes a GPU"
+            values = {"processes": self.processes_per_node, "gpus": self.gpus_per_node}
+            raise PydanticCustomError("processes", problem, values)
+        return self
 
     @property
     def processes(self) -> int:

@@ -57,6 +57,27 @@ def validate(data: Any, kind: type[S], where: str, *, within: str = "") -> S:
         raise UserError(f"{where}: " + "\n".join(lines)) from None
 
 
+def split_unknown(data: Any, kind: type[BaseModel], within: str) -> tuple[Any, list[str]]:
+    """Plain data without the fields that its declaration does not know, and a sentence for each of those."""
+    if isinstance(data, list):
+        parts = [split_unknown(item, kind, f"{within}[{number}]") for number, item in enumerate(data)]
+        return [part for part, _ in parts], [sentence for _, said in parts for sentence in said]
+    if not isinstance(data, dict):
+        return data, []
+    fields = {info.alias or name: info for name, info in kind.model_fields.items()}
+    kept: dict[str, Any] = {}
+    sentences: list[str] = []
+    for name, value in data.items():
+        if name not in fields:
+            sentences.append(f"unknown field '{_short(f'{within}.{name}')}'.{nearest(_short(name), list(fields))}")
+        elif (inner := _inner(fields[name].annotation)) is None:
+            kept[name] = value
+        else:
+            kept[name], said = split_unknown(value, inner, f"{within}.{name}")
+            sentences += said
+    return kept, sentences
+
+
 def _as_stored(data: Any, kind: Any, path: str, where: str) -> Any:
     """The data as an API server takes it in: without nulls where null is no value of the field."""
     if isinstance(data, str):

@@ -25,7 +25,7 @@ from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.resolve import shard_name
-from nanochat.pipeline.task_selection import find_task
+from nanochat.pipeline.task_selection import find_task, unmeasured
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
@@ -121,8 +121,7 @@ def evaluate_base(subject: Subject, settings: BaseEvaluation, results: Results) 
         results.metrics[name] = _bits_per_byte(subject, settings, name, shard)
     if context.has("eval-bundle/core"):
         _core(subject, settings, results)
-    else:
-        results.not_run["core"] = "it is switched off (stages.evalBase.core)"
+    results.not_run |= unmeasured(context.spec, "base")
     if subject.world.first and settings.sample_tokens:
         results.samples += _continuations(subject, settings.sample_tokens)
 
@@ -196,11 +195,13 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
     )
     chat = Chat(subject.model, subject.tokenizer, chat_settings, world=subject.world)
     measured: dict[str, TaskResult] = {}
+    results.not_run |= unmeasured(subject.context.spec, subject.context.stage.removeprefix("eval-"))
     for selection in settings.tasks:
         name = selection.task
         with task_errors(name):
-            reason = why_not(subject, name)
-            if reason:
+            if name in results.not_run:
+                continue
+            if reason := no_sandbox(subject, name):
                 results.not_run[name] = reason
                 continue
             task = open_task(subject.context, name)
@@ -213,9 +214,6 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
         if result.lenient is not None:
             results.metrics[f"{name}-lenient"] = result.lenient
         results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
-    for name in CHATCORE:
-        if name not in measured:
-            results.not_run.setdefault(name, "it is not among this pipeline's tasks (stages.evalChat.tasks)")
     missing = [name for name in CHATCORE if name not in measured]
     if missing:
         results.not_run["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
@@ -236,16 +234,11 @@ def open_task(context: StageContext, name: str) -> tasks.Task:
     return cls(folder, "test", seed=context.spec.seed)
 
 
-def why_not(subject: Subject, name: str) -> str | None:
-    """Why a task cannot be run; the same on all ranks."""
-    cls = find_task(name)
-    if "test" not in cls.splits:
-        return f"it has no test split (only {', '.join(cls.splits)})"
-    if cls.kind == "chat":
-        return "its answers cannot be graded"
-    if cls.kind == "program":
-        return subject.world.broadcast(Sandbox().unavailable() if subject.world.first else None)
-    return None
+def no_sandbox(subject: Subject, name: str) -> str | None:
+    """Why a task whose answers are programs cannot be run here; the same on all ranks."""
+    if find_task(name).kind != "program":
+        return None
+    return subject.world.broadcast(Sandbox().unavailable() if subject.world.first else None)
 
 
 @contextmanager

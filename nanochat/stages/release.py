@@ -17,6 +17,7 @@ from nanochat.parse.json_text import read_json
 from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.task_selection import known_metrics
 from nanochat.report.card import render_card
 from nanochat.report.record import LARGEST_RESULTS, Evaluation, evaluation_from, gather
 from nanochat.report.tracked import tracked_run
@@ -85,7 +86,12 @@ def _release(context: StageContext, gates: list[Gate], model: str) -> dict[str, 
     if champion is not None and champion.key == candidate.key:  # an earlier attempt got this far
         return _record(context, model, champion, _earlier_gates(context), moved=True, reason="all gates hold")
     outcomes = [
-        gate.evaluate(results.metrics, champion.metrics if champion else None, not_run=results.not_run).to_dict()
+        gate.evaluate(
+            results.metrics,
+            champion.metrics if champion else None,
+            not_run=results.not_run,
+            of_champion=known_metrics(),
+        ).to_dict()
         for gate in gates
     ]
     version = registry.register(model, candidate)

@@ -108,7 +108,7 @@ class Checkpoints:
             if before is not None and _step(name) >= before:
                 continue
             try:
-                checkpoint = self._inspect(name)
+                checkpoint = self.find(name)
                 if checkpoint is None:
                     continue
                 fetch_files(self.store, self.cache, checkpoint.path, checkpoint.manifest.files)
@@ -117,6 +117,17 @@ class Checkpoints:
                 continue
             return checkpoint
         return None
+
+    def find(self, name: str) -> Checkpoint | None:
+        """The checkpoint in the folder `name`; None where it has no manifest, `Damaged` where it is not whole."""
+        data = self._read(name)
+        if data is None:
+            return None
+        manifest, path = Manifest.from_bytes(data), f"{self._base}/{name}"
+        if (manifest.kind, manifest.key, manifest.launch) != (self.stage, self.key, _launch(name)):
+            raise Damaged("its manifest belongs to another checkpoint")
+        check_sizes(self.store, path, manifest.files)
+        return Checkpoint(step=_step(name), launch=manifest.launch, path=path, manifest=manifest)
 
     def all(self) -> tuple[Checkpoint, ...]:
         """All whole checkpoints, newest first, by the sizes of their files."""
@@ -156,20 +167,10 @@ class Checkpoints:
         except Damaged:  # larger than a manifest, and no manifest is b""
             return b""
 
-    def _inspect(self, name: str) -> Checkpoint | None:
-        data = self._read(name)
-        if data is None:
-            return None
-        manifest, path = Manifest.from_bytes(data), f"{self._base}/{name}"
-        if (manifest.kind, manifest.key, manifest.launch) != (self.stage, self.key, _launch(name)):
-            raise Damaged("its manifest belongs to another checkpoint")
-        check_sizes(self.store, path, manifest.files)
-        return Checkpoint(step=_step(name), launch=manifest.launch, path=path, manifest=manifest)
-
     def _whole(self) -> Iterator[Checkpoint]:
         for name in self._names():
             try:
-                checkpoint = self._inspect(name)
+                checkpoint = self.find(name)
             except Damaged as damage:
                 self._pass_over(name, damage)
                 continue

@@ -24,12 +24,13 @@ from nanochat.optim import ShardedOptimizer
 from nanochat.runtime.distributed import World
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Checkpoints
-from nanochat.storage.failures import translate_errors
+from nanochat.storage.failures import Damaged, translate_errors
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 RANDOM = "random.safetensors"
 LOOP = "loop.json"
+CHOICES = 3  # of a checkpoint, before ranks that lack it are taken for ranks with another store
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,9 @@ class Checkpointer:
 
     def restore(self, *, model: Transformer, optimizer: ShardedOptimizer) -> dict[str, Any] | None:
         """Load the newest good checkpoint and return its loop state; None where there is none."""
-        newest = self.checkpoints.newest() if self.world.first else None
-        step = self.world.broadcast(None if newest is None else newest.step)
-        if step is None:
+        folder = self._fetch_newest()
+        if folder is None:
             return None
-        folder = self._fetch(step)
         model.load_state_dict(load_file(folder / MODEL))
         optimizer.load_state_dict(load_file(folder / OPTIMIZER))
         set_random_state(load_file(folder / RANDOM), model.device)
@@ -81,15 +80,35 @@ class Checkpointer:
         if self.world.first:
             self.checkpoints.discard(after=after)
 
-    def _fetch(self, step: int) -> Path:
-        """The folder of the checkpoint that rank 0 chose."""
-        found = self.checkpoints.newest()
-        if found is None or found.step != step:
-            raise StorageError(
-                f"Rank {self.world.rank} does not see the checkpoint of step {step:,} that rank 0 sees; "
-                "all nodes must use one store."
-            )
-        return self.checkpoints.fetch(found)
+    def _fetch_newest(self) -> Path | None:
+        """The files of the checkpoint that rank 0 chooses, on every rank; None where there is none.
+
+        A launch that should have ended, on a node that was cut off, may save and remove beside this one: then another
+        checkpoint is the newest at the next look, or the chosen one is gone before all ranks have it.
+        """
+        tries = 0
+        while True:
+            newest = self.checkpoints.newest() if self.world.first else None
+            name = self.world.broadcast(None if newest is None else Path(newest.path).name)
+            if name is None:
+                return None
+            folder = self._fetch(name)
+            (lacking,) = self.world.sum(float(folder is None))
+            if not lacking:
+                return folder
+            tries += 1
+            if tries == CHOICES:
+                raise StorageError(
+                    f"{lacking:.0f} of {self.world.size} ranks do not see the checkpoint {name} that rank 0 sees; "
+                    "all nodes must use one store."
+                )
+
+    def _fetch(self, name: str) -> Path | None:
+        try:
+            found = self.checkpoints.find(name)
+            return None if found is None else self.checkpoints.fetch(found)
+        except (Damaged, FileNotFoundError):
+            return None
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -138,7 +138,74 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a variable without a name": ({"inference": {"env": [{"value": "x"}]}}, ["/inference/env/0", "name"]),
     "an interval": ({"monitoring": {"interval": "often"}}, ["/monitoring/interval", "pattern"]),
     "extra rules of an unknown part": ({"networkPolicy": {"extra": {"redis": {}}}}, ["/networkPolicy/extra", "redis"]),
+    "a registry with a scheme": ({"images": {"registry": "https://ghcr.io/us"}}, ["/images/registry", "pattern"]),
+    "an image's registry with a scheme": (
+        {"controller": {"image": {"registry": "oci://ghcr.io"}}},
+        ["/controller/image/registry", "pattern"],
+    ),
+    "a volume of 12 bytes": ({"mlflow": {"persistence": {"size": "12"}}}, ["/mlflow/persistence/size", "pattern"]),
+    "a cache of 12 bytes": ({"inference": {"cache": {"size": "12"}}}, ["/inference/cache/size", "pattern"]),
+    "a label's name": ({"commonLabels": {"a b": "c"}}, ["/commonLabels", "a b"]),
+    "a label's value": ({"inference": {"podLabels": {"a": "b c"}}}, ["/inference/podLabels/a", "pattern"]),
+    "an annotation's name": ({"mlflow": {"podAnnotations": {"a b": "c"}}}, ["/mlflow/podAnnotations", "a b"]),
+    "a variable's name": ({"mlflow": {"env": [{"name": "A-B", "value": "c"}]}}, ["/mlflow/env/0/name", "pattern"]),
+    "a variable of the chart's own": (
+        {"inference": {"env": [{"name": "NANOCHAT_MODEL_URI", "value": "s3://b/x"}]}},
+        ["/inference/env/0/name", "not"],
+    ),
+    "a variable from nowhere": ({"mlflow": {"env": [{"name": "A", "valueFrom": {}}]}}, ["/mlflow/env/0/valueFrom"]),
+    "a resource that is none": (
+        {"controller": {"resources": {"limits": {"memroy": "1Gi"}}}},
+        ["/controller/resources/limits", "memroy"],
+    ),
+    "GPUs by their name": (
+        {"inference": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
+        ["inference.resources: GPUs are asked for by inference.gpus"],
+    ),
+    "half a device": (
+        {"pools": {"gpu": {"pods": {"resources": {"limits": {"rdma/hca": "0.5"}}}}}},
+        ["/pools/gpu/pods/resources/limits/rdma~1hca"],
+    ),
+    "a toleration without a key": (
+        {"inference": {"tolerations": [{"value": "a"}]}},
+        ["/inference/tolerations/0", "key"],
+    ),
+    "a toleration with a value that exists": (
+        {"inference": {"tolerations": [{"operator": "Exists", "value": "a"}]}},
+        ["/inference/tolerations/0/value"],
+    ),
+    "a while of no effect": (
+        {"inference": {"tolerations": [{"key": "a", "tolerationSeconds": 5}]}},
+        ["/inference/tolerations/0", "effect"],
+    ),
+    "a topology's key": ({"inference": {"topologyKey": "a b"}}, ["/inference/topologyKey", "pattern"]),
+    "a route's host": ({"inference": {"httpRoute": {"hostnames": ["https://a"]}}}, ["hostnames/0", "pattern"]),
     # Refused by the templates.
+    "a memory of 12 bytes": (
+        {"controller": {"resources": {"requests": {"memory": 12}}}},
+        ["controller.resources: memory is 12, and 16Mi are the least"],
+    ),
+    "a pool's memory of 12 bytes": (
+        {"pools": {"cpu": {"pods": {"resources": {"limits": {"memory": "12"}}}}}},
+        ["pools.cpu.pods.resources: memory is 12"],
+    ),
+    "a memory limit of 64 bytes": ({"pools": {"gpu": {"memoryLimit": 64}}}, ["pools.gpu.memoryLimit is 64"]),
+    "a shared memory of 12 bytes": (
+        {"pools": {"gpu": {"pods": {"sharedMemory": "12k"}}}},
+        ["pools.gpu.pods.sharedMemory is 12k"],
+    ),
+    "a request above its limit": (
+        {"mlflow": {"resources": {"requests": {"memory": "3Gi"}}}},
+        ["mlflow.resources: the request of memory (3Gi) is above its limit (2Gi)"],
+    ),
+    "a device whose request is not its limit": (
+        {"pools": {"gpu": {"pods": {"resources": {"requests": {"a/b": 1}, "limits": {"a/b": 2}}}}}},
+        ["the request of a/b (1) must be its limit (2)"],
+    ),
+    "a label of the chart's own": (
+        {"commonLabels": {"app.kubernetes.io/name": "x"}},
+        ["commonLabels: the chart sets the label app.kubernetes.io/name itself"],
+    ),
     "no store": ({"profiles": None}, ["profiles.default.root", "devStore.enabled"]),
     "an unknown profile": ({"inference": {"profile": "team"}}, ["inference.profile", "'team'", "default"]),
     "an unknown profile of MLflow": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nanochat.cli.cluster_run import ClusterRun
 from operators.access import INVALID_TOKEN
 
 BASE = "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/system/leases/nanochat-controller"
 PROXY = "/api/v1/namespaces/system/services/http:controller:8080/proxy/v1/team/small"
 
 
@@ -33,6 +35,11 @@ def told(**changes: Any) -> dict[str, Any]:
 def failure(code: int, reason: str, message: str, **details: Any) -> tuple[int, dict[str, Any]]:
     """A refusal of the API server: a Status."""
     return code, {"kind": "Status", "status": "Failure", "reason": reason, "message": message, "details": details}
+
+
+def lease(*, age: float = 0.0) -> dict[str, Any]:
+    """The controller's Lease, as it was renewed so many seconds ago."""
+    return {"spec": {"renewTime": (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}}
 
 
 def merged(old: Any, patch: Any) -> Any:
@@ -101,6 +108,7 @@ def server() -> Iterator[Server]:
     found.objects[f"{BASE}/small"] = {
         "metadata": {"name": "small", "uid": "12ab"}, "spec": {"suspend": True}, "status": told(),
     }  # fmt: skip
+    found.objects[LEASE] = lease()
     yield found
     found.http.shutdown()
     found.http.server_close()
@@ -149,6 +157,7 @@ def test_submit_applies_what_was_set_and_uploads_the_identity(server: Server, ru
     ("setting", "says"),
     [
         ("sources.mirror=data", "sources.mirror is data, on this machine"),
+        ("stages.release.gates=[cor > 0.2]", "unknown metric 'cor'"),
         ("stages.base.dept=4", "unknown field 'spec.stages.base.dept'"),
         ("stages.mid.identity=absent.jsonl", "cannot read"),
     ],
@@ -163,6 +172,36 @@ def test_status_without_a_local_run_is_the_clusters(run: Run) -> None:
     code, said = run("status", "small")
     assert code == 0, said
     assert "team/small: Running" in said and "40/100, loss 2.500, 9 tokens/s" in said and "waits for base" in said
+
+
+FORBIDDEN = failure(403, "Forbidden", "leases is forbidden", kind="leases")
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ((200, lease(age=200)), "no controller runs, for its Lease system/nanochat-controller was renewed "),
+        (failure(404, "NotFound", "not found", kind="leases"), "no controller runs, for there is no Lease system/nan"),
+        (FORBIDDEN, "whether a controller runs cannot be seen, for you may not read its Lease system/nanochat-contr"),
+    ],
+)
+def test_a_controller_that_is_away_is_told_by_its_lease(
+    server: Server, run: Run, found: tuple[int, Any], says: str
+) -> None:
+    server.refusals[LEASE] = found
+    headline = run("status", "small")[1].splitlines()[0]
+    assert headline.startswith("team/small: Running when a controller saw it last; ") and says in headline
+    assert headline.endswith("; see: kubectl -n system get deployment controller")
+    _, said = run("suspend", "small")
+    assert f"warning: {says}" in said and "small saves its checkpoints" in said, "the wish is kept"
+    server.objects[f"{BASE}/small"]["status"] = ENDED
+    assert run("status", "small")[1].startswith("team/small: Succeeded\n"), "nothing more is to come of it"
+
+
+def test_a_controller_that_is_there_is_not_spoken_of(server: Server, run: Run) -> None:
+    for answer in ((200, lease(age=4)), failure(500, "InternalError", "etcd is gone")):
+        server.refusals[LEASE] = answer
+        assert run("status", "small")[1].startswith("team/small: Running\n")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +249,22 @@ def test_submit_tells_of_a_suspended_pipeline_and_resume_needs_one(server: Serve
     server.objects[f"{BASE}/small"]["spec"] = {}
     code, said = run("resume", "small")
     assert code == 2 and "'small' is not suspended: it is Running" in said
+
+
+def test_a_retry_does_not_promise_what_a_refused_declaration_keeps_from_happening(server: Server, run: Run) -> None:
+    refused = [{"type": "Accepted", "status": "False", "message": "spec.store names the profile 'x'"}]
+    server.objects[f"{BASE}/small"] |= {"status": told(phase="Failed", conditions=refused), "spec": {}}
+    code, said = run("retry", "small")
+    assert code == 0 and said.endswith("until it is corrected nothing is started: spec.store names the profile 'x'\n")
+
+
+def test_a_stage_without_a_log_says_why(server: Server, run: Run) -> None:
+    stages = [{"name": "base", "phase": "Retrying", "attempts": 1, "message": "again after: it ended with exit code 3",
+               "started": "2026-11-24T10:00:00Z"}]  # fmt: skip
+    server.objects |= {f"{PROXY}/logs/base": []}
+    server.objects[f"{BASE}/small"]["status"] = told(stages=stages)
+    code, said = run("logs", "small", "base")
+    assert (code, said) == (2, "error: there is no log of base: again after: it ended with exit code 3\n")
 
 
 def test_status_tells_of_attempts_and_troubles(server: Server, run: Run) -> None:
@@ -293,13 +348,15 @@ def test_a_token_that_has_changed_is_read_again(server: Server, run: Run, stale:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (failure(503, "ServiceUnavailable", "no endpoints"), "the controller does not answer (no endpoints"),
-        (failure(403, "Forbidden", "you are bob"), "logs and reports come through a service of the controller"),
+        (failure(503, "ServiceUnavailable", "no endpoints"), "does not answer (no endpoints); no controller runs, for"),
+        (failure(403, "Forbidden", "you are bob"), "(you are bob); they are kept in the store, below s3://b/p/runs/1"),
+        (failure(404, "NotFound", "not found", kind="services"), "which is not there: install its chart again (not f"),
         (failure(401, "Unauthorized", "Unauthorized"), "the cluster does not know you"),
     ],
 )
 def test_an_endpoint_out_of_reach(server: Server, run: Run, answer: tuple[int, Any], says: str) -> None:
-    server.refusals[f"{PROXY}/logs/base"] = answer
+    server.refusals |= {f"{PROXY}/logs/base": answer, LEASE: (200, lease(age=60))}
+    server.objects[f"{BASE}/small"]["status"] = told(profile={"root": "s3://b/p"}, run="runs/1")
     done, said = run("logs", "small", "base")
     assert done == 2 and says in said and said.count("\n") == 1, said
 

@@ -126,7 +126,7 @@ def test_the_alias_moves_while_people_chat(site: Site, chat: str) -> None:
     why = "import urllib.request as r, urllib.error as e\ntry: r.urlopen('http://127.0.0.1:8000/readyz')\n"
     why += "except e.HTTPError as found: print(found.code, found.read().decode())"
     said = site.kubectl("-n", SYSTEM, "exec", pods[0]["metadata"]["name"], "--", "python", "-c", why)
-    assert said.startswith("503 no model has been released yet")
+    assert said.startswith("503 no model is named to this server yet")
 
     release(site, "first", SEED + 31)
     site.wait("first", is_served, seconds=180, what="the first model to be served")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.planner import Start
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
+from nanochat.spec.quantity import amount
 from operators import resources
 from operators.admission import Accepted, admit_object
 from operators.config import Config
@@ -209,7 +211,7 @@ def test_memory_grows_with_the_model_and_after_it_ran_out() -> None:
     ("quantity", "number"), [("500m", 0.5), (2, 2.0), ("2Gi", 2 * 2**30), ("1.5G", 1.5e9), ("3k", 3e3)]
 )
 def test_quantities(quantity: str | int, number: float) -> None:
-    assert resources.amount(quantity) == number
+    assert amount(quantity) == number
 
 
 class NoCluster:
@@ -228,11 +230,60 @@ class NoCluster:
         ({"stages": {"mid": {"identity": "configmap://who/else"}}}, "no ConfigMap team/who with a key 'else'"),
         ({"stages": {"release": {"gates": ["nonsense"]}}}, "nonsense"),
         ({"model": {"depth": 0}}, "depth"),
+        ({"sources": {"mirror": "example.org/data"}}, "sources.mirror is example.org/data, a path: pods read from an"),
+        (
+            {},
+            "would train 560,988,160 parameters on CPUs alone (1 in all) for about 12 years: set stages.base.gpusPerN",
+        ),
+        (
+            {"pods": {"resources": {"limits": {"memory": "1Gi"}}}},
+            "no pod of stage tokenizer can be made: the request of memory (8654Mi) is above its limit (1Gi): lower the",
+        ),
+        (
+            {
+                "pods": {"resources": {"limits": {"cpu": 2}}},
+                "stages": {"mid": {"pod": {"resources": {"requests": {"cpu": 3}}}}},
+            },
+            "no pod of stage mid can be made: the request of cpu (3) is above its limit (2)",
+        ),
     ],
 )
 def test_what_the_controller_refuses(spec: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(says)):
         admit_object({**HEAD, "spec": spec}, CONFIG, NoCluster())  # type: ignore[arg-type]
+
+
+def test_a_large_model_on_many_cores_or_suspended_is_taken() -> None:
+    many = {"stages": {"base": {"nodes": 8, "pod": {"resources": {"requests": {"cpu": 64}}}}}}
+    for spec in (many, {"suspend": True}, {"stages": {"base": {"gpusPerNode": 8}}}):
+        assert admit_object({**HEAD, "spec": spec}, CONFIG, NoCluster()).graph.stages  # type: ignore[arg-type]
+
+
+def test_fields_that_the_api_server_left_out_are_told() -> None:
+    """As after `kubectl apply --validate=ignore`, until somebody changes the spec."""
+    given = {"model": {"dept": 4, "depth": 4}, "stages": {"mid": {"mixture": [{"task": "gsm8k", "row": 5}]}}, "x": 1}
+    stored = {"model": {"depth": 4}, "stages": {"mid": {"mixture": [{"task": "gsm8k"}]}}}
+
+    def remark(spec: dict[str, Any], text: str) -> str:
+        annotations = {"kubectl.kubernetes.io/last-applied-configuration": text}
+        found = {**HEAD, "metadata": {**HEAD["metadata"], "annotations": annotations}, "spec": spec}
+        return admit_object(found, CONFIG, NoCluster()).remark  # type: ignore[arg-type]
+
+    said = remark(stored, json.dumps({"spec": given}))
+    assert said.startswith("the API server left out what kubectl gave: unknown field 'spec.model.dept'. Did you mean ")
+    assert "unknown field 'spec.stages.mid.mixture[0].row'. Did you mean 'rows'?; unknown field 'spec.x'." in said
+    assert remark(stored | {"suspend": True}, json.dumps({"spec": given})) == said
+    assert remark(stored | {"seed": 7}, json.dumps({"spec": given})) == "", "it was changed since"
+    with pytest.raises(UserError, match=r"about 12 years: .*; the API server left out .* 'spec\.x'"):
+        remark({}, json.dumps({"spec": {"x": 1}}))
+    for text in (json.dumps({"spec": stored}), "no JSON", "[]", json.dumps({"spec": {"model": 5}})):
+        assert remark(stored, text) == ""
+
+
+def test_a_pod_asks_for_no_more_cores_than_its_limit() -> None:
+    pipeline = request("tokenizer", pods={"resources": {"limits": {"cpu": 2}}})
+    asked = container_of(pipeline)["resources"]
+    assert (asked["requests"]["cpu"], asked["limits"]["cpu"]) == ("2000m", "2")
 
 
 def test_a_pipeline_without_a_spec() -> None:
@@ -247,8 +298,9 @@ def test_a_pipeline_stays_in_the_store_it_began_in() -> None:
     moved = CONFIG.model_copy(
         update={"profiles": {"default": CONFIG.profiles["default"].model_copy(update={"root": "s3://new"})}}
     )
-    assert admit_object({**HEAD, "status": began}, moved, NoCluster()).profile.root == "s3://b/p"  # type: ignore[arg-type]
-    assert admit_object(HEAD, moved, NoCluster()).profile.root == "s3://new"  # type: ignore[arg-type]
+    new = {**HEAD, "spec": {"suspend": True}}
+    assert admit_object({**new, "status": began}, moved, NoCluster()).profile.root == "s3://b/p"  # type: ignore[arg-type]
+    assert admit_object(new, moved, NoCluster()).profile.root == "s3://new"  # type: ignore[arg-type]
 
 
 def test_a_configuration_says_what_is_wrong(tmp_path: Path) -> None:

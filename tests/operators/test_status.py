@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,22 @@ def test_every_phase(phase: Phase, text: str) -> None:
     assert all(item["reason"] and item["lastTransitionTime"] == "2027-01-15T08:00:00Z" for item in told["conditions"])
 
 
+def test_a_failure_says_how_it_is_tried_again() -> None:
+    again = "; once that is mended: nanochat retry demo -n default"
+    for text in ("sft: a Secret is missing", LONG):
+        told = written(status.build(found(), inputs(Phase.FAILED, text), status.no_access, NOW))
+        assert told["message"].startswith(text[:900]) and told["message"].endswith(again)
+    refused = status.build(found(), inputs(Phase.FAILED, "bad", refused="no such store"), status.no_access, NOW)
+    assert refused["message"] == "no such store"
+
+
+def test_a_remark_on_the_declaration_stands_where_nothing_else_does() -> None:
+    accepted = replace(inputs(Phase.RUNNING, "").accepted, remark="a field was left out")
+    told = written(status.build(found(), inputs(Phase.RUNNING, "", accepted=accepted), status.no_access, NOW))
+    assert told["message"] == "a field was left out"
+    assert [c["message"] for c in told["conditions"] if c["type"] == "Accepted"] == ["a field was left out"]
+
+
 def test_the_largest_status() -> None:
     hosts = tuple(f"node-{i:04d}" for i in range(5000))
     ended = Outcome(Reason.ERROR, LONG)
@@ -107,6 +124,28 @@ def test_the_largest_status() -> None:
 def test_before_and_without_the_run() -> None:
     for told in (status.refused(found(), LONG, NOW), status.unreachable(found(), LONG, NOW)):
         assert written(told)["conditions"][0]["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "progress"),
+    [(Phase.RUNNING, 60, "60/400"), (Phase.STOPPING, 60, "60/400"), (Phase.PENDING, None, None)],
+)
+def test_what_waits_tells_no_progress_of_before(phase: Phase, step: int | None, progress: str | None) -> None:
+    known = State("base", "01-x", step=60, total=400, losses={"loss": 2.5}, eta=9.0)
+    one = inputs(phase, "").planned.of("base")
+    planned = Status(phase, (replace(one, message="waits for admission"),))
+    told = status.build(found(), inputs(phase, "", planned=planned, progress={"base": known}), status.no_access, NOW)
+    assert (told["stages"][0]["step"], told["progress"]) == (step, progress)
+    assert (told["stage"], told["loss"]) == ("base", progress and "2.500")
+    assert told["message"] == ("base: waits for admission" if phase is Phase.PENDING else None)
+
+
+def test_who_waits_for_another_pipeline_says_so() -> None:
+    stages = (StageStatus("base", Phase.WAITING, "waits for pipeline other, which makes it", outside=True),)
+    told = status.build(
+        found(), inputs(Phase.RUNNING, "", planned=Status(Phase.RUNNING, stages)), status.no_access, NOW
+    )
+    assert (told["stage"], told["message"]) == ("base", "base: waits for pipeline other, which makes it")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Attempt, Observed, Phase, Start, Stop, plan
+from nanochat.pipeline.planner import MADE, Attempt, Observed, Phase, Start, Stop, plan
 from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import PipelineSpec
 
@@ -37,7 +37,7 @@ STATES = {
     "suspended": (Observed(present=BEFORE, suspended=True), Phase.SUSPENDED, Phase.SUSPENDED, Phase.FAILED),
     "cancelled": (Observed(present=BEFORE, cancelled=True), Phase.CANCELLED, Phase.CANCELLED, Phase.CANCELLED),
     "held": (Observed(present=BEFORE, hold="storage is away"), Phase.WAITING, Phase.WAITING, Phase.FAILED),
-    "elsewhere": (Observed(present=BEFORE, elsewhere={KEY: "older"}), Phase.WAITING, Phase.WAITING, Phase.FAILED),
+    "elsewhere": (Observed(present=BEFORE, elsewhere={KEY: "older"}), Phase.WAITING, Phase.RETRYING, Phase.FAILED),
     "inputs gone": (Observed(present=frozenset()), Phase.WAITING, Phase.WAITING, Phase.FAILED),
     "retried": (Observed(present=BEFORE), Phase.RUNNING, Phase.RUNNING, Phase.RUNNING),
     "made": (Observed(present=BEFORE | {KEY}), Phase.CACHED, Phase.CACHED, Phase.CACHED),
@@ -89,6 +89,7 @@ NO_ROOM = replace(SILENT, waiting=Said("Unschedulable", "no room"))
         pytest.param(LIVE, Observed(present=BEFORE, hold="why"), Phase.RUNNING, None, id="held"),
         pytest.param(LIVE, Observed(present=BEFORE, elsewhere={KEY: "x"}), Phase.RUNNING, None, id="elsewhere"),
         pytest.param(replace(SILENT, stopping=True), Observed(present=BEFORE), Phase.STOPPING, None, id="stopping"),
+        pytest.param(replace(LIVE, made=True), Observed(present=BEFORE), Phase.STOPPING, MADE, id="made"),
     ],
 )
 def test_an_attempt_that_runs(attempt: Attempt, observed: Observed, phase: Phase, stop: str | None) -> None:

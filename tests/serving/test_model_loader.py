@@ -91,7 +91,7 @@ def test_without_a_model_it_lives_and_says_why(tmp_path: Path, begin: Callable[[
     with TestClient(create_app(host, ServerSettings(api_keys=frozenset({"secret"})))) as client:
         assert client.get("/livez").status_code == 200
         ready = client.get("/readyz")
-        assert ready.status_code == 503 and ready.text.startswith("no model has been released yet: ")
+        assert ready.status_code == 503 and ready.text.startswith("no model is named to this server yet: ")
         assert client.get("/health").json() == {"status": ready.text}
         assert client.get("/v1/models").status_code == 401, "the key comes first"
         headers = {"Authorization": "Bearer secret"}
@@ -103,7 +103,7 @@ def test_without_a_model_it_lives_and_says_why(tmp_path: Path, begin: Callable[[
         ):
             assert answer.status_code == 503 and answer.headers["Retry-After"] == "5"
             error = answer.json()["error"]
-            assert error["code"] == "no_model" and "no model has been released yet" in error["message"]
+            assert error["code"] == "no_model" and "no model is named to this server yet" in error["message"]
         assert "setTimeout(describe" in client.get("/").text, "the page looks again"
         assert 'nanochat_rejected_total{reason="no_model"} 2.0' in client.get("/metrics").text
 

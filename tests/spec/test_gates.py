@@ -155,6 +155,42 @@ def test_a_gate_of_known_metrics_is_taken(gate: str) -> None:
     assert build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": [gate]}}})).node("release")
 
 
+@pytest.mark.parametrize(
+    ("gate", "why"),
+    [
+        ("core >= 0.2", "core is not measured: it is switched off (stages.evalBase.core)"),
+        ("mid.gsm8k > 0 and val_bpb < 1", "mid.gsm8k is not measured: it is not among this pipeline's tasks"),
+        ("not (chatcore < 0.2 or val_bpb > 1)", "chatcore is not measured: it is the mean over six tasks, and lacks"),
+        ("smoltalk > 0", "smoltalk is not measured: its answers cannot be graded"),
+    ],
+)
+def test_a_gate_that_can_never_hold_is_refused_before_anything_runs(gate: str, why: str) -> None:
+    stages = {"evalBase": {"core": False}, "evalChat": {"tasks": [{"task": "arc-easy"}, {"task": "smoltalk"}]}}
+    with pytest.raises(UserError, match="can never hold") as refused:
+        build_graph(PipelineSpec.model_validate({"stages": stages | {"release": {"gates": [gate]}}}))
+    assert why in refused.value.message
+    for other in (f"{gate} or arc_easy > 0.1", "not (core > 0.2 and val_bpb > 1)"):
+        assert build_graph(PipelineSpec.model_validate({"stages": stages | {"release": {"gates": [other]}}}))
+
+
+def test_a_gate_of_an_evaluation_that_is_not_enabled_is_refused() -> None:
+    stages = {"evalBase": {"enabled": False}, "release": {"gates": ["core > 0"]}}
+    with pytest.raises(UserError, match=r"core is not measured: stages\.evalBase is not enabled"):
+        build_graph(PipelineSpec.model_validate({"stages": stages}))
+
+
+def test_a_forgiving_verdict_can_be_a_gate() -> None:
+    gates = ["gsm8k_lenient >= 0.1 and sft.gsm8k_lenient >= champion.spelling_bee_lenient"]
+    assert build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": gates}}}))
+    with pytest.raises(UserError, match="unknown metric 'arc_easy_lenient'"):
+        build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": ["arc_easy_lenient > 0"]}}}))
+
+
+def test_a_metric_that_only_other_models_have_does_not_fail_the_release() -> None:
+    outcome = parse("core >= champion.world_facts").evaluate(METRICS, CHAMPION, of_champion=["world-facts"])
+    assert outcome.holds and "the champion has no world_facts" in outcome.notes[0]
+
+
 def test_where_nothing_is_measured_no_gate_can_hold() -> None:
     stages = {"evalBase": {"enabled": False}, "evalChat": {"enabled": False}, "release": {"gates": ["core > 0"]}}
     with pytest.raises(UserError, match="This pipeline evaluates no model"):

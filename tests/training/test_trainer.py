@@ -84,6 +84,30 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert same(whole.weights, second.weights)
 
 
+@pytest.mark.parametrize(("others_stop", "begins"), [(7, 6), (10, 10)])
+def test_a_launch_that_was_cut_off_saves_while_the_next_one_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_stop: int, begins: int
+) -> None:
+    """The chosen checkpoint is no longer the newest, or is removed."""
+    whole = Rig(tmp_path / "whole")
+    whole.run()
+    Rig(tmp_path / "parts", checkpoint_steps=2, stop_at=6).run_until_stopped()
+    newest = checkpoints.Checkpoints.newest
+
+    def chosen(self: checkpoints.Checkpoints) -> checkpoints.Checkpoint | None:
+        found = newest(self)
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr(checkpoints.Checkpoints, "newest", newest)
+            Rig(tmp_path / "parts", launch="cut-off", checkpoint_steps=2, stop_at=others_stop).run_until_stopped()
+        return found
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "newest", chosen)
+    second = Rig(tmp_path / "parts", launch="second")
+    second.run()
+    assert second.loader.asked[0] == begins
+    assert same(whole.weights, second.weights)
+
+
 def test_a_step_without_supervised_tokens_changes_no_weight(tmp_path: Path) -> None:
     rig = Rig(tmp_path, loader=FakeLoader(masked=frozenset({3, 4})), steps=5)
     short = Rig(tmp_path / "short", steps=5, loader=FakeLoader(masked=frozenset({3, 4})), stop_at=3)
@@ -237,6 +261,20 @@ def test_what_two_saved_one_resumes(tmp_path: Path, run_ranks: Callable[..., Non
     assert second.loader.asked[0] == 5
     whole = Rig(tmp_path / "whole")
     assert close(whole.run().loss, state.loss)
+
+
+def restore_apart(folder: Path) -> None:
+    """Resume with a store for each rank; the first alone has a checkpoint."""
+    torch.set_num_threads(1)
+    with join(torch.device("cpu")) as world:
+        rig = Rig(folder / str(world.rank), world=world, launch="second")
+        with pytest.raises(StorageError, match="1 of 2 ranks do not see the checkpoint step-0000005-first"):
+            rig.run()
+
+
+def test_nodes_with_a_store_each_are_told_so(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
+    Rig(tmp_path / "0", stop_at=5).run_until_stopped()
+    run_ranks(restore_apart, 2, tmp_path)
 
 
 @pytest.mark.parametrize("fails", ["model", "optimizer", "store"])
