@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nanochat.parse.json_text import read_json
-from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
-from nanochat.pipeline.sentences import LONGEST
+from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, last_lines
 from nanochat.storage.records import RECORD
 from operators.attempts import JobAttempt
 from operators.kueue import Queues
@@ -23,7 +22,6 @@ from operators.objects import Job, Pod
 from operators.sentences import End, Wait, Waiting
 
 LOST_SECONDS = 15.0  # after which a pod that should have ended is on a node that is lost
-LAST_LINES = 3  # of a container's log that its termination message is made of
 TAKEN_REASONS = ("Evicted", "NodeLost", "Terminated", "NodeShutdown", "Preempting")
 STARTING_REASONS = ("", "ContainerCreating", "PodInitializing")
 CONTAINER_WAITS = {
@@ -195,9 +193,7 @@ def _exit_outcome(pod: Pod) -> Outcome | None:
     if end.code == 137:
         return End.KILLED.outcome(time=end.time, pod=name)
     # Without a word of its own the message is the end of the container's log, by terminationMessagePolicy.
-    lines = [line for line in (end.message or end.reason).splitlines() if line.strip()]
-    if lines:
-        why = " | ".join(lines[-LAST_LINES:])[-LONGEST:]
+    if why := last_lines(end.message or end.reason):
         return End.EXIT_SAYS.outcome(time=end.time, pod=name, code=end.code, why=why)
     return End.EXIT.outcome(time=end.time, pod=name, code=end.code)
 

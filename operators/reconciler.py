@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ACTIVE_SECONDS = 5.0  # between looks while something runs
 IDLE_SECONDS = 60.0
 TROUBLE_SECONDS = 10.0
+FAILURES = 3  # in a row before it is said that storage cannot be reached: once may be a busy machine
+FAILURE_SECONDS = 2.0  # between these
 
 
 class PipelineReconciler:
@@ -98,6 +100,7 @@ class Run:
     access: Mapping[str, str] | None = None  # to the HTTP endpoint, as told
     _state: NotAdmitted | Ready | Rest = field(default_factory=NotAdmitted)
     _generation: int = 0  # of the declaration that was accepted last
+    _failures: int = 0  # passes in a row in which storage could not be reached
 
     def reconcile(self, found: Object, now: float, steady: float) -> float | None:
         """Admit, observe, plan, act and report; returns the seconds until the next look at the latest, None where there
@@ -111,8 +114,9 @@ class Run:
         self._state = state
         if isinstance(state, NotAdmitted):
             if state.trouble:
-                self.report(found, status.unreachable(found, state.trouble, now))
-                return TROUBLE_SECONDS
+                if self._lasts(state.trouble):
+                    self.report(found, status.unreachable(found, state.trouble, now))
+                return self._next_try()
             self.report(found, status.refused(found, state.refused, now))
             return None
         reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
@@ -123,7 +127,15 @@ class Run:
             due = state.due(reconciliation.owned.jobs)
             self._state, self._generation = Rest.of(found, self.snapshot, reconciliation.owned, due), 0
             return None if due is None else max(0.5, due - now)
-        return _delay(state, planned, reconciliation.trouble, now)
+        return self._next_try() if reconciliation.trouble else _delay(state, planned, now)
+
+    def _lasts(self, trouble: str) -> bool:
+        """Whether storage could not be reached several times in a row; to be asked once in each pass."""
+        self._failures = self._failures + 1 if trouble else 0
+        return self._failures >= FAILURES
+
+    def _next_try(self) -> float:
+        return TROUBLE_SECONDS if self._failures >= FAILURES else FAILURE_SECONDS
 
     def _rests(self, found: Object, now: float) -> bool:
         """Whether the pipeline is at rest, and nothing about it is new."""
@@ -198,7 +210,8 @@ class Run:
             explanations=ready.outputs.explanations,
             scores=ready.outputs.scores,
             refused=reconciliation.refused,
-            trouble=reconciliation.trouble,
+            trouble=reconciliation.trouble if self._lasts(reconciliation.trouble) else "",
+            current=not reconciliation.trouble,
             queue=queue_state(next((workload for workload in workloads if workload), None)),
             run=ready.paths.root,
             serving=self._serving(found, ready.paths.root),
@@ -231,9 +244,7 @@ class Run:
         self.services.events.emit(reference, level, reason, message)
 
 
-def _delay(state: Ready, planned: Status, trouble: str, now: float) -> float:
-    if trouble:
-        return TROUBLE_SECONDS
+def _delay(state: Ready, planned: Status, now: float) -> float:
     if state.attempts.open():
         return ACTIVE_SECONDS
     ends = [item.until - now for item in planned.stages if item.until is not None]

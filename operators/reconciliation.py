@@ -10,14 +10,14 @@ is recorded, and a job without a record is adopted by its annotation.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
-from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import ASKED, MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
+from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
@@ -134,6 +134,7 @@ class Reconciliation:
         self._look()
         for record in ready.attempts.open():
             self._take_in(record)
+        self._take_retry()
         self._storage(self._find_outputs)
         for record in ready.attempts.open():
             self._storage(lambda record=record: ready.outputs.look(record.keys))
@@ -141,13 +142,19 @@ class Reconciliation:
             told = self._storage(lambda record=record: ready.take_progress(record, self.steady))
             if not told or record.running_since is None:
                 ready.excuse_silence(record, self.steady)
-        self._take_retry()
+
+    @property
+    def _is_retried(self) -> bool:
+        """Whether a retry is asked for that was not carried out yet."""
+        asked = status.retry_asked(self.found)
+        return bool(asked) and asked != (self.found.get("status") or {}).get("retriedAt")
 
     def _take_retry(self) -> None:
-        """Where a new retry is asked for, the attempts that have ended count no more."""
-        asked = status.retry_asked(self.found)
-        if asked and asked != (self.found.get("status") or {}).get("retriedAt"):
+        """Where a retry is asked for, the attempts that have ended count no more, and all outputs are looked for."""
+        if self._is_retried:
             self.ready.attempts.retire()
+            self.ready.outputs.forget()
+            self.ready.looked = 0.0
             self._storage(self.ready.attempts.save)
 
     def _look(self) -> None:
@@ -228,11 +235,11 @@ class Reconciliation:
         ready = self.ready
         if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
-        ready.outputs.refresh(since=self.services.leases.since(ready.store, ready.paths.root) or 0.0)
+        since = self.services.leases.since(ready.store, ready.paths.root) or 0.0
+        ready.outputs.refresh(since=time.monotonic() if self._is_retried else since)
         if ready.looked == 0.0:
-            told = self.found.get("status") or {}
-            is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
-            if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
+            done = (self.found.get("status") or {}).get("phase") in status.DONE
+            if self._is_news or self._is_retried or not done:  # what was released long ago is left as it is
                 ready.outputs.check_release(light_registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
@@ -303,9 +310,10 @@ class Reconciliation:
     def _observed(self) -> Observed:
         accepted, outputs = self.ready.accepted, self.ready.outputs
         hold = self.refused and f"the change was refused: {self.refused}"
-        hold = hold or (self.trouble and f"storage cannot be reached: {self.trouble}")
+        hold = hold or (self.trouble and f"waits for storage: {self.trouble}")
         return Observed(
             present=frozenset(outputs.present),
+            made=self._made(),
             attempts={
                 stage: [self._attempt(record) for record in self.ready.attempts.of(stage)]
                 for stage in accepted.graph.stages
@@ -317,6 +325,19 @@ class Reconciliation:
             memory_limits=resources.memory_limits(self.services.config, accepted.spec, accepted.graph),
             hold=hold,
         )
+
+    def _made(self) -> frozenset[str]:
+        """The keys that the run had made when it ended, by the status; none where it is to go on."""
+        told = self.found.get("status") or {}
+        if told.get("phase") not in status.DONE or self._is_news or self._is_retried:
+            return frozenset()
+        stages = [item for item in told.get("stages") or () if item["phase"] in (Phase.SUCCEEDED, Phase.CACHED)]
+        return frozenset(key for item in stages for key in (item.get("keys") or {}).values())
+
+    @property
+    def _is_news(self) -> bool:
+        """Whether the declaration is another than the one that the status tells of."""
+        return (self.found.get("status") or {}).get("observedGeneration") != self.found["metadata"]["generation"]
 
     def _attempt(self, record: JobAttempt) -> Attempt:
         """An attempt as the planner sees it: its silence counts from when its pods began to run."""
@@ -330,7 +351,6 @@ class Reconciliation:
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
-            saves=record.stopping in ASKED and record.stage in TRAINING and self.ready.has_stepped(record),
             made=runs and self.ready.outputs.others_made(record.keys, record.launches),
         )
 

@@ -53,7 +53,8 @@ class StatusInputs:
     explanations: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]]  # trained stage -> metrics of its evaluation
     refused: str
-    trouble: str
+    trouble: str  # why storage cannot be reached, if it could not be for a while
+    current: bool  # whether it was reached this time
     queue: Mapping[str, str] | None
     run: str
     serving: tuple[str, str, str] | None = None
@@ -86,7 +87,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "started": to_time(started),
         "finished": (before.get("finished") or to_time(now)) if finished else None,
         "run": inputs.run,
-        "retriedAt": before.get("retriedAt") if inputs.trouble else retry_asked(found),
+        "retriedAt": retry_asked(found) if inputs.current else before.get("retriedAt"),
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
@@ -111,9 +112,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
                 "Accepted": ("False", "Refused", inputs.refused)
                 if inputs.refused
                 else ("True", "Accepted", accepted.remark),
-                "StorageReachable": ("False", "Unreachable", inputs.trouble)
-                if inputs.trouble
-                else ("True", "Reached", ""),
+                **_reachable(inputs),
                 "Succeeded": _succeeded(planned),
                 **({SERVING: inputs.serving} if inputs.serving else {}),
             },
@@ -255,6 +254,13 @@ def _loss(state: State | None) -> float | None:
 def _core(scores: Mapping[str, Mapping[str, float]]) -> str | None:
     value = scores.get("base", {}).get("core")
     return None if value is None else f"{value:.4f}"
+
+
+def _reachable(inputs: StatusInputs) -> dict[str, tuple[str, str, str]]:
+    """The condition of storage, which one failure does not change."""
+    if inputs.trouble:
+        return {"StorageReachable": ("False", "Unreachable", inputs.trouble)}
+    return {"StorageReachable": ("True", "Reached", "")} if inputs.current else {}
 
 
 def _succeeded(planned: Status) -> tuple[str, str, str]:

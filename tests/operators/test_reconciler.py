@@ -25,6 +25,7 @@ from operators.kube_client import PODS, KubeError
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
 from operators.reconciliation import Services
+from operators.status import condition
 from operators.stores import Stores
 from operators.suspicion import Suspicion
 
@@ -275,14 +276,25 @@ def test_storage_that_was_away_is_no_silence(rig: Rig) -> None:
     rig.report(1)
     rig.reconcile()
     rig.server.kill()
-    for _ in range(4):
-        assert "does not answer" in rig.reconcile(after=STALL / 2)["message"]
+    for _ in range(2):
+        told = rig.reconcile(after=STALL / 2)
+        assert told.get("message") is None and reachable(told) == "True", "once or twice it may be a busy machine"
+    for _ in range(2):
+        told = rig.reconcile(after=STALL / 2)
+        assert "does not answer" in told["message"] and reachable(told) == "False"
     rig.server.restart()
     rig.reconcile()
-    assert rig.attempts() == ["Running"]
+    assert rig.attempts() == ["Running"] and reachable(rig.cluster.status) == "True"
     rig.reconcile(after=STALL + 5)
     rig.reconcile()
     assert rig.attempts() == ["Stalled", "Running"]
+
+
+def reachable(told: dict[str, Any]) -> str:
+    """The status of the condition StorageReachable."""
+    found = condition(told, "StorageReachable")
+    assert found is not None
+    return found[0]
 
 
 def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +358,8 @@ def test_pods_that_kueue_removed_are_not_taken_for_deleted(rig: Rig) -> None:
 def test_nothing_starts_while_the_records_cannot_be_read(rig: Rig) -> None:
     """Without them a stage might be started twice."""
     rig.server.kill()
-    status = rig.reconcile()
+    for _ in range(3):
+        status = rig.reconcile()
     assert status["phase"] == "Waiting" and "storage cannot be reached" in status["message"]
     assert rig.cluster.created == []
     with pytest.raises(StorageError):
@@ -398,6 +411,28 @@ def test_the_attempt_that_made_the_artifact_ends_by_itself(rig: Rig, tmp_path: P
             writer.commit(recipe={}, inputs={})
     rig.reconcile()
     assert rig.reconcile()["stages"][0]["phase"] == "Running"
+
+
+def test_what_a_finished_pipeline_made_is_made_anew_only_when_asked(rig: Rig, tmp_path: Path) -> None:
+    graph, made = build_graph(check_pipeline(rig.document()).spec), Artifacts(rig.store, tmp_path / "other")
+    for out in [out for node in graph.nodes for out in node.outputs]:
+        with made.writer(out.kind, out.key, "01-before") as writer:
+            (writer.folder / "file").write_bytes(b"made")
+            writer.commit(recipe={}, inputs={})
+    assert rig.reconcile()["phase"] == "Succeeded"
+    (model,) = graph.node("sft").outputs
+    rig.store.write(f"{made.folder(model.kind, model.key)}/01-before/file", b"cut")
+    rig.cluster.status["conditions"][1]["status"] = "False"  # it was told while the store was away
+    rig.services = replace(rig.services, stores=Stores(tmp_path / "cache"))
+    rig.restart()
+    told = rig.reconcile()
+    assert (told["phase"], rig.cluster.created) == ("Succeeded", [])
+    assert told["message"] == f"sft: {model.ref} is gone or damaged: `nanochat retry` makes it anew"
+    assert rig.reconcile()["message"] == told["message"]
+    rig.annotations[RETRY] = "2027-01-15T09:00:00Z"
+    assert rig.reconcile()["phase"] == "Running"
+    rig.reconcile()
+    assert rig.cluster.created == ["demo-12ab-sft-1"]
 
 
 def test_suspends_never_count(rig: Rig) -> None:

@@ -57,6 +57,7 @@ def inputs(phase: Phase, text: str, **more: Any) -> status.StatusInputs:
         "scores": {},
         "refused": "",
         "trouble": "",
+        "current": True,
         "queue": None,
         "run": "runs/team.demo/12ab34cd",
     }
@@ -112,6 +113,7 @@ def test_the_largest_status() -> None:
         "explanations": {"base": LONG},
         "scores": {"base": {"core": 0.25}},
         "trouble": LONG,
+        "current": False,
         "queue": {"name": "team", "workload": "job-1", "state": "Pending", "message": LONG},
         "serving": ("False", "RolloutFailed", LONG),
     }
