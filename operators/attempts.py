@@ -1,40 +1,61 @@
 """The attempts of a run on a cluster: the records of `nanochat.pipeline.attempts`, with jobs, pods and nodes.
 
-attempts = Attempts(store, paths).load()
-attempts.adopt(job, uid)                  # a job that has no record yet
+attempts = Attempts(store, paths, pipeline="demo", uid=uid).load()
+attempts.adopt(job, graph)                # a job that has no record yet
 attempts.put(replace(record, ...)); attempts.save()
+
+Which job is an attempt's is not read anywhere: its name follows from pipeline, uid, stage and number (`job_name`). What
+records and annotations say of an attempt may have been written by anybody who shares the store or the namespace.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field
 
 from nanochat.parse.json_text import read_json
-from nanochat.pipeline.attempts import AttemptLog, AttemptRecord
+from nanochat.pipeline.attempts import LARGEST, AttemptLog, AttemptRecord
+from nanochat.pipeline.graph import Graph
 from nanochat.pipeline.outcomes import Outcome
+from nanochat.pipeline.planner import STAGES
 from nanochat.pipeline.runs import RunPaths
-from nanochat.storage.records import RECORD, Count, Seconds
+from nanochat.storage.records import Count, Seconds
 from nanochat.storage.store import Store
 from operators.objects import Job
+
+log = logging.getLogger(__name__)
+
+# What the annotation of a job tells of its attempt: `operators.pytorchjob` writes it.
+TOLD = ("keys", "device_batch_size", "memory", "started", "nodes", "processes", "gpus")
+Host = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]  # a node's name
+
+
+def job_name(pipeline: str, uid: str, stage: str, number: int) -> str:
+    """The name of an attempt's objects: a DNS-1035 label of at most 32 + 20 characters."""
+    return f"{pipeline}-{uid[:4]}-{stage}-{number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobAttempt(AttemptRecord):
     """One attempt; it started when its job was created. Times are in seconds since 1970."""
 
-    job: str
+    job: str = ""  # name, which `Attempts` fills in
+    job_uid: str = ""  # by which its pods are known when it is gone
     nodes: Count = 1
     processes: Count = 1  # of one node
     gpus: Count = 0  # of all nodes
     generation: Count = 0  # of the job as it was created: a higher one is somebody else's change
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime that they belong to: Kueue may stop a job and start it again
-    placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
+    placement: Mapping[str, Host] = field(default_factory=dict)  # replica index -> node, of the present launch
     launches: tuple[str, ...] = ()  # ids of all pods that ran
-    hosts: tuple[str, ...] = ()  # nodes of all of them
-    blame: Mapping[str, Seconds] = field(default_factory=dict)  # node -> how much its end speaks against it
+    hosts: tuple[Host, ...] = ()  # nodes of all of them
+    blame: Mapping[Host, Seconds] = field(default_factory=dict)  # node -> how much its end speaks against it
     running_since: Seconds | None = None
     used: Seconds = 0.0  # seconds that launches before ran
     decided: Outcome | None = None  # how it will have ended, once nothing of it runs any more
@@ -61,13 +82,34 @@ class JobAttempt(AttemptRecord):
 class Attempts(AttemptLog[JobAttempt]):
     """The records of one run, in memory and in storage."""
 
-    def __init__(self, store: Store, paths: RunPaths) -> None:
+    def __init__(self, store: Store, paths: RunPaths, *, pipeline: str, uid: str) -> None:
         super().__init__(store, paths, JobAttempt)
+        self._pipeline, self._uid = pipeline, uid
+        self._jobs = re.compile(
+            rf"{re.escape(job_name(pipeline, uid, '', 0)[:-2])}(?P<stage>.+)-(?P<number>[0-9]{{1,6}})"
+        )
 
-    def adopt(self, job: Job, uid: str) -> None:
-        """Make a record for a job of the pipeline `uid` that has none."""
-        if uid not in job.owners or not job.attempt or any(record.job == job.meta.name for record in self.all()):
+    def put(self, record: JobAttempt) -> JobAttempt:
+        name = job_name(self._pipeline, self._uid, record.stage, record.number)
+        return super().put(record if record.job == name else replace(record, job=name))
+
+    def adopt(self, job: Job, graph: Graph) -> None:
+        """Make a record for a job of this pipeline that has none; its annotation tells what the name does not."""
+        named = self._jobs.fullmatch(job.meta.name)
+        if self._uid not in job.owners or named is None or named["stage"] not in STAGES:
             return
-        record = JobAttempt.from_dict(read_json(job.attempt, limit=RECORD) | {"job": job.meta.name})
-        reached = self.reached(record.stage, before=record.number)
-        self.put(replace(record, generation=job.meta.generation, reached=reached))
+        stage, number = named["stage"], int(named["number"])
+        if any(record.number == number for record in self.of(stage)):
+            return
+        try:
+            told = dict(read_json(job.attempt, limit=LARGEST))
+            record = JobAttempt.from_dict({name: told[name] for name in TOLD} | {"stage": stage, "number": number})
+        except (ValueError, TypeError, LookupError):
+            log.warning(
+                "%s has no annotation that tells of its attempt: it is taken for the declaration's", job.meta.name
+            )
+            outputs = graph.node(stage).outputs if stage in graph.stages else ()
+            record = JobAttempt(stage=stage, number=number, keys=tuple(out.key for out in outputs))
+        reached = self.reached(stage, before=number)
+        record = replace(record, job_uid=job.meta.uid, generation=job.meta.generation, reached=reached)
+        self.put(record)

@@ -81,17 +81,21 @@ class Cluster:
         """Whether there is a ConfigMap."""
         return self._kube.get(CONFIG_MAPS, namespace, name) is not None
 
-    def replace_config_map(self, config_map: V1ConfigMap) -> None:
-        """Create a ConfigMap in place of any that has its name: those with plans cannot be changed."""
+    def replace_config_map(self, config_map: V1ConfigMap, *, owner: str) -> None:
+        """Create a ConfigMap in place of one that `owner` has already: those with plans cannot be changed."""
         body = to_json(config_map)
         meta = body["metadata"]
         if self._kube.create(CONFIG_MAPS, body) is None:
-            self.delete_config_map(meta["namespace"], meta["name"])
+            self.delete_config_map(meta["namespace"], meta["name"], owner=owner)
             if self._kube.create(CONFIG_MAPS, body) is None:
-                raise KubeError(f"cannot replace ConfigMap {meta['namespace']}/{meta['name']}")
+                name = f"{meta['namespace']}/{meta['name']}"
+                raise KubeError(f"ConfigMap {name} exists and is not this pipeline's: delete it")
 
-    def delete_config_map(self, namespace: str, name: str) -> None:
-        self._kube.delete(CONFIG_MAPS, namespace, name)
+    def delete_config_map(self, namespace: str, name: str, *, owner: str) -> None:
+        """Delete a ConfigMap that the object with the uid `owner` owns; any other of the name is left alone."""
+        meta = (self._kube.get(CONFIG_MAPS, namespace, name) or {}).get("metadata", {})
+        if owner in {reference["uid"] for reference in meta.get("ownerReferences") or ()}:
+            self._kube.delete(CONFIG_MAPS, namespace, name, uid=meta["uid"])
 
     def delete_pod(self, pod: Pod, *, grace: int | None = None) -> None:
         """Delete one very pod; `grace` seconds instead of its own."""

@@ -33,6 +33,7 @@ from kubernetes.client import V1ObjectMeta
 
 from nanochat.spec.chatpipeline import UID
 from nanochat.spec.pipeline import PipelineSpec
+from operators.attempts import JobAttempt
 from operators.job_backend import JobBackend
 from operators.kube_client import PIPELINES, PODS, KubeClient, KubeError, Listing, Object, Resource
 from operators.kube_models import from_json
@@ -69,10 +70,16 @@ class PipelineObject:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """The jobs of a pipeline by name, and its pods."""
+    """The jobs that a pipeline owns, by name, and the pods that have its label."""
 
     jobs: Mapping[str, Job]
     pods: tuple[Pod, ...]
+
+    def pods_of(self, record: JobAttempt) -> list[Pod]:
+        """The pods that the job of an attempt made, also when it is gone."""
+        job = self.jobs.get(record.job)
+        maker = job.meta.uid if job else record.job_uid
+        return [pod for pod in self.pods if maker and pod.maker == maker]
 
 
 class Cache(Generic[Value]):
@@ -189,13 +196,13 @@ class Index:
 
     def owned(self, namespace: str, uid: str) -> Owned:
         """The jobs and pods of a pipeline, as the watches told of them."""
-        return _owned(self.jobs.of(namespace, uid), self.pods.of(namespace, uid))
+        return _owned(uid, self.jobs.of(namespace, uid), self.pods.of(namespace, uid))
 
     def read(self, namespace: str, uid: str) -> Owned:
         """The jobs and pods of a pipeline now. KubeError where the API server does not answer."""
         # Pods first: one that Kueue has removed is then seen with its job suspended.
         pods = self.pods.resync(self._kube, namespace, uid)
-        return _owned(self.jobs.resync(self._kube, namespace, uid), pods)
+        return _owned(uid, self.jobs.resync(self._kube, namespace, uid), pods)
 
     def resync(self, namespace: str) -> None:
         """List everything in a namespace, or in all ('')."""
@@ -214,5 +221,6 @@ def read_pipeline(body: Object) -> PipelineObject:
     )
 
 
-def _owned(jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:
-    return Owned({job.meta.name: job for job in jobs}, tuple(pods))
+def _owned(uid: str, jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:
+    """Jobs and pods with the label of a pipeline; a job only where the pipeline owns it."""
+    return Owned({job.meta.name: job for job in jobs if uid in job.owners}, tuple(pods))

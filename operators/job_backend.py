@@ -20,6 +20,7 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings
 from operators import resources
 from operators.admission import Accepted
+from operators.attempts import job_name
 from operators.config import Config, StoreProfile
 from operators.kube_client import Object, Resource
 from operators.objects import Job, Pod
@@ -39,9 +40,8 @@ class JobRequest:
 
     @property
     def name(self) -> str:
-        """The name of the attempt's objects: a DNS-1035 label of at most 32 + 20 characters."""
-        name, launch = self.accepted.pipeline.metadata.name, self.launch
-        return f"{name}-{self.uid[:4]}-{launch.stage}-{launch.attempt}"
+        """The name of the attempt's objects."""
+        return job_name(self.accepted.pipeline.metadata.name, self.uid, self.launch.stage, self.launch.attempt)
 
     @property
     def spec(self) -> PipelineSpec:

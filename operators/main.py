@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 RECONCILES_AT_ONCE = 8  # of the pipelines of one store profile
 CONNECTIONS = 32  # to the API server
 TIMEOUT = (5, 30)  # seconds to connect to the API server, and between bytes
-RESYNC_SECONDS = 300.0  # between listings of everything, in case a watch missed something
+RESYNC_SECONDS = 600.0  # between listings of everything, in case a watch missed something
 COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
 STUCK_SECONDS = 60.0  # an event loop that was silent for so long is stuck
 SLOW_SECONDS = 60.0  # a reconciliation that takes longer is told of
@@ -64,7 +64,7 @@ class Controller:
         self.config, self.kube, self.access, self.service = config, kube, access, service
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
-        self.claims = Claims(changed=self.wake_all)
+        self.claims = Claims(self.index, changed=self.wake)
         self.leases, self.stores = StoreLeases(), Stores(cache)
         self.rollout: RolloutController | None = None
         if config.serving is not None:
@@ -110,8 +110,6 @@ class Controller:
     def _wake(self, key: tuple[str, str]) -> None:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)
-        if found is not None:
-            self.claims.expect(found.meta.uid, key[1], found.created)
         if key in self.tasks:
             self.wakes[key].set()
             return
@@ -156,6 +154,7 @@ class Controller:
             try:
                 for namespace in self.config.namespaces or ("",):
                     await self._in_pool(self.index.resync, namespace)
+                await self._in_pool(self.claims.learn)
                 self.synced.set()
                 for key in [key for key, reconciler in self.reconcilers.items() if reconciler.is_stale()]:
                     self._wake(key)

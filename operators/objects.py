@@ -79,11 +79,12 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of a job."""
+    """A pod of a job. Whose it is, its owner says: labels can be written by anybody who may change pods."""
 
     meta: Meta
     job: str
     index: str  # "0" is the master's
+    maker: str = ""  # uid of its controlling owner
     node: str = ""
     phase: str = ""
     since: float = 0.0  # when it was started on its node, or created
@@ -92,6 +93,7 @@ class Pod:
     unschedulable: Condition | None = None  # PodScheduled is False
     waiting: tuple[Condition, ...] = ()  # of its containers
     exit: Exit | None = None  # of the first that ended
+    unreachable: bool = False  # its node does not answer
 
     @property
     def ended(self) -> bool:
@@ -123,11 +125,16 @@ def read_pod(body: Object, *, job_label: str, index_label: str) -> Pod:
     states = [item.state for item in status.container_statuses or () if item.state is not None]
     exits = [state.terminated for state in states if state.terminated is not None]
     conditions = {item.type: item for item in status.conditions or ()}
+
+    def holds(kind: str, value: str) -> bool:
+        return kind in conditions and conditions[kind].status == value
+
     disrupted, scheduled = conditions.get("DisruptionTarget"), conditions.get("PodScheduled")
     return Pod(
         meta=read_meta(meta),
         job=labels.get(job_label, ""),
         index=labels.get(index_label, "0"),
+        maker=next((owner.uid for owner in meta.owner_references or () if owner.controller), ""),
         node=model.spec.node_name or "",
         phase=status.phase or "",
         since=seconds(status.start_time or meta.creation_timestamp),
@@ -143,6 +150,8 @@ def read_pod(body: Object, *, job_label: str, index_label: str) -> Pod:
         )
         if exits
         else None,
+        # The stages' pods have no probes: that one runs and is not ready is said for its node.
+        unreachable=status.phase == "Running" and holds("ContainersReady", "True") and holds("Ready", "False"),
     )
 
 

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nanochat.parse.json_text import read_json
-from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason
-from nanochat.pipeline.sentences import LONGEST
+from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, last_lines
 from nanochat.storage.records import RECORD
 from operators.attempts import JobAttempt
 from operators.kueue import Queues
@@ -23,7 +22,6 @@ from operators.objects import Job, Pod
 from operators.sentences import End, Wait, Waiting
 
 LOST_SECONDS = 15.0  # after which a pod that should have ended is on a node that is lost
-LAST_LINES = 3  # of a container's log that its termination message is made of
 TAKEN_REASONS = ("Evicted", "NodeLost", "Terminated", "NodeShutdown", "Preempting")
 STARTING_REASONS = ("", "ContainerCreating", "PodInitializing")
 CONTAINER_WAITS = {
@@ -47,10 +45,15 @@ class AttemptObservation:
     job_started: str = ""  # the job's startTime
     placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether not all of its pods are admitted, and on a node that starts them."""
+        return self.waiting is not None and self.waiting.wait not in (Wait.ADMITTED, Wait.STARTING)
+
 
 def observe(record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float, queues: Queues) -> AttemptObservation:
     """The state of an attempt, from its job, the job's pods and Kueue's word on it."""
-    clear = (job is None or job.ended) and all(_over(pod, now) for pod in pods)
+    clear = (job is None or job.ended) and all(is_over(pod, now) for pod in pods)
     placement = {pod.index: pod.node for pod in pods if pod.node}
     if job is None:
         return AttemptObservation(
@@ -135,7 +138,7 @@ def _outcome(
         return min(taken, key=lambda o: o.time)
     if job.meta.generation > record.generation and not job.queue:
         return End.JOB_CHANGED.outcome(time=now)
-    if not all(_over(pod, now) for pod in pods):
+    if not all(is_over(pod, now) for pod in pods):
         return None
     if failed:
         silent = [pod for pod in pods if not pod.ended]
@@ -148,6 +151,12 @@ def _outcome(
     if job.failed:
         return End.PODS_GONE.outcome(time=now) if record.pods and not pods else End.NO_WORD.outcome(why=job.message)
     return None
+
+
+def lost_node(pods: Sequence[Pod], now: float) -> Outcome | None:
+    """The outcome of a silent attempt where a node of its pods is silent too."""
+    found = [pod for pod in pods if pod.unreachable]
+    return End.NODE_LOST.outcome(time=now, pod=_name(found[0]), node=found[0].node) if found else None
 
 
 def _pod_outcome(pod: Pod, processes: int) -> Outcome | None:
@@ -184,9 +193,7 @@ def _exit_outcome(pod: Pod) -> Outcome | None:
     if end.code == 137:
         return End.KILLED.outcome(time=end.time, pod=name)
     # Without a word of its own the message is the end of the container's log, by terminationMessagePolicy.
-    lines = [line for line in (end.message or end.reason).splitlines() if line.strip()]
-    if lines:
-        why = " | ".join(lines[-LAST_LINES:])[-LONGEST:]
+    if why := last_lines(end.message or end.reason):
         return End.EXIT_SAYS.outcome(time=end.time, pod=name, code=end.code, why=why)
     return End.EXIT.outcome(time=end.time, pod=name, code=end.code)
 
@@ -202,7 +209,7 @@ def _taken(pod: Pod) -> Outcome | None:
     return None
 
 
-def _over(pod: Pod, now: float) -> bool:
+def is_over(pod: Pod, now: float) -> bool:
     """Whether nothing in a pod runs any more: it ended, or should have long ago, on a node that is lost."""
     return pod.ended or (pod.meta.deleting and now > pod.meta.due + LOST_SECONDS)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from kubernetes.client import V1ObjectReference
 
-from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.planner import UNDER_WAY, Phase, Status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import NanochatError, StorageError, UserError
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ACTIVE_SECONDS = 5.0  # between looks while something runs
 IDLE_SECONDS = 60.0
 TROUBLE_SECONDS = 10.0
+FAILURES = 3  # in a row before it is said that storage cannot be reached: once may be a busy machine
+FAILURE_SECONDS = 2.0  # between these
 
 
 class PipelineReconciler:
@@ -80,29 +82,25 @@ class PipelineReconciler:
             return None
         if self.run is None:
             self.run = Run(self.namespace, self.name, found.meta.uid, self.services)
-            claims.expect(found.meta.uid, self.name, found.created)
         if found.meta.deleting:
-            claims.settle(self.run.uid)
+            claims.drop(self.run.uid)
             return ACTIVE_SECONDS
-        try:
-            return self.run.reconcile(found.body, time.time(), time.monotonic())
-        finally:
-            claims.settle(self.run.uid, *self.run.claimed)
+        return self.run.reconcile(found.body, time.time(), time.monotonic())
 
 
 @dataclass(slots=True)
 class Run:
-    """One pipeline, by its uid. `claimed` is a store's root, and the keys there that it makes."""
+    """One pipeline, by its uid."""
 
     namespace: str
     name: str
     uid: str
     services: Services
-    claimed: tuple[str, frozenset[str]] = ("", frozenset())
     snapshot: RunSnapshot | None = None
     access: Mapping[str, str] | None = None  # to the HTTP endpoint, as told
     _state: NotAdmitted | Ready | Rest = field(default_factory=NotAdmitted)
     _generation: int = 0  # of the declaration that was accepted last
+    _failures: int = 0  # passes in a row in which storage could not be reached
 
     def reconcile(self, found: Object, now: float, steady: float) -> float | None:
         """Admit, observe, plan, act and report; returns the seconds until the next look at the latest, None where there
@@ -115,22 +113,29 @@ class Run:
         state, refused = self._admit(found)
         self._state = state
         if isinstance(state, NotAdmitted):
-            self.claimed = ("", frozenset())
             if state.trouble:
-                self.report(found, status.unreachable(found, state.trouble, now))
-                return TROUBLE_SECONDS
+                if self._lasts(state.trouble):
+                    self.report(found, status.unreachable(found, state.trouble, now))
+                return self._next_try()
             self.report(found, status.refused(found, state.refused, now))
             return None
         reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
         planned = reconciliation.run()
-        self.claimed = (state.accepted.profile.root, state.claim(planned))
         self.snapshot = state.snapshot()
         self.report(found, self._status(reconciliation, planned))
         if reconciliation.is_over(planned):
             due = state.due(reconciliation.owned.jobs)
             self._state, self._generation = Rest.of(found, self.snapshot, reconciliation.owned, due), 0
             return None if due is None else max(0.5, due - now)
-        return _delay(state, planned, reconciliation.trouble, now)
+        return self._next_try() if reconciliation.trouble else _delay(state, planned, now)
+
+    def _lasts(self, trouble: str) -> bool:
+        """Whether storage could not be reached several times in a row; to be asked once in each pass."""
+        self._failures = self._failures + 1 if trouble else 0
+        return self._failures >= FAILURES
+
+    def _next_try(self) -> float:
+        return TROUBLE_SECONDS if self._failures >= FAILURES else FAILURE_SECONDS
 
     def _rests(self, found: Object, now: float) -> bool:
         """Whether the pipeline is at rest, and nothing about it is new."""
@@ -149,7 +154,6 @@ class Run:
         """Keep a pipeline at rest: what others need to know of it is told."""
         assert isinstance(self._state, Rest)
         services, run = self.services, self._state.snapshot
-        self.claimed = ("", frozenset())
         self.report(found, status.at_rest(found, services.access(self.uid), self._serving(found, run.paths.root), now))
         try:
             if run.phase not in status.DONE:
@@ -206,7 +210,8 @@ class Run:
             explanations=ready.outputs.explanations,
             scores=ready.outputs.scores,
             refused=reconciliation.refused,
-            trouble=reconciliation.trouble,
+            trouble=reconciliation.trouble if self._lasts(reconciliation.trouble) else "",
+            current=not reconciliation.trouble,
             queue=queue_state(next((workload for workload in workloads if workload), None)),
             run=ready.paths.root,
             serving=self._serving(found, ready.paths.root),
@@ -214,7 +219,7 @@ class Run:
         return status.build(found, inputs, self.services.access, reconciliation.now)
 
     def report(self, found: Object, told: Object) -> None:
-        """Patch the object's status where it changed; an Event at each new phase."""
+        """Patch the object's status where it changed; an Event where the pipeline begins, waits, or ends."""
         before = found.get("status") or {}
         self.access = told.get("access", self.access)
         if status.same(before, told):
@@ -222,7 +227,8 @@ class Run:
         patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
         if patched is not None:
             self.services.index.pipelines.put(read_pipeline(patched))
-        if "phase" in told and told["phase"] != before.get("phase"):
+        phases = {told.get("phase", before.get("phase")), before.get("phase")}
+        if len(phases) > 1 and not phases <= {*UNDER_WAY}:
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
         serving = status.condition(told, status.SERVING)
@@ -238,9 +244,7 @@ class Run:
         self.services.events.emit(reference, level, reason, message)
 
 
-def _delay(state: Ready, planned: Status, trouble: str, now: float) -> float:
-    if trouble:
-        return TROUBLE_SECONDS
+def _delay(state: Ready, planned: Status, now: float) -> float:
     if state.attempts.open():
         return ACTIVE_SECONDS
     ends = [item.until - now for item in planned.stages if item.until is not None]

@@ -10,13 +10,14 @@ is recorded, and a job without a record is adopted by its annotation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Action, Attempt, Observed, Phase, Start, Status, Stop, plan
+from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
@@ -24,7 +25,7 @@ from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
 from operators import metrics, observation, pod_template, resources, status
 from operators.attempts import JobAttempt
-from operators.claims import Claims
+from operators.claims import Claimant, Claims, Want
 from operators.cluster import Cluster
 from operators.config import Config
 from operators.events import Events
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 ARTIFACT_SECONDS = 30.0  # between looks for artifacts that others may have made
 UNLIMITED = 1 << 30  # stages side by side: the cluster's scheduler and quotas decide
 STALLED_GRACE = 1  # seconds: a rank that is stopped saves nothing
+DELETED_AT_ONCE = 20  # attempts that are tidied in one pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,13 @@ class Reconciliation:
     queues: Queues = field(default_factory=Queues)
     owned: Owned = field(default_factory=lambda: Owned({}, ()))
     observations: dict[str, observation.AttemptObservation] = field(default_factory=dict)  # by job
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> who makes it, for whom it waits
+    wants: dict[str, Want] = field(default_factory=dict)  # stage that could start, but waits for that -> its keys
 
     def run(self) -> Status:
         """Observe, plan and act; returns where the pipeline stands."""
         self._observe()
+        self._make_room()
         actions, planned = self._plan_held()
         self.ready.phase = planned.phase
         for action in actions:
@@ -97,6 +102,7 @@ class Reconciliation:
                 self._storage(lambda action=action: self._start(action))
         self._stop_dropped()
         self._clean()
+        self._settle()
         planned = self.ready.outputs.remarked(planned)
         self._storage(lambda: self._keep(planned))
         return planned
@@ -105,7 +111,8 @@ class Reconciliation:
         """Whether nothing is left to do before something about the pipeline is new; ended jobs may be left."""
         suspended = planned.phase is Phase.SUSPENDED and not (self.owned.jobs or self.owned.pods)
         ended = planned.phase in status.DONE or suspended
-        return ended and not (self.trouble or self.refused or self.ready.attempts.open())
+        untidy = any(not record.cleaned and record.job not in self.owned.jobs for record in self.ready.attempts.all())
+        return ended and not (untidy or self.trouble or self.refused or self.ready.attempts.open())
 
     def _storage(self, operation: Callable[[], object]) -> bool:
         """Do something that needs storage, unless it was found out of reach in this pass."""
@@ -127,18 +134,27 @@ class Reconciliation:
         self._look()
         for record in ready.attempts.open():
             self._take_in(record)
+        self._take_retry()
         self._storage(self._find_outputs)
+        for record in ready.attempts.open():
+            self._storage(lambda record=record: ready.outputs.look(record.keys))
         for record in ready.attempts.open():
             told = self._storage(lambda record=record: ready.take_progress(record, self.steady))
             if not told or record.running_since is None:
                 ready.excuse_silence(record, self.steady)
-        self._take_retry()
+
+    @property
+    def _is_retried(self) -> bool:
+        """Whether a retry is asked for that was not carried out yet."""
+        asked = status.retry_asked(self.found)
+        return bool(asked) and asked != (self.found.get("status") or {}).get("retriedAt")
 
     def _take_retry(self) -> None:
-        """Where a new retry is asked for, the attempts that have ended count no more."""
-        asked = status.retry_asked(self.found)
-        if asked and asked != (self.found.get("status") or {}).get("retriedAt"):
+        """Where a retry is asked for, the attempts that have ended count no more, and all outputs are looked for."""
+        if self._is_retried:
             self.ready.attempts.retire()
+            self.ready.outputs.forget()
+            self.ready.looked = 0.0
             self._storage(self.ready.attempts.save)
 
     def _look(self) -> None:
@@ -159,7 +175,10 @@ class Reconciliation:
     def _take_owned(self, owned: Owned) -> None:
         """Adopt jobs that have no record yet, and observe all attempts that run."""
         for job in owned.jobs.values():
-            self.ready.attempts.adopt(job, self.ready.uid)
+            self.ready.attempts.adopt(job, self.ready.accepted.graph)
+            record = next((r for r in self.ready.attempts.open() if r.job == job.meta.name), None)
+            if record is not None and record.job_uid != job.meta.uid:
+                self.ready.attempts.put(replace(record, job_uid=job.meta.uid))
         if any(job.queue for job in owned.jobs.values()):
             self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
         self.owned = owned
@@ -167,7 +186,7 @@ class Reconciliation:
             record.job: observation.observe(
                 record,
                 owned.jobs.get(record.job),
-                [pod for pod in owned.pods if pod.job == record.job],
+                owned.pods_of(record),
                 self.now,
                 self.queues,
             )
@@ -191,7 +210,8 @@ class Reconciliation:
         ready, outputs, keys = self.ready, self.ready.outputs, set(record.keys)
         outputs.refresh(out for node in ready.accepted.graph.nodes for out in node.outputs if out.key in keys)
         made_all = bool(keys) and keys <= outputs.present
-        outcome = Outcome(reason=Reason.SUCCEEDED) if made_all else confirmed(outcome, made_all=False)
+        if record.stopping != MADE:
+            outcome = Outcome(reason=Reason.SUCCEEDED) if made_all else confirmed(outcome, made_all=False)
         if outcome.reason is not Reason.SUCCEEDED and record.stage in ready.accepted.graph.stages:
             outputs.recheck_inputs(record.stage)
         before = ready.attempts.reached(record.stage, before=record.number)
@@ -215,11 +235,11 @@ class Reconciliation:
         ready = self.ready
         if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
-        ready.outputs.refresh(since=self.services.leases.since(ready.store, ready.paths.root) or 0.0)
+        since = self.services.leases.since(ready.store, ready.paths.root) or 0.0
+        ready.outputs.refresh(since=time.monotonic() if self._is_retried else since)
         if ready.looked == 0.0:
-            told = self.found.get("status") or {}
-            is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
-            if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
+            done = (self.found.get("status") or {}).get("phase") in status.DONE
+            if self._is_news or self._is_retried or not done:  # what was released long ago is left as it is
                 ready.outputs.check_release(light_registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
@@ -240,25 +260,60 @@ class Reconciliation:
         return actions, planned
 
     def _plan(self) -> tuple[list[Action], Status]:
-        """Plan, and look once more for what would be made: another pipeline may have made it since the last look."""
+        """Plan, claim what would be made, and then look for it: another may have made it since the last look."""
         accepted, outputs = self.ready.accepted, self.ready.outputs
+        self.elsewhere, self.wants = {}, {}
         while True:
             actions, planned = plan(accepted.graph, accepted.spec, self._observed(), self.now)
-            wanted = [out for action in actions if isinstance(action, Start) for out in action.outputs]
-            known = len(outputs.present)
+            starts = [action for action in actions if isinstance(action, Start)]
+            refused = self._claim(starts)
+            wanted, known = [out for start in starts for out in start.outputs], len(outputs.present)
             self._storage(lambda wanted=wanted: outputs.refresh(wanted))
-            if len(outputs.present) == known:
+            if not refused and len(outputs.present) == known:
                 return actions, planned
 
+    def _claim(self, starts: Sequence[Start]) -> bool:
+        """Take the keys of what would be started; whether another pipeline makes some of them."""
+        known = len(self.elsewhere)
+        for start in starts:
+            want = self._want(start.stage, [out.key for out in start.outputs])
+            waits = self.services.claims.take(self.claimant, want, self.steady)
+            if waits:
+                self.elsewhere, self.wants[start.stage] = {**self.elsewhere, **waits}, want
+        return len(self.elsewhere) > known
+
+    def _want(self, stage: str, keys: Collection[str]) -> Want:
+        accepted, config = self.ready.accepted, self.services.config
+        spec, place = accepted.spec, None
+        if spec.queue:
+            namespace, settings = accepted.pipeline.metadata.namespace, resources.pod_settings(config, spec, stage)
+            place = (namespace, spec.queue, spec.priority, resources.nodes(spec, stage), settings.model_dump_json())
+        return Want(frozenset(keys), place)
+
+    def _settle(self) -> None:
+        """Tell the others what this pipeline makes now, and for what it waits."""
+        running = [
+            record
+            for record in self.ready.attempts.open()
+            if not (record.job in self.observations and self.observations[record.job].clear)
+        ]
+        making = {key for record in running for key in record.keys}
+        runs = any(record.running_since is not None for record in running)
+        self.services.claims.settle(self.claimant, making, list(self.wants.values()), runs=runs)
+
+    @property
+    def claimant(self) -> Claimant:
+        """This pipeline, as the others meet it."""
+        accepted = self.ready.accepted
+        return Claimant.of(self.found, root=accepted.profile.root, profile=accepted.spec.store)
+
     def _observed(self) -> Observed:
-        accepted, claims, outputs = self.ready.accepted, self.services.claims, self.ready.outputs
-        missing = [out.key for stage in accepted.graph.stages for out in outputs.missing(stage)]
-        older = claims.unsettled(self.ready.uid)
+        accepted, outputs = self.ready.accepted, self.ready.outputs
         hold = self.refused and f"the change was refused: {self.refused}"
-        hold = hold or (self.trouble and f"storage cannot be reached: {self.trouble}")
-        hold = hold or (f"waits to see what pipeline {older}, which is older, makes" if older else "")
+        hold = hold or (self.trouble and f"waits for storage: {self.trouble}")
         return Observed(
             present=frozenset(outputs.present),
+            made=self._made(),
             attempts={
                 stage: [self._attempt(record) for record in self.ready.attempts.of(stage)]
                 for stage in accepted.graph.stages
@@ -266,10 +321,23 @@ class Reconciliation:
             slots={"cpu": UNLIMITED, "gpu": UNLIMITED},
             suspended=accepted.spec.suspend,
             cancelled=accepted.spec.cancel,
-            elsewhere=claims.elsewhere(self.ready.uid, accepted.profile.root, missing),
+            elsewhere=self.elsewhere,
             memory_limits=resources.memory_limits(self.services.config, accepted.spec, accepted.graph),
             hold=hold,
         )
+
+    def _made(self) -> frozenset[str]:
+        """The keys that the run had made when it ended, by the status; none where it is to go on."""
+        told = self.found.get("status") or {}
+        if told.get("phase") not in status.DONE or self._is_news or self._is_retried:
+            return frozenset()
+        stages = [item for item in told.get("stages") or () if item["phase"] in (Phase.SUCCEEDED, Phase.CACHED)]
+        return frozenset(key for item in stages for key in (item.get("keys") or {}).values())
+
+    @property
+    def _is_news(self) -> bool:
+        """Whether the declaration is another than the one that the status tells of."""
+        return (self.found.get("status") or {}).get("observedGeneration") != self.found["metadata"]["generation"]
 
     def _attempt(self, record: JobAttempt) -> Attempt:
         """An attempt as the planner sees it: its silence counts from when its pods began to run."""
@@ -283,6 +351,7 @@ class Reconciliation:
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys),
+            made=runs and self.ready.outputs.others_made(record.keys, record.launches),
         )
 
     # ---- acting ---------------------------------------------------------------------------------------------
@@ -300,28 +369,53 @@ class Reconciliation:
         )
         # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
         for job in services.index.read(namespace, ready.uid).jobs.values():
-            ready.attempts.adopt(job, ready.uid)
+            ready.attempts.adopt(job, ready.accepted.graph)
         if any(record.job == request.name for record in ready.attempts.open()):
             return
         backend, job_plan = services.backend, pod_template.plan_of(request)
         ready.store.write(ready.paths.plan(action.stage, action.attempt), job_plan.encode())
         # A reconciliation that was cut short may have left another, for settings that have changed since.
-        services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan))
-        job = backend.create(request)
+        services.cluster.replace_config_map(pod_template.build_config_map(request, job_plan), owner=ready.uid)
+        try:
+            job = backend.create(request)
+        except KubeError as error:
+            if not error.is_passing:  # there is no job; without an answer there may be one
+                services.claims.refuse(ready.uid, [out.key for out in action.outputs])
+            raise
         if job is None:
+            services.claims.refuse(ready.uid, [out.key for out in action.outputs])
             kind = backend.resource.kind
             raise KubeError(f"{kind} {namespace}/{request.name} exists and is not this pipeline's: delete it")
         services.index.jobs.put(job)
-        ready.attempts.adopt(job, ready.uid)
+        ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
-    def _stop(self, action: Stop) -> None:
+    def _make_room(self) -> None:
+        """End attempts that do not get to run while another pipeline waits for what they make."""
+        ready, stuck = self.ready, {}
+        for record in ready.attempts.open():
+            observed, job = self.observations[record.job], self.owned.jobs.get(record.job)
+            known = record.decided is None and record.stage in ready.accepted.graph.stages
+            if not (known and observed.is_stuck and observed.waiting):
+                continue
+            stuck[record.job] = since = ready.stuck.get(record.job, self.steady)
+            want = self._want(record.stage, record.keys)
+            if job is None or not job.suspended:  # it was admitted: another may well gain by its place
+                want = replace(want, place=None)
+            if self.services.claims.yield_to(self.claimant, want, self.steady - since):
+                why = f"it could not start: {observed.waiting.message}"
+                self._stop(Stop(record.stage, record.number, YIELDED), why)
+        ready.stuck = stuck
+
+    def _stop(self, action: Stop, message: str = "") -> None:
         attempts = self.ready.attempts
-        record, decided = attempts.get(action.stage, action.attempt), Outcome(Reason.PREEMPTED, action.reason)
+        record = attempts.get(action.stage, action.attempt)
+        decided = Outcome(Reason.PREEMPTED, message or action.reason)
         if action.reason == "stalled":
-            stood = self._nodes_that_stood(record)
+            own, stood = [pod for pod in self.owned.pods if pod.job == record.job], self._nodes_that_stood(record)
             decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+            decided = observation.lost_node(own, self.now) or decided
             record = replace(record, blame=blame(record, decided, stood))
         record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=self.now)))
         self._storage(attempts.save)  # what was decided outlives this process
@@ -356,9 +450,7 @@ class Reconciliation:
         where this process ends in between, the next one finds them and deletes them too.
         """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
-        for pod in self.owned.pods:
-            if pod.job != record.job:
-                continue
+        for pod in self.owned.pods_of(record):
             if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
@@ -368,18 +460,21 @@ class Reconciliation:
 
     def _clean(self) -> None:
         """Delete the jobs of attempts that are over: at once if they still run, else when their time has passed."""
-        ready, jobs = self.ready, self.owned.jobs
+        ready, jobs, asked = self.ready, self.owned.jobs, 0
         for record in ready.attempts.all():
-            if record.outcome is None or record.cleaned:
+            if record.outcome is None or record.cleaned or asked == DELETED_AT_ONCE:
                 continue
             job = jobs.get(record.job)
             if job is None:
-                self.services.cluster.delete_config_map(self.found["metadata"]["namespace"], record.job)
+                namespace = self.found["metadata"]["namespace"]
+                self.services.cluster.delete_config_map(namespace, record.job, owner=ready.uid)
                 ready.attempts.put(replace(record, cleaned=True))
+                asked += 1
             elif not job.meta.deleting:
                 over = self.now - (record.ended or 0.0) >= ready.accepted.spec.job_ttl_seconds
                 if over or not job.ended:
                     self.services.backend.delete(job)
+                    asked += 1
 
     def _keep(self, planned: Status) -> None:
         """Store the records, the declaration and the status, where they changed."""

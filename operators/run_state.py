@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nanochat.pipeline.outputs import Outputs
-from nanochat.pipeline.planner import Observed, Phase, Status, required_outputs
+from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.run_status import StatusFile, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.store import Store
@@ -23,8 +23,6 @@ from operators.objects import Job
 from operators.status import ATTEMPTS, DONE, to_time
 from operators.stores import SharedArtifacts
 from operators.waits import Waits
-
-ACTIVE = (Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.WAITING, Phase.QUEUED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,7 @@ class Ready:
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, Heartbeat] = field(default_factory=dict)  # by job, of the present launch
+    stuck: Mapping[str, float] = field(default_factory=dict)  # job -> since when its pods do not get to run
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
@@ -106,16 +105,17 @@ class Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
         store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
-        outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths).load()
+        outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths, pipeline=meta.name, uid=uid)
         status_file, waits = StatusFile(store, paths), Waits(meta.namespace)
-        return cls(uid, accepted, paths, artifacts, outputs, attempts, status_file, waits)
+        return cls(uid, accepted, paths, artifacts, outputs, attempts.load(), status_file, waits)
 
     def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""
         known = self.outputs
         self.accepted, self.looked = accepted, 0.0
         self.outputs = Outputs(self.artifacts, accepted.graph)
-        self.outputs.present, self.outputs.scores, self.outputs.release = known.present, known.scores, known.release
+        self.outputs.present, self.outputs.makers = known.present, known.makers
+        self.outputs.scores, self.outputs.release = known.scores, known.release
 
     @property
     def store(self) -> Store:
@@ -144,12 +144,6 @@ class Ready:
         """When the first of the jobs of attempts that are over is to be deleted, in seconds since 1970."""
         ended = [record.ended or 0.0 for record in self.attempts.all() if record.job in jobs and not record.cleaned]
         return min(ended) + self.accepted.spec.job_ttl_seconds if ended else None
-
-    def claim(self, planned: Status) -> frozenset[str]:
-        """Keys that this pipeline makes or is about to make, for the others to wait for."""
-        active = {item.stage for item in planned.stages if item.phase in ACTIVE}
-        needed = required_outputs(self.accepted.graph, Observed(present=frozenset(self.outputs.present)))
-        return frozenset(out.key for stage, outs in needed.items() if stage in active for out in outs)
 
     # ---- progress -----------------------------------------------------------------------------------------------
 

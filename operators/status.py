@@ -22,6 +22,7 @@ from operators.suspicion import MOST_NODES
 ATTEMPTS = 20  # in status; all are in the run's folder
 LONGEST = 1000  # characters of a message
 NODES = 64  # of an attempt
+LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 AccessOf = Callable[[str], Mapping[str, str] | None]  # uid -> {service, token}
 SERVING = "Serving"  # the condition
@@ -52,7 +53,8 @@ class StatusInputs:
     explanations: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]]  # trained stage -> metrics of its evaluation
     refused: str
-    trouble: str
+    trouble: str  # why storage cannot be reached, if it could not be for a while
+    current: bool  # whether it was reached this time
     queue: Mapping[str, str] | None
     run: str
     serving: tuple[str, str, str] | None = None
@@ -68,7 +70,8 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
     meta, before, planned = found["metadata"], found.get("status") or {}, inputs.planned
     accepted, spec = inputs.accepted, inputs.accepted.spec
     current = _current(planned, inputs.progress)
-    state = inputs.progress.get(current) if current else None
+    runs = current and planned.of(current).phase in LIVE
+    state = inputs.progress.get(current) if runs else None  # of one that waits it is of long ago
     started = min((r.started for r in inputs.attempts), default=None)
     hours = sum(r.gpus * r.ran(now) for r in inputs.attempts) / 3600
     finished = planned.phase in DONE
@@ -84,7 +87,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "started": to_time(started),
         "finished": (before.get("finished") or to_time(now)) if finished else None,
         "run": inputs.run,
-        "retriedAt": before.get("retriedAt") if inputs.trouble else retry_asked(found),
+        "retriedAt": retry_asked(found) if inputs.current else before.get("retriedAt"),
         "gpuHours": round(hours, 3),
         "cost": round(hours * spec.cost.gpu_hour, 2),
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
@@ -109,9 +112,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
                 "Accepted": ("False", "Refused", inputs.refused)
                 if inputs.refused
                 else ("True", "Accepted", accepted.remark),
-                "StorageReachable": ("False", "Unreachable", inputs.trouble)
-                if inputs.trouble
-                else ("True", "Reached", ""),
+                **_reachable(inputs),
                 "Succeeded": _succeeded(planned),
                 **({SERVING: inputs.serving} if inputs.serving else {}),
             },
@@ -196,7 +197,7 @@ def _bare(value: object) -> object:
 def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
     own = [r for r in inputs.attempts if r.stage == item.stage]
     state = inputs.progress.get(item.stage)
-    live = state if item.phase in (Phase.RUNNING, Phase.STOPPING) else None
+    live = state if item.phase in LIVE else None
     return {
         "name": item.stage,
         "phase": str(item.phase),
@@ -232,15 +233,15 @@ def _attempt(record: JobAttempt) -> Object:
 
 def _current(planned: Status, progress: Mapping[str, State]) -> str:
     """The stage that people look at: of those that run the one that trains, else the first that is under way."""
-    active = [
-        item.stage for item in planned.stages if item.phase in (Phase.RUNNING, Phase.STOPPING, Phase.PENDING)
-    ] or [item.stage for item in planned.stages if item.phase in (Phase.RETRYING, Phase.FAILED)]
+    active = [item.stage for item in planned.stages if item.phase in (*LIVE, Phase.PENDING)] or [
+        item.stage for item in planned.stages if item.outside or item.phase in (Phase.RETRYING, Phase.FAILED)
+    ]
     return next((s for s in active if not s.startswith("eval-")), active[0] if active else "")
 
 
 def _why(planned: Status) -> str:
     """The message of the first stage that waits for something outside the pipeline."""
-    waiting = [i for i in planned.stages if i.message and i.phase in (Phase.PENDING, Phase.RETRYING)]
+    waiting = [i for i in planned.stages if i.message and (i.outside or i.phase in (Phase.PENDING, Phase.RETRYING))]
     return f"{waiting[0].stage}: {waiting[0].message}" if waiting else ""
 
 
@@ -253,6 +254,13 @@ def _loss(state: State | None) -> float | None:
 def _core(scores: Mapping[str, Mapping[str, float]]) -> str | None:
     value = scores.get("base", {}).get("core")
     return None if value is None else f"{value:.4f}"
+
+
+def _reachable(inputs: StatusInputs) -> dict[str, tuple[str, str, str]]:
+    """The condition of storage, which one failure does not change."""
+    if inputs.trouble:
+        return {"StorageReachable": ("False", "Unreachable", inputs.trouble)}
+    return {"StorageReachable": ("True", "Reached", "")} if inputs.current else {}
 
 
 def _succeeded(planned: Status) -> tuple[str, str, str]:

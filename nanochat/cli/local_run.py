@@ -19,7 +19,7 @@ from nanochat.pipeline.control import ask_cancel
 from nanochat.pipeline.leases import live_run
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.log_reader import LaunchLogs, list_launches, read_log
-from nanochat.pipeline.planner import Phase
+from nanochat.pipeline.planner import UNDER_WAY, Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
@@ -30,8 +30,6 @@ from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
 from nanochat.tracking.registry import Registry
-
-UNDER_WAY = (Phase.RUNNING, Phase.STOPPING, Phase.WAITING)
 
 
 class NoRun(UserError):
@@ -70,7 +68,7 @@ class LocalRun(RunHandle):
     def phase(self) -> str:
         """As the runner said last; "Stopped" where it is gone and had not come to an end."""
         phase = self.status.phase
-        return "Stopped" if phase in UNDER_WAY and not self.is_live else phase
+        return "Stopped" if phase in (*UNDER_WAY, Phase.WAITING) and not self.is_live else phase
 
     @property
     def document(self) -> Mapping[str, Any]:

@@ -12,20 +12,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import Any, Generic, Self, TypeVar
 
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import Attempt
+from nanochat.pipeline.planner import STAGES, Attempt
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.sentences import Said
 from nanochat.storage.failures import Damaged
-from nanochat.storage.records import MOST_RECORDS, Count, Seconds, checked, read_object
+from nanochat.storage.manifest import Name
+from nanochat.storage.records import Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
+
+LARGEST = 256 << 10  # bytes of a record: one of an attempt on a thousand nodes has about 100,000
+MOST = 1000  # records of a stage that are read, the newest,
+MOST_BYTES = 8 << 20  # and their bytes together
+AT_ONCE = 8  # requests under way at once
+_FILE = re.compile(r"(?=[0-9]{4})0*([1-9][0-9]{0,5})\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +46,7 @@ class AttemptRecord:
     number: Count
     started: Seconds = 0.0
     device_batch_size: Count = 1
-    keys: tuple[str, ...] = ()  # of the outputs that it has to make
+    keys: tuple[Name, ...] = ()  # of the outputs that it has to make
     launch: str = ""  # id of the present launch, on a cluster that of rank 0
     memory: Seconds = 1.0  # factor on the host memory request
     heartbeat: Seconds | None = None  # the last sign of life
@@ -66,7 +76,14 @@ class AttemptRecord:
         return replace(self, outcome=outcome, reached=reached, ended=now)
 
     def observed(
-        self, *, stopping: bool, silence: float, begun: bool = True, waiting: Said | None = None, stale: bool = False
+        self,
+        *,
+        stopping: bool,
+        silence: float,
+        begun: bool = True,
+        waiting: Said | None = None,
+        stale: bool = False,
+        made: bool = False,
     ) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
@@ -78,6 +95,8 @@ class AttemptRecord:
             begun=begun,
             former=self.former,
             stopping=stopping,
+            asked=self.stopping,
+            made=made,
             reached=self.reached,
             waiting=waiting,
             stale=stale,
@@ -101,7 +120,7 @@ R = TypeVar("R", bound=AttemptRecord)
 
 def read_attempts(store: Store, paths: RunPaths, stage: str) -> list[AttemptRecord]:
     """The readable records of a stage, by number; the others are passed over with a warning."""
-    return sorted(_read(store, paths, stage, AttemptRecord), key=lambda record: record.number)
+    return _read(store, paths, stage, AttemptRecord)
 
 
 def read_latest_progress(store: Store, paths: RunPaths, stage: str) -> State | None:
@@ -110,16 +129,35 @@ def read_latest_progress(store: Store, paths: RunPaths, stage: str) -> State | N
     return read_progress(store, paths.progress(stage), attempts[-1].launch) if attempts else None
 
 
-def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> Iterator[R]:
+def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> list[R]:
+    """The newest records of a stage, as far as they make sense. Whose record one is, its path alone says."""
     folder = f"{paths.attempts}/{stage}"
-    for name in store.children(folder)[:MOST_RECORDS]:
-        path = f"{folder}/{name}"
+    listed = store.list(folder) if stage in STAGES else []
+    named = [(entry, _FILE.fullmatch(entry.path.removeprefix(f"{folder}/"))) for entry in listed]
+    wanted: list[tuple[int, str]] = []
+    taken = 0
+    numbered = ((int(name[1]), entry) for entry, name in named if name is not None)
+    for number, entry in sorted(numbered, key=itemgetter(0), reverse=True):
+        if entry.size <= LARGEST and taken + entry.size <= MOST_BYTES and len(wanted) < MOST:
+            wanted.append((number, entry.path))
+            taken += entry.size
+
+    def read(item: tuple[int, str]) -> R | str:
         try:
-            found = read_object(store, path)
-            if found is not None:
-                yield kind.from_dict({**found, "stage": stage})
+            record = kind.from_dict((read_object(store, item[1], LARGEST) or {}) | {"stage": stage})
+            return record if record.number == item[0] else "it is another attempt's"
         except (Damaged, ValueError) as error:
-            log.warning("the record %s is passed over: %s", store.uri(path), str(error).splitlines()[0])
+            return str(error).splitlines()[0]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = dict(zip((path for _, path in wanted), pool.map(read, wanted), strict=True))
+    records = [answer for answer in answers.values() if not isinstance(answer, str)]
+    passed = [entry.path for entry in listed if isinstance(answers.get(entry.path, ""), str)]
+    if passed:
+        why = answers.get(passed[0], "too many, too large, or no record's name")
+        more = f" (and {len(passed) - 1} more)" if len(passed) > 1 else ""
+        log.warning("the record %s is passed over%s: %s", store.uri(passed[0]), more, why)
+    return sorted(records, key=lambda record: record.number)
 
 
 class AttemptLog(Generic[R]):
@@ -132,9 +170,10 @@ class AttemptLog(Generic[R]):
 
     def load(self) -> Self:
         """Read all records in storage but those that make no sense; StorageError where it cannot be reached."""
-        for stage in self._store.children(self._paths.attempts):
+        for stage in STAGES.intersection(self._store.children(self._paths.attempts)):
             for record in _read(self._store, self._paths, stage, self._kind):
-                self._records[stage, record.number] = self._stored[stage, record.number] = record
+                self._stored[stage, record.number] = record
+                self.put(record)
         return self
 
     def all(self) -> Sequence[R]:

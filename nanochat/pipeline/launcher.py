@@ -34,6 +34,7 @@ from nanochat.pipeline.outcomes import (
     Outcome,
     Reason,
     from_exit,
+    last_lines,
     read_outcome,
     write_outcome,
 )
@@ -141,7 +142,18 @@ def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping:
         first=node_rank() * plan.processes,
         begun=len(list(work.glob("rank*.pid"))) if plan.processes * plan.nodes > 1 else 0,
         asked_to_stop=stopping.is_set(),
+        last_words=read_last_lines(work / "launch.log"),
     )
+
+
+def read_last_lines(log: Path) -> str:
+    """The last lines of what the launch itself wrote, before and beside its ranks."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TERMINATION_BYTES))
+            return last_lines(file.read().decode(errors="replace"))
+    except OSError:
+        return ""
 
 
 def node_rank() -> int:

@@ -32,7 +32,7 @@ from nanochat.pipeline.orphan import PLAN, end_launches, in_folder
 from nanochat.pipeline.outcomes import Outcome, Reason, read_outcome
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.plan import StagePlan
-from nanochat.pipeline.planner import Observed, Phase, Start, Status, Stop, plan
+from nanochat.pipeline.planner import UNDER_WAY, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.run_status import RunStatus, StatusFile, read_status
 from nanochat.pipeline.running_attempt import RunningAttempt
@@ -140,7 +140,7 @@ class LocalRunner:
                     status = self._reconcile()
                     on_change(self._snapshot(status))
                     if not self.running and self.trouble is None:
-                        done = status.phase not in (Phase.RUNNING, Phase.STOPPING)
+                        done = status.phase not in UNDER_WAY
                         if done or self.interrupts or self.cancelled:
                             return status
                     time.sleep(POLL_SECONDS)
@@ -226,6 +226,7 @@ class LocalRunner:
                         stopping=bool(record.stopping) and record.outcome is None,
                         silence=self.running[stage].silence if record.outcome is None else 0.0,
                         begun=record.outcome is not None or self.running[stage].begun,
+                        made=record.outcome is None and self.outputs.others_made(record.keys, (record.launch,)),
                     )
                     for record in self.attempts.of(stage)
                 ]
@@ -252,6 +253,7 @@ class LocalRunner:
     def _observe_progress(self) -> None:
         for running in self.running.values():
             self._take_progress(running)
+            self.outputs.look(running.record.keys)
 
     def _take_progress(self, running: RunningAttempt) -> None:
         stage = running.record.stage

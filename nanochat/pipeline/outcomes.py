@@ -14,6 +14,7 @@ from nanochat.parse.json_text import read_json
 from nanochat.storage.records import RECORD, Count, Seconds, checked
 
 EXIT_STOPPED = 143  # asked to stop, and a checkpoint is saved
+LAST_LINES, LAST_CHARACTERS = 3, 500  # of a log, in a message
 EXIT_DISK_FULL = 28  # the disk is full, so that even the outcome could not be written
 
 
@@ -94,8 +95,9 @@ def from_exit(
     first: int = 0,
     begun: int = 0,
     asked_to_stop: bool = False,
+    last_words: str = "",
 ) -> Outcome:
-    """The outcome of a launch whose process ended with `code` (negative: killed by that signal).
+    """The outcome of a launch whose process ended with `code` (negative: killed by that signal) and these last words.
 
     Its ranks are the `processes` from `first` on; under torchrun, whose code tells nothing, `begun` of them are known
     to have begun.
@@ -122,4 +124,10 @@ def from_exit(
         return Outcome(reason=Reason.INFRASTRUCTURE, message="killed by SIGKILL (by hand, or by the kernel for memory)")
     if code < 0:
         return Outcome(reason=Reason.INFRASTRUCTURE, message=f"killed by signal {-code}")
-    return Outcome(reason=Reason.ERROR, message=f"exit code {code}; see the log")
+    said = f": {last_words}; see the log" if last_words else ", without a word"
+    return Outcome(reason=Reason.ERROR, message=f"exit code {code}{said}")
+
+
+def last_lines(text: str) -> str:
+    """The last lines of a log as the end of a sentence; '' where it is empty."""
+    return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:])[-LAST_CHARACTERS:]

@@ -31,6 +31,7 @@ class Outputs:
     def __init__(self, artifacts: Artifacts, graph: Graph) -> None:
         self.artifacts, self.graph = artifacts, graph
         self.present: set[str] = set()  # keys
+        self.makers: dict[str, str] = {}  # key of what an attempt makes, and is there -> the launch that made it
         self.explanations: dict[str, str] = {}  # stage -> why its outputs have to be made
         self.release: ReleaseRecord | None = None
         self.scores: dict[str, Mapping[str, float]] = {}  # trained stage -> metrics of its evaluation
@@ -45,13 +46,37 @@ class Outputs:
             wanted = [(out.kind, out.key) for out in outputs if out.key not in self.present]
             found = {pair: manifest.metadata for pair, manifest in self.artifacts.find_all(wanted).items()}
         for (kind, key), metadata in found.items():
-            self.present.add(key)
-            if kind == "evaluation":
-                stage = str(metadata.get("stage", "")).removeprefix("eval-")
-                self.scores[stage] = _numbers(metadata.get("metrics"))
-            elif kind == "release":
-                self.release = ReleaseRecord.of(metadata)
+            self._take(kind, key, metadata)
         return bool(found)
+
+    def _take(self, kind: str, key: str, metadata: Mapping[str, Any]) -> None:
+        self.present.add(key)
+        if kind == "evaluation":
+            stage = str(metadata.get("stage", "")).removeprefix("eval-")
+            self.scores[stage] = _numbers(metadata.get("metrics"))
+        elif kind == "release":
+            self.release = ReleaseRecord.of(metadata)
+
+    def forget(self) -> None:
+        """Take nothing for granted that was seen before: the next look is at all outputs."""
+        self.present.clear()
+        self.makers.clear()
+        self.explanations.clear()
+
+    def look(self, keys: Collection[str]) -> None:
+        """Look for what an attempt makes, and who made it: by one request where it is not all there."""
+        for out in (out for node in self.graph.nodes for out in node.outputs if out.key in keys):
+            if out.key in self.makers:
+                continue
+            manifest = self.artifacts.find(out.kind, out.key)
+            if manifest is None:
+                return
+            self.makers[out.key] = manifest.launch
+            self._take(out.kind, out.key, manifest.metadata)
+
+    def others_made(self, keys: Collection[str], launches: Collection[str]) -> bool:
+        """Whether all of these were seen by `look`, and some were made by other launches than these."""
+        return self.makers.keys() >= set(keys) and any(self.makers[key] not in launches for key in keys)
 
     def recheck_inputs(self, stage: str) -> None:
         """Look again at what a stage reads: what it found damaged is set aside, and its maker has to run again."""

@@ -7,10 +7,10 @@ controller carry out its actions and feed it what they see. Asked again with the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from nanochat.pipeline.graph import Graph, Node, Output
+from nanochat.pipeline.graph import TRAINING, Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import PipelineSpec
@@ -18,7 +18,14 @@ from nanochat.spec.stages import ComputeStage
 
 # Stages whose outputs a user wants for themselves; the others run where one of these needs them.
 GOALS = frozenset({"base", "mid", "sft", "rl", "eval-base", "eval-mid", "eval-sft", "eval-rl", "report", "release"})
+STAGES = GOALS | {"dataset", "tokenizer", "tokens"}
 
+# Why an attempt was stopped, where that is no fault of its own: it never counts as a failed one.
+SUSPENDED, CANCELLED, EDITED, YIELDED, MADE = "suspended", "cancelled", "edited", "yielded", "made by another run"
+ASKED = frozenset({SUSPENDED, CANCELLED, EDITED, YIELDED, MADE})
+
+MOST_NAMED = 3  # of those that a stage waits for
+MOST_DOUBLED = 30  # times that a delay doubles
 
 _ORDER = {"eval": 1, "report": 2, "release": 3}
 
@@ -42,6 +49,10 @@ class Phase(StrEnum):
     CANCELLED = "Cancelled"
 
 
+# Phases of a stage that is at work or will be; of several the first says what the whole pipeline does.
+UNDER_WAY = (Phase.RUNNING, Phase.STOPPING, Phase.PENDING, Phase.RETRYING, Phase.QUEUED)
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt of a stage as it was observed."""
@@ -54,6 +65,8 @@ class Attempt:
     begun: bool = True  # its present launch has made a step
     former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
+    asked: str = ""  # why it was stopped, if it was
+    made: bool = False  # another run has made all that it makes
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
     waiting: Said | None = None  # why its processes do not run yet: then its silence is no stall
     stale: bool = False  # it makes what an edit has since replaced: it is stopped, and counts for nothing
@@ -65,12 +78,13 @@ class Observed:
     """Everything that was observed of a run."""
 
     present: frozenset[str]  # keys of committed artifacts
+    made: frozenset[str] = frozenset()  # keys that the run had made when it ended: it makes them anew only when asked
     attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 1})
     selected: frozenset[str] | None = None  # stages that may run; None is all
     suspended: bool = False
     cancelled: bool = False
-    elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> older pipeline that makes it
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> that another makes it: the message
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # stage -> largest factor; 1 where not named
     hold: str = ""  # why nothing may start at the moment; what runs goes on
 
@@ -104,6 +118,8 @@ class StageStatus:
     message: str = ""
     attempts: int = 0
     until: float | None = None  # when a delay ends
+    outside: bool = False  # it waits for something outside the pipeline
+    gone: bool = False  # it had succeeded, and what it made is gone
     reason: str = ""  # of the message, for programs
 
 
@@ -124,7 +140,7 @@ Action = Start | Stop
 
 def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
     """The actions that are due now, and the status."""
-    wanted = required_outputs(graph, observed)
+    wanted = required_outputs(graph, replace(observed, present=observed.present | observed.made))
     actions: list[Action] = []
     statuses: dict[str, StageStatus] = {}
     used: dict[str, int] = {}
@@ -186,6 +202,10 @@ def _stage(
     if current is not None:
         return _watch(stage, current, spec, observed, count)
     if not missing:
+        gone = [out.ref for out in node.outputs if stage in GOALS and out.key in observed.made - observed.present]
+        if gone:
+            message = f"{gone[0]} is gone or damaged: `nanochat retry` makes it anew"
+            return StageStatus(stage, Phase.SUCCEEDED, message, count, gone=True), None
         if any(out.key not in observed.present for out in node.outputs):
             if observed.selected is not None and stage not in observed.selected:
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
@@ -215,13 +235,19 @@ def _stage(
         return StageStatus(stage, Phase.WAITING, f"waits for {', '.join(makers)}", count), None
     if observed.suspended:
         return StageStatus(stage, Phase.SUSPENDED, "suspended", count), None
-    makers = sorted({observed.elsewhere[out.key] for out in missing if out.key in observed.elsewhere})
-    if makers:
-        return StageStatus(stage, Phase.WAITING, f"waits for pipeline {', '.join(makers)}, which makes it", count), None
     if observed.hold:
-        return StageStatus(stage, Phase.WAITING, observed.hold, count), None
+        return StageStatus(stage, Phase.WAITING, observed.hold, count, outside=True), None
     if decision.ended <= now < decision.not_before:  # what ended in the future ended before the clock was set back
         return StageStatus(stage, Phase.RETRYING, decision.why, count, until=decision.not_before), None
+    others = sorted({observed.elsewhere[out.key] for out in missing if out.key in observed.elsewhere})
+    if others:
+        last = attempts[-1] if attempts else None
+        own = (
+            f"; its own attempt ended: {last.outcome.message}"
+            if last and last.outcome and last.asked == YIELDED
+            else ""
+        )
+        return StageStatus(stage, Phase.WAITING, "; ".join(others[:MOST_NAMED]) + own, count, outside=True), None
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
     start = Start(stage, number, outputs=missing, device_batch_size=size, memory=decision.memory)
@@ -233,9 +259,10 @@ def _watch(
 ) -> tuple[StageStatus, Action | None]:
     """A running attempt: leave it, or stop it."""
     if attempt.stopping:
-        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint", count), None
-    reason = "cancelled" if observed.cancelled else "suspended" if observed.suspended else ""
-    reason = reason or ("edited" if attempt.stale else "")
+        saves = attempt.asked in ASKED and attempt.begun and stage in TRAINING
+        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint" if saves else "ends", count), None
+    reason = CANCELLED if observed.cancelled else SUSPENDED if observed.suspended else ""
+    reason = reason or (EDITED if attempt.stale else MADE if attempt.made else "")
     if reason:
         return StageStatus(stage, Phase.STOPPING, reason, count), Stop(stage, attempt.number, reason)
     if attempt.waiting:
@@ -278,7 +305,8 @@ def decide_retry(
 ) -> Retry:
     """Whether and when a stage is tried again, from the outcomes of its attempts.
 
-    An attempt counts against the limit unless it, or one after it, got further than all before it. Where the host's
+    An attempt counts against the limit unless it, or one after it, got further than all before it, or it was stopped or
+    taken away. What is taken away again and again is tried again after growing delays. Where the host's
     memory ran out the request doubles up to `memory_limit` times the first one; else the rows at a time halve,
     if the stage has `rows` at all.
     """
@@ -303,18 +331,15 @@ def decide_retry(
                 failure=f"out of memory with one row at a time: use a smaller model or sequence length ({message})"
             )
         return Retry(device_batch_size=size, memory=memory, why=f"out of memory: again with {size} rows at a time")
-    counted, best = 0, -1
-    for each in ended:
-        reached = each.attempt.reached
-        if not (each.attempt.former or each.ran_out):
-            counted = 0 if reached > max(best, 0) else counted + 1
-        best = max(best, reached)
-    if counted > spec.retries.limit:
-        return Retry(failure=f"{message} ({counted} attempts without progress)")
-    if reason in (Reason.PREEMPTED, Reason.STALLED) or counted == 0:
-        return Retry(device_batch_size=size, memory=memory, why=f"again after: {message}")
-    delay = min(spec.retries.delay_seconds * 2 ** (counted - 1), spec.retries.max_delay_seconds)
+    failed, taken = _in_vain(ended)
+    if failed > spec.retries.limit:
+        return Retry(failure=f"{message} ({failed} attempts without progress)")
     why = f"again after: {message}"
+    delays = taken - 1 if reason is Reason.PREEMPTED else failed
+    if delays <= 0 or last.was_asked or reason is Reason.STALLED:
+        return Retry(device_batch_size=size, memory=memory, why=why)
+    doubled = min(delays - 1, MOST_DOUBLED)
+    delay = min(spec.retries.delay_seconds * 2**doubled, spec.retries.max_delay_seconds)
     return Retry(ended=last.at, not_before=last.at + delay, device_batch_size=size, memory=memory, why=why)
 
 
@@ -331,9 +356,29 @@ class _Ended:
         """Whether memory ran out."""
         return self.outcome.reason is Reason.OUT_OF_MEMORY
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether it was asked to end, by no fault of its own."""
+        return self.attempt.asked in ASKED
+
     def more_helps(self, limit: float) -> bool:
         """Whether it is answered by more of the host's memory."""
         return self.ran_out and self.outcome.host and self.attempt.memory < limit
+
+
+def _in_vain(ended: Sequence[_Ended]) -> tuple[int, int]:
+    """How many attempts failed, and how many were taken away, since one got further than all before it."""
+    failed, taken, best = 0, 0, 0
+    for each in ended:
+        reached = each.attempt.reached
+        if reached > best and not each.attempt.former:
+            failed = taken = 0
+        elif each.outcome.reason is Reason.PREEMPTED:
+            taken += not (each.attempt.former or each.was_asked)
+        elif not (each.attempt.former or each.ran_out or each.was_asked):
+            failed += 1
+        best = max(best, reached)
+    return failed, taken
 
 
 def _memory(ended: Sequence[_Ended], limit: float) -> float:
@@ -351,12 +396,11 @@ def _halved(ended: Sequence[_Ended], limit: float) -> int | None:
 def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
     phases = {item.phase for item in stages}
     failed = [item for item in stages if item.phase is Phase.FAILED]
-    active = phases & {Phase.RUNNING, Phase.PENDING, Phase.STOPPING, Phase.RETRYING, Phase.QUEUED}
+    active = [phase for phase in UNDER_WAY if phase in phases]
     if observed.cancelled:
-        phase = Phase.STOPPING if active else Phase.CANCELLED
-        return Status(phase, stages, "cancelled")
+        return Status(Phase.STOPPING if active else Phase.CANCELLED, stages, "cancelled")
     if active:
-        return Status(Phase.RUNNING, stages, "")
+        return Status(Phase.RUNNING if active[0] is Phase.STOPPING else active[0], stages, "")
     if failed:
         return Status(Phase.FAILED, stages, f"{failed[0].stage}: {failed[0].message}")
     if observed.suspended and Phase.SUSPENDED in phases:
@@ -364,6 +408,8 @@ def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
     blocked = [item for item in stages if item.phase is Phase.BLOCKED]
     if blocked:
         return Status(Phase.FAILED, stages, f"{blocked[0].stage} {blocked[0].message}")
-    if Phase.WAITING in phases:
-        return Status(Phase.WAITING, stages, "")
-    return Status(Phase.SUCCEEDED, stages, "")
+    waiting = next((item for item in stages if item.phase is Phase.WAITING), None)
+    if waiting is not None:
+        return Status(Phase.WAITING, stages, f"{waiting.stage}: {waiting.message}")
+    gone = next((item for item in stages if item.gone), None)
+    return Status(Phase.SUCCEEDED, stages, f"{gone.stage}: {gone.message}" if gone else "")

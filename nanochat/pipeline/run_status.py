@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, PlainValidator
+from pydantic import PlainValidator
 
 from nanochat.pipeline.attempts import AttemptRecord
 from nanochat.pipeline.graph import Graph
@@ -23,7 +23,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import Pipeline
 from nanochat.storage.failures import Damaged
-from nanochat.storage.manifest import check_name
+from nanochat.storage.manifest import Name
 from nanochat.storage.records import Count, Seconds, checked, read_object
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import State
@@ -31,7 +31,6 @@ from nanochat.tracking.progress import State
 LARGEST = 16 << 20  # bytes; one of 100,000 shards is about that
 DECLARATION = 4 << 20
 Ref = Annotated[ArtifactRef, PlainValidator(ArtifactRef.parse)]
-Key = Annotated[str, AfterValidator(check_name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class StageRunStatus:
     attempts: Count = 0
     why: str = ""  # its outputs had to be made
     warnings: tuple[str, ...] = ()
-    keys: Mapping[Ref, Key] = field(default_factory=dict)
+    keys: Mapping[Ref, Name] = field(default_factory=dict)
     started: Seconds | None = None  # its first attempt
     ended: Seconds | None = None  # its last attempt
 

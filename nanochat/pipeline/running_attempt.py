@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.pipeline.attempts import AttemptRecord
-from nanochat.pipeline.launcher import read_outcomes
+from nanochat.pipeline.launcher import read_last_lines, read_outcomes
 from nanochat.pipeline.orphan import PLAN, end_launches, start_child
 from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
 
@@ -72,5 +72,6 @@ class RunningAttempt:
             return Outcome(reason=Reason.PREEMPTED, message="stopped while it started")
         if outcome is None:
             ranks = read_outcomes(self.work)
-            outcome = from_exit(code, ranks, processes=self.processes, asked_to_stop=asked)
+            said = read_last_lines(self.work / "launch.log")
+            outcome = from_exit(code, ranks, processes=self.processes, asked_to_stop=asked, last_words=said)
         return outcome

@@ -34,6 +34,7 @@ class Fault(Enum):
     """Kinds of failures that are told apart."""
 
     TRANSIENT = auto()  # the server is busy or broke off: the same operation may succeed a moment later
+    SLOW = auto()  # no answer came in time: it is busy, or this machine is
     UNREACHABLE = auto()  # it does not answer: may pass, too
     FULL = auto()
     NO_BUCKET = auto()
@@ -108,7 +109,9 @@ def fault(error: BaseException, errors: ErrorTable = LOCAL) -> Fault | None:
         for kind, found in errors.types.items():
             if isinstance(item, kind):
                 return found
-    if isinstance(error, TimeoutError | ConnectionError):
+    if isinstance(error, TimeoutError):
+        return Fault.SLOW
+    if isinstance(error, ConnectionError):
         return Fault.UNREACHABLE
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return None
@@ -117,7 +120,7 @@ def fault(error: BaseException, errors: ErrorTable = LOCAL) -> Fault | None:
 
 def transient(error: BaseException, errors: ErrorTable = LOCAL) -> bool:
     """Whether the same operation may succeed a moment later."""
-    return fault(error, errors) in (Fault.TRANSIENT, Fault.UNREACHABLE)
+    return fault(error, errors) in (Fault.TRANSIENT, Fault.SLOW, Fault.UNREACHABLE)
 
 
 def to_user_error(
@@ -142,7 +145,9 @@ def to_user_error(
         return UserError(fault_of_user, detail=detail)
     if isinstance(error, NotADirectoryError | IsADirectoryError):
         return UserError(f"{where} is a file where a folder should be, or the reverse: move it away", detail=detail)
-    if found is Fault.UNREACHABLE:
+    if found is Fault.SLOW:
+        sentence = f"{place} gave no answer in time: the server, the network or this machine is busy, or cut off"
+    elif found is Fault.UNREACHABLE:
         sentence = f"{place} does not answer: check the endpoint, the network and that the server runs"
     else:
         sentence = f"{doing} failed in {place} ({detail}): see the log, then run again"

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from nanochat.parse.json_text import read_json
 from nanochat.storage.failures import Damaged
@@ -24,6 +26,9 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"not a name that storage can use: {name!r}")
     return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nanochat.spec.chatpipeline import UID
+from operators.claims import Claims
 from operators.cluster import Cluster
 from operators.index import Index
 from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, KubeError, Listing, Object, Resource
@@ -38,17 +39,28 @@ class FakeKube:
         """The status of the one pipeline."""
         return next((found.get("status", {}) for found in self[PIPELINES].values()), {})
 
+    def status_of(self, name: str) -> Object:
+        """The status of a pipeline."""
+        return self[PIPELINES][name].get("status", {})
+
+    def next_version(self) -> int:
+        """The version of an object that a test has changed."""
+        return next(self._numbers)
+
     def services(self) -> dict[str, Any]:
         """What `Services` takes of a cluster. No watch is at work: the index is as complete as `resync` leaves it."""
         backend = PyTorchJobs(self)  # type: ignore[arg-type]
         index = Index(self, backend, lambda namespace, name: None)  # type: ignore[arg-type]
         index.resync("")
-        return {"cluster": Cluster(self), "backend": backend, "index": index}  # type: ignore[arg-type]
+        claims = Claims(index, clock=lambda: self.now)
+        claims.learn()
+        return {"cluster": Cluster(self), "backend": backend, "index": index, "claims": claims}  # type: ignore[arg-type]
 
     def declare(self, body: Object, *, uid: str) -> Object:
         """Put a ChatPipeline there, or the next state of it."""
         meta, known = body["metadata"], self[PIPELINES].get(body["metadata"]["name"], {})
-        stamped = meta | {"uid": uid, "generation": 1, "creationTimestamp": self.stamp()}
+        generation = known["metadata"]["generation"] + (known.get("spec") != body.get("spec")) if known else 1
+        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": self.stamp()}
         self._store(PIPELINES, body | {"metadata": stamped, "status": known.get("status", {})})
         return copy.deepcopy(self[PIPELINES][meta["name"]])
 
@@ -65,10 +77,6 @@ class FakeKube:
         self[resource][meta["name"]]["metadata"]["resourceVersion"] = known["resourceVersion"]
 
     # ---- as KubeClient --------------------------------------------------------------------------------------------
-
-    def get(self, resource: Resource, _namespace: str, name: str) -> Object | None:
-        self.asked.append(f"get {resource.plural}")
-        return copy.deepcopy(self[resource].get(name))
 
     def listing(
         self, resource: Resource, _namespace: str = "", labelSelector: str = UID, fieldSelector: str = ""
@@ -87,6 +95,10 @@ class FakeKube:
         ]
         return Listing(copy.deepcopy(found), next(self._numbers))
 
+    def get(self, resource: Resource, _namespace: str, name: str) -> Object | None:
+        self.asked.append(f"get {resource.plural}")
+        return copy.deepcopy(self[resource].get(name))
+
     def create(self, resource: Resource, body: Object) -> Object | None:
         self.asked.append(f"create {resource.plural}")
         name = body["metadata"]["name"]
@@ -95,8 +107,9 @@ class FakeKube:
         if resource is PYTORCHJOBS:
             self.created.append(name)
             body = body | {"metadata": body["metadata"] | {"generation": 1}, "status": {"startTime": self.stamp()}}
-            self._start(body)
         self._store(resource, body)
+        if resource is PYTORCHJOBS:
+            self._start(self[resource][name])
         if resource is PYTORCHJOBS and self.lose_answer:
             self.lose_answer = False
             raise KubeError("the API server cannot be reached")
@@ -141,6 +154,8 @@ class FakeKube:
     def _start(self, job: Object) -> None:
         """The training operator and the kubelets."""
         meta, worker = job["metadata"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
+        owner = {"apiVersion": PYTORCHJOBS.api_version, "kind": PYTORCHJOBS.kind, "name": meta["name"]}
+        owner |= {"uid": meta["uid"], "controller": True}
         for index in range(worker["replicas"]):
             labels = meta["labels"] | {
                 "training.kubeflow.org/job-name": meta["name"],
@@ -151,6 +166,7 @@ class FakeKube:
                     "name": f"{meta['name']}-worker-{index}",
                     "namespace": meta["namespace"],
                     "labels": labels,
+                    "ownerReferences": [owner],
                     "creationTimestamp": self.stamp(),
                 },
                 "spec": {"nodeName": f"node-{index}"},

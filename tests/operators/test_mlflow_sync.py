@@ -67,7 +67,7 @@ class Run:
         """Two attempts of base: the first failed, and the second runs or is done, and with it the pipeline."""
         outcomes = OUTCOMES[state]
         done = outcomes[-1] is not None
-        attempts = Attempts(self.store, self.paths)
+        attempts = Attempts(self.store, self.paths, pipeline="demo", uid="uid-1")
         for number, outcome in enumerate(outcomes, 1):
             ended = 1000.0 * number + 500 if outcome else None
             attempts.put(

@@ -244,6 +244,25 @@ def test_waiting(found: dict[str, Any], pods: list[dict[str, Any]], says: str) -
     assert says in (seen.waiting.message if seen.waiting else "") and bool(says) == bool(seen.waiting)
 
 
+@pytest.mark.parametrize(
+    ("found", "pods", "stuck"),
+    [
+        (job("Created"), [], True),
+        (job("Created"), [pod(0)], True),
+        (job("Created"), [waiting("ContainerCreating"), pod(1)], False),
+        (job("Created"), [waiting("PodInitializing"), waiting("ContainerCreating")], False),
+        (job("Created"), [waiting("ImagePullBackOff"), pod(1)], True),
+        (job("Created"), [pod(0), waiting("ErrImagePull")], True),
+        (job("Suspended", suspend=True, **QUEUED), [], True),
+        (job("Suspended", suspend=True, **QUEUED), [pod(0), pod(1)], True),
+        (job("Running"), [pod(0), pod(1)], False),
+    ],
+)
+def test_whether_an_attempt_gets_to_run(found: dict[str, Any], pods: list[dict[str, Any]], stuck: bool) -> None:
+    """The start on a node takes its time: that is no reason to make room for another pipeline."""
+    assert observe(record(pods={}), found, pods, NOW).is_stuck is stuck
+
+
 def test_a_launch_is_told_by_its_pods() -> None:
     """Kueue stops a job's pods and starts others: another launch of the same attempt, and no time counts between."""
     first = record(pods={}, job_started="")

@@ -22,7 +22,6 @@ from nanochat.spec.errors import UserError
 from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
 from operators import status
-from operators.claims import Claims
 from operators.cluster import Cluster
 from operators.config import Config, Serving, StoreProfile
 from operators.events import Events
@@ -434,8 +433,7 @@ class Heard(Events):
 
 
 def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path) -> None:
-    cluster, heard, claims = FakeKube(1_800_000_000.0), Heard(), Claims()
-    claims.expect("u2", "demo", "2027-01-15T08:00:00Z")
+    cluster, heard = FakeKube(1_800_000_000.0), Heard()
     asked: list[tuple[str, bool]] = []
     answer: Any = None
 
@@ -444,9 +442,7 @@ def test_a_pipeline_shows_the_condition_and_tells_of_its_changes(tmp_path: Path)
         return answer
 
     config = Config.model_validate({"image": "trainer:1", "profiles": {"default": {"root": str(tmp_path / "store")}}})
-    services = Services(
-        **cluster.services(), config=config, claims=claims, events=heard, stores=Stores(tmp_path), serving=serving
-    )
+    services = Services(**cluster.services(), config=config, events=heard, stores=Stores(tmp_path), serving=serving)
     run = Run("team", "demo", "u2", services)
 
     def turn() -> tuple[str, str, str] | None:

@@ -57,6 +57,7 @@ def inputs(phase: Phase, text: str, **more: Any) -> status.StatusInputs:
         "scores": {},
         "refused": "",
         "trouble": "",
+        "current": True,
         "queue": None,
         "run": "runs/team.demo/12ab34cd",
     }
@@ -112,6 +113,7 @@ def test_the_largest_status() -> None:
         "explanations": {"base": LONG},
         "scores": {"base": {"core": 0.25}},
         "trouble": LONG,
+        "current": False,
         "queue": {"name": "team", "workload": "job-1", "state": "Pending", "message": LONG},
         "serving": ("False", "RolloutFailed", LONG),
     }
@@ -124,6 +126,28 @@ def test_the_largest_status() -> None:
 def test_before_and_without_the_run() -> None:
     for told in (status.refused(found(), LONG, NOW), status.unreachable(found(), LONG, NOW)):
         assert written(told)["conditions"][0]["status"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "progress"),
+    [(Phase.RUNNING, 60, "60/400"), (Phase.STOPPING, 60, "60/400"), (Phase.PENDING, None, None)],
+)
+def test_what_waits_tells_no_progress_of_before(phase: Phase, step: int | None, progress: str | None) -> None:
+    known = State("base", "01-x", step=60, total=400, losses={"loss": 2.5}, eta=9.0)
+    one = inputs(phase, "").planned.of("base")
+    planned = Status(phase, (replace(one, message="waits for admission"),))
+    told = status.build(found(), inputs(phase, "", planned=planned, progress={"base": known}), status.no_access, NOW)
+    assert (told["stages"][0]["step"], told["progress"]) == (step, progress)
+    assert (told["stage"], told["loss"]) == ("base", progress and "2.500")
+    assert told["message"] == ("base: waits for admission" if phase is Phase.PENDING else None)
+
+
+def test_who_waits_for_another_pipeline_says_so() -> None:
+    stages = (StageStatus("base", Phase.WAITING, "waits for pipeline other, which makes it", outside=True),)
+    told = status.build(
+        found(), inputs(Phase.RUNNING, "", planned=Status(Phase.RUNNING, stages)), status.no_access, NOW
+    )
+    assert (told["stage"], told["message"]) == ("base", "base: waits for pipeline other, which makes it")
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,11 @@ def keys(*stages: str) -> frozenset[str]:
     return frozenset(out.key for stage in stages for out in GRAPH.node(stage).outputs)
 
 
-def ended(number: int, reason: Reason, *, reached: int = 0, size: int = 32, at: float = 10.0) -> Attempt:
+def ended(
+    number: int, reason: Reason, *, reached: int = 0, size: int = 32, at: float = 10.0, asked: str = ""
+) -> Attempt:
     outcome = Outcome(reason=reason, message="a reason")
-    return Attempt(number=number, device_batch_size=size, ended=at, outcome=outcome, reached=reached)
+    return Attempt(number=number, device_batch_size=size, ended=at, outcome=outcome, reached=reached, asked=asked)
 
 
 def running(number: int = 1, **more: Any) -> Attempt:
@@ -62,6 +64,26 @@ def test_inputs_that_nothing_needs_any_more_are_not_made_again() -> None:
     assert actions == []
     assert status.of("dataset").phase is Phase.UNNEEDED
     assert status.phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize("lost", [{"base"}, {"base", "tokens", "dataset"}, {"report"}])
+def test_a_run_that_has_ended_makes_nothing_anew_by_itself(lost: set[str]) -> None:
+    every = keys(*GRAPH.stages)
+    observed = Observed(present=every - keys(*lost), made=every)
+    actions, status = plan(GRAPH, SPEC, observed, 100.0)
+    stage = "report" if "report" in lost else "base"
+    ref = GRAPH.node(stage).outputs[0].ref
+    assert (actions, status.phase) == ([], Phase.SUCCEEDED)
+    assert status.message == f"{stage}: {ref} is gone or damaged: `nanochat retry` makes it anew"
+    assert launched(replace(observed, made=frozenset())) != [], "when it is asked to"
+
+
+def test_a_stage_that_had_failed_may_be_tried_while_another_is_gone() -> None:
+    present = keys("dataset", "tokenizer", "tokens", "mid", "eval-base")
+    observed = Observed(present=present, made=present | keys("base"), attempts={"sft": [ended(1, Reason.USER_ERROR)]})
+    actions, status = plan(GRAPH, SPEC, observed, 100.0)
+    assert "base" not in [action.stage for action in actions]
+    assert (status.of("base").phase, status.of("sft").phase) == (Phase.SUCCEEDED, Phase.FAILED)
 
 
 def test_the_next_stage_starts_before_the_evaluation() -> None:
@@ -104,8 +126,32 @@ def test_suspend_and_cancel_stop_what_runs_once(what: str) -> None:
     [
         pytest.param([], False, 0.0, None, id="first"),
         pytest.param([ended(1, Reason.PREEMPTED, reached=5)], False, 0.0, None, id="preempted after progress"),
-        pytest.param([ended(1, Reason.PREEMPTED)], False, 0.0, None, id="preempted early: at once, but counted"),
-        pytest.param([ended(n, Reason.PREEMPTED) for n in range(1, 5)], True, 0.0, None, id="preempted in a circle"),
+        pytest.param([ended(1, Reason.PREEMPTED)], False, 0.0, None, id="preempted early: at once"),
+        pytest.param([ended(n, Reason.PREEMPTED) for n in (1, 2)], False, 15.0, None, id="and again: a delay"),
+        pytest.param([ended(n, Reason.PREEMPTED) for n in (1, 2, 3)], False, 20.0, None, id="that grows"),
+        pytest.param(
+            [ended(n, Reason.PREEMPTED) for n in range(1, 90)], False, 310.0, None, id="but it never fails for that"
+        ),
+        pytest.param(
+            [ended(n, Reason.PREEMPTED, asked="suspended") for n in range(1, 9)], False, 0.0, None, id="suspends"
+        ),
+        pytest.param(
+            [ended(n, Reason.INFRASTRUCTURE, asked="yielded") for n in range(1, 9)],
+            False,
+            0.0,
+            None,
+            id="a stop that did not go well",
+        ),
+        pytest.param(
+            [ended(n, Reason.STALLED, asked="stalled") for n in range(1, 5)], True, 0.0, None, id="stalls count"
+        ),
+        pytest.param(
+            [*(ended(n, Reason.INFRASTRUCTURE) for n in (1, 2)), ended(3, Reason.PREEMPTED)],
+            False,
+            0.0,
+            None,
+            id="taken away after failures: at once",
+        ),
         pytest.param([ended(1, Reason.INFRASTRUCTURE)], False, 15.0, None, id="infrastructure waits"),
         pytest.param([ended(n, Reason.INFRASTRUCTURE) for n in (1, 2)], False, 20.0, None, id="and longer"),
         pytest.param([ended(n, Reason.ERROR) for n in range(1, 5)], True, 0.0, None, id="errors end"),
@@ -192,7 +238,7 @@ def test_whatever_happens_it_ends_and_never_doubles(story: list[tuple[Reason, bo
             history.append(Attempt(number=action.attempt, device_batch_size=action.device_batch_size))
         live = [stage for stage, history in attempts.items() if history[-1].outcome is None]
         if not live:
-            if status.phase is Phase.RUNNING:
+            if status.phase is Phase.RETRYING:
                 now = max(now, min(item.until for item in status.stages if item.until is not None))
                 continue
             assert status.phase in (Phase.SUCCEEDED, Phase.FAILED)

@@ -64,6 +64,12 @@ def test_trying_again_ends(waited: list[float]) -> None:
     assert waited == [1, 2, 4]
 
 
+def test_slow_is_another_word_than_unreachable(waited: list[float]) -> None:
+    with pytest.raises(StorageError, match="gave no answer in time"):
+        _try(FakeOperation(*[TimeoutError()] * 9))
+    assert waited == [1, 2, 4]
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -18,7 +18,9 @@ from azure.core.exceptions import (
     HttpResponseError,
     IncompleteReadError,
     ServiceRequestError,
+    ServiceRequestTimeoutError,
     ServiceResponseError,
+    ServiceResponseTimeoutError,
 )
 from azure.identity import CredentialUnavailableError
 from azure.identity.aio import DefaultAzureCredential
@@ -45,6 +47,9 @@ ERRORS = ErrorTable(
     base=(OSError, AzureError, aiohttp.ClientError),
     codes_of=_codes,
     types={
+        ServiceRequestTimeoutError: Fault.SLOW,
+        ServiceResponseTimeoutError: Fault.SLOW,
+        aiohttp.ServerTimeoutError: Fault.SLOW,
         ServiceRequestError: Fault.UNREACHABLE,
         ServiceResponseError: Fault.UNREACHABLE,
         IncompleteReadError: Fault.UNREACHABLE,

@@ -50,9 +50,10 @@ ERRORS = ErrorTable(
     base=(OSError, HttpError, google.auth.exceptions.GoogleAuthError, aiohttp.ClientError, NonRetryableError),
     codes_of=_codes,
     types={
+        aiohttp.ServerTimeoutError: Fault.SLOW,
+        requests.Timeout: Fault.SLOW,
         aiohttp.ClientError: Fault.UNREACHABLE,
         requests.ConnectionError: Fault.UNREACHABLE,  # by these google.auth fetches its tokens
-        requests.Timeout: Fault.UNREACHABLE,
         ChecksumError: Fault.TRANSIENT,
         google.auth.exceptions.TransportError: Fault.UNREACHABLE,
         google.auth.exceptions.DefaultCredentialsError: Fault.NO_CREDENTIALS,

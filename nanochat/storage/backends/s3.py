@@ -31,6 +31,9 @@ ERRORS = ErrorTable(
     base=(OSError, botocore.exceptions.BotoCoreError, aiohttp.ClientError),
     codes_of=_codes,
     types={
+        botocore.exceptions.ConnectTimeoutError: Fault.SLOW,
+        botocore.exceptions.ReadTimeoutError: Fault.SLOW,
+        aiohttp.ServerTimeoutError: Fault.SLOW,
         botocore.exceptions.HTTPClientError: Fault.UNREACHABLE,
         botocore.exceptions.ConnectionError: Fault.UNREACHABLE,
         botocore.exceptions.IncompleteReadError: Fault.UNREACHABLE,
@@ -55,7 +58,7 @@ ERRORS = ErrorTable(
         ),
         **dict.fromkeys(("ExpiredToken", "InvalidToken", "TokenRefreshRequired"), Fault.EXPIRED),
         **dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), Fault.NO_BUCKET),
-        "RequestTimeout": Fault.UNREACHABLE,
+        "RequestTimeout": Fault.SLOW,
         "RequestTimeTooSkewed": Fault.CLOCK,
     },
     give="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
