@@ -25,7 +25,8 @@ from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import RECORD
-from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
+from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG
+from nanochat.tracking.rest import light_registry
 from operators import metrics
 from operators.cluster import Cluster
 from operators.config import Serving, StoreProfile
@@ -263,7 +264,7 @@ class RolloutController:
         """`changed` is called when there is something new to tell; `leases` names what is served."""
         self._leases, self._leased, self._stores = leases or StoreLeases(), frozenset[str](), stores
         self._settings, self._profile, self._cluster, self._changed = settings, profile, cluster, changed
-        self._registry = Registry(settings.tracking or profile.tracking or "")
+        self._registry = light_registry(settings.tracking or profile.tracking or "")
         self._fingerprints: dict[str, str] = {}  # of the address that was looked at last
         self._news: News | None = None  # before the first look
         self._failures = 0
