@@ -27,7 +27,8 @@ from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import RECORD
 from nanochat.storage.store import Entry
-from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry, Version
+from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Version
+from nanochat.tracking.rest import light_registry
 from operators import metrics
 from operators.cluster import Cluster
 from operators.config import Serving, StoreProfile
@@ -293,7 +294,7 @@ class RolloutController:
         told why a pod is not ready, by itself."""
         self._leases, self._leased, self._stores = leases or StoreLeases(), frozenset[str](), stores
         self._settings, self._profile, self._cluster, self._changed = settings, profile, cluster, changed
-        self._registry = Registry(settings.tracking or profile.tracking or "")
+        self._registry = light_registry(settings.tracking or profile.tracking or "")
         self._checked: tuple[Version, str, float] | None = None  # looked at last: its fingerprint, and when
         self._hashed: dict[Entry, str] = {}  # files that were changed after their manifest
         self._ask = ask
