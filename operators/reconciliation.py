@@ -24,6 +24,7 @@ from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
 from operators import metrics, observation, pod_template, resources, status
+from operators.admission import Graphs
 from operators.attempts import JobAttempt
 from operators.claims import Claimant, Claims, Want
 from operators.cluster import Cluster
@@ -58,6 +59,7 @@ class Services:
     claims: Claims
     events: Events
     stores: Stores
+    graphs: Graphs = field(default_factory=Graphs)
     leases: StoreLeases = field(default_factory=StoreLeases)
     suspicion: Suspicion = field(default_factory=Suspicion)
     access: status.AccessOf = status.no_access
