@@ -182,7 +182,7 @@ class Reconciliation:
             if record is not None and record.job_uid != job.meta.uid:
                 self.ready.attempts.put(replace(record, job_uid=job.meta.uid))
         if any(job.queue for job in owned.jobs.values()):
-            self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
+            self.queues = self.services.index.queues(self.found["metadata"]["namespace"])
         self.owned = owned
         self.observations = {
             record.job: observation.observe(
@@ -268,10 +268,11 @@ class Reconciliation:
         while True:
             actions, planned = plan(accepted.graph, accepted.spec, self._observed(), self.now)
             starts = [action for action in actions if isinstance(action, Start)]
-            refused = self._claim(starts)
+            if self._claim(starts):
+                continue
             wanted, known = [out for start in starts for out in start.outputs], len(outputs.present)
             self._storage(lambda wanted=wanted: outputs.refresh(wanted))
-            if not refused and len(outputs.present) == known:
+            if len(outputs.present) == known:
                 return actions, planned
 
     def _claim(self, starts: Sequence[Start]) -> bool:
