@@ -129,6 +129,7 @@ class Claims:
         woken: list[Claimant] = []
         with self._lock:
             own = self._own(who)
+            own.making -= want.keys  # an attempt of it that made them is over
             others = [entry for entry in self._with(want.keys) if entry is not own and entry.who.shares_with(who)]
             waits = {
                 key: self._sentence(entry, who)
@@ -142,7 +143,7 @@ class Claims:
                 woken.append(entry.who)
             if not waits:
                 own.granted |= want.keys
-            self._put(own)
+                self._put(own)
         self._wake(woken)
         return waits
 
@@ -278,9 +279,14 @@ class Claims:
         """The keys that an entry's attempts make now."""
         if entry.settled:
             return entry.making | entry.granted
-        owned = self._index.owned(entry.who.namespace, entry.who.uid)
+        owned = self._left(entry.who.namespace, entry.who.uid)
         keys = entry.granted.union(*(_keys(job) for job in self._living(owned)))
         return keys | entry.making if self._bereft(owned) else keys
+
+    def _left(self, namespace: str, uid: str) -> Owned:
+        """The jobs and pods with a pipeline's label: a job that lost its owner is left too."""
+        jobs, pods = self._index.jobs.of(namespace, uid), self._index.pods.of(namespace, uid)
+        return Owned({job.meta.name: job for job in jobs}, tuple(pods))
 
     def _living(self, owned: Owned) -> Iterator[Job]:
         """The jobs of which something may still run."""
@@ -293,7 +299,7 @@ class Claims:
 
     def _unknown(self, namespace: str, uid: str) -> _Entry:
         """The entry of a pipeline of which only the index tells."""
-        owned = self._index.owned(namespace, uid)
+        owned = self._left(namespace, uid)
         objects: Sequence[Job | Pod] = (*owned.jobs.values(), *owned.pods)
         name = next((item.meta.pipeline for item in objects), "")
         known = frozenset(key for job in self._living(owned) for key in _keys(job))
@@ -313,7 +319,7 @@ class Claims:
         found = self._index.pipeline(who.namespace, who.name)
         if found is not None and found.meta.uid == who.uid:
             return f"waits for pipeline {_name(who, asker)}, which makes it"
-        owned = self._index.owned(who.namespace, who.uid)
+        owned = self._left(who.namespace, who.uid)
         job = next(self._living(owned), None)
         if job is None:
             return f"waits for the pods of pipeline {_name(who, asker)}, which was deleted, to end"

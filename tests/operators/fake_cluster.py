@@ -59,8 +59,10 @@ class FakeKube:
     def declare(self, body: Object, *, uid: str) -> Object:
         """Put a ChatPipeline there, or the next state of it."""
         meta, known = body["metadata"], self[PIPELINES].get(body["metadata"]["name"], {})
-        generation = known["metadata"]["generation"] + (known.get("spec") != body.get("spec")) if known else 1
-        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": self.stamp()}
+        before = known.get("metadata", {})
+        generation = before["generation"] + (known.get("spec") != body.get("spec")) if known else 1
+        created = before["creationTimestamp"] if before.get("uid") == uid else self.stamp()
+        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": created}
         self._store(PIPELINES, body | {"metadata": stamped, "status": known.get("status", {})})
         return copy.deepcopy(self[PIPELINES][meta["name"]])
 

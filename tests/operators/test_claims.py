@@ -278,6 +278,7 @@ def test_an_attempt_that_does_not_run_yields_to_one_that_was_not_tried(site: Sit
     assert site.claims.yield_to(stuck, K, YIELD_SECONDS - 1) == ""
     assert site.claims.yield_to(stuck, K, YIELD_SECONDS) == "next"
     assert site.waits(next_one) == "waits for pipeline stuck, which makes it", "until nothing of it can run"
+    assert site.waits(stuck) == "waits for pipeline next, which makes it", "in the very pass in which its job is gone"
     site.claims.settle(stuck, wants=[K])
     assert site.waits(stuck) == site.waits(later) == "waits for pipeline next, which makes it"
     assert site.waits(next_one) == ""
