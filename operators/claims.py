@@ -31,6 +31,7 @@ from operators.observation import is_over
 
 YIELD_SECONDS = 45.0  # that an attempt may not run while another pipeline waits for what it makes, the first time
 MOST_SECONDS = 3600.0  # the same, however often that pipeline was tried in vain
+ANY = "*"  # in place of keys that nobody tells: pods whose job is gone may make anything that their namespace needs
 TURN_SECONDS = 10.0  # in which a pipeline starts when it is its turn, before the next one may
 
 
@@ -131,11 +132,7 @@ class Claims:
             own = self._own(who)
             own.making -= want.keys  # an attempt of it that made them is over
             others = [entry for entry in self._with(want.keys) if entry is not own and entry.who.shares_with(who)]
-            waits = {
-                key: self._sentence(entry, who)
-                for entry in others
-                for key in self._makes(entry) & want.keys
-            }  # fmt: skip
+            waits = {key: self._sentence(entry, who) for entry in others for key in self._made_of(want, entry, who)}
             first = None if waits else self._first(own, want, others, now)
             if first is not None:
                 entry, keys = first
@@ -233,7 +230,7 @@ class Claims:
 
     def _with(self, keys: Iterable[str]) -> list[_Entry]:
         """The entries that make or want one of these keys."""
-        uids = {uid for key in keys for uid in self._by_key.get(key, ())}
+        uids = {uid for key in (*keys, ANY) for uid in self._by_key.get(key, ())}
         return [self._entries[uid] for uid in uids]
 
     def _first(
@@ -256,7 +253,7 @@ class Claims:
     def _is_free(self, want: Want, entry: _Entry, *, but: _Entry | None = None) -> bool:
         """Whether nobody but these two makes any of what an entry wants."""
         return not any(
-            other.who.shares_with(entry.who) and self._makes(other) & want.keys
+            other.who.shares_with(entry.who) and self._made_of(want, other, entry.who)
             for other in self._with(want.keys)
             if other is not entry and other is not but
         )
@@ -283,6 +280,11 @@ class Claims:
         keys = entry.granted.union(*(_keys(job) for job in self._living(owned)))
         return keys | entry.making if self._bereft(owned) else keys
 
+    def _made_of(self, want: Want, entry: _Entry, asker: Claimant) -> frozenset[str]:
+        """The keys of a want that an entry makes now, or may make."""
+        keys = self._makes(entry)
+        return want.keys if ANY in keys and entry.who.namespace == asker.namespace else want.keys & keys
+
     def _left(self, namespace: str, uid: str) -> Owned:
         """The jobs and pods with a pipeline's label: a job that lost its owner is left too."""
         jobs, pods = self._index.jobs.of(namespace, uid), self._index.pods.of(namespace, uid)
@@ -303,6 +305,7 @@ class Claims:
         objects: Sequence[Job | Pod] = (*owned.jobs.values(), *owned.pods)
         name = next((item.meta.pipeline for item in objects), "")
         known = frozenset(key for job in self._living(owned) for key in _keys(job))
+        known |= {ANY} if self._bereft(owned) else set()
         found = self._index.pipeline(namespace, name)
         if found is None or found.meta.uid != uid:
             return _Entry(Claimant(uid, namespace, name), making=known)
