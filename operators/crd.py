@@ -20,7 +20,7 @@ from nanochat.spec.comments import limits
 from nanochat.spec.fields import Section
 from nanochat.spec.pipeline import Pipeline, PipelineSpec, Stages
 from nanochat.spec.pods import OWN_VARIABLES, EnvFrom, EnvSource, EnvVar, PodSettings, Resources, Toleration
-from nanochat.spec.quantity import BYTES, GPU, LEAST, NATIVE
+from nanochat.spec.quantity import BYTES, GPU, LEAST, MOST_CORES, NATIVE
 from nanochat.spec.sources import TextSource
 from nanochat.spec.stages import ComputeStage, Stage, TaskSelection
 from nanochat.spec.training import MixturePart
@@ -46,6 +46,10 @@ AMOUNTS = [
     (
         f"!name.matches('^({'|'.join(BYTES)})$') || {VALID}.compareTo(quantity('{LEAST}')) >= 0",
         f"{' and '.join(BYTES)} are at least {LEAST}: write the unit",
+    ),
+    (
+        f"name != 'cpu' || {VALID}.compareTo(quantity('{MOST_CORES}')) <= 0",
+        f"cpu is at most {MOST_CORES}: correct the unit",
     ),
     (f"!name.contains('/') || {VALID}.isInteger()", "devices are counted in whole numbers"),
 ]
@@ -110,7 +114,7 @@ RULES: dict[type[Section], list[Schema]] = {
         )
     ],
     Resources: [
-        rule(f"!has(self.requests) || !has(self.limits) || {test}", text)
+        rule(f"!has(self.limits) || {test}", text)  # `{}` has neither, before both get their defaults
         for test, text in (
             *((f"[self.requests, self.limits].all(of, of.all(name, {test}))", text) for test, text in AMOUNTS),
             (
@@ -220,9 +224,12 @@ def _value(source: Schema, defs: Schema, brief: bool) -> Schema:
     if isinstance(source.get("additionalProperties"), dict):
         schema["additionalProperties"] = _value(source["additionalProperties"], defs, brief)
     for pattern, values in source.get("patternProperties", {}).items():  # a map, by the pattern of its keys
-        schema["additionalProperties"] = _value(values, defs, brief)
-        message = "a key must be a qualified name"
-        schema["x-kubernetes-validations"] = [rule(f"self.all(key, key.matches('{pattern}'))", message)]
+        value = schema["additionalProperties"] = _value(values, defs, brief)
+        test, message = f"key.matches('{pattern}')", "a key must be a qualified name"
+        if "pattern" in value and "x-form" not in value:  # of labels
+            test += f" && self[key].matches('{value.pop('pattern')}')"
+            message += ", and a value of letters, digits, inner '-', '_' and '.'"
+        schema["x-kubernetes-validations"] = [rule(f"self.all(key, {test})", message)]
     if "const" in source:
         schema |= {"type": "string", "enum": [source["const"]]}
     return schema
