@@ -155,6 +155,7 @@ class Reconciliation:
             self.ready.attempts.retire()
             self.ready.outputs.forget()
             self.ready.looked = 0.0
+            self._storage(self.ready.outputs.set_damaged_aside)
             self._storage(self.ready.attempts.save)
 
     def _look(self) -> None:
@@ -240,6 +241,7 @@ class Reconciliation:
         if ready.looked == 0.0:
             done = (self.found.get("status") or {}).get("phase") in status.DONE
             if self._is_news or self._is_retried or not done:  # what was released long ago is left as it is
+                ready.outputs.forget_outdated()
                 ready.outputs.check_release(light_registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
@@ -389,6 +391,7 @@ class Reconciliation:
         services.index.jobs.put(job)
         ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()
+        ready.progress.pop(action.stage, None)  # of the attempt before
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
     def _make_room(self) -> None:
@@ -445,13 +448,16 @@ class Reconciliation:
     def _end(self, record: JobAttempt) -> None:
         """Delete what is left of an attempt that is over.
 
-        A stalled one's pods go first: garbage collection, which follows a job, would leave them the grace of a stop,
-        for which a kubelet waits. The job goes in the same breath, before the training operator can make pods anew;
-        where this process ends in between, the next one finds them and deletes them too.
+        A stalled one's pods go first, and by our hand alone: whoever deletes a pod first sets its grace, and others
+        would give it that of a stop, in which its node is held. Where this process ends in between, the next one goes
+        on with it.
         """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
+        stalled = record.stopping == "stalled"
+        if stalled and job is not None and not job.meta.deleting:
+            self.services.backend.keep_pods(job)
         for pod in self.owned.pods_of(record):
-            if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
+            if stalled and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
                 cluster.delete_pod(pod)

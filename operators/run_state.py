@@ -151,6 +151,9 @@ class Ready:
         """The progress of a running attempt's present launch; StorageError where it cannot be read."""
         state = read_progress(self.store, self.paths.progress(record.stage), record.launch) if record.launch else None
         if state is None:
+            known = self.progress.get(record.stage)
+            if known is not None and known.launch != record.launch:  # what is gone has no step any more
+                del self.progress[record.stage]
             return
         self.progress[record.stage] = state
         known = self.heartbeat(record, steady)

@@ -134,7 +134,10 @@ class FakeKube:
             self.objects[PODS] = {n: p for n, p in self[PODS].items() if not n.startswith(f"{name}-worker-")}
 
     def json(self, verb: str, path: str, *, body: Object, **_options: Any) -> Object:
-        """Only a patch of a pipeline's status is asked for so."""
+        """Only patches of a pipeline's status and of a job are asked for so."""
+        if PYTORCHJOBS.plural in path:
+            self.asked.append(f"{verb} {PYTORCHJOBS.plural} {json.dumps(body['spec'])}")
+            return {}
         self.asked.append(f"{verb} status")
         name = path.split("/")[-2]
         found = self[PIPELINES][name]
