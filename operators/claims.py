@@ -321,8 +321,8 @@ class Claims:
         if job.meta.deleting or job.owners:
             return f"waits for job {job.meta.name} of pipeline {_name(who, asker)}, which was deleted, to end"
         return (
-            f"waits for job {job.meta.name}, which makes it and whose pipeline was deleted without it: let it end, or "
-            f"`kubectl delete {kind} {where}`"
+            f"waits for job {job.meta.name}, which makes it and whose pipeline was deleted without it: let it end by "
+            f"itself, or by `kubectl delete {kind} {where}` at once"
         )
 
 

@@ -69,7 +69,6 @@ RULES: dict[type[Section], list[Schema]] = {
             )
             for stage, setting, unless in (
                 ("base", "evalTokens", "self.stages.base.evalEvery == 0"),
-                ("mid", "evalTokens", "!self.stages.mid.enabled || self.stages.mid.evalEvery == 0"),
                 ("evalBase", "bitsPerByteTokens", "!self.stages.evalBase.enabled"),
             )
         ),

@@ -10,14 +10,14 @@ is recorded, and a job without a record is adopted by its annotation.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nanochat.pipeline.attempts import confirmed
-from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.outcomes import Outcome, Reason
-from nanochat.pipeline.planner import ASKED, MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
+from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
@@ -96,13 +96,14 @@ class Reconciliation:
         actions, planned = self._plan_held()
         self.ready.phase = planned.phase
         starts = {action.stage for action in actions if isinstance(action, Start)}
-        self.ready.refusals = {stage: why for stage, why in self.ready.refusals.items() if stage in starts}
+        told = self.ready.refusals
+        self.ready.refusals = {stage: why for stage, why in told.items() if stage in starts}
         for action in actions:
             if isinstance(action, Stop):
                 self._stop(action)
             else:
                 self._storage(lambda action=action: self._begin(action))
-        if self.ready.refusals:
+        if self.ready.refusals or told:
             _, planned = plan(self.ready.accepted.graph, self.ready.accepted.spec, self._observed(), self.now)
         self._stop_dropped()
         self._clean()
@@ -137,6 +138,7 @@ class Reconciliation:
         self._look()
         for record in ready.attempts.open():
             self._take_in(record)
+        self._take_retry()
         self._storage(self._find_outputs)
         for record in ready.attempts.open():
             self._storage(lambda record=record: ready.outputs.look(record.keys))
@@ -144,13 +146,19 @@ class Reconciliation:
             told = self._storage(lambda record=record: ready.take_progress(record, self.steady))
             if not told or record.running_since is None:
                 ready.excuse_silence(record, self.steady)
-        self._take_retry()
+
+    @property
+    def _is_retried(self) -> bool:
+        """Whether a retry is asked for that was not carried out yet."""
+        asked = status.retry_asked(self.found)
+        return bool(asked) and asked != (self.found.get("status") or {}).get("retriedAt")
 
     def _take_retry(self) -> None:
-        """Where a new retry is asked for, the attempts that have ended count no more."""
-        asked = status.retry_asked(self.found)
-        if asked and asked != (self.found.get("status") or {}).get("retriedAt"):
+        """Where a retry is asked for, the attempts that have ended count no more, and all outputs are looked for."""
+        if self._is_retried:
             self.ready.attempts.retire()
+            self.ready.outputs.forget()
+            self.ready.looked = 0.0
             self._storage(self.ready.attempts.save)
 
     def _look(self) -> None:
@@ -233,11 +241,11 @@ class Reconciliation:
         ready = self.ready
         if ready.looked and self.steady - ready.looked < ARTIFACT_SECONDS:
             return
-        ready.outputs.refresh(since=self.services.leases.since(ready.store, ready.paths.root) or 0.0)
+        since = self.services.leases.since(ready.store, ready.paths.root) or 0.0
+        ready.outputs.refresh(since=time.monotonic() if self._is_retried else since)
         if ready.looked == 0.0:
-            told = self.found.get("status") or {}
-            is_news = told.get("observedGeneration") != self.found["metadata"]["generation"]
-            if is_news or told.get("phase") not in status.DONE:  # what was released long ago is left as it is
+            done = (self.found.get("status") or {}).get("phase") in status.DONE
+            if self._is_news or self._is_retried or not done:  # what was released long ago is left as it is
                 ready.outputs.check_release(Registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
@@ -311,6 +319,7 @@ class Reconciliation:
         hold = hold or (self.trouble and f"waits for storage: {self.trouble}")
         return Observed(
             present=frozenset(outputs.present),
+            made=self._made(),
             attempts={
                 stage: [self._attempt(record) for record in self.ready.attempts.of(stage)]
                 for stage in accepted.graph.stages
@@ -324,6 +333,19 @@ class Reconciliation:
             refusals=self.ready.refusals,
         )
 
+    def _made(self) -> frozenset[str]:
+        """The keys that the run had made when it ended, by the status; none where it is to go on."""
+        told = self.found.get("status") or {}
+        if told.get("phase") not in status.DONE or self._is_news or self._is_retried:
+            return frozenset()
+        stages = [item for item in told.get("stages") or () if item["phase"] in (Phase.SUCCEEDED, Phase.CACHED)]
+        return frozenset(key for item in stages for key in (item.get("keys") or {}).values())
+
+    @property
+    def _is_news(self) -> bool:
+        """Whether the declaration is another than the one that the status tells of."""
+        return (self.found.get("status") or {}).get("observedGeneration") != self.found["metadata"]["generation"]
+
     def _attempt(self, record: JobAttempt) -> Attempt:
         """An attempt as the planner sees it: its silence counts from when its pods began to run."""
         outputs = {out.key for out in self.ready.accepted.graph.node(record.stage).outputs}
@@ -336,7 +358,6 @@ class Reconciliation:
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
             stale=not outputs.issuperset(record.keys) or (runs and self._is_outdated(record)),
-            saves=record.stopping in ASKED and record.stage in TRAINING and self.ready.has_stepped(record),
             made=runs and self.ready.outputs.others_made(record.keys, record.launches),
         )
 
@@ -402,8 +423,8 @@ class Reconciliation:
             raise
         if job is None:
             services.claims.refuse(ready.uid, [out.key for out in action.outputs])
-            said = f"{backend.resource.kind} {namespace}/{request.name} exists and is not this pipeline's: delete it"
-            raise KubeError(said, status=409)
+            name = f"{backend.resource.kind} {namespace}/{request.name}"
+            raise KubeError(f"{name} exists and is not this pipeline's: delete it", status=409)
         services.index.jobs.put(job)
         ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()

@@ -146,11 +146,6 @@ class Ready:
 
     # ---- progress -----------------------------------------------------------------------------------------------
 
-    def has_stepped(self, record: JobAttempt) -> bool:
-        """Whether an attempt's present launch has made a step."""
-        state = self.progress.get(record.stage)
-        return state is not None and state.launch == record.launch and state.step > 0
-
     def take_progress(self, record: JobAttempt, steady: float) -> None:
         """The progress of a running attempt's present launch; StorageError where it cannot be read."""
         state = read_progress(self.store, self.paths.progress(record.stage), record.launch) if record.launch else None

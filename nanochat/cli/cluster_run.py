@@ -100,9 +100,10 @@ class ClusterRun(RunHandle):
                 f"{place}: no controller has looked at it yet; see that one runs: "
                 "kubectl get deployments -A -l app.kubernetes.io/component=controller"
             )
-        message, away = self.status.get("message", ""), self.controller_away() if self.is_live else ""
-        said = f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
-        return f"{said} when a controller saw it last; {away}" if away else said
+        if self.is_live and (away := self.controller_away()):
+            return f"{place}: {self.phase} when a controller saw it last; {away}"
+        message = self.status.get("message", "")
+        return f"{place}: {self.phase}" + (f", {message}" if message and message != self.phase.lower() else "")
 
     def controller_away(self) -> str:
         """Why nothing goes on: the sentence that no controller runs; '' where one does, or where that is not known."""
@@ -175,8 +176,7 @@ class ClusterRun(RunHandle):
         self.change(spec={"cancel": True})
 
     def retry(self) -> int:
-        if self.phase == Phase.SUCCEEDED:
-            raise UserError(f"'{self.name}' has succeeded: there is nothing to retry")
+        succeeded = self.phase == Phase.SUCCEEDED
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.change(spec={"cancel": False}, annotations={RETRY: now})
         refused = [item.get("message", "") for item in self.status.get("conditions", ()) if is_refusal(item)]
@@ -184,6 +184,8 @@ class ClusterRun(RunHandle):
             print(f"{self.name} is checked again, but until it is corrected nothing is started: {refused[0]}")
         elif self.spec.get("suspend"):
             print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
+        elif succeeded:
+            print(f"{self.name} has succeeded: what is gone or damaged is made anew; see: {self.command('status')}")
         else:
             print(f"{self.name} is tried again; see: {self.command('status')}")
         return 0

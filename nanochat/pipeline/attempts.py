@@ -83,7 +83,6 @@ class AttemptRecord:
         begun: bool = True,
         waiting: Said | None = None,
         stale: bool = False,
-        saves: bool = False,
         made: bool = False,
     ) -> Attempt:
         """The attempt as the planner sees it."""
@@ -97,7 +96,6 @@ class AttemptRecord:
             former=self.former,
             stopping=stopping,
             asked=self.stopping,
-            saves=saves,
             made=made,
             reached=self.reached,
             waiting=waiting,

@@ -226,6 +226,7 @@ class LocalRunner:
                         stopping=bool(record.stopping) and record.outcome is None,
                         silence=self.running[stage].silence if record.outcome is None else 0.0,
                         begun=record.outcome is not None or self.running[stage].begun,
+                        made=record.outcome is None and self.outputs.others_made(record.keys, (record.launch,)),
                     )
                     for record in self.attempts.of(stage)
                 ]
@@ -252,6 +253,7 @@ class LocalRunner:
     def _observe_progress(self) -> None:
         for running in self.running.values():
             self._take_progress(running)
+            self.outputs.look(running.record.keys)
 
     def _take_progress(self, running: RunningAttempt) -> None:
         stage = running.record.stage

@@ -57,6 +57,12 @@ class Outputs:
         elif kind == "release":
             self.release = ReleaseRecord.of(metadata)
 
+    def forget(self) -> None:
+        """Take nothing for granted that was seen before: the next look is at all outputs."""
+        self.present.clear()
+        self.makers.clear()
+        self.explanations.clear()
+
     def look(self, keys: Collection[str]) -> None:
         """Look for what an attempt makes, and who made it: by one request where it is not all there."""
         for out in (out for node in self.graph.nodes for out in node.outputs if out.key in keys):

@@ -7,10 +7,10 @@ controller carry out its actions and feed it what they see. Asked again with the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from nanochat.pipeline.graph import Graph, Node, Output
+from nanochat.pipeline.graph import TRAINING, Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import PipelineSpec
@@ -66,7 +66,6 @@ class Attempt:
     former: bool = False  # it had ended when the run was begun again or tried again, so it counts no more
     stopping: bool = False
     asked: str = ""  # why it was stopped, if it was
-    saves: bool = False  # where it is stopping: it has a state to save
     made: bool = False  # another run has made all that it makes
     reached: int = 0  # newest checkpoint's step, or outputs made: whether the attempt got further than the last
     waiting: Said | None = None  # why its processes do not run yet: then its silence is no stall
@@ -79,6 +78,7 @@ class Observed:
     """Everything that was observed of a run."""
 
     present: frozenset[str]  # keys of committed artifacts
+    made: frozenset[str] = frozenset()  # keys that the run had made when it ended: it makes them anew only when asked
     attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 1})
     selected: frozenset[str] | None = None  # stages that may run; None is all
@@ -120,6 +120,7 @@ class StageStatus:
     attempts: int = 0
     until: float | None = None  # when a delay ends
     outside: bool = False  # it waits for something outside the pipeline
+    gone: bool = False  # it had succeeded, and what it made is gone
     reason: str = ""  # of the message, for programs
 
 
@@ -140,7 +141,7 @@ Action = Start | Stop
 
 def plan(graph: Graph, spec: PipelineSpec, observed: Observed, now: float) -> tuple[list[Action], Status]:
     """The actions that are due now, and the status."""
-    wanted = required_outputs(graph, observed)
+    wanted = required_outputs(graph, replace(observed, present=observed.present | observed.made))
     actions: list[Action] = []
     statuses: dict[str, StageStatus] = {}
     used: dict[str, int] = {}
@@ -202,6 +203,10 @@ def _stage(
     if current is not None:
         return _watch(stage, current, spec, observed, count)
     if not missing:
+        gone = [out.ref for out in node.outputs if stage in GOALS and out.key in observed.made - observed.present]
+        if gone:
+            message = f"{gone[0]} is gone or damaged: `nanochat retry` makes it anew"
+            return StageStatus(stage, Phase.SUCCEEDED, message, count, gone=True), None
         if any(out.key not in observed.present for out in node.outputs):
             if observed.selected is not None and stage not in observed.selected:
                 return StageStatus(stage, Phase.UNSELECTED, "not part of this run", count), None
@@ -238,7 +243,11 @@ def _stage(
     others = sorted({observed.elsewhere[out.key] for out in missing if out.key in observed.elsewhere})
     if others:
         last = attempts[-1] if attempts else None
-        own = f"; its own attempt {last.outcome.message}" if last and last.outcome and last.asked == YIELDED else ""
+        own = (
+            f"; its own attempt ended: {last.outcome.message}"
+            if last and last.outcome and last.asked == YIELDED
+            else ""
+        )
         return StageStatus(stage, Phase.WAITING, "; ".join(others[:MOST_NAMED]) + own, count, outside=True), None
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
@@ -254,7 +263,8 @@ def _watch(
 ) -> tuple[StageStatus, Action | None]:
     """A running attempt: leave it, or stop it."""
     if attempt.stopping:
-        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint" if attempt.saves else "ends", count), None
+        saves = attempt.asked in ASKED and attempt.begun and stage in TRAINING
+        return StageStatus(stage, Phase.STOPPING, "saves a checkpoint" if saves else "ends", count), None
     reason = CANCELLED if observed.cancelled else SUSPENDED if observed.suspended else ""
     reason = reason or (EDITED if attempt.stale else MADE if attempt.made else "")
     if reason:
@@ -405,4 +415,5 @@ def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
     waiting = next((item for item in stages if item.phase is Phase.WAITING), None)
     if waiting is not None:
         return Status(Phase.WAITING, stages, f"{waiting.stage}: {waiting.message}")
-    return Status(Phase.SUCCEEDED, stages, "")
+    gone = next((item for item in stages if item.gone), None)
+    return Status(Phase.SUCCEEDED, stages, f"{gone.stage}: {gone.message}" if gone else "")

@@ -205,11 +205,11 @@ class PipelineSpec(Section):
                     f"stages.{name}.totalBatchTokens ({total}) must be a multiple of model.sequenceLength ({length}): "
                     f"set it to {near}"
                 )
-            if stage.enabled and stage.eval_every and stage.eval_tokens < length:
-                raise ValueError(_too_few(f"stages.{name}.evalTokens", stage.eval_tokens, length))
         if self.priority is not None and self.queue is None:
             raise ValueError("priority is Kueue's and needs queue; that of pods is pods.priorityClass")
-        measured = self.stages.eval_base
+        base, measured = self.stages.base, self.stages.eval_base
+        if base.eval_every and base.eval_tokens < length:
+            raise ValueError(_too_few("stages.base.evalTokens", base.eval_tokens, length))
         if measured.enabled and measured.bits_per_byte_tokens < length:
             raise ValueError(_too_few("stages.evalBase.bitsPerByteTokens", measured.bits_per_byte_tokens, length))
         return self

@@ -46,16 +46,18 @@ def test_gpu_pools(site: Site) -> None:
             site.kubectl("taint", "node", node, "nvidia.com/gpu-")
 
 
-def test_a_secret_that_is_missing_is_the_users_error(site: Site) -> None:
-    name = "lacking"
+def test_a_secret_that_is_missing_is_named_and_waited_for(site: Site) -> None:
+    name, secret = "lacking", ("-n", NAMESPACE, "secret", "absent")
     site.delete(name)
+    site.kubectl("delete", *secret, "--ignore-not-found")
     site.apply(document(WORLD, name, **{"pods.envFrom": [{"secretRef": {"name": "absent"}}], "seed": SEED + 3}))
-    deadline = time.monotonic() + 120
-    while (status := site.status(name)).get("phase") != "Failed":
-        assert time.monotonic() < deadline, status
-        time.sleep(1)
-    assert "absent" in status["message"] and "not found" in status["message"]
+    told = site.wait(name, lambda status: "absent" in status.get("message", ""), seconds=60)
+    assert "not found" in told["message"] and "create what is missing" in told["message"]
+    site.kubectl("-n", NAMESPACE, "create", "secret", "generic", "absent", "--from-literal=KEY=value")
+    status = site.wait(name, lambda status: status.get("stage") == "base", seconds=120)
+    assert {attempt["number"] for attempt in status["attempts"]} == {1}
     site.delete(name)
+    site.kubectl("delete", *secret)
 
 
 def test_two_that_need_the_same_make_it_once(site: Site) -> None:

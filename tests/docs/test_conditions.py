@@ -22,8 +22,25 @@ SILENT = {
     "mlflow_sync", "networks", "status_schema", "values_schema", "values_table",
 }  # fmt: skip
 UNREAD = ("log.", "KubeError", "RuntimeError", "AssertionError")  # calls whose texts stay in the log
-NO_SENTENCES = {"No space left on device", "pod ... of ... on"}  # the system's own words, and a pod's name
-OTHERS = ("pipeline/planner", "pipeline/preflight", "pipeline/resolve", "pipeline/task_selection", "storage/failures")
+NO_SENTENCES = {  # the system's own words, a pod's name, what the log says of records
+    "No space left on device",
+    "pod ... of ... on",
+    "it is another attempt's",
+    "too many, too large, or no record's name",
+}
+OTHERS = (
+    "model/sizes",
+    "pipeline/attempts",
+    "pipeline/explain",
+    "pipeline/graph",
+    "pipeline/outputs",
+    "pipeline/planner",
+    "pipeline/preflight",
+    "pipeline/release_record",
+    "pipeline/resolve",
+    "pipeline/task_selection",
+    "storage/failures",
+)
 WORDS = 3  # that make a sentence, or a part of one
 # Modules of which only some sentences are the controller's.
 SHARED = [ROOT / "nanochat" / "spec" / f"{name}.py" for name in ("gates", "validation")]
@@ -51,7 +68,7 @@ def texts(node: ast.AST) -> Iterator[str]:
 def plain(text: str) -> str:
     """A text as it is compared: places are `...`, of which neighbours are one."""
     text = re.sub(r"\{[a-z_]*\}", "...", text)
-    return re.sub(r"(\.\.\.)+", "...", " ".join(text.split())).strip(" .;:,/")
+    return re.sub(r"(\.\.\.[ /]?)+(?=\.\.\.)", "", " ".join(text.split())).strip(" .;:,/`")
 
 
 def sentences(source: str, *, words: int = WORDS) -> set[str]:

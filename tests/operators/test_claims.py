@@ -231,7 +231,7 @@ def test_a_job_that_lost_its_pipeline(site: Site, restarts: bool) -> None:
         site.listen()
     told = site.waits(second)
     assert told.startswith(f"waits for job {job}, which makes it and whose pipeline was deleted without it")
-    assert f"`kubectl delete pytorchjob {job} -n team`" in told
+    assert f"`kubectl delete pytorchjob {job} -n team` at once" in told
     assert site.waits(elsewhere) == ""
     site.kube[PYTORCHJOBS][job] |= {"status": {"conditions": [{"type": "Succeeded", "status": "True"}]}}
     site.kube[PYTORCHJOBS][job]["metadata"]["resourceVersion"] = "1000001"

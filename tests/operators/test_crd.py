@@ -131,7 +131,6 @@ REFUSED = {
     "more processes than GPUs": spec(stages__base={"gpusPerNode": 2, "processesPerNode": 4}),
     "one file for all shards": spec(sources__text__path="corpus.parquet"),
     "fewer tokens than a row, of base": spec(stages__base__evalTokens=100),
-    "fewer tokens than a row, of mid": spec(stages__mid__evalTokens=100),
     "fewer tokens than a row, of the evaluation": spec(stages__evalBase__bitsPerByteTokens=100),
     "an unknown network": pods(network="carrier-pigeon"),
     "a bad label": pods(labels={"a b": "c"}),

@@ -66,6 +66,26 @@ def test_inputs_that_nothing_needs_any_more_are_not_made_again() -> None:
     assert status.phase is Phase.SUCCEEDED
 
 
+@pytest.mark.parametrize("lost", [{"base"}, {"base", "tokens", "dataset"}, {"report"}])
+def test_a_run_that_has_ended_makes_nothing_anew_by_itself(lost: set[str]) -> None:
+    every = keys(*GRAPH.stages)
+    observed = Observed(present=every - keys(*lost), made=every)
+    actions, status = plan(GRAPH, SPEC, observed, 100.0)
+    stage = "report" if "report" in lost else "base"
+    ref = GRAPH.node(stage).outputs[0].ref
+    assert (actions, status.phase) == ([], Phase.SUCCEEDED)
+    assert status.message == f"{stage}: {ref} is gone or damaged: `nanochat retry` makes it anew"
+    assert launched(replace(observed, made=frozenset())) != [], "when it is asked to"
+
+
+def test_a_stage_that_had_failed_may_be_tried_while_another_is_gone() -> None:
+    present = keys("dataset", "tokenizer", "tokens", "mid", "eval-base")
+    observed = Observed(present=present, made=present | keys("base"), attempts={"sft": [ended(1, Reason.USER_ERROR)]})
+    actions, status = plan(GRAPH, SPEC, observed, 100.0)
+    assert "base" not in [action.stage for action in actions]
+    assert (status.of("base").phase, status.of("sft").phase) == (Phase.SUCCEEDED, Phase.FAILED)
+
+
 def test_the_next_stage_starts_before_the_evaluation() -> None:
     present = keys("dataset", "tokenizer", "tokens", "base")
     assert launched(Observed(present=present)) == ["mid"]

@@ -132,6 +132,47 @@ def test_attempts_of_what_an_edit_replaced_do_not_count() -> None:
     assert isinstance(launch, Start) and launch.attempt == 5
 
 
+@pytest.mark.parametrize(
+    ("stage", "asked", "begun", "says"),
+    [
+        ("base", "suspended", True, "saves a checkpoint"),
+        ("base", "yielded", False, "ends"),
+        ("base", "stalled", True, "ends"),
+        ("base", "", True, "ends"),
+        ("tokens", "suspended", True, "ends"),
+        ("eval-base", "cancelled", True, "ends"),
+    ],
+)
+def test_what_a_stage_does_while_it_stops(stage: str, asked: str, begun: bool, says: str) -> None:
+    """Only what trains, has made a step and was asked to end has a state to save."""
+    attempt = Attempt(1, device_batch_size=8, stopping=True, asked=asked, begun=begun)
+    _, status = plan(GRAPH, SPEC, Observed(present=BEFORE, attempts={stage: [attempt]}), 2.0)
+    assert (status.of(stage).phase, status.of(stage).message) == (Phase.STOPPING, says)
+
+
+@pytest.mark.parametrize(
+    ("phases", "overall"),
+    [
+        ({"base": Attempt(1, 8)}, Phase.RUNNING),
+        ({"base": Attempt(1, 8, stopping=True)}, Phase.RUNNING),
+        ({"base": Attempt(1, 8, waiting=Said("Evicted", "evicted"))}, Phase.PENDING),
+        ({"base": Attempt(1, 8, waiting=Said("Evicted", "evicted")), "tokens": Attempt(1, 8)}, Phase.RUNNING),
+        ({"base": ended(Reason.ERROR)}, Phase.RETRYING),
+    ],
+)
+def test_the_pipeline_runs_while_something_of_it_runs(phases: dict[str, Attempt], overall: Phase) -> None:
+    attempts = {stage: [attempt] for stage, attempt in phases.items()}
+    assert plan(GRAPH, SPEC, Observed(present=BEFORE, attempts=attempts), 12.0)[1].phase is overall
+
+
+def test_one_that_yielded_says_for_whom_and_why() -> None:
+    last = replace(ended(Reason.PREEMPTED), asked="yielded")
+    observed = Observed(present=BEFORE, attempts={"base": [last]}, elsewhere={KEY: "waits for pipeline x"})
+    _, status = plan(GRAPH, SPEC, observed, 12.0)
+    assert status.message == "base: waits for pipeline x; its own attempt ended: why"
+    assert status.of("base").outside and not status.of("mid").outside
+
+
 class World:
     """A cluster that does what the planner says, and to which things happen."""
 
