@@ -20,7 +20,7 @@ from nanochat.spec.comments import limits
 from nanochat.spec.fields import Section
 from nanochat.spec.pipeline import Pipeline, PipelineSpec, Stages
 from nanochat.spec.pods import OWN_VARIABLES, EnvFrom, EnvSource, EnvVar, PodSettings, Resources, Toleration
-from nanochat.spec.quantity import BYTES, GPU, LEAST, NATIVE
+from nanochat.spec.quantity import BYTES, GPU, LEAST, MOST_CORES, NATIVE
 from nanochat.spec.sources import TextSource
 from nanochat.spec.stages import ComputeStage, Stage, TaskSelection
 from nanochat.spec.training import MixturePart
@@ -46,6 +46,10 @@ AMOUNTS = [
     (
         f"!name.matches('^({'|'.join(BYTES)})$') || {VALID}.compareTo(quantity('{LEAST}')) >= 0",
         f"{' and '.join(BYTES)} are at least {LEAST}: write the unit",
+    ),
+    (
+        f"name != 'cpu' || {VALID}.compareTo(quantity('{MOST_CORES}')) <= 0",
+        f"cpu is at most {MOST_CORES}: correct the unit",
     ),
     (f"!name.contains('/') || {VALID}.isInteger()", "devices are counted in whole numbers"),
 ]
@@ -110,7 +114,7 @@ RULES: dict[type[Section], list[Schema]] = {
         )
     ],
     Resources: [
-        rule(f"!has(self.requests) || !has(self.limits) || {test}", text)
+        rule(f"!has(self.limits) || {test}", text)  # `{}` has neither, before both get their defaults
         for test, text in (
             *((f"[self.requests, self.limits].all(of, of.all(name, {test}))", text) for test, text in AMOUNTS),
             (

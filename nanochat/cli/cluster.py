@@ -16,6 +16,7 @@ from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 from operators.kube_client import CONFIG_MAPS, PIPELINES, KubeClient
 
+CONTROLLER_SECONDS = 5.0  # that its word on a declaration is waited for: it knows profiles and pools
 IDENTITY_BYTES = 900_000  # a ConfigMap holds 1 MiB
 
 
@@ -46,6 +47,8 @@ def submit(
     name = pipeline.metadata.name
     with translate_errors(f"pipeline {namespace}/{name}"):
         run = ClusterRun(kube, namespace, context, kube.apply(PIPELINES, body, manager=FIELD_MANAGER))
+    if refused := run.refusal(within=CONTROLLER_SECONDS):
+        raise UserError(f"{name} is in namespace {namespace}, and the controller refuses it: {refused}")
     print(f"{name} is submitted to namespace {namespace}.")
     if run.spec.get("cancel"):
         print(f"It is cancelled; go on with it: {run.command('retry')}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from operators.access import INVALID_TOKEN
 from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError
 
 LISTED = 5  # attempts that the remarks tell of
+LOOK = 0.3  # seconds between looks for the controller's word
 AWAY = 20.0  # seconds without a renewal of its lease after which no controller runs
 FIELD_MANAGER = "nanochat"
 
@@ -79,14 +81,23 @@ class ClusterRun(RunHandle):
     @property
     def is_live(self) -> bool:
         """Whether it has not ended, or was changed since the controller said so."""
-        meta, told = self.found["metadata"], self.status
-        looks = [
-            told.get("observedGeneration") or 0,
-            *(c.get("observedGeneration", 0) for c in told.get("conditions", ())),
-        ]
-        unseen = meta.get("generation", 0) > max(looks)
-        retried = (meta.get("annotations") or {}).get(RETRY) != told.get("retriedAt")
-        return unseen or retried or self.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+        retried = (self.found["metadata"].get("annotations") or {}).get(RETRY) != self.status.get("retriedAt")
+        return not self._is_seen() or retried or self.phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+
+    def _is_seen(self) -> bool:
+        """Whether a controller has looked at the declaration as it is now."""
+        told = self.status
+        looks = [c.get("observedGeneration", 0) for c in told.get("conditions", ())]
+        return self.found["metadata"].get("generation", 0) <= max([told.get("observedGeneration") or 0, *looks])
+
+    def refusal(self, *, within: float = 0.0) -> str:
+        """Why the controller refuses the declaration; '' where it does not, or has said nothing `within` seconds."""
+        until = time.monotonic() + within
+        while not self._is_seen() and time.monotonic() < until:
+            time.sleep(LOOK)
+            self.refresh()
+        accepted = next((c for c in self.status.get("conditions", ()) if c["type"] == "Accepted"), {"status": ""})
+        return accepted.get("message", "") if self._is_seen() and accepted["status"] == "False" else ""
 
     @property
     def document(self) -> Mapping[str, Any]:
@@ -178,10 +189,10 @@ class ClusterRun(RunHandle):
     def retry(self) -> int:
         succeeded = self.phase == Phase.SUCCEEDED
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        refused = self.refusal()
         self.change(spec={"cancel": False}, annotations={RETRY: now})
-        refused = [item.get("message", "") for item in self.status.get("conditions", ()) if is_refusal(item)]
         if refused:
-            print(f"{self.name} is checked again, but until it is corrected nothing is started: {refused[0]}")
+            print(f"{self.name} is checked again, but until it is corrected nothing is started: {refused}")
         elif self.spec.get("suspend"):
             print(f"{self.name} is tried again when it is resumed: {self.command('resume')}")
         elif succeeded:
@@ -313,11 +324,6 @@ def _get(kube: KubeClient, namespace: str, name: str) -> dict[str, Any]:
     """The object; UserError where there is none."""
     with translate_errors(what := f"pipeline {namespace}/{name}"):
         return kube.json("get", PIPELINES.path(namespace, name), what=what)
-
-
-def is_refusal(condition: Mapping[str, Any]) -> bool:
-    """Whether a condition says that the declaration was refused."""
-    return condition["type"] == "Accepted" and condition["status"] == "False"
 
 
 def _seconds(text: str | None) -> float | None:

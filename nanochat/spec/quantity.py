@@ -24,6 +24,7 @@ Amounts = Annotated[dict[LabelKey, Quantity], Field(max_length=32)]
 NATIVE = ("cpu", "memory", "ephemeral-storage")
 BYTES = ("memory", "ephemeral-storage")
 LEAST = "16Mi"  # bytes below which a number of them is a unit that was forgotten
+MOST_CORES = 4096  # of a pod, above which a number of them is a unit too many
 GPU = "nvidia.com/gpu"
 _UNITS = {
     "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
@@ -49,6 +50,8 @@ def faults(requests: Mapping[str, Quantity], limits: Mapping[str, Quantity]) -> 
             yield f"GPUs are asked for by gpusPerNode, not by {GPU}"
         elif name not in NATIVE and not is_extended(name):
             yield f"there is no resource '{name}'.{nearest(name, [*NATIVE])}"
+        elif name == "cpu" and amount(quantity) > MOST_CORES:
+            yield f"cpu {quantity} is {amount(quantity):g} cores, and {MOST_CORES} are the most: correct its unit"
         elif name in BYTES and amount(quantity) < amount(LEAST):
             yield f"{name} {quantity} is {amount(quantity):g} bytes, and {LEAST} are the least: write its unit"
         elif "/" in name and not amount(quantity).is_integer():

@@ -185,6 +185,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"controller": {"resources": {"requests": {"memory": 12}}}},
         ["controller.resources: memory is 12, and 16Mi are the least"],
     ),
+    "a processor of four gigabytes": (
+        {"inference": {"resources": {"requests": {"cpu": "4Gi"}}}},
+        ["inference.resources: cpu 4Gi is more than 4096 cores"],
+    ),
     "a pool's memory of 12 bytes": (
         {"pools": {"cpu": {"pods": {"resources": {"limits": {"memory": "12"}}}}}},
         ["pools.cpu.pods.resources: memory is 12"],

@@ -229,7 +229,6 @@ ENDED = told(phase="Succeeded")
     [
         ("cancel", ENDED, "'small' is not running: it is Succeeded"),
         ("suspend", ENDED, "'small' is not running: it is Succeeded"),
-        ("retry", ENDED, "'small' has succeeded"),
         ("logs", told(access=None), "the controller has not said yet where the logs of small are"),
         ("logs", told(phase="Failed", message="bad", access=None, stages=[]), "no stage of small has run"),
         ("report", told(phase="Failed", message="bad store", access=None), "no stage of small has run: bad store"),
@@ -251,11 +250,39 @@ def test_submit_tells_of_a_suspended_pipeline_and_resume_needs_one(server: Serve
     assert code == 2 and "'small' is not suspended: it is Running" in said
 
 
+def test_submit_tells_of_what_only_the_controller_knows(server: Server, run: Run) -> None:
+    path, reply, looks = f"{BASE}/small", server.reply, 0
+
+    def controller(verb: str, at: str, body: Any, token: str | None) -> tuple[int, Any]:
+        """Its word comes at the second look."""
+        nonlocal looks
+        looks += (verb, at) == ("GET", path)
+        server.objects[path]["metadata"]["generation"] = 2
+        refused = {"type": "Accepted", "status": "False", "message": "spec.store names the profile 'x'"}
+        seen = {"observedGeneration": 2 if looks > 1 else 1}
+        server.objects[path]["status"] = told(phase="Failed", conditions=[refused | seen])
+        return reply(verb, at, body, token)
+
+    server.reply = controller  # type: ignore[method-assign]
+    code, said = run("submit", "small.yaml")
+    words = "error: small is in namespace team, and the controller refuses it: spec.store names the profile 'x'\n"
+    assert (code, said) == (2, words)
+    assert looks == 2
+
+
 def test_a_retry_does_not_promise_what_a_refused_declaration_keeps_from_happening(server: Server, run: Run) -> None:
     refused = [{"type": "Accepted", "status": "False", "message": "spec.store names the profile 'x'"}]
     server.objects[f"{BASE}/small"] |= {"status": told(phase="Failed", conditions=refused), "spec": {}}
     code, said = run("retry", "small")
     assert code == 0 and said.endswith("until it is corrected nothing is started: spec.store names the profile 'x'\n")
+
+
+def test_a_retry_of_what_succeeded_makes_what_is_gone(server: Server, run: Run) -> None:
+    server.objects[f"{BASE}/small"] |= {"status": ENDED, "spec": {}}
+    code, said = run("retry", "small")
+    assert code == 0 and said.startswith(
+        "small has succeeded: what is gone or damaged is made anew; see: nanochat stat"
+    )
 
 
 def test_a_stage_without_a_log_says_why(server: Server, run: Run) -> None:

@@ -118,6 +118,7 @@ REFUSED = {
     "half a device": pods(resources={"limits": {"rdma/hca": "0.5"}}),
     "a memory of 12 bytes": pods(resources={"requests": {"memory": 12}}),
     "a memory of milli-bytes": pods(resources={"limits": {"memory": "512m"}}),
+    "a processor of four gigabytes": pods(resources={"requests": {"cpu": "4Gi"}}),
     "a shared memory of 12 bytes": pods(sharedMemory=12),
     "a resource that is none": pods(resources={"limits": {"memroy": "4Gi"}}),
     "GPUs by their name": pods(resources={"limits": {"nvidia.com/gpu": 1}}),

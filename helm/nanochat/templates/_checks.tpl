@@ -23,6 +23,9 @@
 {{- if eq $name "nvidia.com/gpu" -}}
 {{- fail (printf "%s: GPUs are asked for by inference.gpus and by gpusPerNode of stages, not by %s." $where $name) -}}
 {{- end -}}
+{{- if and (eq $name "cpu") (gt (include "nanochat.amount" $quantity | float64) 4096.0) -}}
+{{- fail (printf "%s: cpu %v is more than 4096 cores: correct its unit." $where $quantity) -}}
+{{- end -}}
 {{- if has $name (list "memory" "ephemeral-storage") -}}
 {{- include "nanochat.checkBytes" (list (printf "%s: %s" $where $name) $quantity) -}}
 {{- end -}}
