@@ -8,7 +8,7 @@ Every method raises KubeError where the API server refuses or does not answer. A
 
 from __future__ import annotations
 
-from kubernetes.client import CoreV1Event, V1ConfigMap, V1Deployment
+from kubernetes.client import CoreV1Event, V1ConfigMap, V1Deployment, V1LabelSelector, V1Pod
 
 from operators.kube_client import (
     CONFIG_MAPS,
@@ -104,6 +104,11 @@ class Cluster:
     def deployment(self, namespace: str, name: str) -> V1Deployment | None:
         found = self._kube.get(DEPLOYMENTS, namespace, name)
         return None if found is None else from_json(V1Deployment, found)
+
+    def pods_of(self, namespace: str, selector: V1LabelSelector) -> list[V1Pod]:
+        """The pods that a Deployment's selector names."""
+        labels = ",".join(f"{name}={value}" for name, value in (selector.match_labels or {}).items())
+        return [from_json(V1Pod, body) for body in self._kube.listing(PODS, namespace, labelSelector=labels).items]
 
     def apply_deployment(self, body: Object) -> None:
         """Server-side apply: these fields are the controller's, all others stay as they are."""

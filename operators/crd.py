@@ -224,9 +224,12 @@ def _value(source: Schema, defs: Schema, brief: bool) -> Schema:
     if isinstance(source.get("additionalProperties"), dict):
         schema["additionalProperties"] = _value(source["additionalProperties"], defs, brief)
     for pattern, values in source.get("patternProperties", {}).items():  # a map, by the pattern of its keys
-        schema["additionalProperties"] = _value(values, defs, brief)
-        message = "a key must be a qualified name"
-        schema["x-kubernetes-validations"] = [rule(f"self.all(key, key.matches('{pattern}'))", message)]
+        value = schema["additionalProperties"] = _value(values, defs, brief)
+        test, message = f"key.matches('{pattern}')", "a key must be a qualified name"
+        if "pattern" in value and "x-form" not in value:  # of labels
+            test += f" && self[key].matches('{value.pop('pattern')}')"
+            message += ", and a value of letters, digits, inner '-', '_' and '.'"
+        schema["x-kubernetes-validations"] = [rule(f"self.all(key, {test})", message)]
     if "const" in source:
         schema |= {"type": "string", "enum": [source["const"]]}
     return schema

@@ -8,7 +8,8 @@ the reason InvalidToken beside the detail.
     GET /v1/NAMESPACE/NAME/progress/STAGE               where a stage stands
     GET /v1/NAMESPACE/NAME/logs/STAGE                   [{"launch", "files": [{"name", "bytes"}]}]
     GET /v1/NAMESPACE/NAME/logs/STAGE/LAUNCH/FILE?offset=N   what follows, with X-Nanochat-Next
-    GET /v1/NAMESPACE/NAME/model?uri=ADDRESS            {"missing": why a model in its store cannot be used, or ""}
+    GET /v1/NAMESPACE/NAME/model?uri=ADDRESS            {"missing": why a model in its store cannot be used, or ""},
+                                                        with &fingerprint=F of one that has it
     GET /v1/NAMESPACE/NAME/report                       names of the report's files
     GET /v1/NAMESPACE/NAME/report/FILE                  one of them
 """
@@ -117,10 +118,10 @@ def build_app(
         return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})
 
     @app.get("/v1/{namespace}/{name}/model")
-    def model(run: Annotated[RunSnapshot, Depends(view)], uri: str) -> dict[str, str]:
+    def model(run: Annotated[RunSnapshot, Depends(view)], uri: str, fingerprint: str = "") -> dict[str, str]:
         if not uri.startswith(f"{run.store.root}/"):  # the token gives no right to look into other stores
             return {"missing": f"{uri[:500]} is not in the pipeline's store"}
-        return {"missing": missing_weights(uri, lambda root: run.store)}
+        return {"missing": missing_weights(uri, lambda root: run.store, wanted=fingerprint)}
 
     def report_of(run: RunSnapshot) -> Manifest:
         found = run.artifacts.find("report", run.report) if run.report else None

@@ -2,48 +2,83 @@
 
 events = Events(kube, "nanochat-controller")
 events.emit(V1ObjectReference(...), "Warning", "Stalled", "base attempt 1: no sign of life")
+
+They are written by a thread of their own, and as few as client-go's EventCorrelator lets through: news of a kind that
+repeats raises the count of one Event, one object has at most BURST at once and then one every five minutes, and all
+together at most RATE a second. What is beyond that is left out, and the log has it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import queue
 import threading
 import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from kubernetes.client import CoreV1Event, V1EventSource, V1ObjectMeta, V1ObjectReference
 
-from operators.kube_client import EVENTS, MERGE, KubeClient, KubeError
+from operators.kube_client import EVENTS, MERGE, KubeClient, KubeError, Object
 from operators.kube_models import to_json
 
 log = logging.getLogger(__name__)
+V = TypeVar("V")
 
 WINDOW = 3600.0  # seconds in which the same news raises the count of one Event
 TIMEOUT = (5, 10)  # seconds to connect, and between bytes
+BURST, REFILL = 25, 1 / 300  # Events about one object, and how many more each second
+RATE = 20.0  # Events a second
+MOST = 4096  # news and objects that are remembered, as client-go does; and Events that wait to be written
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: `burst` at once, and `refill` more each second."""
+
+    burst: float
+    refill: float
+    tokens: float
+    at: float
+
+    def take(self, now: float) -> bool:
+        """Take one, where there is one."""
+        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.refill)
+        self.at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
 
 
 class Events:
     """Emits Events in the background of what matters: where one cannot be written, that is logged."""
 
-    def __init__(self, kube: KubeClient, component: str) -> None:
-        self._kube, self._component = kube.within(TIMEOUT), component
-        self._counts: dict[str, tuple[int, float]] = {}
+    def __init__(self, kube: KubeClient, component: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._kube, self._component, self._clock = kube.within(TIMEOUT), component, clock
+        self._counts: OrderedDict[str, int] = OrderedDict()  # name of an Event -> how often
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()  # by the object's uid
         self._lock = threading.Lock()
+        self._waiting: queue.Queue[tuple[Object, int]] = queue.Queue(MOST)
+        threading.Thread(target=self._work, name="events", daemon=True).start()
 
     def emit(self, reference: V1ObjectReference, kind: str, reason: str, message: str) -> None:
         """Say something about an object; `kind` is Normal or Warning."""
-        now = time.time()
+        now = self._clock()
         text = f"{reference.uid} {reason} {message} {int(now // WINDOW)}"
         name = f"{reference.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         with self._lock:
-            self._counts = {n: v for n, v in self._counts.items() if now - v[1] < WINDOW}
-            count = self._counts.get(name, (0, 0.0))[0] + 1
-            self._counts[name] = (count, now)
+            bucket = _kept(self._buckets, str(reference.uid), lambda: Bucket(BURST, REFILL, BURST, now))
+            if not bucket.take(now):
+                return
+            count = self._counts[name] = _kept(self._counts, name, lambda: 0) + 1
         stamp = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        namespace = str(reference.namespace)
         event = CoreV1Event(
-            metadata=V1ObjectMeta(name=name, namespace=namespace),
+            metadata=V1ObjectMeta(name=name, namespace=str(reference.namespace)),
             involved_object=reference,
             type=kind,
             reason=reason[:128],
@@ -54,11 +89,41 @@ class Events:
             count=count,
         )
         try:
-            if count == 1:
-                self._kube.create(EVENTS, to_json(event))
-            else:
-                change = {"count": count, "lastTimestamp": stamp}
-                path = EVENTS.path(namespace, name)
-                self._kube.json("patch", path, what=f"Event {namespace}/{name}", body=change, content_type=MERGE)
-        except KubeError as error:
-            log.warning("an Event could not be written (%s): %s", error.said, message)
+            self._waiting.put_nowait((to_json(event), count))
+        except queue.Full:
+            log.warning("an Event is left out, too many wait: %s", message)
+
+    def flush(self) -> None:
+        """Wait until all that was emitted is written."""
+        self._waiting.join()
+
+    def _work(self) -> None:
+        while True:
+            event, count = self._waiting.get()
+            try:
+                self._write(event, count)
+            except KubeError as error:
+                log.warning("an Event could not be written (%s): %s", error.said, event["message"])
+            except Exception:  # whatever it is, the next one is written
+                log.exception("an Event could not be written: %s", event["message"])
+            finally:
+                self._waiting.task_done()
+            time.sleep(1 / RATE)
+
+    def _write(self, event: Object, count: int) -> None:
+        if count == 1:
+            self._kube.create(EVENTS, event)
+            return
+        meta, change = event["metadata"], {"count": count, "lastTimestamp": event["lastTimestamp"]}
+        path, what = EVENTS.path(meta["namespace"], meta["name"]), f"Event {meta['namespace']}/{meta['name']}"
+        self._kube.json("patch", path, what=what, body=change, content_type=MERGE)
+
+
+def _kept(table: OrderedDict[str, V], name: str, new: Callable[[], V]) -> V:
+    """The value of a name, which is new where it has none; those that were not asked for longest are dropped."""
+    if name not in table:
+        table[name] = new()
+    table.move_to_end(name)
+    if len(table) > MOST:
+        table.popitem(last=False)
+    return table[name]

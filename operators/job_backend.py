@@ -84,6 +84,10 @@ class JobBackend(Protocol):
         """Delete a job with its pods; one that is gone already is no error."""
         ...
 
+    def keep_pods(self, job: Job) -> None:
+        """Let the backend delete no pods of a job, whatever becomes of them; they still go with the job."""
+        ...
+
     def read_job(self, body: Object) -> Job:
         """Observe a job, from its object in the API server."""
         ...

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 RECONCILES_AT_ONCE = 8  # of the pipelines of one store profile
 CONNECTIONS = 32  # to the API server
 TIMEOUT = (5, 30)  # seconds to connect to the API server, and between bytes
-RESYNC_SECONDS = 300.0  # between listings of everything, in case a watch missed something
+RESYNC_SECONDS = 600.0  # between listings of everything, in case a watch missed something
 COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
 STUCK_SECONDS = 60.0  # an event loop that was silent for so long is stuck
 SLOW_SECONDS = 60.0  # a reconciliation that takes longer is told of
@@ -160,7 +160,6 @@ class Controller:
                     self._wake(key)
             except KubeError as error:
                 log.warning("%s", error.message)
-            self._count()
             self.stores.forget()
             await asyncio.sleep(RESYNC_SECONDS if self.synced.is_set() else 2.0)
 
@@ -173,6 +172,7 @@ class Controller:
                     self.pool.submit(self.reconcilers[key].tell_slow, self.ticked - since)
             self.slow = {key: since for key, since in self.slow.items() if self.busy.get(key) == since}
             metrics.slow.set(len(self.slow))
+            self._count()
             await asyncio.sleep(1.0)
 
     async def _drive(self, key: tuple[str, str]) -> None:

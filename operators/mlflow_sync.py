@@ -1,33 +1,96 @@
-"""Tells MLflow of all pipelines' runs, in a thread of its own, so that one that is slow or away delays no pipeline.
+"""Has MLflow told of all pipelines' runs, one after the other, so that one that is slow or away delays no pipeline.
 
     mlflow_sync = MlflowSync(lambda: runs)
     mlflow_sync.start()
 
 What MLflow shows is a projection of the run's folder. It is made complete whenever MLflow can be reached, also long
-after the pipeline's end and by another controller: a mark in the folder says that nothing is missing.
+after the pipeline's end and by another controller: a mark in the folder says that nothing is missing. A run is told of
+when it changed. One that takes too long, or is too large, is set aside for a while, with a message, and so are for this
+round the others of its store: a round is held up by no run for longer than RUN_SECONDS.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import selectors
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
-from nanochat.report.tracked import RunTracker
-from nanochat.spec.errors import NanochatError
-from nanochat.storage.records import read_object
 from nanochat.tracking.client import unreachable
 from operators import logs, metrics
+from operators.mlflow_worker import Answer, Order
+from operators.rest import PHASES
 from operators.run_state import RunSnapshot
 from operators.status import DONE
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 30.0  # seconds between rounds
-MARK = "tracked.json"
+RUN_SECONDS = 120.0  # that telling of one run may take
+ASIDE = (60.0, 120.0, 300.0, 600.0)  # seconds for which a run is set aside after so many failures in a row
+COMMAND = (sys.executable, "-m", "operators.mlflow_worker")
+IDLE_SECONDS = 60.0  # without an order, after which the worker is ended
+
+
+@dataclass(slots=True)
+class _Known:
+    """The last order about a run."""
+
+    told: str = ""  # mark of the state that MLflow knows
+    failures: int = 0
+    again: float = 0.0  # not before, of time.monotonic()
+
+
+class Worker:
+    """The process that tells MLflow, started when there is something to tell."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._used = 0.0
+
+    def ask(self, order: Order, seconds: float) -> Answer:
+        """Carry out an order; TimeoutError where it takes longer, EOFError where the process ended over it."""
+        process, self._used = self._running(), time.monotonic()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(asdict(order)) + "\n")
+            process.stdin.flush()
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                if not selector.select(seconds):
+                    self.close()
+                    raise TimeoutError
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.close()
+            raise EOFError
+        return Answer(**json.loads(line))
+
+    def rest(self) -> None:
+        """End the process where it was not asked for a while."""
+        if self._process is not None and time.monotonic() - self._used > IDLE_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
+            command, pipe = [*COMMAND, f"--log-level={level}"], subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        return self._process
 
 
 class MlflowSync:
@@ -36,8 +99,8 @@ class MlflowSync:
     def __init__(self, runs: Callable[[], Sequence[RunSnapshot]]) -> None:
         """`runs` gives the runs of all pipelines as they stand."""
         self._runs = runs
-        self._trackers: dict[str, RunTracker] = {}  # by the run's folder, of those that are not complete
-        self._complete: dict[str, str] = {}  # the run's folder -> digest of what was complete
+        self._known: dict[str, _Known] = {}  # by uid
+        self.worker = Worker()
 
     def start(self) -> None:
         """Begin; the thread ends with the process."""
@@ -50,60 +113,54 @@ class MlflowSync:
             except Exception:
                 metrics.errors.labels(kind="program").inc()
                 log.exception("a round of telling MLflow failed")
+            self.worker.rest()
             time.sleep(INTERVAL)
 
     def round(self) -> None:
         """Bring MLflow up to date with every run that has something new."""
         runs = self._runs()
-        folders = {run.paths.root for run in runs}
-        self._trackers = {folder: tracker for folder, tracker in self._trackers.items() if folder in folders}
+        self._known = {run.uid: self._known.get(run.uid) or _Known() for run in runs}
         away: dict[str, bool] = {}  # tracking URI -> whether it is out of reach in this round
+        slow: set[str] = set()  # roots of stores
         for run in runs:
-            uri = run.tracking
-            if not uri or self._is_complete(run, uri):
+            known = self._known[run.uid]
+            if not run.tracking or not run.began or known.told == run.mark or time.monotonic() < known.again:
                 continue
-            if uri not in away:
-                away[uri] = unreachable(uri) is not None
-            if away[uri]:
+            if run.tracking not in away:
+                away[run.tracking] = unreachable(run.tracking) is not None
+            if away[run.tracking] or run.store.root in slow:
                 metrics.tracked.labels(result="error").inc()
                 continue
             with logs.about(namespace=run.namespace, name=run.name):
-                self._report(run, uri)
+                self._tell(run, known, slow)
 
-    def _report(self, run: RunSnapshot, uri: str) -> None:
-        folder, digest, done = run.paths.root, _digest(run, uri), run.phase in DONE
-        if folder not in self._trackers:
-            self._trackers[folder] = RunTracker(run.store, run.artifacts, run=folder, uri=uri)
-        tracker = self._trackers[folder]
-        told = tracker.sync()
-        metrics.tracked.labels(result="ok" if told else "error").inc()
-        if not (told and done and tracker.ended):
-            return
+    def _tell(self, run: RunSnapshot, known: _Known, slow: set[str]) -> None:
         try:
-            run.store.write_json(f"{folder}/{MARK}", {"digest": digest})
-        except NanochatError as error:
-            log.warning("that MLflow knows all could not be noted: %s", error.message)
-            return
-        self._complete[folder] = digest
-        del self._trackers[folder]
-
-    def _is_complete(self, run: RunSnapshot, uri: str) -> bool:
-        """Whether the run has ended and MLflow was told all of it, by this process or by one before."""
-        folder = run.paths.root
-        if run.phase not in DONE:
-            return False
-        digest = _digest(run, uri)
-        if self._complete.get(folder) == digest:
-            return True
-        try:
-            complete = (read_object(run.store, f"{folder}/{MARK}") or {}).get("digest") == digest
-        except NanochatError:
-            return False
-        if complete:
-            self._complete[folder] = digest
-        return complete
+            answer = self.worker.ask(_order(run), RUN_SECONDS)
+        except TimeoutError:
+            slow.add(run.store.root)
+            answer = Answer(told=False, why=f"it took longer than {RUN_SECONDS:.0f} s")
+        except EOFError:
+            answer = Answer(told=False, why="the process that tells MLflow ended over it: the run wrote too much")
+        metrics.tracked.labels(result="ok" if answer.told else "error").inc()
+        if answer.told:
+            known.told, known.failures, known.again = run.mark, 0, 0.0
+        elif answer.why:
+            seconds = ASIDE[min(known.failures, len(ASIDE) - 1)]
+            known.failures, known.again = known.failures + 1, time.monotonic() + seconds
+            log.warning("the run is not told to MLflow for %.0f s: %s", seconds, answer.why)
 
 
-def _digest(run: RunSnapshot, uri: str) -> str:
-    """A digest that differs between two states of a run that has ended: a retry makes attempts."""
-    return hashlib.sha256(json.dumps([uri, run.mark]).encode()).hexdigest()
+def _order(run: RunSnapshot) -> Order:
+    return Order(
+        namespace=run.namespace,
+        name=run.name,
+        folder=run.paths.root,
+        tracking=run.tracking,
+        mark=run.mark,
+        rests=run.phase in PHASES,
+        ended=run.phase in DONE,
+        location=asdict(run.artifacts.location),
+        credentials=run.artifacts.credentials,
+        cache=str(run.artifacts.cache.folder),
+    )

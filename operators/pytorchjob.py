@@ -16,7 +16,7 @@ from kubeflow.training import models
 from nanochat.spec.chatpipeline import ATTEMPT
 from operators import resources
 from operators.job_backend import JobRequest
-from operators.kube_client import KubeClient, Object, Resource
+from operators.kube_client import MERGE, KubeClient, KubeError, Object, Resource
 from operators.kube_models import from_json, to_json
 from operators.kueue import PRIORITY, QUEUE
 from operators.objects import Job, Pod, read_meta, read_pod
@@ -75,6 +75,17 @@ class PyTorchJobs:
         """Delete a job with its pods; one that is gone already is no error."""
         meta = job.meta
         self._kube.delete(PYTORCHJOBS, meta.namespace, meta.name, uid=meta.uid, propagation="Background")
+
+    def keep_pods(self, job: Job) -> None:
+        """Let the training operator, for which a deleted pod is a failed one, not clean up after it."""
+        meta = job.meta
+        body = {"metadata": {"uid": meta.uid}, "spec": {"runPolicy": {"cleanPodPolicy": "None"}}}
+        path, what = PYTORCHJOBS.path(meta.namespace, meta.name), f"PyTorchJob {meta.namespace}/{meta.name}"
+        try:
+            self._kube.json("patch", path, what=what, body=body, content_type=MERGE)
+        except KubeError as error:
+            if error.status not in (404, 409):  # it is gone, and another one of the name has another uid
+                raise
 
     def read_job(self, body: Object) -> Job:
         """Observe a job, from its object in the API server."""

@@ -237,7 +237,7 @@ class Run:
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
         serving = status.condition(told, status.SERVING)
         if serving is not None and serving != status.condition(before, status.SERVING):
-            level = "Warning" if serving[1] in ("Refused", "RolloutFailed") else "Normal"
+            level = "Warning" if serving[1] in ("Damaged", "Refused", "RolloutFailed", "NotReady") else "Normal"
             self._event(level, serving[1], serving[2])
 
     def _event(self, level: str, reason: str, message: str) -> None:

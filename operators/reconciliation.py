@@ -22,7 +22,7 @@ from nanochat.pipeline.run_status import RunStatus
 from nanochat.pipeline.standstill import Standstill, read_standstill
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
-from nanochat.tracking.registry import Registry
+from nanochat.tracking.rest import light_registry
 from operators import metrics, observation, pod_template, resources, status
 from operators.attempts import JobAttempt
 from operators.claims import Claimant, Claims, Want
@@ -116,7 +116,8 @@ class Reconciliation:
         """Whether nothing is left to do before something about the pipeline is new; ended jobs may be left."""
         suspended = planned.phase is Phase.SUSPENDED and not (self.owned.jobs or self.owned.pods)
         ended = planned.phase in status.DONE or suspended
-        return ended and not (self.trouble or self.refused or self.ready.attempts.open())
+        untidy = any(not record.cleaned and record.job not in self.owned.jobs for record in self.ready.attempts.all())
+        return ended and not (untidy or self.trouble or self.refused or self.ready.attempts.open())
 
     def _storage(self, operation: Callable[[], object]) -> bool:
         """Do something that needs storage, unless it was found out of reach in this pass."""
@@ -159,6 +160,7 @@ class Reconciliation:
             self.ready.attempts.retire()
             self.ready.outputs.forget()
             self.ready.looked = 0.0
+            self._storage(self.ready.outputs.set_damaged_aside)
             self._storage(self.ready.attempts.save)
 
     def _look(self) -> None:
@@ -246,7 +248,8 @@ class Reconciliation:
         if ready.looked == 0.0:
             done = (self.found.get("status") or {}).get("phase") in status.DONE
             if self._is_news or self._is_retried or not done:  # what was released long ago is left as it is
-                ready.outputs.check_release(Registry(ready.accepted.profile.tracking or ""))
+                ready.outputs.forget_outdated()
+                ready.outputs.check_release(light_registry(ready.accepted.profile.tracking or ""))
             ready.outputs.explain()
         ready.looked = self.steady
 
@@ -428,6 +431,7 @@ class Reconciliation:
         services.index.jobs.put(job)
         ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()
+        ready.progress.pop(action.stage, None)  # of the attempt before
         self.event("Normal", "Started", f"{action.stage} attempt {action.attempt}")
 
     def _make_room(self) -> None:
@@ -484,13 +488,16 @@ class Reconciliation:
     def _end(self, record: JobAttempt) -> None:
         """Delete what is left of an attempt that is over.
 
-        A stalled one's pods go first: garbage collection, which follows a job, would leave them the grace of a stop,
-        for which a kubelet waits. The job goes in the same breath, before the training operator can make pods anew;
-        where this process ends in between, the next one finds them and deletes them too.
+        A stalled one's pods go first, and by our hand alone: whoever deletes a pod first sets its grace, and others
+        would give it that of a stop, in which its node is held. Where this process ends in between, the next one goes
+        on with it.
         """
         cluster, job = self.services.cluster, self.owned.jobs.get(record.job)
+        stalled = record.stopping == "stalled"
+        if stalled and job is not None and not job.meta.deleting:
+            self.services.backend.keep_pods(job)
         for pod in self.owned.pods_of(record):
-            if record.stopping == "stalled" and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
+            if stalled and not (pod.meta.deleting and pod.meta.grace <= STALLED_GRACE):
                 cluster.delete_pod(pod, grace=STALLED_GRACE)
             elif job is None and not pod.meta.deleting:
                 cluster.delete_pod(pod)

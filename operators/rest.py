@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from nanochat.pipeline.outcomes import Reason
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
@@ -24,6 +25,7 @@ from operators.run_state import RunSnapshot, mark_of
 from operators.stores import Stores
 
 PHASES = (*status.DONE, Phase.SUSPENDED)
+SUSPECT = (Reason.STALLED, Reason.INFRASTRUCTURE)  # outcomes whose records may speak against nodes: they are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def read_rest(found: Object, owned: Owned, config: Config, stores: Stores) -> Re
         and told.get("observedGeneration") == meta["generation"]
         and (told.get("run"), told.get("retriedAt")) == (run, status.retry_asked(found))
         and all((status.condition(told, name) or ("",))[0] == "True" for name in ("Accepted", "StorageReachable"))
-        and all(attempt.get("ended") for attempt in attempts)
+        and all(attempt.get("ended") and attempt["reason"] not in SUSPECT for attempt in attempts)
         and not (owned.jobs or owned.pods)
     )
     if not rests:
@@ -76,6 +78,7 @@ def read_rest(found: Object, owned: Owned, config: Config, stores: Stores) -> Re
         tracking=profile.tracking or "",
         phase=Phase(phase),
         report=next(iter(made[0].values()), "") if made else "",
+        began=bool(attempts),
         mark=mark_of(phase, [(attempt["job"], attempt["ended"]) for attempt in attempts]),
     )
     return Rest.of(found, snapshot, owned)

@@ -14,22 +14,26 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from kubernetes.client import V1DeploymentStatus
+from kubernetes.client import V1DeploymentStatus, V1Pod
 
 from nanochat.model.artifact import ModelAddress, fingerprint, read_manifest
 from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import RECORD
-from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Registry
+from nanochat.storage.store import Entry
+from nanochat.tracking.registry import FOLDER_TAG, PROMOTED_TAG, Version
+from nanochat.tracking.rest import light_registry
 from operators import metrics
 from operators.cluster import Cluster
 from operators.config import Serving, StoreProfile
 from operators.kube_client import KubeError, Object
+from operators.serving_pods import ask_readyz, why_unready
 from operators.store_leases import StoreLeases
 from operators.stores import Stores
 
@@ -64,13 +68,25 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The version that has the alias; without a target it cannot be served, as `refused` says."""
+    """The version that has the alias; without a target no further pod can get it, as `refused` says."""
 
     version: str
     run: str = ""
     promoted: str = ""
     target: Target | None = None
     refused: str = ""
+    source: str = ""  # the artifact's address
+
+    def among(self, *targets: Target | None) -> Target | None:
+        """The one of these that is this version; servers that have it go on with it."""
+        found = next((t for t in targets if t is not None and (t.version, t.uri) == (self.version, self.source)), None)
+        return None if found is None else replace(found, run=self.run, promoted=self.promoted)
+
+    @property
+    def remedy(self) -> str:
+        """The command that makes its artifact anew; '' where no pipeline released it."""
+        namespace, _, name = self.run.removeprefix("runs/").partition("/")[0].partition(".")
+        return f"; `nanochat retry {name} -n {namespace}` makes it anew" if name else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +133,9 @@ class Deployed:
     current: Target | None  # what its pods are told
     memory: Memory
     rollout: Literal["going", "complete", "failed"]
-    why: str = ""  # it failed
+    why: str = ""  # not all of its pods are ready
     uid: str = ""
+    ready: bool = True  # whether any pod answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +169,8 @@ class Decision:
 def decide(champion: Champion | None, deployed: Deployed) -> Decision:
     """`champion` is None where no version has the alias, or where that is not known now: then nothing new is begun."""
     current, good, rejected = deployed.current, deployed.memory.good, deployed.memory.rejected
+    if champion is not None and champion.target is None:
+        champion = replace(champion, target=champion.among(current, good))
     if deployed.rollout == "complete" and current is not None:
         good = current
     wanted = current
@@ -168,26 +187,34 @@ def decide(champion: Champion | None, deployed: Deployed) -> Decision:
 
 
 def _news(champion: Champion | None, deployed: Deployed, wanted: Target | None, memory: Memory) -> News:
-    served = memory.good
+    served = memory.good if deployed.ready else None
     conditions: dict[str, Condition] = {}
+    why = f" ({deployed.why})" if deployed.why else ""
+    instead = f"version {served.version} is served" if served else "no version is served"
     if served is not None:
         conditions[served.run] = ("True", "Serving", f"version {served.version} is served")
-    instead = f"version {served.version} is served" if served else "no version is served"
+    elif memory.good is not None:
+        message = f"no pod of the chat API that has version {memory.good.version} is ready{why}"
+        conditions[memory.good.run] = ("False", "NotReady", message)
     if memory.rejected is not None:
         version = memory.rejected.version
         message = f"version {version} did not become ready ({memory.rejected.why}): {instead}"
         again = f"; 'nanochat rollback --to {version}' tries it again"
         conditions[memory.rejected.run] = ("False", "RolloutFailed", message + again)
     elif champion is not None and champion.target is None:
-        message = f"version {champion.version} is not served: {champion.refused}; {instead}"
-        conditions[champion.run] = ("False", "Refused", message)
-    elif wanted is not None and not wanted.same(served):
-        failed = deployed.rollout == "failed" and wanted.same(deployed.current)
-        message = f"version {wanted.version} is rolled out; {instead}"
+        message = f"version {champion.version} cannot be served: {champion.refused}{champion.remedy}"
+        conditions[champion.run] = ("False", "Refused", f"{message}; {instead}")
+    elif wanted is not None and not wanted.same(memory.good):
+        message = f"version {wanted.version} is rolled out{why if wanted.same(deployed.current) else ''}; {instead}"
         conditions[wanted.run] = ("Unknown", "RollingOut", message)
-        if failed:  # there is nothing to go back to
-            message = f"version {wanted.version} does not become ready ({deployed.why}): {instead}"
+        if deployed.rollout == "failed" and wanted.same(deployed.current):  # there is nothing to go back to
+            message = f"version {wanted.version} does not become ready{why}: {instead}"
             conditions[wanted.run] = ("False", "RolloutFailed", message)
+    if champion is not None and champion.target is not None and champion.refused:
+        known, _, message = conditions.get(champion.run, ("", "", ""))
+        if known == "True":
+            message = f"{message} by servers that have it; no other can get it"
+        conditions[champion.run] = (known or "False", "Damaged", f"{message}: {champion.refused}{champion.remedy}")
     return News(served.version if served else "", conditions)
 
 
@@ -204,7 +231,8 @@ def read(found: Any) -> Deployed:
     if current is not None and current.same(memory.written):
         current = memory.written
     rollout, why = _rollout(found)
-    return Deployed(current, memory, rollout, why, found.metadata.uid)
+    ready = bool((found.status or V1DeploymentStatus()).available_replicas)
+    return Deployed(current, memory, rollout, why, found.metadata.uid, ready)
 
 
 def _rollout(found: Any) -> tuple[Literal["going", "complete", "failed"], str]:
@@ -243,6 +271,7 @@ def applied(settings: Serving, uid: str, target: Target, memory: Memory) -> Obje
 
 # ---- the controller -------------------------------------------------------------------------------------------------
 
+CHECK_SECONDS = 60.0  # between looks at the files of the served version
 LONGEST_DELAY = 300.0  # seconds between looks while nothing answers
 PATIENT = 8  # looks without an answer, as while MLflow starts beside the controller, before they get rarer
 
@@ -259,12 +288,16 @@ class RolloutController:
         changed: Callable[[], None],
         stores: Stores,
         leases: StoreLeases | None = None,
+        ask: Callable[[V1Pod], str] = ask_readyz,
     ) -> None:
-        """`changed` is called when there is something new to tell; `leases` names what is served."""
+        """`changed` is called when there is something new to tell; `leases` names what is served; `ask` is
+        told why a pod is not ready, by itself."""
         self._leases, self._leased, self._stores = leases or StoreLeases(), frozenset[str](), stores
         self._settings, self._profile, self._cluster, self._changed = settings, profile, cluster, changed
-        self._registry = Registry(settings.tracking or profile.tracking or "")
-        self._fingerprints: dict[str, str] = {}  # of the address that was looked at last
+        self._registry = light_registry(settings.tracking or profile.tracking or "")
+        self._checked: tuple[Version, str, float] | None = None  # looked at last: its fingerprint, and when
+        self._hashed: dict[Entry, str] = {}  # files that were changed after their manifest
+        self._ask = ask
         self._news: News | None = None  # before the first look
         self._failures = 0
         self._trouble = ""
@@ -278,11 +311,12 @@ class RolloutController:
         trouble = ""
         champion = None
         try:
-            champion = self._champion()
-        except NanochatError as error:
-            trouble = f"the registry's champion is not known: {error.message}"
-        try:
-            self._roll_out(champion, trouble)
+            deployed = self._look()
+            try:
+                champion = self._champion(deployed)
+            except NanochatError as error:
+                trouble = f"the registry's champion is not known: {error.message}"
+            self._roll_out(champion, deployed, trouble)
         except (KubeError, StorageError) as error:
             trouble = error.message
         if trouble:
@@ -293,12 +327,21 @@ class RolloutController:
         self._failures = self._failures + 1 if trouble else 0
         return min(LONGEST_DELAY, self._settings.poll_seconds * 2 ** min(max(0, self._failures - PATIENT), 8))
 
-    def _roll_out(self, champion: Champion | None, trouble: str) -> None:
+    def _look(self) -> Deployed:
+        """The Deployment; where not all of its pods are ready, with what they say of it."""
         settings = self._settings
         found = self._cluster.deployment(settings.namespace, settings.deployment)
         if found is None:
             raise KubeError(f"there is no Deployment {settings.namespace}/{settings.deployment}")
         deployed = read(found)
+        if found.spec is None or deployed.rollout == "complete" or deployed.current is None:
+            return deployed
+        pods = self._cluster.pods_of(settings.namespace, found.spec.selector)
+        told = {TOLD[name][0]: getattr(deployed.current, name) for name in TOLD}
+        return replace(deployed, why=why_unready(pods, CONTAINER, told, self._ask) or deployed.why)
+
+    def _roll_out(self, champion: Champion | None, deployed: Deployed, trouble: str) -> None:
+        settings = self._settings
         decision = decide(champion, deployed)
         if decision.write and decision.target is not None:
             self._cluster.apply_deployment(applied(settings, deployed.uid, decision.target, decision.memory))
@@ -322,22 +365,37 @@ class RolloutController:
             self._leases.serve(self._stores.open(self._profile), models)
             self._leased = models
 
-    def _champion(self) -> Champion | None:
+    def _champion(self, deployed: Deployed) -> Champion | None:
         """The version with the alias; StorageError or UserError where the registry or the store cannot be asked."""
         found = self._registry.champion(self._settings.model)
         if found is None:
             return None
-        run, promoted = found.tags.get(FOLDER_TAG, ""), found.tags.get(PROMOTED_TAG, "")
+        champion = Champion(found.version, found.tags.get(FOLDER_TAG, ""), found.tags.get(PROMOTED_TAG, ""))
+        champion = replace(champion, source=found.source)
+        told = champion.among(deployed.current, deployed.memory.good)
         try:
-            address = ModelAddress.parse(found.source)
-        except UserError as error:
-            return Champion(found.version, run, promoted, refused=error.message)
-        try:
-            known = self._fingerprints.get(found.source) or self._fingerprint(address)
-        except Damaged as damage:
-            return Champion(found.version, run, promoted, refused=damage.message)
-        self._fingerprints = {found.source: known}
-        return Champion(found.version, run, promoted, Target(found.source, found.version, known, run, promoted))
+            known = self._fingerprint(found, found.fingerprint or (told.fingerprint if told else ""))
+        except (UserError, Damaged) as error:
+            return replace(champion, refused=error.message)
+        target = Target(found.source, found.version, known, champion.run, champion.promoted)
+        return replace(champion, target=target)
 
-    def _fingerprint(self, address: ModelAddress) -> str:
-        return fingerprint(read_manifest(self._stores.open(self._profile, root=address.root), address))
+    def _fingerprint(self, version: Version, wanted: str) -> str:
+        """The fingerprint of a version whose artifact is whole; from time to time it is looked at again."""
+        now = time.monotonic()
+        last = self._checked if self._checked is not None and self._checked[0] == version else None
+        if last is not None and now - last[2] < CHECK_SECONDS:
+            return last[1]
+        address = ModelAddress.parse(version.source)
+        try:
+            store = self._stores.open(self._profile, root=address.root)
+            known = fingerprint(read_manifest(store, address, wanted=wanted, hashed=self._hashed))
+        except Damaged:
+            self._checked = None
+            raise
+        except StorageError:
+            if last is None:
+                raise
+            return last[1]
+        self._checked = (version, known, now)
+        return known

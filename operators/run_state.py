@@ -15,7 +15,6 @@ from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.run_status import StatusFile, read_status
 from nanochat.pipeline.runs import RunPaths
-from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
@@ -23,6 +22,7 @@ from operators.attempts import Attempts, JobAttempt
 from operators.objects import Job
 from operators.sentences import Waiting
 from operators.status import ATTEMPTS, DONE, to_time
+from operators.stores import SharedArtifacts
 from operators.waits import Waits
 
 
@@ -43,10 +43,11 @@ class RunSnapshot:
     namespace: str
     name: str
     uid: str
-    artifacts: Artifacts
+    artifacts: SharedArtifacts
     tracking: str  # URI of the MLflow server, or ''
     phase: Phase
     report: str  # key of its report, or ''
+    began: bool  # it has attempts
     mark: str  # differs between two states that MLflow is told of
 
     @property
@@ -90,6 +91,7 @@ class Ready:
     uid: str
     accepted: Accepted
     paths: RunPaths
+    artifacts: SharedArtifacts
     outputs: Outputs
     attempts: Attempts
     status_file: StatusFile
@@ -102,25 +104,26 @@ class Ready:
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod
-    def open(cls, uid: str, accepted: Accepted, artifacts: Artifacts) -> Ready:
+    def open(cls, uid: str, accepted: Accepted, artifacts: SharedArtifacts) -> Ready:
         """The state of a run as its folder tells it; StorageError where the store cannot be reached."""
         store, meta = artifacts.store, accepted.pipeline.metadata
         paths = RunPaths.of(namespace=meta.namespace, name=meta.name, uid=uid)
         outputs, attempts = Outputs(artifacts, accepted.graph), Attempts(store, paths, pipeline=meta.name, uid=uid)
-        return cls(uid, accepted, paths, outputs, attempts.load(), StatusFile(store, paths), Waits(meta.namespace))
+        status_file, waits = StatusFile(store, paths), Waits(meta.namespace)
+        return cls(uid, accepted, paths, artifacts, outputs, attempts.load(), status_file, waits)
 
     def admit(self, accepted: Accepted) -> None:
         """Go on with a changed declaration: its outputs are looked for, and explained, anew."""
         known = self.outputs
         self.accepted, self.looked = accepted, 0.0
-        self.outputs = Outputs(known.artifacts, accepted.graph)
+        self.outputs = Outputs(self.artifacts, accepted.graph)
         self.outputs.present, self.outputs.makers = known.present, known.makers
         self.outputs.scores, self.outputs.release = known.scores, known.release
 
     @property
     def store(self) -> Store:
         """The store of the run."""
-        return self.outputs.artifacts.store
+        return self.artifacts.store
 
     def snapshot(self) -> RunSnapshot:
         """The run as others may see it."""
@@ -132,10 +135,11 @@ class Ready:
             namespace=meta.namespace,
             name=meta.name,
             uid=self.uid,
-            artifacts=self.outputs.artifacts,
+            artifacts=self.artifacts,
             tracking=sys.intern(accepted.profile.tracking or ""),
             phase=self.phase,
             report=graph.node("report").outputs[0].key if "report" in graph.stages else "",
+            began=bool(attempts),
             mark=mark_of(self.phase, attempts, None if self.phase in DONE else news),
         )
 
@@ -150,6 +154,9 @@ class Ready:
         """The progress of a running attempt's present launch; StorageError where it cannot be read."""
         state = read_progress(self.store, self.paths.progress(record.stage), record.launch) if record.launch else None
         if state is None:
+            known = self.progress.get(record.stage)
+            if known is not None and known.launch != record.launch:  # what is gone has no step any more
+                del self.progress[record.stage]
             return
         self.progress[record.stage] = state
         known = self.heartbeat(record, steady)

@@ -128,7 +128,7 @@ def _message(inputs: StatusInputs) -> str:
         meta = inputs.accepted.pipeline.metadata
         again = f"; once that is mended: nanochat retry {meta.name} -n {meta.namespace}"
         return said[: LONGEST - len(again)] + again
-    return said or _why(planned) or inputs.accepted.remark
+    return said or _why(planned) or _serving_trouble(inputs.serving) or inputs.accepted.remark
 
 
 def refused(found: Object, why: str, now: float) -> Object:
@@ -171,7 +171,27 @@ def at_rest(
     """The changes in the status of a pipeline that is at rest."""
     meta, before = found["metadata"], (found.get("status") or {}).get("conditions") or []
     wanted = {SERVING: serving} if serving else {}
-    return {"access": access, "conditions": _conditions(before, meta["generation"], now, wanted)}
+    return {
+        "access": access,
+        "message": _message_at_rest(found.get("status") or {}, serving),
+        "conditions": _conditions(before, meta["generation"], now, wanted),
+    }
+
+
+def _message_at_rest(before: Object, serving: tuple[str, str, str] | None) -> str | None:
+    """The message of a pipeline at rest: what is wrong with its model in the chat API, for as long as it is."""
+    told, message = condition(before, SERVING), before.get("message")
+    if serving is not None and before.get("phase") == Phase.SUCCEEDED:
+        if trouble := _serving_trouble(serving):
+            return trouble[:LONGEST]
+        if told is not None and message == told[2]:
+            return None
+    return message
+
+
+def _serving_trouble(serving: tuple[str, str, str] | None) -> str:
+    """The sentence on the chat API that people have to know; '' where all is well."""
+    return serving[2] if serving and serving[1] in ("Damaged", "Refused", "RolloutFailed", "NotReady") else ""
 
 
 def condition(status: Object | None, name: str) -> tuple[str, str, str] | None:

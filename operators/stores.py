@@ -53,7 +53,7 @@ class Stores:
             if key not in self._kept:
                 credentials = Path(profile.credentials) if profile.credentials else None
                 store = open_store(location, patient=False, credentials=credentials)
-                self._kept[key] = SharedArtifacts(store, self._cache)
+                self._kept[key] = SharedArtifacts(store, self._cache, location, profile.credentials or "")
             self._kept.move_to_end(key)
             if len(self._kept) > MOST:
                 self._kept.popitem(last=False)
@@ -70,8 +70,10 @@ class Stores:
 class SharedArtifacts(Artifacts):
     """The artifacts of a store as many pipelines look for them; safe to use from several threads."""
 
-    def __init__(self, store: Store, cache_folder: Path) -> None:
+    def __init__(self, store: Store, cache_folder: Path, location: Profile, credentials: str = "") -> None:
+        """`location` and `credentials`, a folder, say how another process opens the store."""
         super().__init__(store, cache_folder)
+        self.location, self.credentials = location, credentials
         self._looking = threading.RLock()  # who comes second takes what the first one finds
         self._known: dict[tuple[str, ...], tuple[float, Any]] = {}  # what was asked -> when, and the answer
 
@@ -99,9 +101,13 @@ class SharedArtifacts(Artifacts):
             return self._shared(("recent", kind, str(most)), lambda: super(SharedArtifacts, self).recent(kind, most))
 
     def forget(self) -> None:
-        """Drop what is old."""
-        with self._looking:
+        """Drop what is old, unless somebody looks for something just now."""
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
             self._known = {asked: known for asked, known in self._known.items() if self._is_fresh(asked)}
+        finally:
+            self._looking.release()
 
     def _keys(self, kind: str, since: float = 0.0) -> frozenset[str]:
         """The keys of a kind that something lies under."""

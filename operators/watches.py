@@ -69,6 +69,7 @@ async def _kopf(served: list[SomeCache], namespaces: Collection[str], ending: th
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True  # it would watch all CRDs and namespaces
+    settings.watching.chunk_size = 50  # a thousand pipelines at once would take 100 MiB, most of which never comes back
     settings.watching.server_timeout = 240
     settings.watching.client_timeout = 300
 

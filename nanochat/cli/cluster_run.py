@@ -253,8 +253,9 @@ class ClusterRun(RunHandle):
         text = (folder / "report.md").read_text(encoding="utf-8")
         print(text if markdown else "\n## ".join(text.split("\n## ")[:2]).rstrip())
 
-    def missing_weights(self, uri: str) -> str:
-        return str(read_json(self.stored("model", uri=uri), limit=RECORD).get("missing", ""))
+    def missing_weights(self, uri: str, fingerprint: str = "") -> str:
+        found = read_json(self.stored("model", uri=uri, fingerprint=fingerprint), limit=RECORD)
+        return str(found.get("missing", ""))
 
     def registry(self) -> Registry:
         uri = (self.status.get("profile") or {}).get("tracking")

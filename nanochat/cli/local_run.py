@@ -126,8 +126,9 @@ class LocalRun(RunHandle):
     def spec(self) -> Mapping[str, Any]:
         return read_declaration(self.store, self.paths)["spec"]
 
-    def missing_weights(self, uri: str) -> str:
-        return missing_weights(uri, lambda root: open_store(replace(self.resolved.profile, root=root)))
+    def missing_weights(self, uri: str, fingerprint: str = "") -> str:
+        profile = self.resolved.profile
+        return missing_weights(uri, lambda root: open_store(replace(profile, root=root)), wanted=fingerprint)
 
     def registry(self) -> Registry:
         return Registry(self.resolved.tracking)

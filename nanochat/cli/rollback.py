@@ -10,7 +10,7 @@ from nanochat.cli.options import Context, Namespace, Run, Store, option
 from nanochat.cli.run_handle import RunHandle
 from nanochat.spec.errors import UserError
 from nanochat.spec.stages import ReleaseStage
-from nanochat.tracking.registry import ALIAS, FORMER, Version
+from nanochat.tracking.registry import ALIAS, FORMER, PIPELINE_TAG, Version
 
 
 def rollback(
@@ -34,6 +34,15 @@ def rollback(
 
 def _check(run: RunHandle, model: str, version: Version) -> None:
     """UserError where the weights of a version are gone: whoever follows the registry could not serve it."""
-    missing = run.missing_weights(version.source)
+    missing = run.missing_weights(version.source, version.fingerprint)
     if missing:
-        raise UserError(f"version {version.version} of {model} cannot be champion: {missing}; choose another with --to")
+        raise UserError(
+            f"version {version.version} of {model} cannot be champion: {missing}; choose another with --to, or make it "
+            f"anew by a retry of the pipeline that released it{_releaser(run, version)}"
+        )
+
+
+def _releaser(run: RunHandle, version: Version) -> str:
+    """The command that tries that pipeline again, where it is this one."""
+    namespace, _, name = version.tags.get(PIPELINE_TAG, "").partition(".")
+    return f": {run.command('retry')}" if name == run.name and namespace else ""

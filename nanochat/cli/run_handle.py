@@ -98,7 +98,7 @@ class RunHandle(ABC, LogSource):
 
     @abstractmethod
     def retry(self) -> int:
-        """Go on with it after a failure or a cancellation; returns the exit code."""
+        """Go on with it after a failure or a cancellation, and make what is lost or damaged; returns the exit code."""
 
     # ---- results ----------------------------------------------------------------------------------------------------
 
@@ -112,8 +112,8 @@ class RunHandle(ABC, LogSource):
         """The declaration's spec as it was given."""
 
     @abstractmethod
-    def missing_weights(self, uri: str) -> str:
-        """Why a model at an address in the run's store cannot be used; '' where it can."""
+    def missing_weights(self, uri: str, fingerprint: str = "") -> str:
+        """Why a model at an address in the run's store, with this fingerprint, cannot be used; '' where it can."""
 
     @abstractmethod
     def registry(self) -> Registry:

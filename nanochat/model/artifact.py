@@ -15,13 +15,14 @@ from nanochat.spec.errors import UserError
 from nanochat.storage.artifacts import MANIFEST, ROOT
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
-from nanochat.storage.store import Store
-from nanochat.storage.transfer import check_sizes
+from nanochat.storage.store import Entry, Store
+from nanochat.storage.transfer import check_contents, check_sizes
 
 KIND = "model"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+MADE_OF = "models"  # metadata of what was made of models: the fingerprint of each, by its reference
 SERVED = (CONFIG, WEIGHTS, TOKENIZER)  # the files that decide what the model says
 
 
@@ -46,8 +47,15 @@ class ModelAddress:
             raise UserError(f"'{uri}' is not a model's address: it ends in {ROOT}/{KIND}/<key>[/<launch>]") from None
 
 
-def read_manifest(store: Store, address: ModelAddress) -> Manifest:
-    """The manifest of a model whose files are all there in their sizes; `Damaged` says what is wrong."""
+def read_manifest(
+    store: Store, address: ModelAddress, *, wanted: str = "", hashed: dict[Entry, str] | None = None
+) -> Manifest:
+    """The manifest of a model whose files are all there in their sizes; `Damaged` says what is wrong.
+
+    With the fingerprint `wanted` it is that model, whichever launch made it. Without one nothing tells whether another
+    launch than the address names made the same. Given `hashed`, which keeps what was found, files that were written
+    after the manifest are read.
+    """
     base = f"{ROOT}/{KIND}/{address.key}"
     try:
         manifest = Manifest.from_bytes(store.read(f"{base}/{MANIFEST}", LARGEST))
@@ -57,12 +65,19 @@ def read_manifest(store: Store, address: ModelAddress) -> Manifest:
         raise Damaged(f"the manifest of {store.uri(base)} is damaged: {damage}") from None
     if (manifest.kind, manifest.key) != (KIND, address.key):
         raise Damaged(f"the manifest of {store.uri(base)} belongs to another artifact")
-    if address.launch not in ("", manifest.launch):
-        raise Damaged(f"the model at {store.uri(base)} was made anew, by {manifest.launch} after {address.launch}")
     if missing := set(SERVED) - {record.path for record in manifest.files}:
         raise Damaged(f"{store.uri(base)} holds no {', '.join(sorted(missing))}")
+    if not wanted and address.launch not in ("", manifest.launch):
+        raise Damaged(
+            f"the model at {store.uri(base)} was made anew, by {manifest.launch} after {address.launch}, "
+            "and nothing tells whether it is the same"
+        )
+    if wanted and (found := fingerprint(manifest)) != wanted:
+        raise Damaged(f"{store.uri(base)} holds another model now: its fingerprint is {found} instead of {wanted}")
     try:
         check_sizes(store, f"{base}/{manifest.launch}", manifest.files)
+        if hashed is not None:
+            check_contents(store, base, manifest, hashed)
     except Damaged as damage:
         raise Damaged(f"the model at {store.uri(base)} is damaged: {damage}") from None
     return manifest
@@ -79,11 +94,12 @@ def combined(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def missing_weights(uri: str, open_root: Callable[[str], Store]) -> str:
-    """Why the model at an address cannot be used, '' where it can; `open_root` opens the store with that root."""
+def missing_weights(uri: str, open_root: Callable[[str], Store], *, wanted: str = "") -> str:
+    """Why the model at an address, with the fingerprint `wanted`, cannot be used, '' where it can; `open_root` opens
+    the store with that root."""
     try:
         address = ModelAddress.parse(uri)
-        read_manifest(open_root(address.root), address)
+        read_manifest(open_root(address.root), address, wanted=wanted, hashed={})
     except (UserError, Damaged) as error:
         return error.message
     return ""

@@ -13,16 +13,21 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from nanochat.model.artifact import KIND, MADE_OF, fingerprint
 from nanochat.pipeline.explain import explain_miss
 from nanochat.pipeline.graph import TRAINING, Graph, Output
 from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.spec.errors import NanochatError
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.checkpoints import newest_step
+from nanochat.storage.manifest import Manifest
 from nanochat.tracking.registry import Registry
 
 log = logging.getLogger(__name__)
+
+TOLD_OF_MODELS = ("evaluation", "report", "release")  # kinds of artifacts that tell of models, and are made in no time
 
 
 class Outputs:
@@ -84,6 +89,35 @@ class Outputs:
         found = self.artifacts.find_all(needs)
         self.present -= {key for _, key in needs - found.keys()}
 
+    def set_damaged_aside(self) -> None:
+        """Set aside models that are damaged, so that they are made again: what was written after their manifests is
+        read too."""
+        for out in self._models():
+            self.artifacts.verify(out.kind, out.key)
+
+    def forget_outdated(self) -> None:
+        """Forget evaluations, report and release of models that were made anew since, with other weights: they tell of
+        what is no more."""
+        models: dict[ArtifactRef, Manifest] = {}
+        gone: set[str] = set()
+        for node in self.graph.nodes:
+            for out in (out for out in node.outputs if out.kind in TOLD_OF_MODELS and out.key in self.present):
+                for ref in (ref for ref in out.inputs if ref.kind == KIND and ref not in models):
+                    if (found := self.artifacts.find(KIND, out.inputs[ref])) is not None:
+                        models[ref] = found
+                told = self.artifacts.find(out.kind, out.key)
+                of = {ref: models[ref] for ref in out.inputs if ref in models}
+                if told is not None and (gone.intersection(out.inputs.values()) or _is_outdated(told, of)):
+                    log.warning("%s is made anew: its model was", out.ref)
+                    self.artifacts.remove(out.kind, out.key)
+                    self.present.discard(out.key)
+                    gone.add(out.key)
+        if any(out.kind == "release" and out.key in gone for node in self.graph.nodes for out in node.outputs):
+            self.release = None
+
+    def _models(self) -> list[Output]:
+        return [out for node in self.graph.nodes for out in node.outputs if out.kind == KIND]
+
     def check_release(self, registry: Registry) -> None:
         """Forget a release whose version the registry has no more, so that it is made anew. Where the registry cannot
         be asked the release counts as made, and a warning says so."""
@@ -127,7 +161,7 @@ class Outputs:
     @property
     def has_model(self) -> bool:
         """Whether the model of any stage is there."""
-        return any(out.kind == "model" and out.key in self.present for node in self.graph.nodes for out in node.outputs)
+        return any(out.key in self.present for out in self._models())
 
     def reached(self, stage: str, keys: Collection[str], *, before: int) -> int:
         """How far a stage got, at least `before`: outputs made or, without any, the newest checkpoint's step."""
@@ -135,6 +169,14 @@ class Outputs:
         if made or stage not in TRAINING or not keys:
             return max(before, made)
         return max(before, newest_step(self.artifacts.store, stage, next(iter(keys))))
+
+
+def _is_outdated(told: Manifest, models: Mapping[ArtifactRef, Manifest]) -> bool:
+    """Whether what tells of models was made of others; a version before 0.2 did not note of which."""
+    noted = told.metadata.get(MADE_OF)
+    if not isinstance(noted, Mapping):
+        return any(model.created > told.created for model in models.values())
+    return any(noted.get(ref) != fingerprint(model) for ref, model in models.items())
 
 
 def _numbers(values: Any) -> dict[str, float]:

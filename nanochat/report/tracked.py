@@ -82,6 +82,7 @@ class RunTracker:
         self._projection = Projection(store, uri)
         self._readers: dict[str, JournalReader] = {}
         self.ended = False  # whether what was told last was a run's end
+        self.trouble = ""  # why nothing could be told last
 
     def sync(self) -> bool:
         """Tell MLflow what is new; False where that could not be done."""
@@ -90,11 +91,13 @@ class RunTracker:
             files = tuple(entry.path for entry in self._store.list(f"{self._run}/report"))
         except (NanochatError, OSError) as error:
             log.debug("no record for MLflow yet: %s", error)
+            self.trouble = str(error)
             return False
         run = tracked_run(record, files=files)
         # Where nothing has run there is nothing to tell.
         told = record.started is None or self._projection.sync(self._run, run)
         self.ended = told and run.status != "running"
+        self.trouble = "" if told else "MLflow did not take it"
         return told
 
 

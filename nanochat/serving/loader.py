@@ -133,11 +133,11 @@ def fetch(wanted: Wanted) -> tuple[Path, str]:
 
     try:
         manifest = Manifest.from_bytes(kept.read_bytes())
-        _check(manifest, wanted)
+        if wanted.fingerprint not in ("", fingerprint(manifest)):
+            raise Damaged("the cache has another model of this address")
         return cache.fetch(store.uri(base(manifest)), manifest.files, _missing), fingerprint(manifest)
     except (OSError, Damaged):
-        manifest = read_manifest(store, address)
-    _check(manifest, wanted)
+        manifest = read_manifest(store, address, wanted=wanted.fingerprint)
     folder = fetch_files(store, cache, base(manifest), manifest.files)
     if store.local_path(base(manifest)) is None:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -149,10 +149,3 @@ def fetch(wanted: Wanted) -> tuple[Path, str]:
 
 def _missing(record: FileRecord, _target: Path) -> NoReturn:
     raise Damaged(f"{record.path} is not in the cache")
-
-
-def _check(manifest: Manifest, wanted: Wanted) -> None:
-    """Another model than the one that was released is refused, before it is fetched."""
-    found = fingerprint(manifest)
-    if wanted.fingerprint and found != wanted.fingerprint:
-        raise Damaged(f"{wanted.uri} holds a model with the fingerprint {found}, and {wanted.fingerprint} is wanted")

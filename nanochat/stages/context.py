@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nanochat.model.artifact import MADE_OF, fingerprint
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.ref import ArtifactRef
@@ -122,11 +123,14 @@ class StageContext:
         return self.artifacts.writer(output.kind, output.key, self.launch)
 
     def commit(self, writer: Writer, output: Output, metadata: Mapping[str, Any]) -> Manifest:
-        """Commit what was written: the manifest comes last. Returns the winner's manifest."""
+        """Commit what was written: the manifest comes last, and says of which models it was made. Returns the winner's
+        manifest."""
+        models = {str(ref): fingerprint(self.manifest(ref)) for ref in self.refs("model")}
         return writer.commit(
             recipe=dict(output.recipe) | {"name": output.name},
             inputs=output.input_keys(),
-            metadata={"run": self.plan.run, "stage": self.stage} | dict(metadata),  # where its journal is
+            metadata={"run": self.plan.run, "stage": self.stage, MADE_OF: models}
+            | dict(metadata),  # where its journal is
         )
 
     def checkpoints(self) -> Checkpoints:

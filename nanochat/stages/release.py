@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.model.artifact import fingerprint
 from nanochat.parse.address import shown
 from nanochat.parse.json_text import read_json
 from nanochat.pipeline.graph import TRAINING
@@ -83,7 +84,7 @@ def _release(context: StageContext, gates: list[Gate], model: str) -> dict[str, 
     results = Results.of(_evaluations(context))
     candidate = _candidate(context, results)
     champion = registry.champion(model)
-    if champion is not None and champion.key == candidate.key:  # an earlier attempt got this far
+    if champion is not None and champion.is_of(candidate):  # an earlier attempt got this far
         return _record(context, model, champion, _earlier_gates(context), moved=True, reason="all gates hold")
     outcomes = [
         gate.evaluate(
@@ -111,6 +112,7 @@ def _candidate(context: StageContext, results: Results) -> Candidate:
     return Candidate(
         source=context.artifacts.uri(manifest),
         key=context.outputs[0].key,
+        fingerprint=fingerprint(manifest),
         run_id=_mlflow_run(context),
         metrics=results.metrics,
         tags={

@@ -34,7 +34,7 @@ from nanochat.storage.explain import Near, nearest
 from nanochat.storage.failures import Damaged, is_disk_full, to_user_error, translate_errors
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
 from nanochat.storage.store import FileRecord, Store
-from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
+from nanochat.storage.transfer import check_contents, check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,18 @@ class Artifacts:
     ) -> Mapping[tuple[str, str], Mapping[str, Any]]:
         """The metadata of those that exist of many (kind, key). What is shared may remember them from after `since`."""
         return {pair: manifest.metadata for pair, manifest in self.find_all(wanted).items()}
+
+    def verify(self, kind: str, key: str) -> Manifest | None:
+        """As `find`, but what was written after the manifest is read too; a damaged artifact is set aside."""
+        try:
+            manifest = self._inspect(kind, key)
+            if manifest is not None:
+                check_contents(self.store, self.folder(kind, key), manifest, {})
+            return manifest
+        except Damaged as damage:
+            log.warning("%s is set aside: %s", self.store.uri(self.folder(kind, key)), damage)
+            self._set_aside(kind, key)
+            return None
 
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
         """Damage, found now or before and set aside, one sentence each; () where all is well."""

@@ -48,6 +48,10 @@ class FolderStore(Store):
 
         return self._bounded(self._with_retries(read, doing="reading", path=path), path, limit)
 
+    def sha256(self, path: str) -> str:
+        target = self._path(path)
+        return self._with_retries(lambda: files.sha256(target), doing="reading", path=path)
+
     def write(self, path: str, data: bytes) -> None:
         target = self._path(path)
         self._written(lambda: files.write(target, data), path=path)

@@ -6,6 +6,7 @@ mark on the object tells a creation whose answer was lost from one by another wr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import uuid
@@ -34,6 +35,7 @@ from nanochat.storage.store import Entry, FileRecord, Profile, Store, check_path
 T = TypeVar("T")
 
 DELETIONS_AT_ONCE = 16
+PIECE = 8 << 20  # bytes that are read at a time of a large object
 NO_RANGE = {"InvalidRange", "416"}  # codes of a part of an empty object
 EXISTS = {"PreconditionFailed", "412"}  # codes of an exclusive creation that came second
 
@@ -105,6 +107,15 @@ class RemoteStore(Store):
                 raise
 
         return self._bounded(self._with_retries(read, doing="reading", path=path), path, limit)
+
+    def sha256(self, path: str) -> str:
+        address = self._address(check_path(path))
+
+        def digest() -> str:
+            with self._fs.open(address, "rb", block_size=PIECE) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self._with_retries(digest, doing="reading", path=path)
 
     def write(self, path: str, data: bytes) -> None:
         address = self._address(check_path(path))

@@ -81,6 +81,10 @@ class Store(ABC):
         """A file's content of at most `limit` bytes; `Damaged` where there are more: no more of them are read."""
 
     @abstractmethod
+    def sha256(self, path: str) -> str:
+        """The SHA-256 of a file of any size, which is read piece by piece."""
+
+    @abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a small file atomically."""
 

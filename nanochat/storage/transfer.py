@@ -9,8 +9,10 @@ from pathlib import Path
 from nanochat.storage import files
 from nanochat.storage.cache import Cache
 from nanochat.storage.failures import Damaged, translate_errors
-from nanochat.storage.store import FileRecord, Store
+from nanochat.storage.manifest import Manifest
+from nanochat.storage.store import Entry, FileRecord, Store
 
+SLACK = 2.0  # seconds by which a store's times of files may differ
 UPLOADS_AT_ONCE = 4  # each in parts of its own, see backends
 
 
@@ -26,6 +28,25 @@ def check_sizes(store: Store, base: str, records: Sequence[FileRecord]) -> None:
             raise Damaged(f"{record.path} is missing")
         if size != record.size:
             raise Damaged(f"{record.path} has {size:,} bytes instead of {record.size:,}")
+
+
+def check_contents(store: Store, base: str, manifest: Manifest, hashed: dict[Entry, str]) -> None:
+    """`Damaged` where a file of the artifact at `base` was written after its manifest, and is not what that says.
+
+    Only such files are read, each once for as long as `hashed` is kept.
+    """
+    entries = {entry.path.removeprefix(f"{base}/"): entry for entry in store.list(base)}
+    written = entries["manifest.json"].modified if "manifest.json" in entries else 0.0
+    for record in manifest.files:
+        entry = entries.get(f"{manifest.launch}/{record.path}")
+        if entry is None:
+            raise Damaged(f"{record.path} is missing")
+        if entry.modified <= written + SLACK:
+            continue
+        if entry not in hashed:
+            hashed[entry] = store.sha256(entry.path)
+        if hashed[entry] != record.sha256:
+            raise Damaged(f"{record.path} has another content than was written")
 
 
 def store_folder(store: Store, cache: Cache, folder: Path, base: str) -> tuple[FileRecord, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ALIAS, FORMER = "champion", "former"  # what is served, and what was before it
 KEY_TAG, METRIC_TAG = "nanochat.key", "metric."
 PIPELINE_TAG, FOLDER_TAG = "nanochat.pipeline", "nanochat.run"  # who released it: <namespace>.<name>, the run's folder
+FINGERPRINT_TAG = "nanochat.fingerprint"  # of weights, configuration and tokenizer: what the version is
 PROMOTED_TAG = "nanochat.promoted"  # when it was made champion last: a version that failed is tried again after that
 _TAG_LENGTH = 5000
 
@@ -37,9 +38,10 @@ class Candidate:
     """A model to be released."""
 
     source: str  # address of the model artifact's launch folder
-    key: str  # the release's key: a second registration with it gives the same version
+    key: str  # the release's key: a second registration of the same model with it gives the same version
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)  # lineage
+    fingerprint: str = ""  # of the model
     card: str = ""  # the model card, Markdown
     run_id: str = ""  # of the MLflow run that made it
 
@@ -54,6 +56,16 @@ class Version:
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)
     ready: bool = True  # whether its registration came to its end
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's; '' where a release before 0.2 registered it."""
+        return self.tags.get(FINGERPRINT_TAG, "")
+
+    def is_of(self, candidate: Candidate) -> bool:
+        """Whether it is this candidate's: the same release of the same model, whichever launch made the files."""
+        same = self.fingerprint == candidate.fingerprint if self.fingerprint else self.source == candidate.source
+        return same and self.key == candidate.key and self.ready
 
 
 class Registry:
@@ -78,12 +90,10 @@ class Registry:
             if not self._exists(client, model):
                 client.create_registered_model(model, description="Chat models that nanochat pipelines released.")
             known = ((version, _version(version)) for version in pages(client.search_model_versions, f"name='{model}'"))
-            same = (
-                found for found, v in known if (v.source, v.key, v.ready) == (candidate.source, candidate.key, True)
-            )
-            found = next(same, None)
+            found = next((found for found, version in known if version.is_of(candidate)), None)
             tags = {
                 KEY_TAG: candidate.key,
+                **({FINGERPRINT_TAG: candidate.fingerprint} if candidate.fingerprint else {}),
                 **{f"{METRIC_TAG}{name}": repr(value) for name, value in candidate.metrics.items()},
                 **{name: value[:_TAG_LENGTH] for name, value in candidate.tags.items() if value},
             }

@@ -40,7 +40,7 @@ from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
-from operators.kube_client import MERGE, PIPELINES, KubeClient, Resource
+from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError, Resource
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from store_servers import free_port
@@ -145,7 +145,8 @@ class Site:
                           "--bind-address=127.0.0.1", "--cert-dir", str(folder / "certificates"),
                           "--token-auth-file", str(tokens), "--authorization-mode=AlwaysAllow",
                           "--service-account-issuer=https://scale", "--service-account-key-file", str(key),
-                          "--service-account-signing-key-file", str(key), "--disable-admission-plugins=ServiceAccount",
+                          "--service-account-signing-key-file", str(key),
+                          "--disable-admission-plugins=ServiceAccount,ResourceQuota",
                           "--service-cluster-ip-range=10.0.0.0/24", "--audit-policy-file", str(policy),
                           "--audit-log-path", str(folder / "audit.log"), "--audit-log-mode=batch"],
             "versitygw": [tools["versitygw"], "--quiet", "--port", f"127.0.0.1:{s3}",
@@ -336,6 +337,18 @@ def fill(site: Site) -> None:
                     writer.commit(recipe={}, inputs={})
 
 
+def create(site: Site, name: str, kind: str) -> None:
+    """Make a pipeline; an API server that is busy is asked again."""
+    while True:
+        try:
+            site.kube.create(PIPELINES, declaration(name, kind))
+            return
+        except KubeError as error:
+            if not error.is_passing:
+                raise
+            time.sleep(1.0)
+
+
 def edit(site: Site, name: str, value: int) -> int:
     """Change a setting that changes no key; returns the new generation."""
     body = {"spec": {"jobTtlSeconds": value}}
@@ -352,7 +365,7 @@ def measure(site: Site, options: argparse.Namespace) -> dict[str, Any]:
     if options.kind == "finished":
         fill(site)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: site.kube.create(PIPELINES, declaration(name, options.kind)), names))
+        list(pool.map(lambda name: create(site, name, options.kind), names))
     statuses, controller = Statuses(site), Controller(site, options.checkout)
     told: dict[str, Any] = {"pipelines": options.pipelines, "kind": options.kind}
 
@@ -462,6 +475,7 @@ def main() -> None:
     )
     parser.add_argument("--keep", type=Path, help="a folder for everything, which is left; else a temporary one")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     urllib3.disable_warnings()  # the API server's certificate is its own
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -203,7 +203,8 @@ class Storm:
         say(f"  {', '.join(record.outcomes) or 'goes on'}, {record.seconds:.0f} s{wrong}")
 
     def recovered(self, target: Target) -> None:
-        """Wait until the pipeline trains on: twice, for the status may be late. One that failed is tried again."""
+        """Wait until training goes on: by two steps, for the status may be late, and by whichever of the two has the
+        right to what both need. A pipeline that failed is tried again."""
         deadline, marks = time.monotonic() + PATIENCE, set[object]()
         while time.monotonic() < deadline:
             status = self.status(target.name)
@@ -212,7 +213,8 @@ class Storm:
             if status.get("phase") == "Failed" and status.get("attempts"):
                 self.site.nanochat("retry", target.name)
                 time.sleep(10)
-            marks |= self.mark(status)
+            for name in self.documents:
+                marks |= self.mark(self.status(name))
             if len(marks) > 2:
                 return
             time.sleep(1)

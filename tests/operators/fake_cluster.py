@@ -60,8 +60,10 @@ class FakeKube:
     def declare(self, body: Object, *, uid: str) -> Object:
         """Put a ChatPipeline there, or the next state of it."""
         meta, known = body["metadata"], self[PIPELINES].get(body["metadata"]["name"], {})
-        generation = known["metadata"]["generation"] + (known.get("spec") != body.get("spec")) if known else 1
-        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": self.stamp()}
+        before = known.get("metadata", {})
+        generation = before["generation"] + (known.get("spec") != body.get("spec")) if known else 1
+        created = before["creationTimestamp"] if before.get("uid") == uid else self.stamp()
+        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": created}
         self._store(PIPELINES, body | {"metadata": stamped, "status": known.get("status", {})})
         return copy.deepcopy(self[PIPELINES][meta["name"]])
 
@@ -137,7 +139,10 @@ class FakeKube:
             self.objects[PODS] = {n: p for n, p in self[PODS].items() if not n.startswith(f"{name}-worker-")}
 
     def json(self, verb: str, path: str, *, body: Object, **_options: Any) -> Object:
-        """Only a patch of a pipeline's status is asked for so."""
+        """Only patches of a pipeline's status and of a job are asked for so."""
+        if PYTORCHJOBS.plural in path:
+            self.asked.append(f"{verb} {PYTORCHJOBS.plural} {json.dumps(body['spec'])}")
+            return {}
         self.asked.append(f"{verb} status")
         name = path.split("/")[-2]
         found = self[PIPELINES][name]

@@ -135,6 +135,7 @@ REFUSED = {
     "fewer tokens than a row, of the evaluation": spec(stages__evalBase__bitsPerByteTokens=100),
     "an unknown network": pods(network="carrier-pigeon"),
     "a bad label": pods(labels={"a b": "c"}),
+    "a bad value of a label": pods(labels={"a": "b c"}),
     "root": pods(runAsUser=0),
     "a grace that is none": spec(stopGraceSeconds=0),
     "a name that is too long": named("a" * 33),
@@ -256,6 +257,19 @@ def test_conditions_are_those_of_kubernetes() -> None:
 def test_kubectl_can_apply_the_file() -> None:
     """kubectl keeps the whole object in an annotation, and annotations have at most 256 KiB, helm's own among them."""
     assert len(json.dumps(yaml.safe_load(FILE.read_text()), separators=(",", ":"))) < 260_000
+
+
+def patterns(node: Any, path: str = "") -> Iterator[str]:
+    """The places of patterns in a schema."""
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if name == "pattern" and isinstance(value, str):
+            yield path
+        yield from patterns(value, f"{path}.{name}")
+
+
+def test_what_is_refused_is_refused_in_words() -> None:
+    """An API server quotes a pattern, from which few can tell what to write; rules have messages."""
+    assert list(patterns(SCHEMA["properties"]["spec"])) == []
 
 
 @pytest.mark.parametrize(("document", "accepted"), cases())

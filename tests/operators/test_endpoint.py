@@ -18,6 +18,7 @@ from operators.access import DAY, INVALID_TOKEN, Access
 from operators.endpoint import NEXT, build_app
 from operators.kube_client import KubeError
 from operators.run_state import RunSnapshot
+from operators.stores import SharedArtifacts
 
 ACCESS = Access(b"key of a test")
 TOKEN = {"X-Nanochat-Token": ACCESS.token("uid-1", time.time())}
@@ -43,7 +44,8 @@ def client(tmp_path: Path) -> TestClient:
         writer.commit(recipe={}, inputs={}, metadata={})
     store.write_json(paths.attempt("base", 1), {"number": 1})
     (tmp_path / "store" / "secret.txt").write_text("nobody's")
-    view = RunSnapshot("team", "demo", "uid-1", artifacts, "", Phase.SUCCEEDED, KEY, "")
+    shared = SharedArtifacts(store, tmp_path / "cache", Profile(root=store.root))
+    view = RunSnapshot("team", "demo", "uid-1", shared, "", Phase.SUCCEEDED, KEY, True, "")
     views = {("team", "demo"): view}
     return TestClient(build_app(lambda ns, name: views.get((ns, name)), ACCESS, lambda: "", lambda: True))
 

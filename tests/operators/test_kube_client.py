@@ -83,8 +83,8 @@ def test_requests(server: Server) -> None:
         "preconditions": {"uid": "u"},
     }  # fmt: skip
     asked = [
-        ("GET", "/api/v1/pods?labelSelector=a%3Db%2Cc&limit=500", None),
-        ("GET", "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines?limit=500", None),
+        ("GET", "/api/v1/pods?labelSelector=a%3Db%2Cc&limit=100", None),
+        ("GET", "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines?limit=100", None),
         ("GET", "/apis/apps/v1/namespaces/team/deployments/server", None),
         ("POST", "/api/v1/namespaces/team/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", **BODY}),
         (
@@ -107,8 +107,8 @@ def test_long_listings_come_in_pages(server: Server) -> None:
     server.answers = [(200, json.dumps(page).encode()) for page in pages]
     assert server.client().listing(PODS) == Listing([BODY] * 3, 7)
     assert [path for _, path, _, _ in server.asked] == [
-        "/api/v1/pods?limit=500",
-        "/api/v1/pods?limit=500&continue=more",
+        "/api/v1/pods?limit=100",
+        "/api/v1/pods?limit=100&continue=more",
     ]
 
 

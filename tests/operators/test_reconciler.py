@@ -137,14 +137,18 @@ def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> Non
 
 
 def test_a_stalled_attempts_pods_go_before_its_job_and_within_a_second(rig: Rig) -> None:
-    """Garbage collection, which deletes a job's pods, would leave them the grace of a stop."""
+    """The training operator and garbage collection would leave them the grace of a stop."""
     rig.reconcile()
     rig.report(1)
     rig.reconcile()
     rig.cluster.asked.clear()
     rig.reconcile(after=STALL + 5)
-    deleted = [request for request in rig.cluster.asked if request.startswith("delete")]
-    assert deleted == ["delete pods in 1 s", "delete pytorchjobs"]
+    asked = [request for request in rig.cluster.asked if request.startswith(("delete", "patch pytorchjobs"))]
+    assert asked == [
+        'patch pytorchjobs {"runPolicy": {"cleanPodPolicy": "None"}}',
+        "delete pods in 1 s",
+        "delete pytorchjobs",
+    ]
 
 
 def test_what_the_training_operator_made_anew_before_a_controller_died_goes_too(
@@ -204,6 +208,16 @@ def test_an_attempt_that_is_silent_because_its_node_is_did_not_stall(rig: Rig) -
     assert rig.attempts() == ["Preempted", "Running"]
     (first, _) = rig.cluster.status["attempts"]
     assert "node-0 was lost" in first["message"] and first.get("suspects") is None
+
+
+def test_a_new_attempt_shows_no_step_of_the_one_before(rig: Rig) -> None:
+    rig.reconcile()
+    rig.report(7)
+    assert rig.reconcile()["stages"][0]["step"] == 7
+    rig.reconcile(after=STALL + 5)
+    for _ in range(2):
+        assert rig.reconcile()["stages"][0].get("step") is None
+    assert rig.attempts() == ["Stalled", "Running"]
 
 
 def test_until_its_first_step_an_attempt_may_be_silent_for_longer(rig: Rig) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,13 +17,14 @@ from typing import Any
 import pytest
 from fake_cluster import FakeKube
 from kubernetes import client
-from kubernetes.client import V1Deployment, V1ObjectReference
+from kubernetes.client import V1Deployment, V1ObjectReference, V1Pod
 from mlflow_server import free_port
 
-from nanochat.model.artifact import SERVED, WEIGHTS
+from nanochat.model.artifact import SERVED, WEIGHTS, fingerprint
 from nanochat.spec.errors import UserError
-from nanochat.storage import Artifacts, Profile, open_store
+from nanochat.storage import Artifacts, Manifest, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
+from operators import rollout as rollout_module
 from operators import status
 from operators.cluster import Cluster
 from operators.config import Config, Serving, StoreProfile
@@ -30,6 +34,7 @@ from operators.kube_models import from_json
 from operators.reconciler import Run
 from operators.reconciliation import Services
 from operators.rollout import Champion, Deployed, Memory, Rejected, RolloutController, Target, decide, read
+from operators.serving_pods import why_unready
 from operators.stores import Stores
 
 pytestmark = pytest.mark.filterwarnings(
@@ -157,10 +162,14 @@ class Deployment(Cluster):
         }
         self.lose_answer = False
         self.written: list[str] = []
+        self.pods: list[V1Pod] = []
         self.settle(ready=False)
 
     def deployment(self, namespace: str, name: str) -> Any:
         return self.model if (namespace, name) == ("nano", "inference") else None
+
+    def pods_of(self, namespace: str, selector: Any) -> list[V1Pod]:
+        return self.pods
 
     @property
     def model(self) -> V1Deployment:
@@ -206,16 +215,21 @@ class World:
         self.profile = StoreProfile.model_validate({"root": str(folder / "store"), "tracking": uri})
         self.changes = 0  # how often there was something new to tell
 
-    def release(self, name: str, *, stored: bool = True) -> str:
+    def make(self, name: str, *, launch: str = "01-a", content: str = "") -> Manifest:
+        """The artifact of a model, made by a launch."""
+        with self.artifacts.writer("model", name, launch) as writer:
+            for file in SERVED:
+                (writer.folder / file).write_text(content or name)
+            return writer.commit(recipe={}, inputs={}, metadata={})
+
+    def release(self, name: str, *, stored: bool = True, noted: bool = True) -> str:
         """Register and promote a version; returns it."""
-        source = f"{self.profile.root}/artifacts/model/{name}/01-a"
+        source, known = f"{self.profile.root}/artifacts/model/{name}/01-a", ""
         if stored:
-            with self.artifacts.writer("model", name, "01-a") as writer:
-                for file in SERVED:
-                    (writer.folder / file).write_text(name)
-                source = self.artifacts.uri(writer.commit(recipe={}, inputs={}, metadata={}))
+            manifest = self.make(name)
+            source, known = self.artifacts.uri(manifest), fingerprint(manifest) if noted else ""
         tags = {"nanochat.pipeline": "team.demo", "nanochat.run": f"runs/team.demo/{name}"}
-        found = self.registry.register(self.model, Candidate(source, name, {}, tags))
+        found = self.registry.register(self.model, Candidate(source, name, {}, tags, fingerprint=known))
         self.registry.promote(self.model, found.version)
         return found.version
 
@@ -232,6 +246,7 @@ class World:
             cluster or self.deployment,
             changed=changed,
             stores=Stores(self.artifacts.cache.folder),
+            ask=lambda pod: "it is loading",
         )
         rollout.reconcile()
         return rollout
@@ -247,7 +262,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def world(uri: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    yield World(uri, tmp_path, re.sub("[^a-z0-9]+", "-", request.node.name)[:60].strip("-"))
+    name = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-")
+    yield World(uri, tmp_path, f"{name}-{uuid.uuid4().hex[:8]}")
 
 
 def test_a_release_is_rolled_out_and_told(world: World) -> None:
@@ -319,6 +335,7 @@ def test_a_version_without_an_artifact_is_refused(world: World) -> None:
     status_, reason, message = world.condition("lost") or ("", "", "")
     assert (status_, reason) == ("False", "Refused")
     assert "there is no model at" in message and message.endswith("version 1 is served")
+    assert "`nanochat retry demo -n team` makes it anew" in message
     with world.artifacts.writer("model", "lost", "01-a") as writer:
         for file in SERVED:
             (writer.folder / file).write_text("found")
@@ -332,6 +349,139 @@ def test_a_version_without_an_artifact_is_refused(world: World) -> None:
     world.release("three")
     weights.write_text("too long")
     assert "bytes instead of" in (world.condition("three") or ("", "", ""))[2]
+
+
+def weights(world: World) -> Path:
+    return Path(world.profile.root) / "artifacts" / "model" / "one" / "01-a" / WEIGHTS
+
+
+def cut_short(world: World) -> None:
+    weights(world).write_text("o")
+
+
+def overwrite(world: World) -> None:
+    weights(world).write_text("ONE")
+    os.utime(weights(world), (time.time() + 60,) * 2)  # later than its manifest
+
+
+def lose_manifest(world: World) -> None:
+    world.artifacts.store.delete("artifacts/model/one/manifest.json")
+
+
+def make_another(world: World) -> None:
+    lose_manifest(world)
+    world.make("one", launch="02-b", content="two")
+
+
+DAMAGE = {
+    cut_short: "model.safetensors has 1 bytes instead of 3",
+    overwrite: "model.safetensors has another content than was written",
+    lose_manifest: "it has no manifest.json",
+    make_another: "holds another model now: its fingerprint is",
+}
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older release"])
+@pytest.mark.parametrize("restarted", [True, False])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_artifact_takes_no_version_away(
+    world: World, damage: Callable[[World], None], restarted: bool, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_module, "CHECK_SECONDS", 0.0)
+    world.release("one", noted=noted)
+    world.look()
+    world.deployment.settle(ready=True)
+    rollout = world.look()
+    assert rollout.about("runs/team.demo/one", told_before=True) == ("True", "Serving", "version 1 is served")
+    damage(world)
+    if restarted:
+        rollout = world.look()
+    rollout.reconcile()
+    value, reason, message = rollout.about("runs/team.demo/one", told_before=True) or ("", "", "")
+    assert (value, reason) == ("True", "Damaged")
+    assert message.startswith("version 1 is served by servers that have it; no other can get it: ")
+    assert DAMAGE[damage] in message and message.endswith("`nanochat retry demo -n team` makes it anew")
+    assert world.deployment.written == ["1"], "what is served stays served"
+    world.deployment.object["status"]["availableReplicas"] = 0
+    world.deployment.pods = [pod(running=True, of=world)]
+    rollout.reconcile()
+    value, reason, message = rollout.about("runs/team.demo/one", told_before=True) or ("", "", "")
+    assert (value, reason) == ("False", "Damaged") and "retry" in message
+    assert message.startswith("no pod of the chat API that has version 1 is ready (pod p says: it is loading): ")
+    lose_manifest(world)
+    world.make("one", launch="03-c", content="one")
+    world.deployment.settle(ready=True)
+    assert world.condition("one") == ("True", "Serving", "version 1 is served"), "made anew, it is the same version"
+    assert world.deployment.written == ["1"]
+
+
+def test_another_model_of_the_same_release_is_another_version(world: World) -> None:
+    assert world.release("one") == "1" and world.release("one") == "1"
+    lose_manifest(world)
+    made = world.make("one", launch="02-b")
+    source, known = world.artifacts.uri(made), fingerprint(made)
+    same = Candidate(source, "one", {}, fingerprint=known)
+    assert world.registry.register(world.model, same).version == "1", "the same model by another launch"
+    make_another(world)
+    other = replace(same, fingerprint="other")
+    assert world.registry.register(world.model, other).version == "2"
+    assert world.registry.champion(world.model) is not None
+
+
+def pod(*, running: bool = False, name: str = "p", version: str = "1", of: World | None = None, **told: Any) -> V1Pod:
+    """A pod of the chat API that is not ready; `of` a Deployment it has its variables."""
+    state = {"running": {}} if running else told.pop("state", {})
+    server = {"name": "server", "image": "i", "imageID": "i", "ready": False, "restartCount": 1, "state": state}
+    env: Any = [{"name": "NANOCHAT_MODEL_VERSION", "value": version}]
+    if of is not None:
+        env = of.deployment.object["spec"]["template"]["spec"]["containers"][1]["env"]
+    body = {
+        "metadata": {"name": name},
+        "spec": {"containers": [{"name": "server", "env": env}]},
+        "status": {"containerStatuses": [server | told.pop("server", {})], **told},
+    }
+    return from_json(V1Pod, body)
+
+
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: Insufficient memory."}
+ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (pod(conditions=[UNSCHEDULABLE]), f"pod p cannot be scheduled: {UNSCHEDULABLE['message']}"),
+        (pod(running=True), "pod p says: it is loading"),
+        (pod(running=True, version="2"), ""),
+        (pod(running=True, conditions=[{"type": "Ready", "status": "True"}]), ""),
+        (pod(state={"waiting": {"reason": "ContainerCreating"}}), ""),
+        (pod(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}}), "pod p cannot start: not found"),
+        (
+            pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, server={"lastState": ENDED}),
+            "pod p ended with exit code 137: OOMKilled",
+        ),
+        (pod(running=True, name="x" * 10), "pod xxxxxxxxxx says: it is loading"),
+    ],
+)
+def test_a_pod_that_is_not_ready_says_why(found: V1Pod, says: str) -> None:
+    told = {"NANOCHAT_MODEL_VERSION": "1"}
+    assert why_unready([found], "server", told, lambda pod: "it is loading") == says
+
+
+def test_a_roll_out_that_fails_says_what_its_pod_says(world: World) -> None:
+    world.release("one")
+    world.look()
+    world.deployment.settle(ready=True)
+    world.look()
+    world.release("bad")
+    world.look()
+    world.deployment.pods = [pod(conditions=[UNSCHEDULABLE], of=world)]
+    why = f"pod p cannot be scheduled: {UNSCHEDULABLE['message']}"
+    world.deployment.object["status"]["availableReplicas"] = 2
+    assert world.condition("bad") == ("Unknown", "RollingOut", f"version 2 is rolled out ({why}); version 1 is served")
+    world.deployment.settle(ready=False)
+    _, reason, message = world.condition("bad") or ("", "", "")
+    assert reason == "RolloutFailed" and message.startswith(f"version 2 did not become ready ({why}): version 1 is ser")
 
 
 def test_a_tracking_server_that_is_away_changes_nothing(world: World) -> None:

@@ -14,6 +14,7 @@ from store_servers import StoreServer
 from nanochat.spec.errors import UserError
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.folder import FolderStore
+from nanochat.storage.store import Profile
 from operators import stores as module
 from operators.config import StoreProfile
 from operators.stores import SharedArtifacts, Stores
@@ -43,7 +44,8 @@ def make(artifacts: Artifacts, kind: str, key: str) -> None:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> SharedArtifacts:
-    return SharedArtifacts(Counting(tmp_path / "store"), tmp_path / "cache")
+    store = Counting(tmp_path / "store")
+    return SharedArtifacts(store, tmp_path / "cache", Profile(root=store.root))
 
 
 def asked(shared: SharedArtifacts) -> list[str]:

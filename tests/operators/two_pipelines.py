@@ -14,7 +14,6 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
-from operators.claims import Claims
 from operators.config import Config
 from operators.kube_client import CONFIG_MAPS, PODS, Object
 from operators.pytorchjob import PYTORCHJOBS
@@ -43,21 +42,17 @@ class TwoPipelines:
     annotations: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        config = {"image": "trainer", "profiles": {"default": {"root": str(self.folder / "store")}}}
+        # By two profiles they share one store, so that neither waits for what the other makes.
+        config = {"image": "trainer", "profiles": {name: {"root": str(self.folder / "store")} for name in UIDS}}
         self.config = Config.model_validate(config, by_alias=True)
         self.store: Store = open_store(Profile(root=str(self.folder / "store")))
         self.restart()
 
     def restart(self) -> None:
         """Another controller, which knows nothing."""
-        claims = Claims()
-        for name, uid in UIDS.items():
-            claims.expect(uid, name, "2027-01-15T08:00:00Z")
-            claims.settle(uid)
         self.services = Services(
             **self.cluster.services(),
             config=self.config,
-            claims=claims,
             events=Events(),  # type: ignore[arg-type]
             stores=Stores(self.folder / "cache"),
         )
@@ -72,13 +67,11 @@ class TwoPipelines:
         self.cluster.now += after
         self.steady += after
         self.services.index.resync("")
-        # Their worlds differ, so that neither makes what the other needs.
-        world = {"kind": "world", "shards": 1 + (name == WELL)}
         body: Object = {
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": name, "namespace": f"team-{name}", "annotations": dict(self.annotations)},
-            "spec": {"model": {"depth": 2}, "sources": {"text": world}},
+            "spec": {"store": name, "model": {"depth": 2}, "sources": {"text": {"kind": "world", "shards": 1}}},
         }
         self.runs[name].reconcile(self.cluster.declare(body, uid=UIDS[name]), self.cluster.now, self.steady)
         return self.cluster.status_of(name)
