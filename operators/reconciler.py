@@ -183,7 +183,7 @@ class Run:
             return state, ""
         accepted = None
         try:
-            accepted = admit_object(found, self.services.config, self.services.cluster)
+            accepted = admit_object(found, self.services.config, self.services.cluster, self.services.graphs)
             if isinstance(state, Ready):
                 state.admit(accepted)
             else:
@@ -252,5 +252,7 @@ def _delay(state: Ready, planned: Status, now: float) -> float:
     if state.attempts.open() or state.refusals:
         return ACTIVE_SECONDS
     ends = [item.until - now for item in planned.stages if item.until is not None]
+    if ends:  # a look that is due is not put off, as others are where many pipelines wait
+        return max(0.5, min(ARTIFACT_SECONDS - 1.0, *ends))
     waits = any(item.phase in (Phase.WAITING, Phase.QUEUED) for item in planned.stages)
-    return max(0.5, min([ARTIFACT_SECONDS if waits else IDLE_SECONDS, *ends]))
+    return ARTIFACT_SECONDS if waits else IDLE_SECONDS
