@@ -20,6 +20,7 @@ from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
 from operators.objects import Job
+from operators.sentences import Waiting
 from operators.status import ATTEMPTS, DONE, to_time
 from operators.stores import SharedArtifacts
 from operators.waits import Waits
@@ -30,6 +31,7 @@ class NotAdmitted:
     """A pipeline whose declaration was refused, or whose records could not be read yet."""
 
     refused: str = ""
+    outside: bool = False  # by what may change without the declaration: a ConfigMap, credentials of the store
     trouble: str = ""  # why storage cannot be reached
 
 
@@ -94,6 +96,7 @@ class Ready:
     attempts: Attempts
     status_file: StatusFile
     waits: Waits
+    refusals: dict[str, Waiting] = field(default_factory=dict)  # stage -> why its job could not be created
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, Heartbeat] = field(default_factory=dict)  # by job, of the present launch

@@ -28,6 +28,7 @@ class FakeKube:
         }
         self.created: list[str] = []  # names of all jobs, in their order
         self.asked: list[str] = []  # verb and plural of every request
+        self.refuses_jobs: KubeError | None = None
         self.lose_answer = False  # to the next creation of a job
         self._numbers = itertools.count(1)
 
@@ -107,6 +108,8 @@ class FakeKube:
         if name in self[resource]:
             return None
         if resource is PYTORCHJOBS:
+            if self.refuses_jobs is not None:
+                raise self.refuses_jobs
             self.created.append(name)
             body = body | {"metadata": body["metadata"] | {"generation": 1}, "status": {"startTime": self.stamp()}}
         self._store(resource, body)
