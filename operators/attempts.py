@@ -10,7 +10,6 @@ records and annotations say of an attempt may have been written by anybody who s
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,11 +23,10 @@ from nanochat.pipeline.graph import Graph
 from nanochat.pipeline.outcomes import Outcome
 from nanochat.pipeline.planner import STAGES
 from nanochat.pipeline.runs import RunPaths
+from nanochat.storage.manifest import Name
 from nanochat.storage.records import Count, Seconds
 from nanochat.storage.store import Store
 from operators.objects import Job
-
-log = logging.getLogger(__name__)
 
 # What the annotation of a job tells of its attempt: `operators.pytorchjob` writes it.
 TOLD = ("keys", "device_batch_size", "memory", "started", "nodes", "processes", "gpus")
@@ -58,6 +56,7 @@ class JobAttempt(AttemptRecord):
     blame: Mapping[Host, Seconds] = field(default_factory=dict)  # node -> how much its end speaks against it
     running_since: Seconds | None = None
     used: Seconds = 0.0  # seconds that launches before ran
+    form: Name | None = None  # digest of its job as it was created
     decided: Outcome | None = None  # how it will have ended, once nothing of it runs any more
     cleaned: bool = False  # its job and plan are deleted
 
@@ -103,11 +102,10 @@ class Attempts(AttemptLog[JobAttempt]):
             return
         try:
             told = dict(read_json(job.attempt, limit=LARGEST))
-            record = JobAttempt.from_dict({name: told[name] for name in TOLD} | {"stage": stage, "number": number})
+            told = {name: told[name] for name in TOLD} | {"form": told.get("form")}
+            record = JobAttempt.from_dict(told | {"stage": stage, "number": number})
         except (ValueError, TypeError, LookupError):
-            log.warning(
-                "%s has no annotation that tells of its attempt: it is taken for the declaration's", job.meta.name
-            )
+            self.remark(f"the job {job.meta.name} has no annotation that tells of its attempt: taken for one of now")
             outputs = graph.node(stage).outputs if stage in graph.stages else ()
             record = JobAttempt(stage=stage, number=number, keys=tuple(out.key for out in outputs))
         reached = self.reached(stage, before=number)

@@ -31,6 +31,7 @@ from operators.observation import is_over
 
 YIELD_SECONDS = 45.0  # that an attempt may not run while another pipeline waits for what it makes, the first time
 MOST_SECONDS = 3600.0  # the same, however often that pipeline was tried in vain
+ANY = "*"  # in place of keys that nobody tells: pods whose job is gone may make anything that their namespace needs
 TURN_SECONDS = 10.0  # in which a pipeline starts when it is its turn, before the next one may
 
 
@@ -129,12 +130,9 @@ class Claims:
         woken: list[Claimant] = []
         with self._lock:
             own = self._own(who)
+            own.making -= want.keys  # an attempt of it that made them is over
             others = [entry for entry in self._with(want.keys) if entry is not own and entry.who.shares_with(who)]
-            waits = {
-                key: self._sentence(entry, who)
-                for entry in others
-                for key in self._makes(entry) & want.keys
-            }  # fmt: skip
+            waits = {key: self._sentence(entry, who) for entry in others for key in self._made_of(want, entry, who)}
             first = None if waits else self._first(own, want, others, now)
             if first is not None:
                 entry, keys = first
@@ -142,7 +140,7 @@ class Claims:
                 woken.append(entry.who)
             if not waits:
                 own.granted |= want.keys
-            self._put(own)
+                self._put(own)
         self._wake(woken)
         return waits
 
@@ -232,7 +230,7 @@ class Claims:
 
     def _with(self, keys: Iterable[str]) -> list[_Entry]:
         """The entries that make or want one of these keys."""
-        uids = {uid for key in keys for uid in self._by_key.get(key, ())}
+        uids = {uid for key in (*keys, ANY) for uid in self._by_key.get(key, ())}
         return [self._entries[uid] for uid in uids]
 
     def _first(
@@ -255,7 +253,7 @@ class Claims:
     def _is_free(self, want: Want, entry: _Entry, *, but: _Entry | None = None) -> bool:
         """Whether nobody but these two makes any of what an entry wants."""
         return not any(
-            other.who.shares_with(entry.who) and self._makes(other) & want.keys
+            other.who.shares_with(entry.who) and self._made_of(want, other, entry.who)
             for other in self._with(want.keys)
             if other is not entry and other is not but
         )
@@ -278,9 +276,19 @@ class Claims:
         """The keys that an entry's attempts make now."""
         if entry.settled:
             return entry.making | entry.granted
-        owned = self._index.owned(entry.who.namespace, entry.who.uid)
+        owned = self._left(entry.who.namespace, entry.who.uid)
         keys = entry.granted.union(*(_keys(job) for job in self._living(owned)))
         return keys | entry.making if self._bereft(owned) else keys
+
+    def _made_of(self, want: Want, entry: _Entry, asker: Claimant) -> frozenset[str]:
+        """The keys of a want that an entry makes now, or may make."""
+        keys = self._makes(entry)
+        return want.keys if ANY in keys and entry.who.namespace == asker.namespace else want.keys & keys
+
+    def _left(self, namespace: str, uid: str) -> Owned:
+        """The jobs and pods with a pipeline's label: a job that lost its owner is left too."""
+        jobs, pods = self._index.jobs.of(namespace, uid), self._index.pods.of(namespace, uid)
+        return Owned({job.meta.name: job for job in jobs}, tuple(pods))
 
     def _living(self, owned: Owned) -> Iterator[Job]:
         """The jobs of which something may still run."""
@@ -293,10 +301,11 @@ class Claims:
 
     def _unknown(self, namespace: str, uid: str) -> _Entry:
         """The entry of a pipeline of which only the index tells."""
-        owned = self._index.owned(namespace, uid)
+        owned = self._left(namespace, uid)
         objects: Sequence[Job | Pod] = (*owned.jobs.values(), *owned.pods)
         name = next((item.meta.pipeline for item in objects), "")
         known = frozenset(key for job in self._living(owned) for key in _keys(job))
+        known |= {ANY} if self._bereft(owned) else set()
         found = self._index.pipeline(namespace, name)
         if found is None or found.meta.uid != uid:
             return _Entry(Claimant(uid, namespace, name), making=known)
@@ -313,7 +322,7 @@ class Claims:
         found = self._index.pipeline(who.namespace, who.name)
         if found is not None and found.meta.uid == who.uid:
             return f"waits for pipeline {_name(who, asker)}, which makes it"
-        owned = self._index.owned(who.namespace, who.uid)
+        owned = self._left(who.namespace, who.uid)
         job = next(self._living(owned), None)
         if job is None:
             return f"waits for the pods of pipeline {_name(who, asker)}, which was deleted, to end"

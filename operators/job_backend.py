@@ -72,6 +72,10 @@ class JobBackend(Protocol):
         """The job of an attempt, in the backend's own model."""
         ...
 
+    def form(self, request: JobRequest) -> str:
+        """A digest of the job of an attempt, but for the nodes that it avoids; its annotation tells it."""
+        ...
+
     def create(self, request: JobRequest) -> Job | None:
         """Create the job of an attempt; None where an object of its name exists."""
         ...

@@ -7,7 +7,9 @@ Never, and there is no backoffLimit and no TTL.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 
 from kubeflow.training import models
 
@@ -34,11 +36,18 @@ class PyTorchJobs:
 
     def build(self, request: JobRequest) -> models.KubeflowOrgV1PyTorchJob:
         """The job of an attempt, in the backend's own model."""
+        return self._job(request, {ATTEMPT: json.dumps(_record_of(request) | {"form": self.form(request)})})
+
+    def form(self, request: JobRequest) -> str:
+        """A digest of the job of an attempt, but for the nodes that it avoids; its annotation tells it."""
+        job = to_json(self._job(replace(request, avoid={}), {}))
+        return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _job(self, request: JobRequest, annotations: dict[str, str]) -> models.KubeflowOrgV1PyTorchJob:
         spec, launch, metadata = request.spec, request.launch, metadata_of(request)
         queue = {QUEUE: spec.queue} if spec.queue else {}
         urgent = {PRIORITY: spec.priority} if spec.queue and spec.priority else {}
-        metadata.labels = {**(metadata.labels or {}), **queue, **urgent}
-        metadata.annotations = {ATTEMPT: json.dumps(_record_of(request))}
+        metadata.labels, metadata.annotations = {**(metadata.labels or {}), **queue, **urgent}, annotations
         placement = Placement(f"{request.name}-worker-0", JOB_LABEL, INDEX_LABEL)
         worker = models.KubeflowOrgV1ReplicaSpec(
             replicas=resources.nodes(spec, launch.stage),

@@ -24,6 +24,7 @@ from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
 from operators import metrics, observation, pod_template, resources, status
+from operators.admission import Graphs
 from operators.attempts import JobAttempt
 from operators.claims import Claimant, Claims, Want
 from operators.cluster import Cluster
@@ -34,7 +35,7 @@ from operators.job_backend import JobBackend, JobRequest
 from operators.kube_client import KubeError, Object
 from operators.kueue import Queues
 from operators.run_state import Ready
-from operators.sentences import End
+from operators.sentences import End, Wait
 from operators.store_leases import StoreLeases
 from operators.stores import Stores
 from operators.suspicion import Suspicion, blame
@@ -58,6 +59,7 @@ class Services:
     claims: Claims
     events: Events
     stores: Stores
+    graphs: Graphs = field(default_factory=Graphs)
     leases: StoreLeases = field(default_factory=StoreLeases)
     suspicion: Suspicion = field(default_factory=Suspicion)
     access: status.AccessOf = status.no_access
@@ -95,11 +97,16 @@ class Reconciliation:
         self._make_room()
         actions, planned = self._plan_held()
         self.ready.phase = planned.phase
+        starts = {action.stage for action in actions if isinstance(action, Start)}
+        told = self.ready.refusals
+        self.ready.refusals = {stage: why for stage, why in told.items() if stage in starts}
         for action in actions:
             if isinstance(action, Stop):
                 self._stop(action)
             else:
-                self._storage(lambda action=action: self._start(action))
+                self._storage(lambda action=action: self._begin(action))
+        if self.ready.refusals or told:
+            _, planned = plan(self.ready.accepted.graph, self.ready.accepted.spec, self._observed(), self.now)
         self._stop_dropped()
         self._clean()
         self._settle()
@@ -168,6 +175,8 @@ class Reconciliation:
         running = self.ready.attempts.open()
         if any(observation.has_news(record, self.observations[record.job], self.now) for record in running):
             self._take_owned(index.read(namespace, self.ready.uid))
+        for remark in self.ready.attempts.take_remarks():
+            self.event("Warning", "RecordSetAside", remark)
         for record in self.ready.attempts.open():
             observed = self.observations[record.job]
             followed = self.ready.waits.follow(self.services.cluster, record, observed, self.now, self.steady)
@@ -181,7 +190,7 @@ class Reconciliation:
             if record is not None and record.job_uid != job.meta.uid:
                 self.ready.attempts.put(replace(record, job_uid=job.meta.uid))
         if any(job.queue for job in owned.jobs.values()):
-            self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
+            self.queues = self.services.index.queues(self.found["metadata"]["namespace"])
         self.owned = owned
         self.observations = {
             record.job: observation.observe(
@@ -268,10 +277,11 @@ class Reconciliation:
         while True:
             actions, planned = plan(accepted.graph, accepted.spec, self._observed(), self.now)
             starts = [action for action in actions if isinstance(action, Start)]
-            refused = self._claim(starts)
+            if self._claim(starts):
+                continue
             wanted, known = [out for start in starts for out in start.outputs], len(outputs.present)
             self._storage(lambda wanted=wanted: outputs.refresh(wanted))
-            if not refused and len(outputs.present) == known:
+            if len(outputs.present) == known:
                 return actions, planned
 
     def _claim(self, starts: Sequence[Start]) -> bool:
@@ -326,6 +336,7 @@ class Reconciliation:
             elsewhere=self.elsewhere,
             memory_limits=resources.memory_limits(self.services.config, accepted.spec, accepted.graph),
             hold=hold,
+            refusals=self.ready.refusals,
         )
 
     def _made(self) -> frozenset[str]:
@@ -352,23 +363,55 @@ class Reconciliation:
             begun=heartbeat is None or heartbeat.begun,
             stopping=runs and record.decided is not None,
             waiting=observed.waiting if runs and observed else None,
-            stale=not outputs.issuperset(record.keys),
+            stale=not outputs.issuperset(record.keys) or (runs and self._is_outdated(record)),
             made=runs and self.ready.outputs.others_made(record.keys, record.launches),
         )
 
+    def _is_outdated(self, record: JobAttempt) -> bool:
+        """Whether an attempt does not get to run, and would be another one by now: an edit may be what mends it."""
+        observed, node = self.observations.get(record.job), self.ready.accepted.graph.node(record.stage)
+        if not record.form or observed is None or not observed.is_stuck:
+            return False
+        outputs = tuple(out for out in node.outputs if out.key in record.keys)
+        start = Start(record.stage, record.number, outputs, record.device_batch_size, record.memory)
+        return self.services.backend.form(self._request(start)) != record.form
+
     # ---- acting ---------------------------------------------------------------------------------------------
 
-    def _start(self, action: Start) -> None:
-        ready, services, namespace = self.ready, self.services, self.found["metadata"]["namespace"]
-        request = JobRequest(
+    def _request(self, launch: Start) -> JobRequest:
+        ready, services = self.ready, self.services
+        return JobRequest(
             uid=ready.uid,
             accepted=ready.accepted,
-            launch=action,
+            launch=launch,
             run=ready.paths.root,
             config=services.config,
             started=self.now,
             avoid=services.suspicion.scores(self.now),
         )
+
+    def _begin(self, action: Start) -> None:
+        """Start an attempt. Where the API server refuses its objects that is a wait, which ends like any other."""
+        ready = self.ready
+        try:
+            self._start(action)
+            ready.refusals.pop(action.stage, None)
+        except KubeError as error:
+            if error.status == 0:  # no answer came
+                raise
+            kind, name = self.services.backend.resource.plural, self._request(action).name
+            wait = Wait.NO_JOBS if error.is_unserved else Wait.NO_JOB if error.is_passing else Wait.JOB_REFUSED
+            waiting = wait.of(kind=kind, why=error.said)
+            ready.refusals[action.stage] = waiting
+            outcome = ready.waits.of_job(name, waiting, self.now, self.steady)
+            if outcome is not None:
+                record = JobAttempt(stage=action.stage, number=action.attempt, started=self.now)
+                ready.attempts.put(record.end(outcome, reached=0, now=self.now))
+                del ready.refusals[action.stage]
+
+    def _start(self, action: Start) -> None:
+        ready, services, namespace = self.ready, self.services, self.found["metadata"]["namespace"]
+        request = self._request(action)
         # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
         for job in services.index.read(namespace, ready.uid).jobs.values():
             ready.attempts.adopt(job, ready.accepted.graph)
@@ -386,8 +429,8 @@ class Reconciliation:
             raise
         if job is None:
             services.claims.refuse(ready.uid, [out.key for out in action.outputs])
-            kind = backend.resource.kind
-            raise KubeError(f"{kind} {namespace}/{request.name} exists and is not this pipeline's: delete it")
+            name = f"{backend.resource.kind} {namespace}/{request.name}"
+            raise KubeError(f"{name} exists and is not this pipeline's: delete it", status=409)
         services.index.jobs.put(job)
         ready.attempts.adopt(job, ready.accepted.graph)
         ready.attempts.save()

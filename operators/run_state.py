@@ -20,6 +20,7 @@ from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
 from operators.objects import Job
+from operators.sentences import Waiting
 from operators.status import ATTEMPTS, DONE, to_time
 from operators.stores import SharedArtifacts
 from operators.waits import Waits
@@ -30,6 +31,7 @@ class NotAdmitted:
     """A pipeline whose declaration was refused, or whose records could not be read yet."""
 
     refused: str = ""
+    outside: bool = False  # by what may change without the declaration: a ConfigMap, credentials of the store
     trouble: str = ""  # why storage cannot be reached
 
 
@@ -94,6 +96,7 @@ class Ready:
     attempts: Attempts
     status_file: StatusFile
     waits: Waits
+    refusals: dict[str, Waiting] = field(default_factory=dict)  # stage -> why its job could not be created
     phase: Phase = Phase.WAITING
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, Heartbeat] = field(default_factory=dict)  # by job, of the present launch
@@ -142,7 +145,8 @@ class Ready:
 
     def due(self, jobs: Mapping[str, Job]) -> float | None:
         """When the first of the jobs of attempts that are over is to be deleted, in seconds since 1970."""
-        ended = [record.ended or 0.0 for record in self.attempts.all() if record.job in jobs and not record.cleaned]
+        left = {name for name, job in jobs.items() if not job.meta.deleting}
+        ended = [record.ended or 0.0 for record in self.attempts.all() if record.job in left and not record.cleaned]
         return min(ended) + self.accepted.spec.job_ttl_seconds if ended else None
 
     # ---- progress -----------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class Wait(Sentence):
         "JobKindMissing", "the cluster has no {kind}: install the Kubeflow training operator",
         600, Reason.USER_ERROR,
     )  # fmt: skip
+    NO_JOB = "JobNotCreated", "its job cannot be created: {why}", 600, Reason.INFRASTRUCTURE
     JOB_REFUSED = "JobRefused", "the API server refuses its job: {why}", 300, Reason.USER_ERROR
     PODS = (
         "PodsMissing", "waits for the training operator to create its pods: is it running?",

@@ -120,7 +120,10 @@ R = TypeVar("R", bound=AttemptRecord)
 
 def read_attempts(store: Store, paths: RunPaths, stage: str) -> list[AttemptRecord]:
     """The readable records of a stage, by number; the others are passed over with a warning."""
-    return _read(store, paths, stage, AttemptRecord)
+    records, remark = _read(store, paths, stage, AttemptRecord)
+    if remark:
+        log.warning("%s", remark)
+    return records
 
 
 def read_latest_progress(store: Store, paths: RunPaths, stage: str) -> State | None:
@@ -129,8 +132,11 @@ def read_latest_progress(store: Store, paths: RunPaths, stage: str) -> State | N
     return read_progress(store, paths.progress(stage), attempts[-1].launch) if attempts else None
 
 
-def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> list[R]:
-    """The newest records of a stage, as far as they make sense. Whose record one is, its path alone says."""
+def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> tuple[list[R], str]:
+    """The newest records of a stage, as far as they make sense, and a sentence about the others, if there are any.
+
+    Whose record one is, its path alone says.
+    """
     folder = f"{paths.attempts}/{stage}"
     listed = store.list(folder) if stage in STAGES else []
     named = [(entry, _FILE.fullmatch(entry.path.removeprefix(f"{folder}/"))) for entry in listed]
@@ -153,11 +159,12 @@ def _read(store: Store, paths: RunPaths, stage: str, kind: type[R]) -> list[R]:
         answers = dict(zip((path for _, path in wanted), pool.map(read, wanted), strict=True))
     records = [answer for answer in answers.values() if not isinstance(answer, str)]
     passed = [entry.path for entry in listed if isinstance(answers.get(entry.path, ""), str)]
+    remark = ""
     if passed:
         why = answers.get(passed[0], "too many, too large, or no record's name")
         more = f" (and {len(passed) - 1} more)" if len(passed) > 1 else ""
-        log.warning("the record %s is passed over%s: %s", store.uri(passed[0]), more, why)
-    return sorted(records, key=lambda record: record.number)
+        remark = f"the record {store.uri(passed[0])} is passed over{more}: {why}"
+    return sorted(records, key=lambda record: record.number), remark
 
 
 class AttemptLog(Generic[R]):
@@ -167,14 +174,28 @@ class AttemptLog(Generic[R]):
         self._store, self._paths, self._kind = store, paths, kind
         self._records: dict[tuple[str, int], R] = {}
         self._stored: dict[tuple[str, int], R] = {}
+        self._remarks: list[str] = []
 
     def load(self) -> Self:
         """Read all records in storage but those that make no sense; StorageError where it cannot be reached."""
         for stage in STAGES.intersection(self._store.children(self._paths.attempts)):
-            for record in _read(self._store, self._paths, stage, self._kind):
+            records, remark = _read(self._store, self._paths, stage, self._kind)
+            if remark:
+                self.remark(remark)
+            for record in records:
                 self._stored[stage, record.number] = record
                 self.put(record)
         return self
+
+    def remark(self, text: str) -> None:
+        """Keep a sentence about what made no sense, for whoever tells it."""
+        log.warning("%s", text)
+        self._remarks.append(text)
+
+    def take_remarks(self) -> list[str]:
+        """The sentences about what made no sense, each once."""
+        taken, self._remarks = self._remarks, []
+        return taken
 
     def all(self) -> Sequence[R]:
         """All records in the order of their starts; those of a stage by number, should the clock have been set back."""

@@ -87,6 +87,7 @@ class Observed:
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> that another makes it: the message
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # stage -> largest factor; 1 where not named
     hold: str = ""  # why nothing may start at the moment; what runs goes on
+    refusals: Mapping[str, Said] = field(default_factory=dict)  # stage -> why it could not be started the last time
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,9 @@ def _stage(
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
     start = Start(stage, number, outputs=missing, device_batch_size=size, memory=decision.memory)
+    if stage in observed.refusals:
+        said = observed.refusals[stage]
+        return StageStatus(stage, Phase.PENDING, said.message, count, reason=said.reason), start
     return StageStatus(stage, Phase.RUNNING, decision.why, count + 1), start
 
 

@@ -74,7 +74,7 @@ def test_a_queue_and_who_is_more_urgent(site: Site, held: list[float]) -> None:
 
     def waits(status: Status) -> bool:
         return (
-            "waits for admission" in (status.get("message") or "") and (status.get("queue") or {}).get("name") == "team"
+            "Kueue evicted it at" in (status.get("message") or "") and (status.get("queue") or {}).get("name") == "team"
         )
 
     site.wait("patient", waits, seconds=120, what="its preemption")
@@ -87,3 +87,16 @@ def test_a_queue_and_who_is_more_urgent(site: Site, held: list[float]) -> None:
     assert "resumed after step" in site.nanochat("logs", "patient", "base")
     time.sleep(1)
     assert max(held) > 0 and max(held) <= QUOTA, held
+
+
+def test_a_queue_that_is_not_there_is_said(site: Site, held: list[float]) -> None:
+    """An edit mends it at once."""
+    name = "astray"
+    site.delete(name)
+    changes = {"seed": SEED + 23, "stages.base.steps": 20}
+    site.apply(document(WORLD, name, **changes, queue="tema"))
+    told = site.wait(name, lambda s: "there is no LocalQueue tema" in (s.get("message") or ""), seconds=60)
+    assert told["phase"] == "Pending" and "LocalQueueMissing" in [stage.get("reason") for stage in told["stages"]]
+    site.apply(document(WORLD, name, **changes, queue="team"))
+    site.wait(name, lambda s: s["attempts"][-1]["reason"] == "Succeeded", seconds=180)
+    site.delete(name)

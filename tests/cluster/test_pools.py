@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from documents import SEED, WORLD, document
-from site_of_tests import NAMESPACE, Site
+from site_of_tests import NAMESPACE, Site, Status
 
 pytestmark = pytest.mark.cluster
 
@@ -46,18 +47,61 @@ def test_gpu_pools(site: Site) -> None:
             site.kubectl("taint", "node", node, "nvidia.com/gpu-")
 
 
-def test_a_secret_that_is_missing_is_named_and_waited_for(site: Site) -> None:
-    name, secret = "lacking", ("-n", NAMESPACE, "secret", "absent")
+def pending(reason: str, words: str) -> Callable[[Status], bool]:
+    """Whether a stage waits for this reason and the pipeline says so in these words."""
+
+    def holds(status: Status) -> bool:
+        waits = [stage for stage in status.get("stages", ()) if stage.get("reason") == reason]
+        return bool(waits) and status["phase"] == "Pending" and words in status.get("message", "")
+
+    return holds
+
+
+def first_ends(status: Status) -> list[str]:
+    """How the attempts of the stage ended that began first."""
+    attempts = status.get("attempts") or []
+    return [attempt["reason"] for attempt in attempts if attempt["stage"] == attempts[0]["stage"]]
+
+
+def test_a_secret_that_is_missing_is_said_and_may_come(site: Site) -> None:
+    name = "lacking"
     site.delete(name)
-    site.kubectl("delete", *secret, "--ignore-not-found")
+    site.kubectl("delete", "secret", "absent", "-n", NAMESPACE, "--ignore-not-found")
     site.apply(document(WORLD, name, **{"pods.envFrom": [{"secretRef": {"name": "absent"}}], "seed": SEED + 3}))
-    told = site.wait(name, lambda status: "absent" in status.get("message", ""), seconds=60)
-    assert "not found" in told["message"] and "create what is missing" in told["message"]
-    site.kubectl("-n", NAMESPACE, "create", "secret", "generic", "absent", "--from-literal=KEY=value")
-    status = site.wait(name, lambda status: status.get("stage") == "base", seconds=120)
-    assert {attempt["number"] for attempt in status["attempts"]} == {1}
+    site.wait(name, pending("CreateContainerConfigError", 'secret "absent" not found'), seconds=60)
+    site.kubectl("create", "secret", "generic", "absent", "-n", NAMESPACE, "--from-literal=WORD=one")
+    site.wait(name, lambda s: first_ends(s) == ["Succeeded"], seconds=180, what="its first attempt's success")
     site.delete(name)
-    site.kubectl("delete", *secret)
+    site.kubectl("delete", "secret", "absent", "-n", NAMESPACE)
+
+
+def test_pods_that_the_api_server_refuses_are_said_in_its_words(site: Site) -> None:
+    """The reason stands in an Event of the job alone. An edit mends it at once."""
+    name = "refused"
+    site.delete(name)
+    changes = {"seed": SEED + 4, "stages.base.steps": 20}
+    site.apply(document(WORLD, name, **changes, **{"pods.serviceAccount": "nobody"}))
+    site.wait(name, pending("PodsRefused", 'serviceaccount "nobody" not found'), seconds=60)
+    site.apply(document(WORLD, name, **changes))
+    site.wait(name, lambda s: first_ends(s) == ["Preempted", "Succeeded"], seconds=180)
+    site.delete(name)
+
+
+def test_a_plan_that_is_gone_is_made_anew(site: Site) -> None:
+    """The pod cannot be scheduled before the plan is deleted, so that it has not mounted it."""
+    name = "planless"
+    site.delete(name)
+    nodes = [node["metadata"]["name"] for node in site.get("nodes")["items"]]
+    site.kubectl("cordon", *nodes)
+    try:
+        site.apply(document(WORLD, name, **{"seed": SEED + 5, "stages.base.steps": 20}))
+        site.wait(name, pending("Unschedulable", "cannot be scheduled"), seconds=60)
+        site.kubectl("delete", "configmap", "-n", NAMESPACE, "-l", f"nanochat.dev/pipeline={name}")
+    finally:
+        site.kubectl("uncordon", *nodes)
+    told = site.wait(name, lambda s: first_ends(s) == ["Preempted", "Succeeded"], seconds=180)
+    assert "with its plan was deleted" in told["attempts"][0]["message"]
+    site.delete(name)
 
 
 def test_two_that_need_the_same_make_it_once(site: Site) -> None:

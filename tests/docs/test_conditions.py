@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "conditions.md"
 # Modules of `operators` whose texts are read elsewhere: generated files, the command line, the log, other programs.
 SILENT = {
     "cluster", "config", "crd", "endpoint", "job_backend", "kube_client", "lease", "logs", "main", "metrics",
-    "mlflow_sync", "networks", "status_schema", "values_schema", "values_table",
+    "mlflow_sync", "mlflow_worker", "networks", "status_schema", "values_schema", "values_table",
 }  # fmt: skip
 UNREAD = ("log.", "KubeError", "RuntimeError", "AssertionError")  # calls whose texts stay in the log
 NO_SENTENCES = {  # the system's own words, a pod's name, what the log says of records

@@ -28,6 +28,7 @@ class FakeKube:
         }
         self.created: list[str] = []  # names of all jobs, in their order
         self.asked: list[str] = []  # verb and plural of every request
+        self.refuses_jobs: KubeError | None = None
         self.lose_answer = False  # to the next creation of a job
         self._numbers = itertools.count(1)
 
@@ -59,8 +60,10 @@ class FakeKube:
     def declare(self, body: Object, *, uid: str) -> Object:
         """Put a ChatPipeline there, or the next state of it."""
         meta, known = body["metadata"], self[PIPELINES].get(body["metadata"]["name"], {})
-        generation = known["metadata"]["generation"] + (known.get("spec") != body.get("spec")) if known else 1
-        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": self.stamp()}
+        before = known.get("metadata", {})
+        generation = before["generation"] + (known.get("spec") != body.get("spec")) if known else 1
+        created = before["creationTimestamp"] if before.get("uid") == uid else self.stamp()
+        stamped = meta | {"uid": uid, "generation": generation, "creationTimestamp": created}
         self._store(PIPELINES, body | {"metadata": stamped, "status": known.get("status", {})})
         return copy.deepcopy(self[PIPELINES][meta["name"]])
 
@@ -105,6 +108,8 @@ class FakeKube:
         if name in self[resource]:
             return None
         if resource is PYTORCHJOBS:
+            if self.refuses_jobs is not None:
+                raise self.refuses_jobs
             self.created.append(name)
             body = body | {"metadata": body["metadata"] | {"generation": 1}, "status": {"startTime": self.stamp()}}
         self._store(resource, body)

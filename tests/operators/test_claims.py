@@ -206,12 +206,27 @@ def test_after_a_restart_pods_whose_job_is_gone_still_count(site: Site) -> None:
     site.status(younger, base={"model/base": "k"}, mid={"model/mid": "m"})
     name = site.job(younger, "k")
     del site.kube[PYTORCHJOBS][name]
+    far = site.pipeline("far", namespace="lab")
     site.restart()
-    assert site.waits(older, Want(frozenset({"m"}))) == ""
+    assert site.waits(far, Want(frozenset({"m"}))) == ""
+    assert site.waits(far) == "waits for pipeline team/younger, which makes it"
+    assert site.waits(older, Want(frozenset({"m"}))) != "", "its declaration may be another since"
     assert site.waits(older) == "waits for pipeline younger, which makes it"
     site.kube[PODS].clear()
     site.listen()
     assert site.waits(older) == ""
+
+
+def test_pods_of_which_nobody_knows_what_they_make_are_waited_for(site: Site) -> None:
+    """Pipeline and job were deleted, the controller began anew, and the pods have not ended yet."""
+    gone, own, far = site.pipeline("gone"), site.pipeline("own"), site.pipeline("far", namespace="lab")
+    del site.kube[PYTORCHJOBS][site.job(gone, "k")], site.kube[PIPELINES]["gone"]
+    site.restart()
+    assert site.waits(own) == "waits for the pods of pipeline gone, which was deleted, to end"
+    assert site.waits(far, Want(frozenset({"l"}))) == ""
+    site.kube[PODS].clear()
+    site.listen()
+    assert site.waits(own) == ""
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -278,6 +293,7 @@ def test_an_attempt_that_does_not_run_yields_to_one_that_was_not_tried(site: Sit
     assert site.claims.yield_to(stuck, K, YIELD_SECONDS - 1) == ""
     assert site.claims.yield_to(stuck, K, YIELD_SECONDS) == "next"
     assert site.waits(next_one) == "waits for pipeline stuck, which makes it", "until nothing of it can run"
+    assert site.waits(stuck) == "waits for pipeline next, which makes it", "in the very pass in which its job is gone"
     site.claims.settle(stuck, wants=[K])
     assert site.waits(stuck) == site.waits(later) == "waits for pipeline next, which makes it"
     assert site.waits(next_one) == ""

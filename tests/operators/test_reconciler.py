@@ -39,9 +39,11 @@ class FakeEvents:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.messages: list[str] = []
 
-    def emit(self, _reference: Any, _level: str, reason: str, _message: str) -> None:
+    def emit(self, _reference: Any, _level: str, reason: str, message: str) -> None:
         self.said.append(reason)
+        self.messages.append(message)
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Rig:
     steady: float = 1000.0
     annotations: dict[str, str] = field(default_factory=dict)
     suspended: bool = False
+    image: str = "trainer:1"
     start_seconds: float = STALL
 
     def document(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class Rig:
                 "retries": {"stallSeconds": STALL, "startSeconds": self.start_seconds},
                 "sources": {"text": {"kind": "world", "shards": 1}},
                 "suspend": self.suspended,
+                "pods": {"image": self.image},
             },
         }
 
@@ -319,6 +323,74 @@ def test_a_controller_that_dies_before_it_records_an_attempt(rig: Rig, monkeypat
     rig.restart()
     rig.reconcile()
     assert rig.attempts() == ["Running"]
+    assert rig.cluster.created == ["demo-12ab-dataset-1"]
+
+
+QUOTA = 'pytorchjobs.kubeflow.org "demo" is forbidden: exceeded quota: q, requested: count/pytorchjobs=1'
+REFUSALS = {
+    "JobRefused": KubeError("cannot", said=QUOTA, status=403, code="Forbidden", kind="pytorchjobs"),
+    "JobKindMissing": KubeError("cannot", said="404 page not found", status=404),
+    "JobNotCreated": KubeError("cannot", said="failed calling webhook", status=500, code="InternalError"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_a_job_that_the_api_server_refuses(rig: Rig, reason: str) -> None:
+    """It is said, tried again, and given up by a rule."""
+    rig.cluster.refuses_jobs = REFUSALS[reason]
+    told = rig.reconcile()
+    assert (told["phase"], told["stages"][0]["phase"], told["stages"][0]["reason"]) == ("Pending", "Pending", reason)
+    assert told["message"].startswith("dataset: ")
+    rig.reconcile(after=250)
+    assert rig.attempts() == []
+    rig.cluster.refuses_jobs = None
+    assert rig.reconcile()["phase"] == "Running" and rig.attempts() == ["Running"]
+
+
+def test_a_job_that_is_refused_for_too_long(rig: Rig) -> None:
+    rig.cluster.refuses_jobs = REFUSALS["JobRefused"]
+    rig.reconcile()
+    rig.reconcile(after=300)
+    told = rig.reconcile()
+    assert told["phase"] == "Failed" and QUOTA in told["message"] and rig.attempts() == ["UserError"]
+
+
+def test_an_edit_mends_what_does_not_get_to_run(rig: Rig) -> None:
+    """The job that waits is made of what was declared before: it is made anew, and that counts for nothing."""
+    rig.reconcile()
+    pod = rig.cluster[PODS]["demo-12ab-dataset-1-worker-0"]
+    why = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    container = {"name": "pytorch", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": why}
+    rig.cluster.change(PODS, pod | {"status": {"phase": "Pending", "containerStatuses": [container]}})
+    assert rig.reconcile()["stages"][0]["reason"] == "ImagePullBackOff"
+    rig.reconcile()
+    assert rig.cluster.created == ["demo-12ab-dataset-1"], "nothing was edited"
+    rig.image = "trainer:2"
+    for _ in range(3):
+        rig.reconcile()
+    assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+    assert rig.attempts() == ["Preempted", "Running"]
+    rig.image = "trainer:3"
+    for _ in range(3):
+        rig.reconcile()
+    assert rig.attempts() == ["Preempted", "Running"], "what runs goes on with what it began with"
+
+
+def test_what_makes_no_sense_is_said_once_and_the_rest_goes_on(rig: Rig) -> None:
+    """Records that are no JSON or lack fields, and a job whose annotation is none."""
+    rig.reconcile()
+    folder = f"runs/team.demo/{UID}/attempts/dataset"
+    rig.store.write(f"{folder}/0001.json", b"{")
+    rig.store.write_json(f"{folder}/0002.json", {"number": 2, "started": "yesterday"})
+    job = rig.cluster[PYTORCHJOBS]["demo-12ab-dataset-1"]
+    job["metadata"]["annotations"]["nanochat.dev/attempt"] = "no JSON"
+    rig.restart()
+    told = rig.reconcile()
+    assert told["phase"] == "Running" and rig.attempts() == ["Running"]
+    rig.reconcile()
+    events: Any = rig.services.events
+    said = [text for reason, text in zip(events.said, events.messages, strict=True) if reason == "RecordSetAside"]
+    assert len(said) == 2 and "is passed over (and 1 more)" in said[0] and "has no annotation" in said[1]
     assert rig.cluster.created == ["demo-12ab-dataset-1"]
 
 
