@@ -126,7 +126,7 @@ class Run:
         if reconciliation.is_over(planned):
             due = state.due(reconciliation.owned.jobs)
             self._state, self._generation = Rest.of(found, self.snapshot, reconciliation.owned, due), 0
-            return None if due is None else max(0.5, due - now)
+            return None if due is None else max(ACTIVE_SECONDS, due - now)
         return self._next_try() if reconciliation.trouble else _delay(state, planned, now)
 
     def _lasts(self, trouble: str) -> bool:
@@ -161,7 +161,7 @@ class Run:
         except StorageError as error:
             log.warning("storage: %s", error.message)
             return TROUBLE_SECONDS
-        return None if self._state.due is None else max(0.5, self._state.due - now)
+        return None if self._state.due is None else max(ACTIVE_SECONDS, self._state.due - now)
 
     def _serving(self, found: Object, run: str) -> tuple[str, str, str] | None:
         """The condition Serving that is due."""
