@@ -6,6 +6,9 @@ The checks themselves are those of `nanochat run`, in `nanochat.pipeline.admissi
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nanochat.parse.json_text import read_json
@@ -13,7 +16,7 @@ from nanochat.pipeline.admission import Admitted, admit
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.load import check_pipeline
-from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.spec.validation import MISTAKES, split_unknown, validate
 from nanochat.storage.records import RECORD
 from operators import resources
@@ -33,7 +36,27 @@ class Accepted(Admitted):
     remark: str = ""  # what is to be told of a declaration that holds
 
 
-def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
+class Graphs:
+    """The graphs of the latest declarations, each of half a megabyte: pipelines with the same settings share one."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._known: OrderedDict[bytes, Admitted] = OrderedDict()
+
+    def admit(self, pipeline: Pipeline, contents: Mapping[str, str]) -> Admitted:
+        """As `nanochat.pipeline.admission.admit`."""
+        key = hashlib.sha256(f"{pipeline.spec.model_dump_json()} {sorted(contents.items())}".encode()).digest()
+        with self._lock:
+            known = self._known.pop(key, None)
+        admitted = known or admit(pipeline, contents)
+        with self._lock:
+            self._known[key] = admitted
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+        return Admitted(pipeline.model_copy(update={"spec": admitted.spec}), admitted.graph)
+
+
+def admit_object(found: Object, config: Config, cluster: Cluster, graphs: Graphs | None = None) -> Accepted:
     """Check a ChatPipeline; UserError with all that is wrong, KubeError where the API server does not answer."""
     meta = found["metadata"]
     pipeline = check_pipeline(
@@ -47,7 +70,7 @@ def admit_object(found: Object, config: Config, cluster: Cluster) -> Accepted:
     )
     remark = _dropped(meta, pipeline.spec)
     try:
-        admitted = admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
+        admitted = (graphs or Graphs()).admit(pipeline, _contents(pipeline.spec, meta["namespace"], cluster))
         profile = profile_of(found.get("status") or {}, pipeline.spec.store, config)
         resources.check(config, admitted.spec, admitted.graph)
     except UserError as error:

@@ -22,7 +22,7 @@ from operators.kube_client import (
     Object,
 )
 from operators.kube_models import from_json, to_json
-from operators.kueue import LOCAL_QUEUES, WORKLOADS, Queues, read_workload
+from operators.kueue import LOCAL_QUEUES
 from operators.objects import Condition, Pod, seconds
 
 FIELD_MANAGER = "nanochat-controller"
@@ -47,15 +47,6 @@ class Cluster:
         except KubeError as error:
             if error.status in (404, 409):  # another one of the name has another uid
                 return None
-            raise
-
-    def queues(self, namespace: str) -> Queues:
-        """Kueue's Workloads of a namespace, if Kueue is installed."""
-        try:
-            return Queues(True, [read_workload(body) for body in self._kube.listing(WORKLOADS, namespace).items])
-        except KubeError as error:
-            if error.is_unserved:
-                return Queues()
             raise
 
     def has_queue(self, namespace: str, name: str) -> bool:

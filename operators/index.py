@@ -1,4 +1,4 @@
-"""Pipelines, their jobs and their pods in memory: kopf's watches keep them up to date, and reconciliations read them.
+"""Pipelines, jobs, pods and Workloads in memory: kopf's watches keep them up to date, and reconciliations read them.
 
     index = Index(kube, backend, changed=wake)
     index.pods.put(pod)                        # a watch's news
@@ -37,6 +37,7 @@ from operators.attempts import JobAttempt
 from operators.job_backend import JobBackend
 from operators.kube_client import PIPELINES, PODS, KubeClient, KubeError, Listing, Object, Resource
 from operators.kube_models import from_json
+from operators.kueue import JOB_UID, WORKLOADS, Queues, Workload, read_workload
 from operators.objects import Job, Meta, Pod, read_meta
 
 DEFAULT_STORE = str(PipelineSpec.model_fields["store"].default)
@@ -69,6 +70,14 @@ class PipelineObject:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadObject:
+    """A Workload of Kueue. In its metadata `owner` is the uid of its job, and `pipeline` the job's name."""
+
+    meta: Meta
+    workload: Workload
+
+
+@dataclass(frozen=True, slots=True)
 class Owned:
     """The jobs that a pipeline owns, by name, and the pods that have its label."""
 
@@ -92,9 +101,12 @@ class Cache(Generic[Value]):
         changed: Callable[[str, str], None],
         *,
         label: str = "",
+        optional: bool = False,
     ) -> None:
-        """`changed` is told namespace and pipeline of every object that came, changed or went; all have the `label`."""
+        """`changed` is told namespace and pipeline of every object that came, changed or went; all have the `label`. A
+        cluster may well lack an `optional` kind."""
         self.resource, self.read, self.label, self._changed = resource, read, label, changed
+        self.optional, self.served = optional, False  # whether the API server has such a kind, as it said last
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, str], dict[str, Value]] = {}  # (namespace, owner's uid) -> by name
         self._gone: dict[str, float] = {}  # uid -> when it went
@@ -147,9 +159,11 @@ class Cache(Generic[Value]):
         selector = f"{self.label}={owner}" if owner else self.label
         try:
             listing = kube.listing(self.resource, namespace, **({"labelSelector": selector} if selector else {}))
+            self.served = True
         except KubeError as error:
             if not error.is_unserved:
                 raise
+            self.served = False
             listing = Listing([], sys.maxsize)  # where there is no such kind of object, there is none of it
         return self.replace(listing, namespace, owner)
 
@@ -176,7 +190,7 @@ class Cache(Generic[Value]):
         return found if found and str(found.meta.version) == body["metadata"]["resourceVersion"] else self.read(body)
 
 
-SomeCache = Cache[PipelineObject] | Cache[Job] | Cache[Pod]
+SomeCache = Cache[PipelineObject] | Cache[Job] | Cache[Pod] | Cache[WorkloadObject]
 
 
 class Index:
@@ -184,11 +198,12 @@ class Index:
 
     def __init__(self, kube: KubeClient, backend: JobBackend, changed: Callable[[str, str], None]) -> None:
         """`changed` is told namespace and name of a pipeline, from any thread, when anything about it is new."""
-        self._kube = kube
+        self._kube, self._tell = kube, changed
         self.pipelines = Cache(PIPELINES, read_pipeline, changed)
         self.jobs = Cache(backend.resource, backend.read_job, changed, label=UID)
         self.pods = Cache(PODS, backend.read_pod, changed, label=UID)
-        self.caches: tuple[SomeCache, ...] = (self.pipelines, self.jobs, self.pods)
+        self.workloads = Cache(WORKLOADS, read_workload_object, self._queue_changed, label=JOB_UID, optional=True)
+        self.caches: tuple[SomeCache, ...] = (self.pipelines, self.jobs, self.pods, self.workloads)
 
     def pipeline(self, namespace: str, name: str) -> PipelineObject | None:
         """A ChatPipeline; None where there is none."""
@@ -203,6 +218,17 @@ class Index:
         # Pods first: one that Kueue has removed is then seen with its job suspended.
         pods = self.pods.resync(self._kube, namespace, uid)
         return _owned(uid, self.jobs.resync(self._kube, namespace, uid), pods)
+
+    def queues(self, namespace: str) -> Queues:
+        """Kueue's word on the jobs of a namespace."""
+        found = [item.workload for item in self.workloads.all() if item.meta.namespace == namespace]
+        return Queues(self.workloads.served, found)
+
+    def _queue_changed(self, namespace: str, name: str) -> None:
+        """A Workload changed: the pipeline of its job is told, where the job is one of ours."""
+        for job in self.jobs.all():
+            if (job.meta.namespace, job.meta.name) == (namespace, name):
+                self._tell(namespace, job.meta.pipeline)
 
     def resync(self, namespace: str) -> None:
         """List everything in a namespace, or in all ('')."""
@@ -219,6 +245,14 @@ def read_pipeline(body: Object) -> PipelineObject:
     return PipelineObject(
         replace(meta, pipeline=meta.name, owner=meta.name), bare["creationTimestamp"], profile, packed
     )
+
+
+def read_workload_object(body: Object) -> WorkloadObject:
+    """A Workload, which belongs to its job."""
+    owner = next(iter(body["metadata"].get("ownerReferences") or ()), {})
+    meta = read_meta(from_json(V1ObjectMeta, body["metadata"]))
+    meta = replace(meta, owner=owner.get("uid", ""), pipeline=owner.get("name", ""))
+    return WorkloadObject(meta, read_workload(body))
 
 
 def _owned(uid: str, jobs: Iterable[Job], pods: Iterable[Pod]) -> Owned:

@@ -16,6 +16,7 @@ from operators.sentences import Wait, Waiting
 
 WORKLOADS = Resource("kueue.x-k8s.io/v1beta1", "Workload", "workloads")
 LOCAL_QUEUES = Resource("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues")
+JOB_UID = "kueue.x-k8s.io/job-uid"  # label of a Workload
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"  # labels of a job
 # Conditions; the first that holds is the state. What is evicted stays admitted until its pods have ended.
 STATES = ("Finished", "Evicted", "Admitted", "QuotaReserved")

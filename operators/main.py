@@ -36,7 +36,7 @@ from operators.lease import NAME, Lease
 from operators.mlflow_sync import MlflowSync
 from operators.pytorchjob import PyTorchJobs
 from operators.reconciler import PipelineReconciler
-from operators.reconciliation import Services
+from operators.reconciliation import ARTIFACT_SECONDS, Services
 from operators.rollout import RolloutController
 from operators.run_state import RunSnapshot
 from operators.status import no_serving
@@ -49,6 +49,7 @@ RECONCILES_AT_ONCE = 8  # of the pipelines of one store profile
 CONNECTIONS = 32  # to the API server
 TIMEOUT = (5, 30)  # seconds to connect to the API server, and between bytes
 RESYNC_SECONDS = 600.0  # between listings of everything, in case a watch missed something
+LOOKS_A_SECOND = 3.0  # of all pipelines that wait, though nothing is new: what they wait for wakes them
 COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
 STUCK_SECONDS = 60.0  # an event loop that was silent for so long is stuck
 SLOW_SECONDS = 60.0  # a reconciliation that takes longer is told of
@@ -191,6 +192,8 @@ class Controller:
                 failures += 1
             if delay is None and not wake.is_set():
                 break
+            if delay is not None and delay >= ARTIFACT_SECONDS:  # nothing runs: so many look now and then, not more
+                delay = max(delay, len(self.tasks) / LOOKS_A_SECOND)
             with suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), delay)
             await asyncio.sleep(COALESCE_SECONDS)

@@ -133,7 +133,7 @@ class Run:
         if reconciliation.is_over(planned):
             due = state.due(reconciliation.owned.jobs)
             self._state, self._generation = Rest.of(found, self.snapshot, reconciliation.owned, due), 0
-            return None if due is None else max(0.5, due - now)
+            return None if due is None else max(ACTIVE_SECONDS, due - now)
         return self._next_try() if reconciliation.trouble else _delay(state, planned, now)
 
     def _lasts(self, trouble: str) -> bool:
@@ -168,7 +168,7 @@ class Run:
         except StorageError as error:
             log.warning("storage: %s", error.message)
             return TROUBLE_SECONDS
-        return None if self._state.due is None else max(0.5, self._state.due - now)
+        return None if self._state.due is None else max(ACTIVE_SECONDS, self._state.due - now)
 
     def _serving(self, found: Object, run: str) -> tuple[str, str, str] | None:
         """The condition Serving that is due."""
@@ -189,7 +189,7 @@ class Run:
         if isinstance(state, Ready) and self._generation == generation:
             return state, ""
         try:
-            accepted = admit_object(found, self.services.config, self.services.cluster)
+            accepted = admit_object(found, self.services.config, self.services.cluster, self.services.graphs)
             if isinstance(state, Ready):
                 state.admit(accepted)
             else:
@@ -255,5 +255,7 @@ def _delay(state: Ready, planned: Status, now: float) -> float:
     if state.attempts.open() or state.refusals:
         return ACTIVE_SECONDS
     ends = [item.until - now for item in planned.stages if item.until is not None]
+    if ends:  # a look that is due is not put off, as others are where many pipelines wait
+        return max(0.5, min(ARTIFACT_SECONDS - 1.0, *ends))
     waits = any(item.phase in (Phase.WAITING, Phase.QUEUED) for item in planned.stages)
-    return max(0.5, min([ARTIFACT_SECONDS if waits else IDLE_SECONDS, *ends]))
+    return ARTIFACT_SECONDS if waits else IDLE_SECONDS

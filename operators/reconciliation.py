@@ -24,6 +24,7 @@ from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
 from operators import metrics, observation, pod_template, resources, status
+from operators.admission import Graphs
 from operators.attempts import JobAttempt
 from operators.claims import Claimant, Claims, Want
 from operators.cluster import Cluster
@@ -58,6 +59,7 @@ class Services:
     claims: Claims
     events: Events
     stores: Stores
+    graphs: Graphs = field(default_factory=Graphs)
     leases: StoreLeases = field(default_factory=StoreLeases)
     suspicion: Suspicion = field(default_factory=Suspicion)
     access: status.AccessOf = status.no_access
@@ -188,7 +190,7 @@ class Reconciliation:
             if record is not None and record.job_uid != job.meta.uid:
                 self.ready.attempts.put(replace(record, job_uid=job.meta.uid))
         if any(job.queue for job in owned.jobs.values()):
-            self.queues = self.services.cluster.queues(self.found["metadata"]["namespace"])
+            self.queues = self.services.index.queues(self.found["metadata"]["namespace"])
         self.owned = owned
         self.observations = {
             record.job: observation.observe(
@@ -275,10 +277,11 @@ class Reconciliation:
         while True:
             actions, planned = plan(accepted.graph, accepted.spec, self._observed(), self.now)
             starts = [action for action in actions if isinstance(action, Start)]
-            refused = self._claim(starts)
+            if self._claim(starts):
+                continue
             wanted, known = [out for start in starts for out in start.outputs], len(outputs.present)
             self._storage(lambda wanted=wanted: outputs.refresh(wanted))
-            if not refused and len(outputs.present) == known:
+            if len(outputs.present) == known:
                 return actions, planned
 
     def _claim(self, starts: Sequence[Start]) -> bool:

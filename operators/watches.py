@@ -49,7 +49,9 @@ async def _served(index: Index, kube: KubeClient) -> list[SomeCache]:
     """The caches of the kinds of objects that the API server has."""
     while True:
         try:
-            return [cache for cache in index.caches if await asyncio.to_thread(kube.serves, cache.resource)]
+            for cache in index.caches:
+                cache.served = await asyncio.to_thread(kube.serves, cache.resource)
+            return [cache for cache in index.caches if cache.served]
         except KubeError as error:
             log.warning("%s", error.message)
             await asyncio.sleep(2.0)
@@ -58,7 +60,7 @@ async def _served(index: Index, kube: KubeClient) -> list[SomeCache]:
 async def _changed(index: Index, kube: KubeClient, served: list[SomeCache]) -> None:
     """Wait until the API server has other kinds of objects."""
     for cache in index.caches:
-        if cache not in served:
+        if cache not in served and not cache.optional:
             log.warning("the cluster has no %s: install what defines them", cache.resource.plural)
     while served == await _served(index, kube):
         await asyncio.sleep(DISCOVERY_SECONDS)

@@ -99,3 +99,24 @@ def test_where_jobs_are_not_defined_there_are_none() -> None:
     index = Index(kube, PyTorchJobs(kube), lambda *_: None)  # type: ignore[arg-type]
     index.resync("")
     assert index.read("team", "o").jobs == {}
+
+
+def test_workloads_are_kept_by_job_and_wake_its_pipeline() -> None:
+    kube, woken = FakeKube(1_800_000_000.0), list[tuple[str, str]]()
+    index = Index(kube, PyTorchJobs(kube), lambda *pipeline: woken.append(pipeline))  # type: ignore[arg-type]
+    labels = {"nanochat.dev/pipeline": "demo", "nanochat.dev/pipeline-uid": "o"}
+    job = {"namespace": "team", "name": "demo-1", "uid": "j", "resourceVersion": "1", "labels": labels}
+    index.jobs.put(index.jobs.read({"metadata": job, "spec": {}}))
+    woken.clear()
+
+    def workload(version: int, owner: str) -> dict[str, Any]:
+        meta = {"namespace": "team", "name": f"w-{owner}", "uid": f"w-{owner}", "resourceVersion": str(version)}
+        meta |= {"ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": owner, "uid": "j"}]}
+        return {"metadata": meta, "spec": {"queueName": "q"}}
+
+    index.workloads.watched("ADDED", workload(2, "demo-1"))
+    index.workloads.watched("ADDED", workload(3, "of-others"))
+    assert woken == [("team", "demo")], "the Workloads of others are no news"
+    assert len(index.queues("team").workloads) == 2 and index.queues("elsewhere").workloads == []
+    index.resync("")
+    assert index.queues("team").installed

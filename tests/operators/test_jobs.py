@@ -18,7 +18,7 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.spec.quantity import amount
 from operators import resources
-from operators.admission import Accepted, admit_object
+from operators.admission import Accepted, Graphs, admit_object
 from operators.config import Config
 from operators.job_backend import JobRequest
 from operators.kube_models import from_json, to_json
@@ -344,3 +344,17 @@ def test_each_worker_that_makes_tokens_has_memory() -> None:
     amounts = [resources.memory(each.settings, each.spec, "tokens", each.accepted.graph) for each in (asked, alone)]
     assert amounts[0] - amounts[1] == 7 * (256 << 20)
     assert json.loads(plan_of(asked))["spec"]["stages"]["tokens"]["workers"] == 8
+
+
+def test_pipelines_of_the_same_settings_share_a_graph() -> None:
+    graphs = Graphs(most=1)
+
+    def admitted(name: str, **spec: Any) -> Accepted:
+        found = {**HEAD, "metadata": {**HEAD["metadata"], "name": name}, "spec": spec}
+        return admit_object(found, CONFIG, NoCluster(), graphs)  # type: ignore[arg-type]
+
+    one, other = admitted("one", model={"depth": 4}), admitted("other", model={"depth": 4})
+    assert one.graph is other.graph and one.spec is other.spec
+    assert (one.pipeline.metadata.name, other.pipeline.metadata.name) == ("one", "other")
+    assert admitted("third", model={"depth": 6}).graph is not one.graph
+    assert admitted("one", model={"depth": 4}).graph is not one.graph, "few are kept"

@@ -163,6 +163,8 @@ def test_watches_feed_the_index(server: ApiServer) -> None:
 
 def test_jobs_are_watched_when_their_definition_comes(server: ApiServer) -> None:
     job = {**pod(20, "j"), "spec": JOB_SPEC, "status": {}}
+    owner = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "name": "demo", "uid": "o"}
+    job["metadata"] |= {"ownerReferences": [owner]}
 
     async def story(index: Index, _: set[str]) -> None:
         await until(lambda: len(server.watched("pods")) == 1)
