@@ -31,7 +31,6 @@ class NotAdmitted:
     """A pipeline whose declaration was refused, or whose records could not be read yet."""
 
     refused: str = ""
-    outside: bool = False  # by what may change without the declaration: a ConfigMap, credentials of the store
     trouble: str = ""  # why storage cannot be reached
 
 
@@ -145,7 +144,8 @@ class Ready:
 
     def due(self, jobs: Mapping[str, Job]) -> float | None:
         """When the first of the jobs of attempts that are over is to be deleted, in seconds since 1970."""
-        ended = [record.ended or 0.0 for record in self.attempts.all() if record.job in jobs and not record.cleaned]
+        left = {name for name, job in jobs.items() if not job.meta.deleting}
+        ended = [record.ended or 0.0 for record in self.attempts.all() if record.job in left and not record.cleaned]
         return min(ended) + self.accepted.spec.job_ttl_seconds if ended else None
 
     # ---- progress -----------------------------------------------------------------------------------------------

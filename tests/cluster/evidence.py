@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from site_of_tests import NAMESPACE, Site, Status
 
+from nanochat.pipeline.leases import RENEW_SECONDS
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.checkpoints import Checkpoints
 from nanochat.tracking.journal import JournalReader
@@ -39,8 +41,9 @@ def check_checkpoints(site: Site, status: Status, steps: int, cache: Path) -> No
 
 
 def left_behind(site: Site, name: str, run: str) -> list[str]:
-    """The objects and leases that are still there of a pipeline that was deleted."""
+    """The objects, and leases of living processes, that are still there of a pipeline that was deleted."""
     found = site.get("pytorchjobs,pods,configmaps", "-n", NAMESPACE, "-l", f"{LABEL}={name}")["items"]
     store = site.store()
-    leases = [entry.path for entry in store.list("leases") if run.encode() in store.read(entry.path, 1 << 20)]
+    renewed = [entry.path for entry in store.list("leases") if time.time() - entry.modified < 3 * RENEW_SECONDS]
+    leases = [path for path in renewed if run.encode() in store.read(path, 1 << 20)]
     return [f"{item['kind']} {item['metadata']['name']}" for item in found] + leases
