@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -15,8 +17,10 @@ from nanochat.storage.failures import Damaged
 from nanochat.storage.store import FileRecord, check_path
 
 VERSION = 1
-LARGEST = 2 << 20  # bytes; a manifest of 10,000 files is about that
+LARGEST = 1 << 20  # bytes; a manifest of 5,000 files is about that
 
+_SMALL = 64 << 10  # bytes; of larger ones a process reads one at a time, for read they take a hundred times as much
+_LARGE = threading.Lock()
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -62,6 +66,11 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """The manifest in `data`; `Damaged` where it is not exactly what `to_bytes` wrote."""
+        with _LARGE if len(data) > _SMALL else nullcontext():
+            return cls._from_bytes(data)
+
+    @classmethod
+    def _from_bytes(cls, data: bytes) -> Manifest:
         try:
             body = read_json(data, limit=LARGEST)
             if not isinstance(body, dict):
