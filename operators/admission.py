@@ -28,10 +28,6 @@ CONFIG_MAP = "configmap://"
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-class NotThere(UserError):
-    """Something that the declaration names is not there: it may come without a change of the declaration."""
-
-
 @dataclass(frozen=True, slots=True)
 class Accepted(Admitted):
     """A pipeline that passed all checks, with its store."""
@@ -78,7 +74,7 @@ def admit_object(found: Object, config: Config, cluster: Cluster, graphs: Graphs
         profile = profile_of(found.get("status") or {}, pipeline.spec.store, config)
         resources.check(config, admitted.spec, admitted.graph)
     except UserError as error:
-        raise type(error)("; ".join(filter(None, (error.message, remark)))) from None
+        raise UserError("; ".join(filter(None, (error.message, remark)))) from None
     return Accepted(admitted.pipeline, admitted.graph, profile, remark)
 
 
@@ -132,5 +128,5 @@ def _contents(spec: PipelineSpec, namespace: str, cluster: Cluster) -> dict[str,
         raise UserError(f"stages.mid.identity: {uri} must have the form configmap://NAME/KEY")
     data = cluster.config_value(namespace, name, key)
     if data is None:
-        raise NotThere(f"stages.mid.identity: there is no ConfigMap {namespace}/{name} with a key '{key}'")
+        raise UserError(f"stages.mid.identity: there is no ConfigMap {namespace}/{name} with a key '{key}'")
     return {uri: hashlib.sha256(data).hexdigest()}

@@ -296,8 +296,10 @@ class Claims:
         return (job for job in owned.jobs.values() if not job.ended or job.meta.name in pods)
 
     def _bereft(self, owned: Owned) -> set[str]:
-        """The names of jobs that are gone while their pods may still run."""
-        return {pod.job for pod in owned.pods if pod.job not in owned.jobs and not is_over(pod, self._clock())}
+        """The names of jobs that are gone while their pods may still run. Whoever labels a pod of his own is none:
+        garbage collection takes what names an owner that is not there."""
+        pods = (pod for pod in owned.pods if pod.maker and pod.job not in owned.jobs)
+        return {pod.job for pod in pods if not is_over(pod, self._clock())}
 
     def _unknown(self, namespace: str, uid: str) -> _Entry:
         """The entry of a pipeline of which only the index tells."""

@@ -16,30 +16,38 @@ the reason InvalidToken beside the detail.
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated
 
 import uvicorn
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from nanochat.model.artifact import missing_weights
-from nanochat.pipeline.attempts import read_latest_progress
+from nanochat.pipeline.attempts import AttemptLog, read_latest_progress
 from nanochat.pipeline.log_reader import list_launches, read_log
 from nanochat.spec.errors import StorageError
-from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Manifest
-from nanochat.storage.records import MOST_RECORDS, read_object
 from nanochat.tracking.mlflow import LARGEST_FILE
 from operators import metrics
 from operators.access import INVALID_TOKEN, Access
+from operators.attempts import JobAttempt
 from operators.kube_client import Object
 from operators.run_state import RunSnapshot
 
+AT_ONCE = 8  # requests that are answered at a time
 NEXT = "X-Nanochat-Next"
+
+
+@asynccontextmanager
+async def _few_at_once(_app: FastAPI) -> AsyncIterator[None]:
+    """Each answer may hold some megabytes of what a pod has written."""
+    current_default_thread_limiter().total_tokens = AT_ONCE
+    yield
 
 
 class InvalidToken(Exception):
@@ -50,7 +58,7 @@ def build_app(
     runs: Callable[[str, str], RunSnapshot | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
 ) -> FastAPI:
     """The application. `health` says what is stuck, or ''."""
-    app = FastAPI(title="nanochat controller", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="nanochat controller", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_few_at_once)
 
     def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> RunSnapshot:
         found = runs(namespace, name)
@@ -90,11 +98,8 @@ def build_app(
 
     @app.get("/v1/{namespace}/{name}/attempts")
     def attempts(run: Annotated[RunSnapshot, Depends(view)]) -> list[Object]:
-        found = []
-        for entry in run.store.list(run.paths.attempts)[:MOST_RECORDS]:
-            with suppress(Damaged):
-                found.append(read_object(run.store, entry.path))
-        return [record for record in found if record is not None]
+        kept = AttemptLog(run.store, run.paths, JobAttempt).load()
+        return [record.to_dict() for record in kept.all()]
 
     @app.get("/v1/{namespace}/{name}/progress/{stage}")
     def progress(run: Annotated[RunSnapshot, Depends(view)], stage: str) -> Object:
@@ -112,7 +117,11 @@ def build_app(
 
     @app.get("/v1/{namespace}/{name}/logs/{stage}/{launch}/{file}")
     def log(
-        run: Annotated[RunSnapshot, Depends(view)], stage: str, launch: str, file: str, offset: int = 0
+        run: Annotated[RunSnapshot, Depends(view)],
+        stage: str,
+        launch: str,
+        file: str,
+        offset: Annotated[int, Query(ge=0)] = 0,
     ) -> Response:
         found = read_log(run.store, f"{run.paths.logs(stage, launch)}/{file}", offset=offset)
         return Response(found, media_type="text/plain; charset=utf-8", headers={NEXT: str(offset + len(found))})

@@ -37,8 +37,10 @@ def attempt_ended(record: JobAttempt, outcome: Outcome, *, lost: float) -> None:
 
 
 def set_pipelines(phases: Mapping[str, int]) -> None:
-    """The number of pipelines in each phase."""
-    pipelines.clear()
+    """The number of pipelines in each phase. No scrape meets fewer phases than there are."""
+    for sample in next(iter(pipelines.collect())).samples:
+        if sample.labels["phase"] not in phases:
+            pipelines.remove(sample.labels["phase"])
     for phase, count in phases.items():
         pipelines.labels(phase=phase).set(count)
 

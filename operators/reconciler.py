@@ -22,7 +22,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from operators import metrics, status
-from operators.admission import NotThere, admit_object
+from operators.admission import admit_object
 from operators.index import read_pipeline
 from operators.kube_client import KubeError, Object
 from operators.kueue import queue_state
@@ -85,7 +85,14 @@ class PipelineReconciler:
         if found.meta.deleting:
             claims.drop(self.run.uid)
             return ACTIVE_SECONDS
-        return self.run.reconcile(found.body, time.time(), time.monotonic())
+        try:
+            return self.run.reconcile(found.body, time.time(), time.monotonic())
+        except NanochatError:
+            raise
+        except Exception as error:
+            with suppress(KubeError):  # the log has all of it
+                self.run.report(found.body, status.broken(error))
+            raise
 
 
 @dataclass(slots=True)
@@ -118,7 +125,7 @@ class Run:
                     self.report(found, status.unreachable(found, state.trouble, now))
                 return self._next_try()
             self.report(found, status.refused(found, state.refused, now))
-            return IDLE_SECONDS if state.outside else None
+            return None
         reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
         planned = reconciliation.run()
         self.snapshot = state.snapshot()
@@ -181,7 +188,6 @@ class Run:
         state, generation = self._state, found["metadata"]["generation"]
         if isinstance(state, Ready) and self._generation == generation:
             return state, ""
-        accepted = None
         try:
             accepted = admit_object(found, self.services.config, self.services.cluster, self.services.graphs)
             if isinstance(state, Ready):
@@ -190,10 +196,7 @@ class Run:
                 state = Ready.open(self.uid, accepted, self.services.stores.artifacts(accepted.profile))
                 self.services.suspicion.learn(self.uid, state.attempts.all())
         except UserError as error:
-            if isinstance(state, Ready):
-                return state, error.message
-            outside = accepted is not None or isinstance(error, NotThere)
-            return NotAdmitted(refused=error.message, outside=outside), ""
+            return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")
         except StorageError as error:
             metrics.errors.labels(kind="storage").inc()
             log.warning("storage: %s", error.message)

@@ -31,7 +31,6 @@ class NotAdmitted:
     """A pipeline whose declaration was refused, or whose records could not be read yet."""
 
     refused: str = ""
-    outside: bool = False  # by what may change without the declaration: a ConfigMap, credentials of the store
     trouble: str = ""  # why storage cannot be reached
 
 

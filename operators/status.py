@@ -165,6 +165,12 @@ def slow(found: Object, seconds: float, now: float) -> Object:
     return {"message": why, "conditions": _conditions(before, meta["generation"], now, wanted)}
 
 
+def broken(error: Exception) -> Object:
+    """The change in the status where a fault of the controller keeps it from going on; the next pass takes it back."""
+    kind = type(error).__name__
+    return {"message": f"a fault of the controller ({kind}) keeps this pipeline from going on: its log says where"}
+
+
 def at_rest(
     found: Object, access: Mapping[str, str] | None, serving: tuple[str, str, str] | None, now: float
 ) -> Object:

@@ -33,10 +33,17 @@ def definitions() -> dict[str, Schema]:
     properties = found["StoreProfile"]["properties"]
     # In the values a Secret's name; the chart mounts it and tells the controller the folder.
     what = (
-        "controllerSecret is the name of a Secret in the release's namespace with the same keys, for the controller, "
-        "MLflow and the server. By default there is none."
+        "controllerSecret is the name of a Secret in the release's namespace with the same keys, for the controller "
+        "and MLflow. By default there is none."
     )
     properties["controllerSecret"] = properties["secret"] | {"description": what}
+    what = (
+        "readerSecret is the name of one in the release's namespace with keys that may only read, for the server. "
+        "Defaults to controllerSecret."
+    )
+    properties["readerSecret"] = properties["secret"] | {"description": what}
+    what = "readerEndpoint is the address where these keys hold. Defaults to endpoint."
+    properties["readerEndpoint"] = properties["endpoint"] | {"description": what}
     del properties["credentials"]
     _only_possible(found)
     # What is written by hand refers to these; in values the empty text stands for none.

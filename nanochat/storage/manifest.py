@@ -15,7 +15,7 @@ from nanochat.storage.failures import Damaged
 from nanochat.storage.store import FileRecord, check_path
 
 VERSION = 1
-LARGEST = 16 << 20  # bytes; a manifest of 100,000 files is about that
+LARGEST = 2 << 20  # bytes; a manifest of 10,000 files is about that
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "nanochat"
 RUN_TAG, STAGE_TAG = "nanochat.run", "nanochat.stage"
-LARGEST_FILE = 64 << 20  # bytes of a report or a plot
+LARGEST_FILE = 16 << 20  # bytes of a report or a plot
 # MLflow's limits.
 _VALUE_LENGTH, _TAG_LENGTH, _BATCH_METRICS, _BATCH_OTHERS = 6000, 5000, 1000, 100
 _STATUS = {"running": "RUNNING", "succeeded": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -136,9 +136,9 @@ class Projection:
         name = f"{run.name}/{stage.name}" if stage else run.name
         started = stage.started if stage else run.started
         made = self._client.create_run(experiment, start_time=_milliseconds(started), run_name=name, tags=tags)
-        return self._agree(f"{folder}/mlflow/{_digest([self._uri, experiment, tags])[:16]}.json", made)
+        return self._agree(f"{folder}/mlflow/{_digest([self._uri, experiment, tags])[:16]}.json", made, tags)
 
-    def _agree(self, path: str, made: Run) -> Run:
+    def _agree(self, path: str, made: Run, tags: Mapping[str, str]) -> Run:
         """The run that counts where several processes made one at once: that of the first to say so in the store."""
         assert self._client is not None
         if self._store.create(path, json.dumps({"run": made.info.run_id}).encode()):
@@ -148,7 +148,9 @@ class Projection:
             first = self._client.get_run(str(known))
         except Exception:  # the file tells of a run that is gone, or of nothing
             first = None
-        if first is None or first.info.lifecycle_stage != "active":
+        # The file may name a run of others: a run that has not our tags is none of ours.
+        ours = first is not None and all(first.data.tags.get(name) == value for name, value in tags.items())
+        if first is None or not ours or first.info.lifecycle_stage != "active":
             self._store.write_json(path, {"run": made.info.run_id})
             return made
         self._client.delete_run(made.info.run_id)

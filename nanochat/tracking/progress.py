@@ -31,6 +31,7 @@ from nanochat.tracking.dates import Dates
 
 log = logging.getLogger(__name__)
 
+LARGEST = 64 << 10  # bytes
 _ETA_WINDOW = 120.0  # seconds of progress that the estimate is made from
 
 
@@ -60,7 +61,7 @@ def read_progress(store: Store, folder: str, launch: str) -> State | None:
         f"{folder}.json",
     ):  # the latter is from a version before, for all launches of the stage
         with suppress(Damaged, ValueError):
-            found = read_object(store, path)
+            found = read_object(store, path, LARGEST)
             state = None if found is None else checked(State, found)
             if state is not None and state.launch == launch:
                 return state

@@ -71,6 +71,25 @@ def test_profiles(chart: Chart) -> None:
     assert [item["metadata"]["name"] for item in found.of("Deployment")] == ["nanochat-controller", SERVER]
     inside = chart.render(VALUES / "dev_store.yaml").config()["profiles"]["default"]
     assert (inside["root"], inside["endpoint"]) == ("s3://chats", "http://nanochat-store.ns.svc:7070")
+    assert not {"readerSecret", "readerEndpoint"} & set(inside), "they are the server's alone"
+
+
+def test_the_server_has_keys_that_only_read(chart: Chart) -> None:
+    inside = chart.render({"devStore": {"enabled": True}})
+    server = dict(inside.pods())[SERVER]["spec"]["containers"][0]
+    assert server["envFrom"] == [{"secretRef": {"name": "nanochat-store-reader"}}]
+    assert inside.env(SERVER)["NANOCHAT_ENDPOINT"] == "http://nanochat-store.ns.svc:7071"
+    store = {c["name"]: c for c in dict(inside.pods())["nanochat-store"]["spec"]["containers"]}
+    assert "--readonly" in store["reader"]["command"] and "--readonly" not in store["store"]["command"]
+    keys = {name: container["env"][0]["valueFrom"]["secretKeyRef"]["name"] for name, container in store.items()}
+    assert keys == {"store": "nanochat-store", "reader": "nanochat-store-reader"}
+    own = {"profiles": {"default": S3["profiles"]["default"] | {"readerSecret": "reads", "readerEndpoint": "http://r"}}}
+    rendered = chart.render(own)
+    server = dict(rendered.pods())[SERVER]["spec"]["containers"][0]
+    assert server["envFrom"] == [{"secretRef": {"name": "reads"}}]
+    assert rendered.env(SERVER)["NANOCHAT_ENDPOINT"] == "http://r"
+    server = dict(chart.render(S3).pods())[SERVER]["spec"]["containers"][0]
+    assert server["envFrom"] == [{"secretRef": {"name": "own"}}], "where nothing else is named"
 
 
 def test_stores_at_other_clouds(chart: Chart) -> None:
@@ -230,7 +249,7 @@ def ports(rules: list[dict[str, Any]]) -> set[int]:
 
 def test_network_policies(chart: Chart) -> None:
     rendered = chart.render(VALUES / "s3.yaml")
-    assert ports(policy(rendered, "controller")["egress"]) == {53, 443, 6443, 5000, 9000}
+    assert ports(policy(rendered, "controller")["egress"]) == {53, 443, 6443, 5000, 8000, 9000}
     assert ports(policy(rendered, "inference")["egress"]) == {53, 9000}
     assert ports(policy(rendered, "mlflow")["egress"]) == {53}
     mlflow = policy(rendered, "mlflow")["ingress"][0]["from"]
@@ -238,7 +257,7 @@ def test_network_policies(chart: Chart) -> None:
     assert "ingress" not in policy(rendered, "default") and "egress" not in policy(rendered, "default")
 
     narrow = chart.render(VALUES / "network.yaml")
-    assert ports(policy(narrow, "controller")["egress"]) == {53, 8443, 5000, 9000, 4317}
+    assert ports(policy(narrow, "controller")["egress"]) == {53, 8443, 5000, 8000, 9000, 4317}
     store = next(rule for rule in policy(narrow, "inference")["egress"] if ports([rule]) == {9000})
     assert store["to"] == [{"ipBlock": {"cidr": "10.1.2.3/32"}}]
     api = {"ipBlock": {"cidr": "10.0.0.0/28"}}

@@ -224,6 +224,10 @@ def test_pods_of_which_nobody_knows_what_they_make_are_waited_for(site: Site) ->
     site.restart()
     assert site.waits(own) == "waits for the pods of pipeline gone, which was deleted, to end"
     assert site.waits(far, Want(frozenset({"l"}))) == ""
+    (pod,) = site.kube[PODS].values()
+    site.kube.change(PODS, pod | {"metadata": pod["metadata"] | {"ownerReferences": []}})
+    site.listen()
+    assert site.waits(own) == "", "a pod that somebody labelled so stops nobody"
     site.kube[PODS].clear()
     site.listen()
     assert site.waits(own) == ""

@@ -23,7 +23,7 @@ from operators.claims import Claimant
 from operators.config import Config
 from operators.kube_client import PODS, KubeError
 from operators.pytorchjob import PYTORCHJOBS
-from operators.reconciler import Run
+from operators.reconciler import PipelineReconciler, Run
 from operators.reconciliation import Services
 from operators.status import condition
 from operators.stores import Stores
@@ -407,6 +407,21 @@ def test_what_makes_no_sense_is_said_once_and_the_rest_goes_on(rig: Rig) -> None
     said = [text for reason, text in zip(events.said, events.messages, strict=True) if reason == "RecordSetAside"]
     assert len(said) == 2 and "is passed over (and 1 more)" in said[0] and "has no annotation" in said[1]
     assert rig.cluster.created == ["demo-12ab-dataset-1"]
+
+
+def test_a_fault_of_the_controller_is_said(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is nobody's fault outside, so that nothing but the status would tell of it."""
+    reconciler = PipelineReconciler("team", "demo", rig.services)
+    rig.cluster.declare(rig.document(), uid=UID)
+    rig.services.index.resync("")
+    with monkeypatch.context() as broken:
+        broken.setattr(Run, "reconcile", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            reconciler.reconcile()
+    assert "a fault of the controller (IndexError)" in rig.cluster.status["message"]
+    rig.services.index.resync("")
+    reconciler.reconcile()
+    assert rig.cluster.status["phase"] == "Running" and "message" not in rig.cluster.status
 
 
 def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fake_cluster import FakeKube
 
+from nanochat.pipeline.graph import Graph
 from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
@@ -19,6 +20,7 @@ from operators.kube_client import CONFIG_MAPS, PODS, Object
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
 from operators.reconciliation import Services
+from operators.run_state import Ready
 from operators.stores import Stores
 
 BEGAN = 1_800_000_000.0
@@ -75,6 +77,12 @@ class TwoPipelines:
         }
         self.runs[name].reconcile(self.cluster.declare(body, uid=UIDS[name]), self.cluster.now, self.steady)
         return self.cluster.status_of(name)
+
+    def graph(self, name: str) -> Graph:
+        """The stages of a pipeline that was reconciled."""
+        state = self.runs[name]._state
+        assert isinstance(state, Ready)
+        return state.accepted.graph
 
     def work(self, name: str) -> None:
         """The stages that run end well, as their pods and the training operator would leave it."""

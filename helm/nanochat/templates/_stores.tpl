@@ -15,12 +15,17 @@
 {{- printf "http://%s.%s.svc:7070" (include "nanochat.name" (list . "store")) .Release.Namespace -}}
 {{- end -}}
 
+{{- /* The same data, of which nothing can be changed there. */ -}}
+{{- define "nanochat.storeReader" -}}
+{{- printf "http://%s.%s.svc:7071" (include "nanochat.name" (list . "store")) .Release.Namespace -}}
+{{- end -}}
+
 {{- /* The profiles with what is filled in, as YAML. */ -}}
 {{- define "nanochat.profiles" -}}
 {{- $profiles := .Values.profiles | default dict | deepCopy -}}
 {{- if and .Values.devStore.enabled (not (hasKey $profiles "default")) -}}
 {{- $name := include "nanochat.name" (list . "store") -}}
-{{- $_ := set $profiles "default" (dict "root" (printf "s3://%s" .Values.devStore.bucket) "endpoint" (include "nanochat.storeEndpoint" .) "region" "us-east-1" "secret" $name "controllerSecret" $name) -}}
+{{- $_ := set $profiles "default" (dict "root" (printf "s3://%s" .Values.devStore.bucket) "endpoint" (include "nanochat.storeEndpoint" .) "region" "us-east-1" "secret" $name "controllerSecret" $name "readerSecret" (printf "%s-reader" $name) "readerEndpoint" (include "nanochat.storeReader" .)) -}}
 {{- end -}}
 {{- if not $profiles -}}
 {{- fail "There is no store: set profiles.default.root (and its Secrets), or devStore.enabled=true for a trial." -}}
