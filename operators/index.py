@@ -85,10 +85,11 @@ class Owned:
     pods: tuple[Pod, ...]
 
     def pods_of(self, record: JobAttempt) -> list[Pod]:
-        """The pods that the job of an attempt made, also when it is gone."""
+        """The pods that the job of an attempt made, also when it is gone, and those that lost their owner with it."""
         job = self.jobs.get(record.job)
         maker = job.meta.uid if job else record.job_uid
-        return [pod for pod in self.pods if maker and pod.maker == maker]
+        known = set(record.pods.values())
+        return [pod for pod in self.pods if (pod.maker == maker if pod.maker else pod.meta.uid in known)]
 
 
 class Cache(Generic[Value]):

@@ -31,6 +31,10 @@ PREEMPTED, STALLED, INFRASTRUCTURE = frozenset({"Preempted"}), frozenset({"Stall
 LATE_CLOCK = "import time\nnow = time.time\ntime.time = lambda: now() - 3600.0\n"
 
 
+class MissedError(Exception):
+    """The stage had ended before the fault came."""
+
+
 @dataclass
 class Target:
     """A stage of a pipeline that trains, and what is hit of it by chance."""
@@ -92,7 +96,8 @@ def processes_of(pod: str, word: str = "") -> list[psutil.Process]:
         with suppress(psutil.Error, OSError):
             if process.environ().get("HOSTNAME") == pod and word in " ".join(process.cmdline()):
                 found.append(process)
-    assert found, f"no process of {pod} was found on this machine"
+    if not found:
+        raise MissedError(f"no process of {pod} was found on this machine")
     return found
 
 

@@ -220,6 +220,21 @@ def test_a_new_attempt_shows_no_step_of_the_one_before(rig: Rig) -> None:
     assert rig.attempts() == ["Stalled", "Running"]
 
 
+def test_pods_that_outlive_their_job_are_ended_before_the_next_attempt(rig: Rig) -> None:
+    """As `kubectl delete --cascade=orphan` leaves them: without an owner."""
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    pod = rig.cluster[PODS]["demo-12ab-dataset-1-worker-0"]
+    meta = {name: value for name, value in pod["metadata"].items() if name != "ownerReferences"}
+    rig.cluster.change(PODS, pod | {"metadata": meta})
+    del rig.cluster[PYTORCHJOBS]["demo-12ab-dataset-1"]
+    rig.reconcile()
+    assert rig.attempts() == ["Running"] and not rig.cluster[PODS], "its pods are deleted first"
+    rig.reconcile()
+    assert rig.attempts() == ["Preempted", "Running"]
+
+
 def test_until_its_first_step_an_attempt_may_be_silent_for_longer(rig: Rig) -> None:
     rig.start_seconds = 3 * STALL
     rig.reconcile()
