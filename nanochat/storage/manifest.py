@@ -67,7 +67,11 @@ class Manifest:
     def from_bytes(cls, data: bytes) -> Manifest:
         """The manifest in `data`; `Damaged` where it is not exactly what `to_bytes` wrote."""
         with _LARGE if len(data) > _SMALL else nullcontext():
-            return cls._from_bytes(data)
+            try:
+                return cls._from_bytes(data)
+            except Damaged as damage:
+                problem = damage.message
+        raise Damaged(problem)  # without the frames of the other, which hold all that was read
 
     @classmethod
     def _from_bytes(cls, data: bytes) -> Manifest:
