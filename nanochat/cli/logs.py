@@ -56,7 +56,8 @@ def show(source: LogSource, *, stage: str | None, attempt: int | None, rank: int
         which = f" of {stage}" if stage else f" of {source.name}"
         which += f", attempt {attempt}" if attempt is not None else ""
         which += f", {_file(rank)}" if rank is not None else ""
-        raise UserError(f"there is no log{which}{_why(stage, stages)}")
+        why = _why(stage, stages) if attempt is None and rank is None else ""
+        raise UserError(f"there is no log{which}{why}")
 
 
 def _check(stage: str | None, stages: Sequence[StageRunStatus]) -> None:

@@ -66,7 +66,7 @@ class TextSource(Section):
     @model_validator(mode="after")
     def _has_shards(self) -> TextSource:
         if self.kind == "hub" and "{index" not in self.path:
-            raise PydanticCustomError("path", "path must hold {{index}}, or all shards would be one file")
+            raise PydanticCustomError("path", "path must hold {index}, or all shards would be one file")
         return self
 
 

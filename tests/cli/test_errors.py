@@ -105,8 +105,14 @@ def launches(state: Path) -> dict[str, str]:
         ([*WITH_IDENTITY, "stages.mid.mixture.0.split=dev"], "task identity has no split 'dev': it has train"),
         ([*WITH_IDENTITY, "stages.rl={enabled: true, tasks: [{task: identity}]}"], "has no reward"),
         (["stages.rl={enabled: true, tasks: [{task: world-sums, split: dev}]}"], "task world-sums has no split 'dev'"),
-        (["stages.evalBase.bitsPerByteTokens=63"], "bitsPerByteTokens (63) must be at least model.sequenceLength (64)"),
-        (["stages.base.evalTokens=63"], "stages.base.evalTokens (63) must be at least model.sequenceLength (64)"),
+        (
+            ["stages.evalBase={enabled: true, bitsPerByteTokens: 63}"],
+            "bitsPerByteTokens (63) must be at least model.sequenceLength (64)",
+        ),
+        (
+            ["stages.base.evalEvery=5", "stages.base.evalTokens=63"],
+            "stages.base.evalTokens (63) must be at least model.sequenceLength (64)",
+        ),
         (["sources.text={kind: hub, path: corpus.parquet}"], "path must hold {index}, or all shards would be one file"),
         (["stages.base.steps=null", "stages.base.targetFlops=1"], "stages.base would train for no step"),
     ],
@@ -171,7 +177,7 @@ def test_a_corrupt_manifest(finished: Path) -> None:
     manifest.write_bytes(manifest.read_bytes().replace(b'"key"', b'"kez"'))
     done = run(finished)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "is damaged" in done.stdout + done.stderr
+    assert "is set aside" in done.stdout + done.stderr
     after = launches(finished / "state")
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {"model/base"}

@@ -203,7 +203,7 @@ def cached(source: FakeSource) -> None:
     ("turn", "stage", "attempt", "rank", "says"),
     [
         (runs(), "bsae", None, None, "there is no stage 'bsae'. Did you mean 'base'?"),
-        (runs(), "base", None, None, "there is no log of base"),
+        (runs(), "base", None, None, "there is no log of base: Running for a reason"),
         (runs(("01-a", "rank0", b"a")), "base", 3, None, "there is no log of base, attempt 3"),
         (runs(("01-a", "rank0", b"a")), "base", None, 4, "there is no log of base, rank4"),
         (cached, "base", None, None, "there is no log of base: an earlier run made its output, which is reused"),
