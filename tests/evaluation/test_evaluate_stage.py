@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from nanochat.stages import evaluate
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.tokenizer import Tokenizer
 
+TEXTS = ["a thin cat in the winter " * 4] * 20
+
 
 @pytest.fixture
 def make_context(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Any:
     """A function that makes the context of an evaluation, its inputs committed before."""
 
-    def make(stage: str, *, stop: StopFlag | None = None, texts: int = 20, **stages: Any) -> StageContext:
+    def make(stage: str, *, stop: StopFlag | None = None, texts: Sequence[str] = TEXTS, **stages: Any) -> StageContext:
         spec = PipelineSpec.model_validate(
             {
                 "model": {"depth": 2, "width": 32, "headDim": 16, "sequenceLength": 48},
@@ -59,7 +62,7 @@ def make_context(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> An
                     save_model(writer.folder, model, {"stage": "x", "step": 7})
                     tokenizer.save(writer.folder)
                 elif kind == "text-tokens":
-                    ids = [tokenizer.encode("a thin cat in the winter " * 4)] * texts
+                    ids = [tokenizer.encode(text) for text in texts]
                     write_text(writer.folder, ids, bos=tokenizer.bos, vocab_size=tokenizer.vocab_size)
                 writer.commit(recipe={}, inputs={}, metadata={})
         return context
@@ -110,7 +113,7 @@ def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_for_not_one_row_is_no_figure(make_context: Any) -> None:
-    context = make_context("eval-base", texts=1, evalBase={"core": False})
+    context = make_context("eval-base", texts=["a thin cat"], evalBase={"core": False})
     with pytest.raises(UserError, match=r"train_bpb cannot be measured on \d+ tokens of shard_00000, .* row has 48"):
         evaluate.run(context)
     context.close()
