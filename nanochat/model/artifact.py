@@ -89,8 +89,8 @@ def fingerprint(manifest: Manifest) -> str:
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """The fingerprint of a model whose files have these SHA-256 sums."""
-    lines = "".join(f"{digests[name]}  {name}\n" for name in SERVED)  # as sha256sum writes them
+    """The fingerprint of a model whose files have these SHA-256 sums; one that lacks a file has another than all."""
+    lines = "".join(f"{digests.get(name, '')}  {name}\n" for name in SERVED)  # as sha256sum writes them
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 

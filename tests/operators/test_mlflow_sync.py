@@ -81,7 +81,7 @@ class Run:
         seen = [Attempt(r.number, 8, ended=r.ended, outcome=r.outcome) for r in records]
         graph = self.accepted.graph
         present = frozenset(out.key for node in graph.nodes for out in node.outputs if done or node.stage == "tokens")
-        _, planned = plan(graph, self.accepted.spec, Observed(present, {"base": seen}), 2100.0)
+        _, planned = plan(graph, self.accepted.spec, Observed(present, attempts={"base": seen}), 2100.0)
         self.store.write_json(self.paths.pipeline, self.accepted.pipeline.to_yaml_dict())
         document = RunStatus.of(self.accepted.pipeline, graph, planned, {}, {}, records)
         StatusFile(self.store, self.paths).write(document)

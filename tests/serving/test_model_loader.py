@@ -188,7 +188,7 @@ def test_other_weights_are_refused_before_they_are_fetched(
 ) -> None:
     found = fingerprint(publish(s3))
     host = begin(wanted(s3, tmp_path / "node", fingerprint="0123456789abcdef"))
-    until(lambda: f"fingerprint {found}, and 0123456789abcdef is wanted" in host.unready)
+    until(lambda: f"its fingerprint is {found} instead of 0123456789abcdef" in host.unready)
     assert not (tmp_path / "node" / "entries").exists()
 
 
