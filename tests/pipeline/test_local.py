@@ -150,7 +150,7 @@ def test_a_stopped_process_does_not_outlive_its_launch(
 ) -> None:
     runner = start({"dataset": [part, "ok"]})
     if part == "stops answering":  # a busy machine may take as long to start a launcher that is then killed
-        retries = runner.spec.retries.model_copy(update={"stall_seconds": 4.0})
+        retries = runner.spec.retries.model_copy(update={"stall_seconds": 4.0, "start_seconds": 4.0})
         hasty = runner.spec.model_copy(update={"retries": retries})
         monkeypatch.setattr(local, "plan", lambda graph, spec, observed, now: plan(graph, hasty, observed, now))
     assert runner.run().phase is Phase.SUCCEEDED
