@@ -104,10 +104,6 @@ class Controller:
         if self._asyncio is not None and not self._asyncio.is_closed():
             self._asyncio.call_soon_threadsafe(self._wake, (namespace, name))
 
-    def wake_all(self) -> None:
-        for key in list(self.wakes):
-            self.wake(*key)
-
     def _wake(self, key: tuple[str, str]) -> None:
         """Wake the reconciler of a pipeline, or give it one."""
         found = self.index.pipeline(*key)

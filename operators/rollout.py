@@ -1,6 +1,6 @@
 """The inference server follows the registry: `decide` is pure, `RolloutController` looks, applies and reports.
 
-    rollout = RolloutController(config.serving, profile, cluster, changed=wake_all, stores=stores)
+    rollout = RolloutController(config.serving, profile, cluster, changed=wake, stores=stores)
     delay = rollout.reconcile()      # seconds until the next look
     rollout.about(run, told_before=False)
 

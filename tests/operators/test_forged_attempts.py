@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_pipelines import FORGED, UIDS, WELL, TwoPipelines
+from two_pipelines import FORGED, GIGABYTE, UIDS, WELL, TwoPipelines
 
 from operators.attempts import Attempts
 from operators.kube_client import CONFIG_MAPS, PODS
@@ -42,7 +42,7 @@ FORGERIES: dict[str, tuple[str, Any]] = {
     "NaN": ("base/0001", b'{"stage": "base", "number": 1, "started": NaN}'),
     "no JSON": ("base/0001", b"\x00\xff"),
     "deep": ("base/0001", b"[" * 100_000),
-    "a gigabyte of nothing": ("base/0001", None),
+    "a gigabyte of nothing": ("base/0001", GIGABYTE),
 }
 
 
@@ -52,13 +52,7 @@ def two(tmp_path: Path) -> TwoPipelines:
 
 
 def forge(two: TwoPipelines, path: str, content: Any) -> None:
-    target = two.folder / "store" / two.paths().attempts / f"{path}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if content is None:
-        with target.open("wb") as file:
-            file.truncate(1 << 30)
-    else:
-        target.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    two.forge(f"{two.paths().attempts}/{path}.json", content)
 
 
 def mark(two: TwoPipelines) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from two_pipelines import FORGED, UIDS, WELL, TwoPipelines
+from two_pipelines import FORGED, GIGABYTE, UIDS, WELL, TwoPipelines
 
 from nanochat.storage.manifest import LARGEST, Manifest
 from nanochat.storage.store import FileRecord
@@ -19,7 +18,6 @@ from operators.access import Access
 from operators.endpoint import build_app
 from operators.kube_client import PODS
 
-GIGABYTE = object()
 MOST_MEMORY = 150 << 20  # bytes that may be in use at once while files are read
 ACCESS = Access(b"k" * 32)
 
@@ -27,16 +25,6 @@ ACCESS = Access(b"k" * 32)
 @pytest.fixture
 def two(tmp_path: Path) -> TwoPipelines:
     return TwoPipelines(tmp_path)
-
-
-def put(two: TwoPipelines, path: str, content: Any) -> None:
-    target = two.folder / "store" / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if content is GIGABYTE:
-        with target.open("wb") as file:
-            file.truncate(1 << 30)
-    else:
-        target.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
 
 @contextmanager
@@ -77,7 +65,7 @@ def test_forged_progress_harms_no_one_else(two: TwoPipelines, kind: str) -> None
     launch, content = f"01-{pod[:8]}", PROGRESS[kind]
     if isinstance(content, dict) and not content["launch"]:
         content = content | {"launch": launch}
-    put(two, f"{two.paths().progress('dataset')}/{launch}.json", content)
+    two.forge(f"{two.paths().progress('dataset')}/{launch}.json", content)
     with bounded(MOST_MEMORY, large=kind in ("a gigabyte", "a hundred thousand warnings")):
         for _ in range(3):
             assert two.reconcile(FORGED)["phase"] in ("Running", "Pending")
@@ -113,7 +101,7 @@ def test_a_forged_manifest_harms_no_one_else(two: TwoPipelines, kind: str) -> No
     for out in outputs:
         forged = MANIFESTS[kind]
         content = sealed(**({"kind": out.kind, "key": out.key} | forged)) if isinstance(forged, dict) else forged
-        put(two, f"artifacts/{out.kind}/{out.key}/manifest.json", content)
+        two.forge(f"artifacts/{out.kind}/{out.key}/manifest.json", content)
     with bounded(2 * MOST_MEMORY, large=kind in ("a gigabyte", "millions of nothing")):
         two.restart()
         two.reconcile(FORGED)
@@ -139,7 +127,7 @@ def test_forged_logs_are_read_within_bounds(two: TwoPipelines, kind: str) -> Non
     two.reconcile(FORGED)
     path, content = LOGS[kind]
     for number in range(200 if "{}" in path else 1):
-        put(two, f"{two.paths().logs('dataset')}/{path.format(f'{number:06d}')}", content)
+        two.forge(f"{two.paths().logs('dataset')}/{path.format(f'{number:06d}')}", content)
     snapshot = two.runs[FORGED].snapshot
     client = TestClient(build_app(lambda *_: snapshot, ACCESS, lambda: "", lambda: True), raise_server_exceptions=False)
     token = {"X-Nanochat-Token": ACCESS.token(UIDS[FORGED], 1e9)}
