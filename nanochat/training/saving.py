@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,18 @@ class Save:
         return self._future.done()
 
     def result(self, *, alive: Callable[[], object], waits: Waits) -> None:
-        """Wait for the end, with signs of life; pauses between tries are cut short. StorageError, or UserError."""
+        """Wait for the end, and raise StorageError or UserError where it is no good one; pauses are cut short.
+
+        Signs of life are given for this process's own part alone: one of its peers may stand.
+        """
         self._urgent.set()
-        _patiently(self._stored.wait, alive)
+        for _ in range(SIGNS):
+            if self._stored.wait(SIGN_OF_LIFE):
+                break
+            alive()
+        self._stored.wait()
         with waits:
-            _patiently(lambda seconds: not wait([self._future], seconds).not_done, alive)
-        self._future.result()
+            self._future.result()
 
     def _run(self) -> None:
         try:
@@ -104,15 +110,6 @@ class Save:
         records = self.checkpoints.store_files(self.step, self.launch, folder, names)
         self._stored.set()
         return records
-
-
-def _patiently(ended: Callable[[float | None], bool], alive: Callable[[], object]) -> None:
-    """Wait until `ended`, which is given the seconds it may take, is True."""
-    for _ in range(SIGNS):
-        if ended(SIGN_OF_LIFE):
-            return
-        alive()
-    ended(None)
 
 
 def _error_of(operation: Callable[[], object]) -> NanochatError | None:
