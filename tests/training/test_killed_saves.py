@@ -68,6 +68,7 @@ class Launch:
         """`arguments` are run_launch's."""
         self.pipe, other = multiprocessing.Pipe(duplex=False)
         processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["tests.training.rig"])  # once, for all launches
         self.process = processes.Process(target=run_launch, args=(*arguments, other))
         self.process.start()
         other.close()
