@@ -1,6 +1,6 @@
 """The controller: one reconciler for each pipeline, woken by what is new about it.
 
-    controller = Controller(config, kube, access, service, cache)
+    controller = Controller(config, kube, service, cache)
     await controller.run(stop)
 
 kopf's watches feed the index (`operators.watches`), and whatever is new there wakes the reconciler of its pipeline. A
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TypeVar
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import NanochatError
 from operators import logs, metrics, status, watches
-from operators.access import Access
+from operators.access import publish
 from operators.claims import Claims
 from operators.cluster import Cluster
 from operators.config import Config
@@ -56,8 +56,8 @@ Result = TypeVar("Result")
 class Controller:
     """All loops, by (namespace, name). Its methods run in the asyncio loop, but `wake`, which any thread may call."""
 
-    def __init__(self, config: Config, kube: KubeClient, access: Access, service: str, cache: Path) -> None:
-        self.config, self.kube, self.access, self.service = config, kube, access, service
+    def __init__(self, config: Config, kube: KubeClient, service: str, cache: Path) -> None:
+        self.config, self.kube, self.service = config, kube, service
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
         self.claims = Claims(self.index, changed=self.wake)
@@ -238,10 +238,13 @@ class Controller:
 
     # ---- what the endpoint asks -----------------------------------------------------------------------------
 
-    def _access(self, uid: str) -> dict[str, str] | None:
-        if not self.service:
-            return None
-        return {"service": self.service, "token": self.access.token(uid, time.time())}
+    def _access(self, before: Mapping[str, str] | None, now: float) -> Mapping[str, str] | None:
+        return publish(self.service, before, now) if self.service else None
+
+    def published_access(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """The access to its logs that a pipeline's status says."""
+        found = self.index.pipeline(namespace, name)
+        return (found.body.get("status") or {}).get("access") if found else None
 
     def stored_run(self, namespace: str, name: str) -> RunSnapshot | None:
         """The run of a pipeline."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from nanochat.spec.bounds import integer, path
 from nanochat.spec.errors import NanochatError
 from operators import endpoint, logs, metrics
-from operators.access import Access
 from operators.config import Config
 from operators.controller import Controller
 from operators.kube_client import KubeClient
@@ -50,9 +49,10 @@ def main() -> int:
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{secrets.token_hex(4)}"
     cache = Path(os.environ.get("NANOCHAT_CACHE", "/tmp/nanochat"))
-    access = Access(secrets.token_bytes(32))
-    controller = Controller(config, kube, access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
-    app = endpoint.build_app(controller.stored_run, access, controller.health, controller.synced.is_set)
+    controller = Controller(config, kube, os.environ.get("NANOCHAT_SERVICE", ""), cache)
+    app = endpoint.build_app(
+        controller.stored_run, controller.published_access, controller.health, controller.synced.is_set
+    )
     server = endpoint.Server(app, options.port)
     lease = Lease(kube, namespace, NAME, identity)
     try:
