@@ -170,11 +170,12 @@ def _find_outputs(scope: Scope) -> None:
     if ready.looked and scope.steady - ready.looked < ARTIFACT_SECONDS:
         return
     since = scope.services.leases.since(ready.store, ready.paths.root) or 0.0
-    ready.outputs.refresh(since=time.monotonic() if scope.is_retried else since)
+    since = time.monotonic() if scope.is_retried else since
+    ready.outputs.refresh(since=since)
     if ready.looked == 0.0:
         done = (scope.found.get("status") or {}).get("phase") in status.DONE
         if scope.is_news or scope.is_retried or not done:  # what was released long ago is left as it is
-            ready.outputs.forget_outdated()
+            ready.outputs.forget_outdated(since=since)
             ready.outputs.check_release(light_registry(ready.accepted.profile.tracking or ""))
         ready.outputs.explain()
     ready.looked = scope.steady

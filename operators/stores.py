@@ -13,11 +13,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nanochat.model.artifact import KIND, SERVED
+from nanochat.pipeline.outputs import TOLD_OF_MODELS
 from nanochat.storage.artifacts import RECENT, ROOT, Artifacts
 from nanochat.storage.manifest import Manifest
 from nanochat.storage.opening import open_store
@@ -77,17 +79,16 @@ class SharedArtifacts(Artifacts):
         self._looking = threading.RLock()  # who comes second takes what the first one finds
         self._known: dict[tuple[str, ...], tuple[float, Any]] = {}  # what was asked -> when, and the answer
 
-    def survey(
-        self, wanted: Iterable[tuple[str, str]], *, since: float = 0.0
-    ) -> dict[tuple[str, str], Mapping[str, Any]]:
-        """The metadata of those that exist of many (kind, key), as they were some seconds ago or, of time.monotonic(),
-        not before `since`. A kind's artifacts are listed, and no more than those that are there looked into."""
+    def survey(self, wanted: Iterable[tuple[str, str]], *, since: float = 0.0) -> dict[tuple[str, str], Manifest]:
+        """The manifests, in short, of those that exist of many (kind, key), as they were some seconds ago or, of
+        time.monotonic(), not before `since`. A kind's artifacts are listed, and only those that are there looked into.
+        """
         with self._looking:
             pairs = [pair for pair in dict.fromkeys(wanted) if pair[1] in self._keys(pair[0], since)]
             new = [pair for pair in pairs if not self._is_fresh(("of", *pair), since)]
             began, found = time.monotonic(), self.find_all(new)
             for pair in new:
-                self._known["of", *pair] = began, _told(found.get(pair))
+                self._known["of", *pair] = began, _in_short(found.get(pair))
             return {pair: told for pair in pairs if (told := self._known["of", *pair][1]) is not None}
 
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
@@ -124,8 +125,10 @@ class SharedArtifacts(Artifacts):
         return known is not None and known[0] > max(since, time.monotonic() - FRESH_SECONDS)
 
 
-def _told(manifest: Manifest | None) -> Mapping[str, Any] | None:
-    """The part of a manifest that a pipeline's status tells, for it is kept for a while."""
+def _in_short(manifest: Manifest | None) -> Manifest | None:
+    """A manifest without what no status tells and no fingerprint counts, for it is kept for a while."""
     if manifest is None:
         return None
-    return manifest.metadata if manifest.kind in ("evaluation", "release") else {}
+    files = tuple(record for record in manifest.files if record.path in SERVED) if manifest.kind == KIND else ()
+    told = manifest.metadata if manifest.kind in TOLD_OF_MODELS else {}
+    return replace(manifest, recipe={}, inputs={}, files=files, metadata=told)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -48,10 +49,9 @@ class Outputs:
             every = [(out.kind, out.key) for node in self.graph.nodes for out in node.outputs]
             found = self.artifacts.survey((pair for pair in every if pair[1] not in self.present), since=since)
         else:
-            wanted = [(out.kind, out.key) for out in outputs if out.key not in self.present]
-            found = {pair: manifest.metadata for pair, manifest in self.artifacts.find_all(wanted).items()}
-        for (kind, key), metadata in found.items():
-            self._take(kind, key, metadata)
+            found = self.artifacts.find_all((out.kind, out.key) for out in outputs if out.key not in self.present)
+        for (kind, key), manifest in found.items():
+            self._take(kind, key, manifest.metadata)
         return bool(found)
 
     def _take(self, kind: str, key: str, metadata: Mapping[str, Any]) -> None:
@@ -95,25 +95,31 @@ class Outputs:
         for out in self._models():
             self.artifacts.verify(out.kind, out.key)
 
-    def forget_outdated(self) -> None:
+    def forget_outdated(self, *, since: float = 0.0) -> None:
         """Forget evaluations, report and release of models that were made anew since, with other weights: they tell of
-        what is no more."""
-        models: dict[ArtifactRef, Manifest] = {}
-        gone: set[str] = set()
-        for node in self.graph.nodes:
-            for out in (out for out in node.outputs if out.kind in TOLD_OF_MODELS and out.key in self.present):
-                for ref in (ref for ref in out.inputs if ref.kind == KIND and ref not in models):
-                    if (found := self.artifacts.find(KIND, out.inputs[ref])) is not None:
-                        models[ref] = found
-                told = self.artifacts.find(out.kind, out.key)
-                of = {ref: models[ref] for ref in out.inputs if ref in models}
-                if told is not None and (gone.intersection(out.inputs.values()) or _is_outdated(told, of)):
-                    log.warning("%s is made anew: its model was", out.ref)
-                    self.artifacts.remove(out.kind, out.key)
-                    self.present.discard(out.key)
-                    gone.add(out.key)
-        if any(out.kind == "release" and out.key in gone for node in self.graph.nodes for out in node.outputs):
-            self.release = None
+        what is no more. `since` is as of `refresh`; nothing is removed without a look at what is there now."""
+        if self._outdated(since):
+            for out in self._outdated(time.monotonic()):
+                log.warning("%s is made anew: its model was", out.ref)
+                self.artifacts.remove(out.kind, out.key)
+                self.present.discard(out.key)
+                if out.kind == "release":
+                    self.release = None
+
+    def _outdated(self, since: float) -> list[Output]:
+        """The outputs that tell of models that are no more, or of others that do."""
+        every = [out for node in self.graph.nodes for out in node.outputs]
+        telling = [out for out in every if out.kind in TOLD_OF_MODELS and out.key in self.present]
+        models = {ref: key for out in telling for ref, key in out.inputs.items() if ref.kind == KIND}
+        wanted = [*((out.kind, out.key) for out in telling), *((KIND, key) for key in models.values())]
+        seen, gone = self.artifacts.survey(wanted, since=since), list[Output]()
+        for out in telling:
+            told = seen.get((out.kind, out.key))
+            of = {ref: seen[KIND, key] for ref, key in models.items() if ref in out.inputs and (KIND, key) in seen}
+            of_gone = {item.key for item in gone}.intersection(out.inputs.values())
+            if told is not None and (of_gone or _is_outdated(told, of)):
+                gone.append(out)
+        return gone
 
     def _models(self) -> list[Output]:
         return [out for node in self.graph.nodes for out in node.outputs if out.kind == KIND]

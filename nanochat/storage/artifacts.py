@@ -75,11 +75,10 @@ class Artifacts:
             found = pool.map(lambda pair: self.find(*pair), pairs)
             return {pair: manifest for pair, manifest in zip(pairs, found, strict=True) if manifest is not None}
 
-    def survey(
-        self, wanted: Iterable[tuple[str, str]], *, since: float = 0.0
-    ) -> Mapping[tuple[str, str], Mapping[str, Any]]:
-        """The metadata of those that exist of many (kind, key). What is shared may remember them from after `since`."""
-        return {pair: manifest.metadata for pair, manifest in self.find_all(wanted).items()}
+    def survey(self, wanted: Iterable[tuple[str, str]], *, since: float = 0.0) -> Mapping[tuple[str, str], Manifest]:
+        """The manifests of those that exist of many (kind, key). What is shared may remember them from after `since`,
+        and may leave out of a manifest what a pipeline's status does not tell and no fingerprint counts."""
+        return self.find_all(wanted)
 
     def verify(self, kind: str, key: str) -> Manifest | None:
         """As `find`, but what was written after the manifest is read too; a damaged artifact is set aside."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_servers import StoreServer
 
+from nanochat.model.artifact import MADE_OF, SERVED, fingerprint
+from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.outputs import Outputs
 from nanochat.spec.errors import UserError
+from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.folder import FolderStore
+from nanochat.storage.manifest import Manifest
 from nanochat.storage.store import Profile
 from operators import stores as module
 from operators.config import StoreProfile
@@ -40,6 +46,10 @@ def make(artifacts: Artifacts, kind: str, key: str) -> None:
     with artifacts.writer(kind, key, "01-a") as writer:
         (writer.folder / "file").write_bytes(b"made")
         writer.commit(recipe={}, inputs={}, metadata={"stage": key})
+
+
+def told(found: Mapping[tuple[str, str], Manifest]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {pair: manifest.metadata for pair, manifest in found.items()}
 
 
 @pytest.fixture
@@ -69,14 +79,14 @@ def test_what_one_has_looked_for_the_others_do_not_look_for(shared: SharedArtifa
     wanted = [("evaluation", "a"), ("evaluation", "b"), ("model", "c")]
     make(shared, "evaluation", "a")
     asked(shared)
-    assert shared.survey(wanted) == {("evaluation", "a"): {"stage": "a"}}
+    assert told(shared.survey(wanted)) == {("evaluation", "a"): {"stage": "a"}}
     first = asked(shared)
     assert not any("/b" in path or "/c" in path for path in first), "a listing tells that they are not there"
-    assert shared.survey(wanted) == {("evaluation", "a"): {"stage": "a"}} and asked(shared) == []
+    assert told(shared.survey(wanted)) == {("evaluation", "a"): {"stage": "a"}} and asked(shared) == []
     make(shared, "model", "c")
     now = time.monotonic()
     assert ("model", "c") not in shared.survey(wanted), "it may be some seconds old,"
-    assert shared.survey(wanted, since=now)["model", "c"] == {}, "but never older than is asked for"
+    assert told(shared.survey(wanted, since=now))["model", "c"] == {}, "but never older than is asked for"
     asked(shared)
     assert shared.damaged("model", "nothing") == () and asked(shared) == []
 
@@ -91,7 +101,7 @@ def test_what_is_old_is_looked_for_again_and_forgotten(
     monkeypatch.setattr(module, "FRESH_SECONDS", 0.0)
     shared.forget()
     assert not shared._known
-    assert shared.survey([("model", "a")]) == {("model", "a"): {}}
+    assert told(shared.survey([("model", "a")])) == {("model", "a"): {}}
 
 
 def test_one_store_serves_many_threads_and_takes_up_renewed_credentials(
@@ -115,3 +125,35 @@ def test_one_store_serves_many_threads_and_takes_up_renewed_credentials(
     for name, content in good.items():
         (credentials / name).write_bytes(content)
     assert store.read("files/1", 16) == b"1"
+
+
+def test_a_finished_pipeline_asks_for_nothing_that_another_has_looked_for(shared: SharedArtifacts) -> None:
+    spec = {"model": {"depth": 4}, "sources": {"text": {"kind": "world", "shards": 4}}}
+    body = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "one"}, "spec": spec}
+    graph = build_graph(check_pipeline(body).spec)
+    models = dict[str, str]()  # reference -> fingerprint
+    for out in (out for node in graph.nodes for out in node.outputs):
+        with shared.writer(out.kind, out.key, "01-a") as writer:
+            for name in SERVED:
+                (writer.folder / name).write_bytes(out.key.encode())
+            made = {MADE_OF: {ref: models[ref] for ref in map(str, out.inputs) if ref in models}}
+            manifest = writer.commit(recipe={}, inputs=out.input_keys(), metadata=made)
+        if out.kind == "model":
+            models[str(out.ref)] = fingerprint(manifest)
+    first, second = Outputs(shared, graph), Outputs(shared, graph)
+    for outputs in (first, second):
+        asked(shared)
+        outputs.refresh()
+        outputs.forget_outdated()
+        assert all(not outputs.missing(stage) for stage in graph.stages), "all is of these models"
+    assert asked(shared) == []
+
+    (sft,) = (out for out in graph.node("sft").outputs if out.kind == "model")
+    shared.remove("model", sft.key)
+    with shared.writer("model", sft.key, "02-b") as writer:
+        for name in SERVED:
+            (writer.folder / name).write_bytes(b"other weights")
+        writer.commit(recipe={}, inputs=sft.input_keys(), metadata={})
+    second.forget_outdated(since=time.monotonic())
+    gone = {out.kind for node in graph.nodes for out in node.outputs if out.key not in second.present}
+    assert gone == {"evaluation", "report", "release"}, "what told of the former is made anew"
