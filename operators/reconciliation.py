@@ -19,7 +19,7 @@ from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
-from nanochat.pipeline.standstill import Standstill, read_standstill
+from nanochat.pipeline.standstill import Standstill, named_ranks, read_standstill
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
@@ -459,17 +459,17 @@ class Reconciliation:
         record = attempts.get(action.stage, action.attempt)
         decided = Outcome(Reason.PREEMPTED, message or action.reason)
         if action.reason == "stalled":
-            own, stood = [pod for pod in self.owned.pods if pod.job == record.job], self._nodes_that_stood(record)
-            decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+            own, stood = [pod for pod in self.owned.pods if pod.job == record.job], self._who_stood(record)
+            decided = End.STALLED_ON.outcome(ranks=", ".join(stood.values())) if stood else End.STALLED.outcome()
             decided = observation.lost_node(own, self.now) or decided
-            record = replace(record, blame=blame(record, decided, stood))
+            record = replace(record, blame=blame(record, decided, list(stood)))
         record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=self.now)))
         self._storage(attempts.save)  # what was decided outlives this process
         self.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
         self._end(record)
 
-    def _nodes_that_stood(self, record: JobAttempt) -> list[str]:
-        """The nodes of a silent attempt's ranks for which the others wait; none where that is not known."""
+    def _who_stood(self, record: JobAttempt) -> dict[str, str]:
+        """The ranks of a silent attempt for which the others wait, by node; none where that is not known."""
         ready, seen = self.ready, dict[str, Standstill]()
 
         def read() -> None:
@@ -477,10 +477,11 @@ class Reconciliation:
                 path = ready.paths.standstill(record.stage, record.launch_of(uid))
                 seen[index] = read_standstill(ready.store, path)
 
-        if not self._storage(read) or not any(standstill.waits for standstill in seen.values()):
-            return []
-        stood = {record.placement.get(index, "") for index, standstill in seen.items() if not standstill.waits}
-        return sorted(stood - {""})
+        alone = len(record.pods) == 1  # then the others are on the same node
+        if not self._storage(read) or not any(each.waits or (alone and each.waiting) for each in seen.values()):
+            return {}
+        stood = {record.placement.get(index, ""): each.standing for index, each in seen.items() if not each.waits}
+        return {node: f"{named_ranks(stood[node])} on {node}" for node in sorted(stood) if node}
 
     def _stop_dropped(self) -> None:
         """Stop attempts of stages that an edit took out of the pipeline."""

@@ -68,6 +68,7 @@ class Rig:
     measurements: tuple[Measurement, ...] = ()
     launch: str = "first"
     clip: float | None = 1.0
+    rates: OptimSettings = field(default_factory=OptimSettings)
     model: Transformer = field(default_factory=lambda: Transformer(CONFIG))
     start: Callable[[Transformer], None] = lambda model: model.init_weights(3)
     objective: Callable[[Rig], Objective] = lambda rig: Supervised(rig.loader, rig.world, rig.device_rows)
@@ -94,7 +95,7 @@ class Rig:
             device=CPU,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
-            optimizer=build_optimizer(self.model, OptimSettings(), world=self.world),
+            optimizer=build_optimizer(self.model, self.rates, world=self.world),
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
             checkpointer=Checkpointer(
