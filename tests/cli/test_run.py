@@ -10,8 +10,11 @@ from small_pipeline import called, lines, nanochat, output, started, wait_until
 
 
 def test_run_again_does_nothing_and_says_why(home: Path) -> None:
-    done = nanochat(home, "run", "small.yaml")
+    done = nanochat(home, "run", "small.yaml", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "nanochat.pipeline.local" in imported
+    assert not imported & {"torch", "mlflow", "numpy", "kubernetes"}, "each takes as long as all the rest"
     said = lines(done.stdout)
     stages = ("dataset", "tokenizer", "tokens", "base", "mid", "sft", "rl", "eval-rl", "report", "release")
     for stage in stages:
