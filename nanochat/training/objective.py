@@ -49,15 +49,8 @@ class LocalBatch:
 class Objective(Protocol):
     """A stage's data and loss."""
 
-    @property
-    def learns_from(self) -> str:
-        """Names what a step without changes no weight."""
-        ...
-
-    @property
-    def is_likelihood(self) -> bool:
-        """Whether its loss is that of predicting a text."""
-        ...
+    learns_from: ClassVar[str]  # a step without it changes no weight
+    is_likelihood: ClassVar[bool]  # whether its loss is that of predicting a text
 
     @property
     def counts(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,8 +52,8 @@ class Reinforce:
     """The objective of rl."""
 
     counts = ("prompts", "samples", "reward", "groups_without_advantage", "sampled_tokens", "unfinished")
-    learns_from = "a prompt whose samples had different rewards"
-    is_likelihood = False
+    learns_from: ClassVar[str] = "a prompt whose samples had different rewards"
+    is_likelihood: ClassVar[bool] = False
 
     def __init__(
         self,

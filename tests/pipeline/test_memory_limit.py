@@ -30,6 +30,10 @@ spec:
   stages:
     tokenizer: {vocabSize: 400, maxChars: 200000}
     base: {steps: 2, totalBatchTokens: 32768, deviceBatchSize: 128, compile: never, precision: fp32, evalEvery: 0}
+    mid: {enabled: false}
+    sft: {enabled: false}
+    rl: {enabled: false}
+    evalBase: {core: false}
 """
 
 
