@@ -52,7 +52,7 @@ class Trend:
 
     def state(self) -> list[Any]:
         """The trend's part of a checkpoint."""
-        return [self.first, list(self.last), self.count]
+        return [list(self.first), list(self.last), self.count]
 
     def restore(self, state: Sequence[Any]) -> None:
         """Go on from a checkpoint's state, or from ()."""
