@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from nanochat.model.transformer import IGNORED, Transformer
+from nanochat.model.loss import IGNORED
+from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
 from nanochat.runtime.device import Device, deterministic
 from nanochat.runtime.distributed import World

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nanochat.inference import Completion, Engine
-from nanochat.model.transformer import IGNORED, Transformer
+from nanochat.model.loss import IGNORED
+from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Diverged
