@@ -297,7 +297,7 @@ class Trainer:
             seconds and self.clock() - self._saved_at >= seconds
         )
 
-    def _save(self, local: LocalBatch, *, due: bool) -> None:
+    def _save(self, local: LocalBatch | None = None, *, due: bool) -> None:
         """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined."""
         if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge(local)):
             return
