@@ -12,7 +12,6 @@ import torch
 from nanochat.inference import Completion, Engine
 from nanochat.model.loss import IGNORED
 from nanochat.model.transformer import Transformer
-from nanochat.optim import OptimSettings
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Diverged
 from nanochat.tokenizer import Tokenizer
@@ -199,7 +198,7 @@ def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path) -> None:
 def test_what_can_no_longer_predict_its_prompts_has_diverged(tmp_path: Path) -> None:
     rig = rl_rig(tmp_path)
     rig.guard = SpikeGuard(margin=math.inf, guessing=math.log(LETTERS.vocab_size))
-    rig.rates = OptimSettings(matrix_lr=100.0, embedding_lr=100.0, unembedding_lr=100.0)
+    rig.rate = 100.0
     with pytest.raises(Diverged, match="guessing every token costs"):
         rig.run()
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from nanochat.optim import OptimSettings
 from nanochat.runtime.distributed import join
 from nanochat.spec.errors import Diverged, NanochatError, StorageError, UserError
 from nanochat.storage import checkpoints
@@ -228,12 +227,11 @@ def test_divergence_before_the_first_checkpoint_starts_again(tmp_path: Path) -> 
 
 
 GUESSING = math.log(64)
-RUINOUS = OptimSettings(matrix_lr=100.0, embedding_lr=100.0, unembedding_lr=100.0)
 
 
 @pytest.mark.parametrize("steps", [1, 12])
 def test_nothing_that_is_worse_than_guessing_comes_to_its_end(tmp_path: Path, steps: int) -> None:
-    rig = Rig(tmp_path, steps=steps, rates=RUINOUS, guard=SpikeGuard(guessing=GUESSING), checkpoint_steps=1)
+    rig = Rig(tmp_path, steps=steps, rate=100.0, guard=SpikeGuard(guessing=GUESSING), checkpoint_steps=1)
     with pytest.raises(Diverged, match=r"guessing every token costs 4\.159.*did so before.*lower the stage's learning"):
         rig.run()
     assert not rig.store.children("checkpoints/base/key")  # of weights that the first step ruined
@@ -245,7 +243,7 @@ def test_nothing_that_is_worse_than_guessing_comes_to_its_end(tmp_path: Path, st
     ("changes", "remark"),
     [
         (
-            {"rates": OptimSettings(matrix_lr=1e-30, embedding_lr=1e-30, unembedding_lr=1e-30)},
+            {"rate": 1e-30},
             "It has learned next to nothing: the mean loss is 4.159 in its first 6 steps and 4.159 in its last 6",
         ),
         (
