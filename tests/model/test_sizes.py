@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from nanochat.model import sizes
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.spec.errors import UserError
+from tests.model.recipe_models import RECIPES
 
 
 def reference(depth: int) -> ModelConfig:
@@ -34,14 +37,27 @@ def test_flops_of_the_reference(depth: int, expected: float) -> None:
     assert sizes.flops_per_token(reference(depth)) == pytest.approx(expected, rel=2e-3)
 
 
-@given(depth=st.integers(1, 40), kv=st.integers(1, 4))
-def test_the_formula_counts_the_module(depth: int, kv: int) -> None:
-    config = ModelConfig.from_depth(depth, vocab_size=100, sequence_length=8)
+@given(depth=st.integers(1, 40), kv=st.integers(1, 4), recipe=st.sampled_from(sorted(RECIPES)))
+def test_the_formula_counts_the_module(depth: int, kv: int, recipe: str) -> None:
+    config = ModelConfig.from_depth(depth, vocab_size=100, sequence_length=8, **RECIPES[recipe])
     if config.heads % kv == 0:
-        config = ModelConfig.from_depth(depth, vocab_size=100, sequence_length=8, kv_heads=kv)
+        config = replace(config, kv_heads=kv)
     assert config.head_dim % 2 == 0
     assert config.head_dim <= 128
     assert sizes.parameters(config) == count(config)
+
+
+def test_short_windows_cost_fewer_flops_and_tables_none() -> None:
+    classic = reference(8)
+    windowed = replace(classic, window_pattern="SSSL")  # six short ones of 512, two of 2048
+    saved = 12 * classic.width * 6 * (2048 - 512)
+    assert sizes.flops_per_token(classic) - sizes.flops_per_token(windowed) == saved
+    assert [windowed.window(layer) for layer in range(8)] == [512, 512, 512, None] * 2
+    assert replace(classic, window_pattern="S").window(7) is None
+    embedded = replace(classic, value_embeddings=True)
+    gates = 4 * classic.kv_heads * 12
+    assert sizes.flops_per_token(embedded) - sizes.flops_per_token(classic) == 6 * gates
+    assert sizes.parameters(embedded) - sizes.parameters(classic) == 4 * 65_536 * 512 + gates
 
 
 def test_depth_sets_width_and_heads() -> None:
@@ -54,6 +70,10 @@ def test_depth_sets_width_and_heads() -> None:
 def test_round_trip() -> None:
     config = reference(20)
     assert ModelConfig.from_dict({**config.to_dict(), "stage": "base"}) == config
+    for features in RECIPES.values():
+        modern = replace(config, **features)
+        assert ModelConfig.from_dict(modern.to_dict()) == modern
+        assert modern.to_dict() == config.to_dict() | features
 
 
 @pytest.mark.parametrize(
@@ -62,10 +82,19 @@ def test_round_trip() -> None:
         ({"heads": 5}, "heads of an even size"),
         ({"kv_heads": 3}, "key-value heads"),
         ({"depth": 0}, "at least 1"),
+        ({"window_pattern": ""}, "must consist of S and L"),
+        ({"window_pattern": "SXL"}, "must consist of S and L"),
     ],
 )
-def test_impossible_shapes_say_what_to_change(changes: dict[str, int], message: str) -> None:
-    shape = {"depth": 2, "width": 32, "heads": 4, "kv_heads": 2, "sequence_length": 16, "vocab_size": 61}
+def test_impossible_shapes_say_what_to_change(changes: dict[str, Any], message: str) -> None:
+    shape: dict[str, Any] = {
+        "depth": 2,
+        "width": 32,
+        "heads": 4,
+        "kv_heads": 2,
+        "sequence_length": 16,
+        "vocab_size": 61,
+    }
     with pytest.raises(UserError, match=message):
         ModelConfig(**(shape | changes))
 
