@@ -75,7 +75,7 @@ class Worker:
             raise self._failure() from None
 
     def answer(self) -> dict[str, Any]:
-        """Its next answer; UserError where there is none, in the words of the process where it had some."""
+        """The next answer; UserError where there is none, in the words of the process where it had some."""
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
