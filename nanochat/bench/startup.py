@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from nanochat.bench.measurement import (
 )
 from nanochat.bench.shapes import describe
 from nanochat.bench.tables import Table, seconds
-from nanochat.bench.workers import Workers
+from nanochat.bench.workers import Workers, with_package
 from nanochat.spec.errors import UserError
 
 CACHED = "a run with all in the store"
@@ -108,7 +107,7 @@ def run(home: Path, variables: Mapping[str, str]) -> dict[str, float]:
     before, began = psutil.Process().cpu_times(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-P", "-m", "nanochat.cli.main", "run", str(file)],
-        env={**os.environ, **variables, "NANOCHAT_HOME": str(home), **DEFAULTS},
+        env=with_package({**variables, "NANOCHAT_HOME": str(home), **DEFAULTS}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
