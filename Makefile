@@ -80,6 +80,10 @@ fuzz: $(VENV)/.dev ## send 20,000 requests, valid and almost valid, to a chat se
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
 
+bench: $(VENV)/.done ## measure this machine and this project on it; PEER=FOLDER beside it a checkout of karpathy/nanochat
+	@for what in train data startup; do \
+	    $(BIN)/nanochat bench $$what --markdown $(if $(PEER),--peer $(PEER)) || exit 1; done
+
 # With the PyTorch that is there: GPU_SETUP= GPU_PYTHON=python3 installs nothing.
 test-gpu: $(GPU_SETUP) ## run the tests that need a CUDA GPU
 	@$(GPU_PYTHON) -m nanochat.bench.gpu --only tests
