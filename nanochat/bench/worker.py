@@ -27,6 +27,8 @@ def main() -> None:
         try:
             if root:
                 take_over(Path(root))
+            with suppress(ImportError, AttributeError):  # a peer, or an older commit, has no such thing
+                importlib.import_module("nanochat.runtime.threads").settle()
             importlib.import_module("torch")
             paced.stamp("import torch")
             importlib.import_module(f"nanochat.bench.{task['module']}").run(task, paced)
