@@ -97,7 +97,9 @@ def test_mistakes_are_one_sentence(tmp_path: Path, arguments: list[str], words: 
 def test_what_a_peer_lacks_is_one_sentence(tmp_path: Path) -> None:
     peer = write_peer(tmp_path / "peer", gpt="import wandb_of_nobody")
     with Workers() as workers:
-        said = refused(workers.start("peer, bf16", {"module": "peer", "root": str(peer)}, {}).answer)
+        said = refused(
+            workers.start("peer, bf16", {"module": "peer", "measure": "steps", "root": str(peer)}, {}).answer
+        )
     assert said.startswith("peer, bf16: the peer needs the Python module 'wandb_of_nobody': install what ")
     assert f" {peer}/pyproject.toml names into {sys.prefix}" in said
 
