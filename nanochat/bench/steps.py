@@ -6,6 +6,7 @@ law, so that there is something to learn; rl's samples are given instead of draw
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.resolve import model_config
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import ALONE
+from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession
@@ -42,8 +44,20 @@ SPECIAL = {"bos": 0, "user_end": 1, "assistant_end": 2}
 STEPS_OF_TEXT = 8  # the text repeats after so many steps
 
 
+class Remarks(logging.Handler):
+    """Warnings of the model's forward pass, such as that it is not compiled after all."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sentences: list[str] = []
+        logging.getLogger("nanochat.training.forward").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sentences.append(record.getMessage())
+
+
 def run(task: Mapping[str, Any], paced: Paced) -> None:
-    """Train, `task["steps"]` steps at a time."""
+    """Train, `task["steps"]` steps at a time; UserError where that is not done as it was asked for."""
     paced.stamp("imports")
     spec = PipelineSpec.model_validate(task["spec"])
     with tempfile.TemporaryDirectory() as folder:
@@ -57,9 +71,11 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         objective = opened()
         step_tokens = objective.local_batch(0).tokens
         paced.stamp("data")
-        every, config = task["steps"], session.model.config
+        every, config, remarks = task["steps"], session.model.config, Remarks()
 
         def between(step: int) -> dict[str, float]:
+            if remarks.sentences:
+                raise UserError(remarks.sentences[0])
             paced.boundary(work(config, [objective.local_batch(made) for made in range(step - every, step)]))
             return {}
 
