@@ -72,11 +72,12 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         step_tokens = objective.local_batch(0).tokens
         paced.stamp("data")
         every, config, remarks = task["steps"], session.model.config, Remarks()
+        counted = opened()  # another one: training may read ahead in its own
 
         def between(step: int) -> dict[str, float]:
             if remarks.sentences:
                 raise UserError(remarks.sentences[0])
-            paced.boundary(work(config, [objective.local_batch(made) for made in range(step - every, step)]))
+            paced.boundary(work(config, [counted.local_batch(made) for made in range(step - every, step)]))
             return {}
 
         session.train(
