@@ -77,7 +77,7 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         def between(step: int) -> dict[str, float]:
             if remarks.sentences:
                 raise UserError(remarks.sentences[0])
-            paced.boundary(work(config, [counted.local_batch(made) for made in range(step - every, step)]))
+            paced.boundary(lambda: work(config, [counted.local_batch(made) for made in range(step - every, step)]))
             return {}
 
         session.train(
