@@ -4,7 +4,7 @@
     task = paced.read_task()
     paced.stamp("import torch")
     while True:
-        paced.boundary(work)          # answers for the last step, then waits; raises Ended when that was all
+        paced.boundary(lambda: work)  # answers for the last step, then waits; raises Ended when that was all
         step()
 
 Commands are lines on standard input (`step`, `profile`, `end`), answers are lines of JSON on standard output. What
