@@ -13,7 +13,7 @@ from nanochat.bench.checkout import find_checkout
 from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
 from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.measurement import Measurement
-from nanochat.bench.shapes import read_shape
+from nanochat.bench.shapes import Shape
 from nanochat.bench.startup import measure_startup, startup_tables
 from nanochat.bench.tables import Table, print_tables
 from nanochat.bench.train import STAGES, measure_train, train_tables
@@ -114,8 +114,10 @@ def read_options(
 ) -> Measurement:
     """The options that all measurements have."""
     require_torch()
+    shape = Shape(file, tuple(set_ or ()))
     return Measurement(
-        spec=read_shape(file, set_ or []),
+        shape=shape,
+        spec=shape.read(),
         rounds=rounds,
         threads=threads or cores(),
         peer=find_checkout(peer),
