@@ -36,7 +36,7 @@ from nanochat.tracking.mlflow import LARGEST_FILE
 from operators import metrics
 from operators.access import INVALID_TOKEN, accepts
 from operators.attempts import JobAttempt
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.run_state import RunSnapshot
 
 AT_ONCE = 8  # requests that are answered at a time
@@ -87,6 +87,7 @@ def build_app(
         return JSONResponse({"detail": "there is no such file"}, status_code=404)
 
     @app.get("/livez")
+    @app.get("/healthz")  # the probe of charts before 0.2
     def livez() -> Response:
         stuck = health()
         return PlainTextResponse(stuck or "ok", status_code=503 if stuck else 200)
