@@ -42,6 +42,7 @@ class Rates:
 
     lr_scale: float  # what every group's learning rate is multiplied by
     momentum: float = 0.95  # Muon's
+    decay_scale: float = 1.0  # what the matrices' decay is multiplied by
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ class Trainer:
         mean = summed / weight
         self.guard.check(state.step + 1, mean)
         rates = self.plan.schedule(state.step)
-        norm = float(self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip))
+        norm = float(self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip, rates.decay_scale))
         self.optimizer.zero_grad()
         self.guard.check_norm(state.step + 1, norm)
         return mean, norm

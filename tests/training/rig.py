@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,10 @@ from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import IGNORED, Objective, Supervised
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
+from tests.model import recipe_models
 
 CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
+MODERN = replace(CONFIG, **recipe_models.MODERN)
 CPU = Device(torch.device("cpu"), torch.float32)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import join
 from nanochat.spec.errors import Diverged, NanochatError, StorageError, UserError
 from nanochat.storage import checkpoints
@@ -17,7 +18,7 @@ from nanochat.tracking.journal import JournalReader
 from nanochat.training import checkpoint
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.trainer import Measurement, TrainerState
-from tests.training.rig import FakeLoader, Rig, close, losses, same
+from tests.training.rig import MODERN, FakeLoader, Rig, close, losses, same
 
 
 def test_the_loss_falls_and_everything_is_counted(tmp_path: Path) -> None:
@@ -50,6 +51,20 @@ def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path, stop_at: int) 
     assert second.loader.asked == list(range(stop_at, 12))
     assert same(whole.weights, second.weights)
     assert (resumed.loss, resumed.smooth_loss, resumed.tokens) == (state.loss, state.smooth_loss, state.tokens)
+
+
+def test_a_modern_model_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = Rig(tmp_path / "whole", model=Transformer(MODERN), steps=20)
+    state = whole.run()
+    assert state.loss is not None and state.loss < 0.9 * math.log(64)
+    Rig(tmp_path / "parts", model=Transformer(MODERN), steps=20, stop_at=9).run_until_stopped()
+    second = Rig(tmp_path / "parts", model=Transformer(MODERN), steps=20, launch="second")
+    second.run()
+    assert same(whole.weights, second.weights)
+    fresh = Transformer(MODERN)
+    fresh.init_weights(3)
+    unmoved = [name for name, weight in fresh.state_dict().items() if torch.equal(weight, whole.weights[name])]
+    assert unmoved == []
 
 
 def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
