@@ -26,7 +26,7 @@ LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 # what the status says of it, the time -> service, token and expiresAt
 AccessOf = Callable[[Mapping[str, str] | None, float], Mapping[str, str] | None]
-SERVING = "Serving"  # the condition
+SERVING, REACHABLE = "Serving", "StorageReachable"  # conditions
 
 
 class ServingOf(Protocol):
@@ -147,7 +147,7 @@ def refused(found: Object, why: str, now: float) -> Object:
 def unreachable(found: Object, why: str, now: float) -> Object:
     """The status while the run's records cannot be read: nothing is known but this."""
     meta, before = found["metadata"], found.get("status") or {}
-    conditions = {"StorageReachable": ("False", "Unreachable", why)}
+    conditions = {REACHABLE: ("False", "Unreachable", why)}
     return {
         "phase": before.get("phase") or str(Phase.WAITING),
         "message": f"storage cannot be reached: {why}"[:LONGEST],
@@ -162,7 +162,7 @@ def slow(found: Object, seconds: float, now: float) -> Object:
         f"the store or the API server has kept the controller waiting for {seconds:.0f} s: stages that run go on, and "
         "what is due is done when it answers"
     )
-    wanted = {"StorageReachable": ("Unknown", "Slow", why)}
+    wanted = {REACHABLE: ("Unknown", "Slow", why)}
     return {"message": why, "conditions": _conditions(before, meta["generation"], now, wanted)}
 
 
@@ -284,8 +284,8 @@ def _core(scores: Mapping[str, Mapping[str, float]]) -> str | None:
 def _reachable(inputs: StatusInputs) -> dict[str, tuple[str, str, str]]:
     """The condition of storage, which one failure does not change."""
     if inputs.trouble:
-        return {"StorageReachable": ("False", "Unreachable", inputs.trouble)}
-    return {"StorageReachable": ("True", "Reached", "")} if inputs.current else {}
+        return {REACHABLE: ("False", "Unreachable", inputs.trouble)}
+    return {REACHABLE: ("True", "Reached", "")} if inputs.current else {}
 
 
 def _succeeded(planned: Status) -> tuple[str, str, str]:

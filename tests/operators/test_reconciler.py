@@ -28,7 +28,7 @@ from operators.kube_error import KubeError
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import PipelineReconciler, Run
 from operators.services import Services
-from operators.status import condition
+from operators.status import REACHABLE, condition
 from operators.stores import Stores
 from operators.suspicion import Suspicion
 
@@ -434,6 +434,20 @@ def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:
     assert rig.attempts()[0] == "Preempted"
     rig.reconcile()
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_a_pass_that_was_told_slow_says_so_no_more_when_it_is_over(rig: Rig) -> None:
+    rig.reconcile()
+    found = rig.services.index.pipeline("team", "demo")
+    assert found is not None
+    rig.run.tell_slow(found.body, 20.0)
+    told = condition(rig.cluster.status, REACHABLE)
+    assert told is not None and told[:2] == ("Unknown", "Slow") and rig.cluster.status["message"] == told[2]
+    rig.run.reconcile(found.body, rig.cluster.now, rig.steady)  # it began before that was told
+    assert condition(rig.cluster.status, REACHABLE) == ("True", "Reached", "")
+    assert rig.cluster.status.get("message") != told[2]
+    rig.run.tell_slow(found.body, 20.0)
+    assert condition(rig.cluster.status, REACHABLE) == ("True", "Reached", ""), "it came too late"
 
 
 JOB, POD = "demo-12ab-dataset-1", "demo-12ab-dataset-1-worker-0"
