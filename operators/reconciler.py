@@ -240,12 +240,14 @@ class Run:
         return status.build(found, inputs, self.services.access, scope.now)
 
     def report(self, found: Object, told: Object, *, only: str = "") -> None:
-        """Patch the object's status where it changed; an Event where the pipeline begins, waits, or ends. Given `only`,
-        a resourceVersion, no later state of the object is changed."""
+        """Patch the object's status where it changed, with progress alone now and then; an Event where the pipeline
+        begins, waits, or ends. Given `only`, a resourceVersion, no later state of the object is changed."""
         self.access = told.get("access", self.access)
         with self._reporting:
             before = self._latest(found).get("status") or {}
             if status.same(before, told):
+                return
+            if status.is_progress(before, told) and not self.services.progress.take(self.uid):
                 return
             patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid, only=only)
             if patched is not None:

@@ -24,6 +24,8 @@ LONGEST = 1000  # characters of a message
 NODES = 64  # of an attempt
 LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+PROGRESS = ("progress", "eta", "loss", "gpuHours", "cost")  # fields that change while stages run, of the pipeline
+STAGE_PROGRESS = ("step", "total", "rate", "loss", "eta")  # and of a stage
 # what the status says of it, the time -> service, token and expiresAt
 AccessOf = Callable[[Mapping[str, str] | None, float], Mapping[str, str] | None]
 SERVING, REACHABLE = "Serving", "StorageReachable"  # conditions
@@ -208,6 +210,16 @@ def condition(status: Object | None, name: str) -> tuple[str, str, str] | None:
 def same(before: Object, told: Object) -> bool:
     """Whether a patch with `told` would change nothing."""
     return all(_bare(before.get(name)) == _bare(value) for name, value in told.items())
+
+
+def is_progress(before: Object, told: Object) -> bool:
+    """Whether a patch with `told` would change nothing but how far stages got, which need not be told at once."""
+    return same(_without_progress(before), _without_progress(told))
+
+
+def _without_progress(told: Object) -> Object:
+    stages = [{k: v for k, v in stage.items() if k not in STAGE_PROGRESS} for stage in told.get("stages") or ()]
+    return {k: v for k, v in told.items() if k not in PROGRESS} | ({"stages": stages} if "stages" in told else {})
 
 
 def _bare(value: object) -> object:

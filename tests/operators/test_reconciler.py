@@ -26,6 +26,7 @@ from operators.config import Config
 from operators.kube_client import PODS, Resource
 from operators.kube_error import KubeError
 from operators.pytorchjob import PYTORCHJOBS
+from operators.rate_limits import ProgressLimit
 from operators.reconciler import PipelineReconciler, Run
 from operators.services import Services
 from operators.status import REACHABLE, condition
@@ -436,6 +437,34 @@ def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
 
 
+JOB, POD = "demo-12ab-dataset-1", "demo-12ab-dataset-1-worker-0"
+
+
+def end(rig: Rig) -> None:
+    """The job's pod fails, and the training operator calls the job failed."""
+    rig.fail(JOB)
+    body = rig.cluster[PYTORCHJOBS][JOB]
+    failed = {"conditions": [{"type": "Failed", "status": "True"}]}
+    rig.cluster.change(PYTORCHJOBS, body | {"status": body["status"] | failed})
+
+
+def test_progress_alone_is_told_now_and_then_and_all_else_at_once(rig: Rig) -> None:
+    rig.run.services = rig.services = replace(rig.services, progress=ProgressLimit(lambda: rig.steady))
+    rig.reconcile()
+    steps: list[int] = []
+    rig.cluster.asked.clear()
+    for step in range(1, 9):
+        rig.report(step)
+        rig.reconcile(watched=False)
+        steps.append(rig.cluster.status["stages"][0].get("step", 0))
+    assert steps == [1, 2, 2, 4, 4, 6, 6, 8], "with the phase Running at once, then with every other look"
+    assert rig.cluster.asked.count("patch status") == 5
+    rig.report(9)
+    end(rig)
+    rig.reconcile()
+    assert rig.attempts() == ["Error"] and rig.cluster.asked.count("patch status") == 6
+
+
 def test_a_pass_that_was_told_slow_says_so_no_more_when_it_is_over(rig: Rig) -> None:
     rig.reconcile()
     found = rig.services.index.pipeline("team", "demo")
@@ -448,9 +477,6 @@ def test_a_pass_that_was_told_slow_says_so_no_more_when_it_is_over(rig: Rig) -> 
     assert rig.cluster.status.get("message") != told[2]
     rig.run.tell_slow(found.body, 20.0)
     assert condition(rig.cluster.status, REACHABLE) == ("True", "Reached", ""), "it came too late"
-
-
-JOB, POD = "demo-12ab-dataset-1", "demo-12ab-dataset-1-worker-0"
 
 
 def relabel(rig: Rig, resource: Resource, name: str, value: str | None) -> None:
@@ -506,10 +532,9 @@ def test_a_job_of_another_owner_is_not_taken_for_ours_by_its_name(rig: Rig) -> N
 
 def test_an_ended_job_that_lost_its_label_is_not_left_behind(rig: Rig) -> None:
     rig.reconcile()
-    rig.fail(JOB)
+    end(rig)
     rig.reconcile()
-    assert rig.attempts()[0] == "UserError" and rig.cluster.status["phase"] == "Failed"
-    rig.cluster[PYTORCHJOBS][JOB]["status"]["conditions"] = [{"type": "Failed", "status": "True"}]
+    assert rig.attempts() == ["Error"] and JOB in rig.cluster[PYTORCHJOBS]
     relabel(rig, PYTORCHJOBS, JOB, None)
     rig.reconcile()
     rig.reconcile(after=7 * 86400.0)
@@ -522,9 +547,10 @@ def test_a_pod_that_lost_its_label_is_followed_to_its_end(rig: Rig) -> None:
     relabel(rig, PODS, POD, None)
     rig.reconcile()
     assert rig.attempts() == ["Running"] and POD in rig.cluster[PODS]
-    rig.fail(POD.removesuffix("-worker-0"))
+    rig.fail(JOB)
     rig.reconcile()
-    assert rig.attempts() == ["UserError"], "its exit is seen"
+    rig.reconcile()
+    assert rig.attempts() == ["Error"], "its exit is seen"
 
 
 def test_a_pod_without_label_ends_before_the_next_attempt_begins(rig: Rig) -> None:
