@@ -87,6 +87,7 @@ def build_app(
         return JSONResponse({"detail": "there is no such file"}, status_code=404)
 
     @app.get("/livez")
+    @app.get("/healthz")  # the probe of charts before 0.2
     def livez() -> Response:
         stuck = health()
         return PlainTextResponse(stuck or "ok", status_code=503 if stuck else 200)

@@ -165,6 +165,7 @@ def test_nothing_else_of_the_store_is_read(client: TestClient, path: str) -> Non
 @pytest.mark.parametrize(("stuck", "code"), [("", 200), ("the reconciliation of a/b has lasted 400 s", 503)])
 def test_health_says_what_is_stuck(stuck: str, code: int) -> None:
     client = TestClient(build_app(lambda *_: None, lambda *_: None, lambda: stuck, lambda: not stuck))
-    assert (client.get("/livez").status_code, client.get("/livez").text) == (code, stuck or "ok")
+    for probe in ("/livez", "/healthz"):
+        assert (client.get(probe).status_code, client.get(probe).text) == (code, stuck or "ok")
     assert client.get("/readyz").status_code == code
     assert "nanochat_reconcile_seconds" in client.get("/metrics").text
