@@ -69,7 +69,7 @@ def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema, 
     if _is_section(info.annotation):
         return schema | {"default": {}}
     value = info.get_default(call_default_factory=True, validated_data={})
-    if value is not None:
+    if value is not None and "x-modern" not in source:  # which default it is depends on model.recipe
         schema["default"] = _plain(value)
         if any(item.get("type") == "null" for item in source.get("anyOf", ())):
             schema["nullable"] = True  # null says something else than the default
