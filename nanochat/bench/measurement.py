@@ -1,0 +1,120 @@
+"""What all measurements have in common: what is asked, the machine, and who takes turns."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.bench.checkout import Checkout
+from nanochat.bench.shapes import batch
+from nanochat.bench.tables import Table
+from nanochat.bench.workers import Worker, Workers
+from nanochat.pipeline.profiles import ResolvedProfile
+from nanochat.pipeline.resolve import model_config
+from nanochat.runtime.threads import thread_variables
+from nanochat.spec.errors import UserError
+from nanochat.spec.pipeline import PipelineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What is asked of every measurement: the shape, how often, on how many threads, against whom, with which store."""
+
+    spec: PipelineSpec
+    rounds: int
+    threads: int
+    peer: Checkout | None
+    profile: ResolvedProfile
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of this project's processes."""
+        return thread_variables(self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of those that take turns."""
+
+    name: str
+    task: Mapping[str, Any]
+    variables: Mapping[str, str]
+
+    def start(self, workers: Workers) -> Worker:
+        return workers.start(self.name, self.task, self.variables)
+
+
+def measure_machine(asked: Measurement, workers: Workers) -> dict[str, Any]:
+    """The bounds that all else is measured against."""
+    _, rows, length = batch(asked.spec)
+    task = {
+        "module": "machine",
+        "model": model_config(asked.spec).to_dict(),
+        "rows": rows * length,
+        "precision": asked.spec.stages.base.precision,
+        "folder": str(asked.profile.cache),
+        "profile": asked.profile.profile_dict(),
+    }
+    return workers.start("the measurement of the machine", task, asked.variables).answer()
+
+
+def ours(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]:
+    """This project: base compiled and eager, the others as they come, with rows of many widths."""
+    for name, compile_ in modes(stage):
+        yield Contender(f"ours, {name}", own_task(asked.spec, stage, steps, compile_), asked.variables)
+
+
+def modes(stage: str) -> Sequence[tuple[str, str]]:
+    """How a stage is run: its name and the setting `compile`."""
+    eager = ("eager", "never")
+    return (("compiled", "always"), eager) if stage == "base" and has_compiler() else (eager,)
+
+
+def has_compiler() -> bool:
+    """Whether what torch.compile writes for a CPU can be built here."""
+    return bool(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
+
+
+def own_task(spec: PipelineSpec, stage: str, steps: int, compile_: str) -> dict[str, Any]:
+    """A task for `steps.py`, with no checkpoint in between."""
+    data = spec.to_yaml_dict()
+    data.setdefault("stages", {}).setdefault(stage, {}).update(compile=compile_, checkpointEverySeconds=None)
+    return {"module": "steps", "spec": data, "stage": stage, "steps": steps}
+
+
+def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]:
+    """The peer: another commit of this project like ours, karpathy's as shipped and in bf16."""
+    peer, plain = asked.peer, {"OMP_NUM_THREADS": str(asked.threads)}
+    if peer is None:
+        return
+    root = str(peer.root)
+    if peer.own:
+        for name, compile_ in modes(stage):
+            task = own_task(asked.spec, stage, steps, compile_) | {"root": root}
+            yield Contender(f"{peer.name}, {name}", task, asked.variables)
+        return
+    if stage != "base":
+        raise UserError(
+            f"--stage {stage}: a peer of another project is measured in base only: leave out --peer or --stage"
+        )
+    if not has_compiler():
+        raise UserError("--peer compiles its model, and there is no C++ compiler here: install g++, or set CXX to one")
+    shape = {"model": model_config(asked.spec).to_dict(), "batch": batch(asked.spec), "compiled": True}
+    task = {"module": "peer", "root": root, **shape}
+    yield Contender(f"{peer.name}, as shipped", task, plain)
+    yield Contender(f"{peer.name}, bf16", task, {**plain, "NANOCHAT_DTYPE": "bfloat16"})
+
+
+def machine_table(machine: Mapping[str, Any]) -> Table:
+    """The bounds."""
+    products = [[f"products, {name}", f"{rate / 1e9:,.0f} GFLOP/s"] for name, rate in machine["products"].items()]
+    rows = [
+        *products,
+        ["products of a step", f"{machine['bound'] / 1e9:,.0f} GFLOP/s"],
+        *[[name, f"{machine[name] / 1e9:,.2f} GB/s"] for name in ("memory", "disk", "store")],
+    ]
+    title = f"The machine: {machine['device']}, {machine['precision']}, PyTorch {machine['torch']}"
+    return Table(title, ["", "best of five"], rows)
