@@ -78,10 +78,9 @@ class Variant:
         """The settings, over the plain data of a pipeline that names no recipe."""
         whole = deepcopy(dict(data))
         whole["spec"].setdefault("model", {})["recipe"] = CLASSIC if self.name == CLASSIC else MODERN
-        classic = PipelineSpec().to_yaml_dict()
-        for part in self.without:
-            for path in PARTS[part]:
-                apply_override(whole, f"{path}={json.dumps(_at(classic, path))}")
+        classic = Variant(CLASSIC).spec(data).to_yaml_dict() if self.without else {}
+        for path in (path for part in self.without for path in PARTS[part]):
+            apply_override(whole, f"{path}={json.dumps(_at(classic, path))}")
         return check_pipeline(whole, where="bench recipe").spec
 
 
