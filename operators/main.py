@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +25,7 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.bounds import integer, path
 from nanochat.spec.errors import NanochatError
 from operators import endpoint, logs, metrics, status, watches
-from operators.access import Access
+from operators.access import publish
 from operators.claims import Claims
 from operators.cluster import Cluster
 from operators.config import Config
@@ -61,8 +61,8 @@ Result = TypeVar("Result")
 class Controller:
     """All loops, by (namespace, name). Its methods run in the asyncio loop, but `wake`, which any thread may call."""
 
-    def __init__(self, config: Config, kube: KubeClient, access: Access, service: str, cache: Path) -> None:
-        self.config, self.kube, self.access, self.service = config, kube, access, service
+    def __init__(self, config: Config, kube: KubeClient, service: str, cache: Path) -> None:
+        self.config, self.kube, self.service = config, kube, service
         cluster, backend = Cluster(kube), PyTorchJobs(kube)
         self.index = Index(kube, backend, self.wake)
         self.claims = Claims(self.index, changed=self.wake)
@@ -242,10 +242,13 @@ class Controller:
 
     # ---- what the endpoint asks -----------------------------------------------------------------------------
 
-    def _access(self, uid: str) -> dict[str, str] | None:
-        if not self.service:
-            return None
-        return {"service": self.service, "token": self.access.token(uid, time.time())}
+    def _access(self, before: Mapping[str, str] | None, now: float) -> Mapping[str, str] | None:
+        return publish(self.service, before, now) if self.service else None
+
+    def published_access(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """The access to its logs that a pipeline's status says."""
+        found = self.index.pipeline(namespace, name)
+        return (found.body.get("status") or {}).get("access") if found else None
 
     def stored_run(self, namespace: str, name: str) -> RunSnapshot | None:
         """The run of a pipeline."""
@@ -288,9 +291,10 @@ def main() -> int:
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{secrets.token_hex(4)}"
     cache = Path(os.environ.get("NANOCHAT_CACHE", "/tmp/nanochat"))
-    access = Access(secrets.token_bytes(32))
-    controller = Controller(config, kube, access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
-    app = endpoint.build_app(controller.stored_run, access, controller.health, controller.synced.is_set)
+    controller = Controller(config, kube, os.environ.get("NANOCHAT_SERVICE", ""), cache)
+    app = endpoint.build_app(
+        controller.stored_run, controller.published_access, controller.health, controller.synced.is_set
+    )
     server = endpoint.Server(app, options.port)
     lease = Lease(kube, namespace, NAME, identity)
     try:

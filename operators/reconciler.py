@@ -62,7 +62,7 @@ class PipelineReconciler:
         """Whether it has to be looked at though nothing about it is new: what it was refused for may be gone, and the
         token in its status is good for two days."""
         run = self.run
-        return run is not None and (run.snapshot is None or run.access != self.services.access(run.uid))
+        return run is not None and (run.snapshot is None or run.access != self.services.access(run.access, time.time()))
 
     def tell_slow(self, seconds: float) -> None:
         """Say that a reconciliation takes long."""
@@ -161,7 +161,7 @@ class Run:
         """Keep a pipeline at rest: what others need to know of it is told."""
         assert isinstance(self._state, Rest)
         services, run = self.services, self._state.snapshot
-        self.report(found, status.at_rest(found, services.access(self.uid), self._serving(found, run.paths.root), now))
+        self.report(found, status.at_rest(found, services.access, self._serving(found, run.paths.root), now))
         try:
             if run.phase not in status.DONE:
                 services.leases.hold(run.store, run.paths.root)

@@ -271,7 +271,7 @@ class ClusterRun(RunHandle):
             except KubeError as error:
                 if error.code != INVALID_TOKEN:
                     raise
-            self.refresh()  # there is another token each day, and from each process of the controller
+            self.refresh()  # there is another token each day
             return self._request(path, query)
         except KubeError as error:
             raise self._endpoint_error(error) from None

@@ -54,7 +54,7 @@ class ModelConfig:
                 f"choose a number of key-value heads that divides {self.heads}."
             )
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
-            raise UserError(f"The model's window_pattern is '{self.window_pattern}'; it must consist of S and L.")
+            raise ValueError(f"window_pattern: {self.window_pattern!r}")  # only of a file: settings have a pattern
 
     @property
     def head_dim(self) -> int:

@@ -72,6 +72,9 @@ class TableShard(Shard):
     def split(self, whole: Tensor) -> Sequence[Tensor]:
         return (whole,)
 
+    def pieces(self, own: Tensor) -> Iterable[tuple[str, slice, Tensor]]:
+        return [(self.names[0], self.own, own)] if len(own) else []
+
     def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         adamw_update(
             weights,
@@ -102,6 +105,9 @@ class MatrixShard(Shard):
 
     def split(self, whole: Tensor) -> Sequence[Tensor]:
         return whole.unbind()
+
+    def pieces(self, own: Tensor) -> Iterable[tuple[str, slice, Tensor]]:
+        return [(name, slice(None), matrix) for name, matrix in zip(self.names[self.own], own, strict=True)]
 
     def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         muon_update(
@@ -156,15 +162,15 @@ class ShardedOptimizer:
         for shard in self.shards:
             shard.reset()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The whole state on the first process, whatever the number of processes; empty on the others."""
-        state = {STEP: torch.tensor(self.steps)} if self.world.rank == 0 else {}
+    def own_state(self) -> dict[str, Tensor]:
+        """This process's part of the state, not copied; the first process's has the number of steps, too."""
+        state = {STEP: torch.tensor(self.steps)} if self.world.first else {}
         for shard in self.shards:
-            state |= shard.state_dict()
+            state |= shard.own_state()
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a whole state, which every process is given."""
+        """Take up the own part of a whole state, such as `StateFiles`."""
         expected = {STEP, *(f"{name}.{kind}" for s in self.shards for name in s.names for kind in s.kinds)}
         if expected != set(state):
             differ = sorted(expected ^ set(state))

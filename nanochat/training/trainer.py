@@ -147,12 +147,13 @@ class Trainer:
 
     def run(self) -> TrainerState:
         """Train to the end; raises Stopped after a stop and Diverged where skipping data did not help."""
-        self._restore()
-        while self.state.step < self.plan.steps:
-            try:
-                self._advance()
-            except Diverged as error:
-                self._recover(error)
+        with self.checkpointer:
+            self._restore()
+            while self.state.step < self.plan.steps:
+                try:
+                    self._advance()
+                except Diverged as error:
+                    self._recover(error)
         return self.state
 
     def _advance(self) -> None:
@@ -170,13 +171,15 @@ class Trainer:
 
     def _agree(self, local: LocalBatch) -> tuple[float, int, dict[str, float]]:
         """The step's weight, tokens and counts over all ranks; saves and stops where that is what all ranks do now."""
+        self.checkpointer.check()
         names = self.objective.counts
         stop, save, weight, tokens, *counts = self.world.sum(
             float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
-            self._save()
+            self._save(due=not stop)
         if stop:
+            self.checkpointer.wait()
             raise Stopped(f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on.")
         return weight, int(tokens), dict(zip(names, counts, strict=False))
 
@@ -264,13 +267,12 @@ class Trainer:
             seconds and self.clock() - self._saved_at >= seconds
         )
 
-    def _save(self) -> None:
-        """Save a checkpoint, unless the newest is as new or the loss is suspect."""
+    def _save(self, *, due: bool) -> None:
+        """Begin to save a checkpoint, unless the newest is as new or the loss is suspect."""
         if self.state.step == self._saved_step or self.guard.suspect:
             return
-        self.journal.flush()
         loop = asdict(self.state) | {"guard": self.guard.state()}
-        self.checkpointer.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop)
+        self.checkpointer.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop, due=due)
         self._saved_step, self._saved_at = self.state.step, self.clock()
 
     def _restore(self) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -82,21 +81,18 @@ def test_round_trip() -> None:
         ({"heads": 5}, "heads of an even size"),
         ({"kv_heads": 3}, "key-value heads"),
         ({"depth": 0}, "at least 1"),
-        ({"window_pattern": ""}, "must consist of S and L"),
-        ({"window_pattern": "SXL"}, "must consist of S and L"),
     ],
 )
-def test_impossible_shapes_say_what_to_change(changes: dict[str, Any], message: str) -> None:
-    shape: dict[str, Any] = {
-        "depth": 2,
-        "width": 32,
-        "heads": 4,
-        "kv_heads": 2,
-        "sequence_length": 16,
-        "vocab_size": 61,
-    }
+def test_impossible_shapes_say_what_to_change(changes: dict[str, int], message: str) -> None:
+    shape = {"depth": 2, "width": 32, "heads": 4, "kv_heads": 2, "sequence_length": 16, "vocab_size": 61}
     with pytest.raises(UserError, match=message):
         ModelConfig(**(shape | changes))
+
+
+@pytest.mark.parametrize("pattern", ["", "SXL"])
+def test_a_pattern_is_of_s_and_l(pattern: str) -> None:
+    with pytest.raises(ValueError, match="window_pattern"):
+        replace(reference(4), window_pattern=pattern)
 
 
 def test_sizes_import_no_torch() -> None:

@@ -18,7 +18,7 @@ from nanochat.tracking.journal import JournalReader
 from nanochat.training import checkpoint
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.trainer import Measurement, TrainerState
-from tests.training.rig import MODERN, FakeLoader, Rig, close, same
+from tests.training.rig import MODERN, FakeLoader, Rig, close, losses, same
 
 
 def test_the_loss_falls_and_everything_is_counted(tmp_path: Path) -> None:
@@ -186,6 +186,7 @@ def test_divergence_removes_what_was_saved_after_the_step_it_goes_back_to(tmp_pa
 
     def damage(step: int) -> dict[str, float]:
         if step == 7 and len(left) == 1:
+            rig.trainer.checkpointer.wait()
             (newest / "model.safetensors").write_bytes(b"damaged")
         if step == 4:
             left.append(newest.exists())
@@ -257,16 +258,13 @@ def train_together(folder: Path, steps: int, stop_at: int | None, launch: str) -
             rig.run_until_stopped()
 
 
-def losses(folder: Path) -> list[float]:
-    return [point.value for point in JournalReader(Rig(folder).store, "run").history("base").metrics["train/loss"]]
-
-
-def test_one_and_two_processes_have_equal_losses(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
-    run_ranks(train_together, 2, tmp_path / "two", 50, None, "first")
+@pytest.mark.parametrize("size", [2, 4])
+def test_one_and_several_processes_have_equal_losses(tmp_path: Path, run_ranks: Callable[..., None], size: int) -> None:
+    run_ranks(train_together, size, tmp_path / "several", 50, None, "first")
     Rig(tmp_path / "one", steps=50).run()
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == len(two) == 50
-    assert all(close(left, right) for left, right in zip(one, two, strict=True))
+    one, several = losses(tmp_path / "one"), losses(tmp_path / "several")
+    assert len(one) == len(several) == 50
+    assert all(close(left, right) for left, right in zip(one, several, strict=True))
 
 
 def test_what_two_saved_one_resumes(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
