@@ -24,17 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.model.cache import BUCKET, KVCache
+from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
 from nanochat.model.residual import ResidualStream
 from nanochat.model.sizes import MLP_RATIO, ModelConfig
 from nanochat.model.value_embedding import ValueEmbedding
 from nanochat.spec.errors import UserError
 
-SOFTCAP = 15.0
 EPSILON = torch.finfo(torch.float32).eps  # of the norms, in every compute dtype
 ROTARY_REACH = 10  # positions that can be told apart, in multiples of the trained context
 
-IGNORED = -1  # a target that is not trained on
 IDLE = -1  # the start of a row of `extend` that is not in use
+
+Reduction = Literal["mean", "sum", "none"]
 
 
 def norm(x: Tensor) -> Tensor:
@@ -221,24 +222,39 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""
-        return SOFTCAP * torch.tanh(self.head(hidden).float() / SOFTCAP)
+        return softcap(self.head(hidden))
+
+    def loss(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        factors: Tensor | None = None,
+        *,
+        reduction: Reduction = "mean",
+        tile: Tile = cross_entropy_,
+    ) -> Tensor:
+        """hidden (B, T, D), targets (B, T) -> the cross-entropy, of each token times its factor (B, T) fp32.
+
+        "none" is (B, T), without factors and without a gradient; "mean" is over the targets that are not IGNORED.
+        Logits are never held whole.
+        """
+        flat = None if factors is None else factors.flatten()
+        total, losses = head_loss(hidden.flatten(0, 1), self.head.weight, targets.flatten(), flat, tile=tile)
+        if reduction == "none":
+            return losses.view_as(targets)
+        return total if reduction == "sum" else total / (targets != IGNORED).sum()
 
     def forward(
         self,
         ids: Tensor,
         targets: Tensor | None = None,
+        factors: Tensor | None = None,
         *,
-        reduction: Literal["mean", "sum", "none"] = "mean",
+        reduction: Reduction = "mean",
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V); with targets (B, T) the cross-entropy, "none" as (B, T).
-
-        The loss reads the logits once where it is compiled: no fp32 copy of them is kept.
-        """
-        logits = self.logits(self.hidden(ids))
-        if targets is None:
-            return logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
-        return loss.view_as(targets) if reduction == "none" else loss
+        """ids (B, T) -> logits (B, T, V); with targets (B, T) the loss."""
+        hidden = self.hidden(ids)
+        return self.logits(hidden) if targets is None else self.loss(hidden, targets, factors, reduction=reduction)
 
     @torch.inference_mode()
     def extend(self, ids: Tensor, *, start: Tensor, slots: Tensor | None, cache: KVCache) -> Tensor:

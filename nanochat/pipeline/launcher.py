@@ -42,7 +42,6 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.standstill import StandstillReporter
 from nanochat.runtime.stopping import on_stop
-from nanochat.runtime.threads import thread_variables
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
@@ -187,7 +186,7 @@ def last_words(path: Path, outcome: Outcome, launch: str) -> None:
 
 def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
     """Start the stage, its output in the work folder."""
-    variables = {**thread_variables(plan.threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"OMP_NUM_THREADS": str(plan.threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables["USER"] = os.environ.get("USER", "nanochat")  # PyTorch asks for it, and a pod's user may have no name
     arguments = ["-m", "nanochat.stages", str(path)]
     if plan.processes * plan.nodes > 1:

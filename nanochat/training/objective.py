@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.model.transformer import IGNORED
+from nanochat.model.loss import IGNORED
 from nanochat.runtime.distributed import World
 
 
@@ -65,10 +65,7 @@ class Objective(Protocol):
 
 def micro_loss(forward: Callable[..., Tensor], batch: MicroBatch) -> Tensor:
     """The batch's summed loss, () float32."""
-    if batch.factors is None:
-        return forward(batch.inputs, batch.targets, reduction="sum")
-    losses = forward(batch.inputs, batch.targets, reduction="none")  # (R, T)
-    return (losses * batch.factors).sum()
+    return forward(batch.inputs, batch.targets, batch.factors, reduction="sum")
 
 
 class Loader(Protocol):

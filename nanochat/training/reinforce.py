@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nanochat.inference import Completion, Engine, Sampling
-from nanochat.model.transformer import IGNORED
+from nanochat.model.loss import IGNORED
 from nanochat.runtime.distributed import World
 from nanochat.training.objective import LocalBatch, MicroBatch
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanochat.model.loss import SOFTCAP
 from nanochat.model.sizes import ModelConfig
-from nanochat.model.transformer import SOFTCAP, Transformer, rotate
+from nanochat.model.transformer import Transformer, rotate
 from nanochat.model.value_embedding import ValueEmbedding
 from nanochat.spec.errors import UserError
 from tests.model.recipe_models import MODERN, RECIPES
@@ -147,6 +148,8 @@ def test_reductions_agree_and_ignore_minus_one(config: ModelConfig, make_model: 
     logits = model.logits(model.hidden(ids))
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
     torch.testing.assert_close(model(ids, targets), expected)
+    factors = torch.linspace(-2, 2, 32).view(2, 16)
+    torch.testing.assert_close(model(ids, targets, factors, reduction="sum"), (factors * each).sum())
 
 
 def test_logits_are_capped(config: ModelConfig, make_model: Make) -> None:

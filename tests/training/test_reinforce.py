@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nanochat.inference import Completion, Engine
-from nanochat.model.transformer import IGNORED, Transformer
+from nanochat.model.loss import IGNORED
+from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World, join
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.guards import SpikeGuard
