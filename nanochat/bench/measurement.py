@@ -1,16 +1,17 @@
-"""What all measurements have in common: what is asked, the machine, and who takes turns."""
+"""All that measurements have in common: their options, the machine, and who takes turns."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nanochat.bench.checkout import Checkout
+from nanochat.bench.figures import Measured, Spread, times_faster
 from nanochat.bench.shapes import batch
-from nanochat.bench.tables import Table
+from nanochat.bench.tables import Table, times
 from nanochat.bench.workers import Worker, Workers
 from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.resolve import model_config
@@ -21,7 +22,7 @@ from nanochat.spec.pipeline import PipelineSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What is asked of every measurement: the shape, how often, on how many threads, against whom, with which store."""
+    """The options of every measurement: the shape, how often, on how many threads, against whom, with which store."""
 
     spec: PipelineSpec
     rounds: int
@@ -102,10 +103,55 @@ def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]
         )
     if not has_compiler():
         raise UserError("--peer compiles its model, and there is no C++ compiler here: install g++, or set CXX to one")
-    shape = {"model": model_config(asked.spec).to_dict(), "batch": batch(asked.spec), "compiled": True}
-    task = {"module": "peer", "root": root, **shape}
+    task = {"module": "peer", "measure": "steps", "root": root, **shape_of(asked)}
     yield Contender(f"{peer.name}, as shipped", task, plain)
     yield Contender(f"{peer.name}, bf16", task, {**plain, "NANOCHAT_DTYPE": "bfloat16"})
+
+
+def peer_loader(asked: Measurement) -> Iterator[Contender]:
+    """The loader of a peer of another project, which makes its tokens while it trains."""
+    if asked.peer is not None and not asked.peer.own:
+        task = {"module": "peer", "measure": "loader", "root": str(asked.peer.root), **shape_of(asked)}
+        yield Contender(f"{asked.peer.name}, loader", task, {"OMP_NUM_THREADS": str(asked.threads)})
+
+
+def peer_checkpoint(asked: Measurement, folder: str) -> Iterator[Contender]:
+    """The checkpoints of a peer of another project, in a folder of this machine."""
+    if asked.peer is not None and not asked.peer.own:
+        task = {"module": "peer", "measure": "checkpoint", "root": str(asked.peer.root), "folder": folder}
+        yield Contender(asked.peer.name, task | shape_of(asked), {"OMP_NUM_THREADS": str(asked.threads)})
+
+
+def shape_of(asked: Measurement) -> dict[str, Any]:
+    """The shape as another project's code is told it."""
+    return {"model": model_config(asked.spec).to_dict(), "batch": batch(asked.spec)}
+
+
+def compare(
+    found: Sequence[Measured], ratio: Callable[..., Spread] = times_faster, first: str = "ours"
+) -> list[dict[str, Any]]:
+    """Each whose name begins with `first` against each of the others, by the clock and by CPU time."""
+    mine = [item for item in found if item.name.startswith(first)]
+    return [
+        {
+            "first": item.name,
+            "second": other.name,
+            "seconds": asdict(ratio(item, other)),
+            "cpu_seconds": asdict(ratio(item, other, under="cpu_seconds")),
+        }
+        for item in mine
+        for other in found
+        if other not in mine
+    ]
+
+
+def ratio_tables(document: Mapping[str, Any], title: str) -> list[Table]:
+    """The comparisons of a document for people; none where nothing was compared."""
+    rows = [
+        [f"{item['first']} / {item['second']}", times(item["seconds"]), times(item["cpu_seconds"])]
+        for item in document["times_faster"]
+    ]
+    return [Table(title, ["", "by the clock", "by CPU time"], rows)] if rows else []
 
 
 def machine_table(machine: Mapping[str, Any]) -> Table:

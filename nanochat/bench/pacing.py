@@ -45,7 +45,7 @@ class Paced:
         self._profile: tuple[ExitStack, Callable[[], list[dict[str, Any]]]] | None = None
 
     def read_task(self) -> dict[str, Any]:
-        """What is to be measured; the time since this process was started is the first part."""
+        """The task, which is the first line; the time since this process was started is the first part."""
         task = json.loads(sys.stdin.readline() or "{}")
         self._last = task.get("started", self._last)
         self.stamp("interpreter")
@@ -56,6 +56,10 @@ class Paced:
         now = time.monotonic()
         self.parts[name] = self.parts.get(name, 0.0) + now - self._last
         self._last = now
+
+    def skip(self) -> None:
+        """Forget the time since the last stamp: it is part of the measurement, not of a start."""
+        self._last = time.monotonic()
 
     def answer(self, values: Mapping[str, Any]) -> None:
         """Tell who measures."""

@@ -1,4 +1,4 @@
-"""What is measured: a pipeline file's model and stages, or the shape that docs/performance.md has figures of."""
+"""Shapes that are measured: those of a pipeline file, or the one that docs/performance.md has figures of."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nanochat.bench.pacing import Paced
+from nanochat.bench.synthetic import SEED, lengths, zipf
 from nanochat.data.loader import Shard, TextLoader
 from nanochat.data.mixture import Mixture, Part, RowLoader
 from nanochat.data.tokenfile import ConversationFile, TokenFile, write_conversations, write_text
@@ -38,7 +39,6 @@ from nanochat.training.reinforce import micro_batches
 from nanochat.training.trainer import Measurement, Rates
 
 ENDLESS = 1_000_000  # steps: training ends when nothing more is asked for
-SEED = 42
 SPECIAL = {"bos": 0, "user_end": 1, "assistant_end": 2}
 STEPS_OF_TEXT = 8  # the text repeats after so many steps
 
@@ -48,9 +48,16 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
     paced.stamp("imports")
     spec = PipelineSpec.model_validate(task["spec"])
     with tempfile.TemporaryDirectory() as folder:
-        session = open_synthetic(spec, task["stage"], Path(folder))
-        objective = OBJECTIVES[task["stage"]](session, Path(folder))
-        paced.stamp("model and data")
+        context = make_context(spec, task["stage"], Path(folder), {"root": f"{folder}/store"})
+        context.store.check()
+        paced.stamp("store")
+        session = open_session(context)
+        paced.stamp("build model")
+        opened = OBJECTIVES[task["stage"]](session, Path(folder))
+        paced.skip()  # the files were made here, and are there in a stage
+        objective = opened()
+        step_tokens = objective.local_batch(0).tokens
+        paced.stamp("data")
         every, config = task["steps"], session.model.config
 
         def between(step: int) -> dict[str, float]:
@@ -61,25 +68,31 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
             objective,
             steps=ENDLESS,
             schedule=lambda step: Rates(1.0),
-            step_tokens=objective.local_batch(0).tokens,
+            step_tokens=step_tokens,
             fixed_shapes=task["stage"] == "base",
             measurements=(Measurement(every, between),),
             guard=SpikeGuard(margin=math.inf) if task["stage"] == "rl" else None,
         )
 
 
-def open_synthetic(spec: PipelineSpec, stage: str, folder: Path) -> TrainingSession:
-    """A session whose store is a folder and that has no inputs."""
+def make_context(
+    spec: PipelineSpec, stage: str, folder: Path, profile: Mapping[str, Any], *, run: str = "bench"
+) -> StageContext:
+    """The surroundings of a stage that has no inputs."""
     output = Output("model", stage, "bench", {}, {})
     plan = StagePlan(
-        stage=stage, name="bench", namespace="default", run="runs/default.bench/1", attempt=1, launch="01",
-        outputs=(output,), inputs={}, spec=spec.to_yaml_dict(), horizon={}, profile={"root": str(folder / "store")},
+        stage=stage, name="bench", namespace="default", run=run, attempt=1, launch="01",
+        outputs=(output,), inputs={}, spec=spec.to_yaml_dict(), horizon={}, profile=profile,
         cache=str(folder / "cache"), work=str(folder),
     )  # fmt: skip
-    context = StageContext(plan)
+    return StageContext(plan)
+
+
+def open_session(context: StageContext) -> TrainingSession:
+    """A session with a fresh model, in one process."""
     device = choose_device(context.settings.precision)
     with torch.device(device.device):
-        model = Transformer(model_config(spec))
+        model = Transformer(model_config(context.spec))
     model.compute_dtype = device.compute_dtype
     return TrainingSession(
         context=context,
@@ -88,7 +101,7 @@ def open_synthetic(spec: PipelineSpec, stage: str, folder: Path) -> TrainingSess
         device=device,
         model=model,
         tokenizer=Tokenizer([bytes([value]) for value in range(256)]),
-        tokenizer_folder=folder,
+        tokenizer_folder=Path(context.plan.work),
         initialise=lambda: model.init_weights(SEED),
     )
 
@@ -100,28 +113,25 @@ def work(config: ModelConfig, steps: list[LocalBatch]) -> dict[str, float]:
     return {"tokens": float(sum(rows * width for rows, width in shapes)), "flops": float(flops), "steps": len(steps)}
 
 
-def zipf(count: int, vocab_size: int, seed: int) -> np.ndarray:
-    """(count,) ids of which few are frequent and most are rare, and none is special."""
-    ranks = np.arange(1, vocab_size - len(SPECIAL) + 1)
-    weights = np.cumsum(1 / ranks)
-    return len(SPECIAL) + np.searchsorted(weights, np.random.default_rng(seed).random(count) * weights[-1])
-
-
-def text(session: TrainingSession, folder: Path) -> Objective:
-    """base: rows of an endless text."""
+def text(session: TrainingSession, folder: Path) -> Callable[[], Objective]:
+    """base: rows of an endless text, in a file that is written now and opened by what is returned."""
     config, settings = session.model.config, session.settings
     rows = settings.total_batch_tokens // config.sequence_length  # type: ignore[attr-defined]
-    ids = zipf(STEPS_OF_TEXT * rows * config.sequence_length, config.vocab_size, SEED)
+    ids = zipf(STEPS_OF_TEXT * rows * config.sequence_length, config.vocab_size, SEED, first=len(SPECIAL))
     place = folder / "text"
     place.mkdir()
     write_text(place, [ids.tolist()], bos=SPECIAL["bos"], vocab_size=config.vocab_size)
-    shard = Shard(tokens=len(ids) + 1, open=lambda: TokenFile(place))
-    loader = TextLoader([shard], rows=rows, length=config.sequence_length, seed=SEED)
-    return Supervised(loader, session.world, settings.device_batch_size)
+
+    def opened() -> Objective:
+        shard = Shard(tokens=len(ids) + 1, open=lambda: TokenFile(place))
+        loader = TextLoader([shard], rows=rows, length=config.sequence_length, seed=SEED)
+        return Supervised(loader, session.world, settings.device_batch_size)
+
+    return opened
 
 
-def conversations(session: TrainingSession, folder: Path) -> Objective:
-    """sft: a conversation a row, of many lengths; a half of each is trained."""
+def conversations(session: TrainingSession, folder: Path) -> Callable[[], Objective]:
+    """sft, in the same way: a conversation a row, of many lengths; a half of each is trained."""
     config, settings = session.model.config, session.settings
     rows = settings.rows_per_step  # type: ignore[attr-defined]
     place = folder / "conversations"
@@ -129,19 +139,16 @@ def conversations(session: TrainingSession, folder: Path) -> Objective:
 
     def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for index, length in enumerate(lengths(STEPS_OF_TEXT * rows, config.sequence_length)):
-            yield zipf(length, config.vocab_size, index), np.arange(length) >= length // 2
+            yield zipf(length, config.vocab_size, index, first=len(SPECIAL)), np.arange(length) >= length // 2
 
     write_conversations(place, drawn(), special=SPECIAL, vocab_size=config.vocab_size)
-    mixture = Mixture([Part(ConversationFile(place))], seed=SEED)
-    return Supervised(
-        RowLoader(mixture, rows=rows, length=config.sequence_length), session.world, settings.device_batch_size
-    )
 
+    def opened() -> Objective:
+        mixture = Mixture([Part(ConversationFile(place))], seed=SEED)
+        loader = RowLoader(mixture, rows=rows, length=config.sequence_length)
+        return Supervised(loader, session.world, settings.device_batch_size)
 
-def lengths(count: int, longest: int) -> list[int]:
-    """So many lengths up to the longest, short ones as often as long ones on a scale of doublings."""
-    least = max(4, longest // 16)
-    return np.exp(np.random.default_rng(SEED).uniform(math.log(least), math.log(longest), count)).astype(int).tolist()
+    return opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +167,10 @@ class GivenSamples:
         config, settings = self.session.model.config, self.session.settings
         count = settings.prompts_per_step * settings.samples_per_prompt  # type: ignore[attr-defined]
         longest = min(settings.max_new_tokens, config.sequence_length // 2)  # type: ignore[attr-defined]
-        prompt = zipf(config.sequence_length // 4, config.vocab_size, step).tolist()
+        prompt = zipf(config.sequence_length // 4, config.vocab_size, step, first=len(SPECIAL)).tolist()
         drawn = []
         for index, length in enumerate(lengths(count, longest)):
-            ids = zipf(length, config.vocab_size, step * count + index).tolist()
+            ids = zipf(length, config.vocab_size, step * count + index, first=len(SPECIAL)).tolist()
             drawn.append((prompt, Completion(ids, [1] * length, "", (), "stop", None), 1.0 if index % 2 else -1.0))
         sampled = sum(len(completion.ids) for _, completion, _ in drawn)
         return LocalBatch(
@@ -173,4 +180,8 @@ class GivenSamples:
         )
 
 
-OBJECTIVES = {"base": text, "sft": conversations, "rl": lambda session, folder: GivenSamples(session)}
+OBJECTIVES: Mapping[str, Callable[[TrainingSession, Path], Callable[[], Objective]]] = {
+    "base": text,
+    "sft": conversations,
+    "rl": lambda session, folder: lambda: GivenSamples(session),
+}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from nanochat.bench.figures import Measured, Spread, times_faster
-from nanochat.bench.measurement import Measurement, machine_table, measure_machine, ours, theirs
+from nanochat.bench.figures import Measured, Spread
+from nanochat.bench.measurement import Measurement, compare, machine_table, measure_machine, ours, ratio_tables, theirs
 from nanochat.bench.shapes import describe
-from nanochat.bench.tables import Table, bytes_, costs, number, percent, seconds, times
+from nanochat.bench.tables import Table, bytes_, costs, number, percent, seconds
 from nanochat.bench.workers import Workers, take_turns
 
 STAGES = ("base", "sft", "rl")
@@ -27,7 +27,7 @@ def measure_train(asked: Measurement, *, stage: str, steps: int) -> dict[str, An
         "shape": describe(asked.spec),
         "machine": machine,
         "measured": [item.to_dict() | derived(item, machine["bound"]) for item in found],
-        "times_faster": comparisons(found),
+        "times_faster": compare(found),
     }
 
 
@@ -40,22 +40,6 @@ def derived(item: Measured, bound: float) -> dict[str, Any]:
         "flop_utilisation": asdict(Spread.of(flops)),
         "tokens_per_cpu_second": asdict(item.rate("tokens", "cpu_seconds")),
     }
-
-
-def comparisons(found: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Each of ours against each of the others, by the clock and by CPU time."""
-    return [
-        {
-            "first": first.name,
-            "second": second.name,
-            "seconds": asdict(times_faster(first, second)),
-            "cpu_seconds": asdict(times_faster(first, second, under="cpu_seconds")),
-        }
-        for first in found
-        if first.name.startswith("ours")
-        for second in found
-        if not second.name.startswith("ours")
-    ]
 
 
 def train_tables(document: Mapping[str, Any]) -> list[Table]:
@@ -79,10 +63,4 @@ def train_tables(document: Mapping[str, Any]) -> list[Table]:
         Table(f"A step of {document['stage']}", head, rows),
         Table("Largest costs of a step", ["", "share of the time"], largest),
     ]
-    if document["times_faster"]:
-        ratios = [
-            [f"{item['first']} / {item['second']}", times(item["seconds"]), times(item["cpu_seconds"])]
-            for item in document["times_faster"]
-        ]
-        tables.append(Table("Tokens a second, round by round", ["", "by the clock", "by CPU time"], ratios))
-    return tables
+    return tables + ratio_tables(document, "Tokens a second, round by round")

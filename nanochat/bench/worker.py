@@ -27,6 +27,8 @@ def main() -> None:
         try:
             if root:
                 take_over(Path(root))
+            importlib.import_module("torch")
+            paced.stamp("import torch")
             importlib.import_module(f"nanochat.bench.{task['module']}").run(task, paced)
         except (Ended, BrokenPipeError):
             raise

@@ -9,6 +9,7 @@ with Workers() as workers:
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -31,7 +32,11 @@ ENDING = 10.0  # seconds to end after the last answer
 
 
 class Workers(ExitStack):
-    """The measured processes of one command; all end with it."""
+    """The measured processes of one command; all end with it, and answer before `ends`."""
+
+    def __init__(self, *, ends: float = math.inf) -> None:
+        super().__init__()
+        self.ends = ends
 
     def __enter__(self) -> Workers:
         super().__enter__()
@@ -49,12 +54,18 @@ class Workers(ExitStack):
                 stdout=subprocess.PIPE,
                 stderr=output,
                 text=True,
-                env={**os.environ, **environment},
+                env=with_package(environment),
             )
-        worker = Worker(name, process, log)
+        worker = Worker(name, process, log, self.ends)
         self.callback(worker.close)
         worker.tell(json.dumps({**task, "started": began}))
         return worker
+
+
+def with_package(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Python process that imports this package, wherever it lies."""
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), **variables}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,7 @@ class Worker:
     name: str
     process: subprocess.Popen[str]
     log: Path
+    ends: float = math.inf  # by the monotonic clock
 
     def tell(self, line: str) -> None:
         """Give it a command."""
@@ -75,12 +87,12 @@ class Worker:
             raise self._failure() from None
 
     def answer(self) -> dict[str, Any]:
-        """Its next answer; UserError where there is none, in the words of the process where it had some."""
+        """The next answer; UserError where there is none, in the words of the process where it had some."""
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(PATIENCE):
-                raise UserError(f"{self.name} gave no answer for {PATIENCE / 60:.0f} minutes: measure a smaller model")
+            if not selector.select(max(0.0, min(PATIENCE, self.ends - time.monotonic()))):
+                raise UserError(f"{self.name} took longer than there is time for: measure a smaller model")
         line = self.process.stdout.readline(LARGEST_ANSWER)
         if not line:
             raise self._failure()

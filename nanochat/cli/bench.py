@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from nanochat.bench.checkout import find_checkout
+from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.measurement import Measurement
 from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
 from nanochat.bench.shapes import read_shape
+from nanochat.bench.startup import measure_startup, startup_tables
 from nanochat.bench.tables import Table, print_tables
 from nanochat.bench.train import STAGES, measure_train, train_tables
 from nanochat.cli.options import Set, Store, argument, option
@@ -61,6 +63,38 @@ def train(
     """Time training steps against the matrix products that this machine can do, and against a peer's."""
     asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
     show(measure_train(asked, stage=stage, steps=steps), train_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def data(
+    file: File = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Count the tokens that loaders and tokenizer give, against those that training takes and a peer's loader gives."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_data(asked), data_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def startup(
+    file: File = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time a process from its start to its first step, by parts, and a run that finds everything in the store."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_startup(asked), startup_tables, json_=json_, markdown=markdown)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from nanochat.pipeline.profiles import resolve_profile
 from tests.cli.small_pipeline import called
 
 ROOT = Path(__file__).parents[2]
+PARTS = ["interpreter", "import torch", "imports", "store", "build model", "data", "first step"]
 
 
 @pytest.mark.parametrize("stage", ["base", "sft", "rl"])
@@ -36,7 +37,7 @@ def test_every_stage_is_measured(tmp_path: Path, stage: str) -> None:
     assert 0 < ours["flop_utilisation"]["median"] < 10 and ours["tokens_per_second"]["low"] > 0
     assert figures["tokens"]["median"] == 128 if stage == "base" else figures["tokens"]["low"] > 0
     assert len(ours["costs"]) >= 3 and sum(cost["share"] for cost in ours["costs"]) == pytest.approx(1)
-    assert list(ours["parts"]) == ["interpreter", "imports", "model and data", "first step"]
+    assert list(ours["parts"]) == PARTS
     assert found["shape"]["depth"] == 1 and found["machine"]["threads"] == 1
     assert not list((tmp_path / "state").rglob("bench*")), "what was written to measure is removed"
 
