@@ -81,7 +81,7 @@ test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that
 	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
 
 bench: $(VENV)/.done ## measure this machine and this project on it; PEER=FOLDER beside it a checkout of karpathy/nanochat
-	@for what in train data startup; do \
+	@for what in train data checkpoint startup; do \
 	    $(BIN)/nanochat bench $$what --markdown $(if $(PEER),--peer $(PEER)) || exit 1; done
 
 # With the PyTorch that is there: GPU_SETUP= GPU_PYTHON=python3 installs nothing.

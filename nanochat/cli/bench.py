@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nanochat.bench.checkout import find_checkout
+from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
 from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.measurement import Measurement
 from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
@@ -79,6 +80,22 @@ def data(
     """Count the tokens that loaders and tokenizer give, against those that training takes and a peer's loader gives."""
     asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
     show(measure_data(asked), data_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def checkpoint(
+    file: File = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time the saves of a state to the store while training goes on, and how long the loop waits."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_checkpoint(asked), checkpoint_tables, json_=json_, markdown=markdown)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`nanochat bench data` and `startup` at a small shape, with a peer that is a few lines."""
+"""`nanochat bench data`, `checkpoint` and `startup` at a small shape, with a peer that is a few lines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench_shapes import SETS, bench, document, refused, write_peer
 
 from nanochat.bench import startup
 from nanochat.bench.checkout import find_checkout
+from nanochat.bench.checkpoint import checkpoint_tables
 from nanochat.bench.data import data_tables
 from nanochat.bench.measurement import Measurement, peer_checkpoint, peer_loader
 from nanochat.bench.shapes import read_shape
@@ -32,6 +33,23 @@ def test_data_is_compared_with_what_training_takes(tmp_path: Path) -> None:
     assert all(item["tokens_per_second"]["low"] > 0 for item in found["measured"])
     text = "".join(table.markdown() for table in data_tables(found))
     assert "| loader of base / ours, eager |" in text
+
+
+def test_a_save_is_taken_apart(tmp_path: Path) -> None:
+    found = document(bench(tmp_path, "checkpoint", "--json"))
+    jsonschema.validate(found, DOCUMENT)
+    (ours,) = found["measured"]
+    figures = ours["figures"]
+    # Weights, and of the matrices one moment, of embedding and head two.
+    matrices, embeddings = 12 * 32 * 32, 2 * 300 * 32
+    assert figures["bytes"]["median"] >= 4 * (2 * matrices + 3 * embeddings)
+    names = ("copy_seconds", "write_seconds", "store_seconds", "wait_seconds", "save_seconds", "step_seconds")
+    assert all(figures[name]["low"] > 0 for name in names)
+    assert figures["save_seconds"]["low"] >= figures["wait_seconds"]["low"]
+    text = "".join(table.markdown() for table in checkpoint_tables(found))
+    assert "| the loop waits |" in text and "| loop waits, of 60 s between saves |" in text
+    left = [path.name for path in (tmp_path / "state").rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert left == [], "what was saved to measure is removed"
 
 
 def test_a_start_has_parts(tmp_path: Path) -> None:
