@@ -15,7 +15,6 @@ from nanochat.bench.tables import Table, times
 from nanochat.bench.workers import Worker, Workers
 from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.resolve import model_config
-from nanochat.runtime.threads import thread_variables
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 
@@ -33,7 +32,7 @@ class Measurement:
     @property
     def variables(self) -> dict[str, str]:
         """The environment of this project's processes."""
-        return thread_variables(self.threads)
+        return {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True, slots=True)

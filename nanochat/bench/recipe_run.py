@@ -29,6 +29,7 @@ from nanochat.optim import ShardedOptimizer, build_optimizer
 from nanochat.pipeline.resolve import model_config, scaling
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import ALONE
+from nanochat.runtime.threads import keep_pages
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages.base import LOADERS, rates
 from nanochat.stages.session import optim_settings
@@ -137,6 +138,7 @@ class Run:
 
 def main() -> None:
     """Do the task, and leave what came of it in one piece."""
+    keep_pages()
     task = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
     run = Run(task)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nanochat.bench.pacing import Ended, Paced
 from nanochat.runtime.memory import is_out_of_memory
+from nanochat.runtime.threads import settle
 from nanochat.spec.errors import NanochatError
 
 NO_COMPILER = ("InvalidCxxCompiler", "InvalidCxxCompilerError")
@@ -27,6 +28,8 @@ def main() -> None:
         try:
             if root:
                 take_over(Path(root))
+            else:
+                settle()
             importlib.import_module("torch")
             paced.stamp("import torch")
             importlib.import_module(f"nanochat.bench.{task['module']}").run(task, paced)
