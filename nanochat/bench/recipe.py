@@ -86,7 +86,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What leaving out a part did to the bits per byte, over the seeds: more of them without it is a win for it."""
+    """The change of bits per byte by leaving out a part, over the seeds: more of them without it is a win for it."""
 
     part: str
     without: float
@@ -109,7 +109,7 @@ def judge(part: str, modern: Sequence[float], without: Sequence[float]) -> Verdi
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """That of the mean; None of one value, and where a run diverged."""
+    """The mean's; None of one value, and where a run diverged."""
     known = len(values) > 1 and all(map(math.isfinite, values))
     return stdev(values) / math.sqrt(len(values)) if known else None
 
@@ -202,7 +202,7 @@ class Ablation:
 
 
 def recipe_tables(document: Mapping[str, Any]) -> list[Table]:
-    """What each part is worth, and what classic, modern and what is kept score."""
+    """A table of what each part is worth, and one of what classic, modern and what is kept score."""
     modern = document["choosing"][MODERN]
     parts = [
         [item["part"], f"{item['without']:.4f}", f"{item['difference']:+.4f}", _error(item["error"]), item["verdict"]]
