@@ -36,7 +36,7 @@ from nanochat.tracking.mlflow import LARGEST_FILE
 from operators import metrics
 from operators.access import INVALID_TOKEN, accepts
 from operators.attempts import JobAttempt
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.run_state import RunSnapshot
 
 AT_ONCE = 8  # requests that are answered at a time

@@ -16,7 +16,7 @@ from nanochat.tracking.progress import State
 from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
 from operators.attempts import JobAttempt
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.suspicion import MOST_NODES
 
 ATTEMPTS = 20  # in status; all are in the run's folder

@@ -25,7 +25,8 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         given = SOURCES[task["source"]](PipelineSpec.model_validate(task["spec"]), task["threads"], Path(folder))
         paced.stamp("data")
         while True:
-            paced.boundary({"tokens": float(next(given))})
+            tokens = float(next(given))
+            paced.boundary(lambda tokens=tokens: {"tokens": tokens})
 
 
 def batches(stage: str) -> Callable[[PipelineSpec, int, Path], Iterator[int]]:

@@ -31,7 +31,7 @@ class Measurement:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of this project's processes."""
+        """The environment of this project's processes, which wait asleep."""
         return {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 

@@ -4,7 +4,7 @@
     task = paced.read_task()
     paced.stamp("import torch")
     while True:
-        paced.boundary(work)          # answers for the last step, then waits; raises Ended when that was all
+        paced.boundary(lambda: work)  # answers for the last step, then waits; raises Ended when that was all
         step()
 
 Commands are lines on standard input (`step`, `profile`, `end`), answers are lines of JSON on standard output. What
@@ -66,8 +66,11 @@ class Paced:
         self._answers.write(json.dumps(values) + "\n")
         self._answers.flush()
 
-    def boundary(self, work: Mapping[str, float]) -> None:
-        """Between two steps: answer for the last one, which was so much `work`, and wait for the next to be wanted."""
+    def boundary(self, work: Callable[[], Mapping[str, float]]) -> None:
+        """Between two steps: answer for the last one, which was so much `work`, and wait for the next to be wanted.
+
+        To find out how much it was is no part of the step.
+        """
         synchronize()
         if self._begun is None:
             self.stamp("first step")
@@ -75,7 +78,7 @@ class Paced:
             forget_peak()
         else:
             answer: dict[str, Any] = {name: value - self._begun[name] for name, value in usage().items()}
-            answer |= {"peak_memory": peak_memory(), **work}
+            answer |= {"peak_memory": peak_memory(), **work()}
             if self._profile is not None:
                 running, costs = self._profile
                 running.close()

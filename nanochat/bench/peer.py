@@ -70,7 +70,7 @@ def steps(task: Mapping[str, Any], paced: Paced) -> None:
         optimizer.step()
         model.zero_grad(set_to_none=True)
         loss.item()
-        paced.boundary(work)
+        paced.boundary(lambda: work)
 
 
 def loader(task: Mapping[str, Any], paced: Paced) -> None:
@@ -94,7 +94,7 @@ def loader(task: Mapping[str, Any], paced: Paced) -> None:
         while True:
             for _ in range(STEPS * micro):
                 next(batches)
-            paced.boundary({"tokens": float(STEPS * micro * rows * length)})
+            paced.boundary(lambda: {"tokens": float(STEPS * micro * rows * length)})
 
 
 def checkpoint(task: Mapping[str, Any], paced: Paced) -> None:
@@ -113,7 +113,7 @@ def checkpoint(task: Mapping[str, Any], paced: Paced) -> None:
     with tempfile.TemporaryDirectory(dir=task["folder"]) as folder:
         while True:
             manager.save_checkpoint(folder, 1, model.state_dict(), optimizer.state_dict(), {})
-            paced.boundary({"bytes": size})
+            paced.boundary(lambda: {"bytes": size})
 
 
 MEASUREMENTS = {"steps": steps, "loader": loader, "checkpoint": checkpoint}

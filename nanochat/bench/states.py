@@ -54,7 +54,7 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
                     number += 2
                     found = parts(checkpoints, number, session, optimizer, Path(folder))
                     found |= under_training(step, checkpointer, number + 1, session, optimizer)
-                    paced.boundary(found)
+                    paced.boundary(lambda found=found: found)
         finally:
             context.close()
             for path in (f"{ROOT}/base/{checkpoints.key}", context.plan.run):

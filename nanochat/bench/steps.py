@@ -6,10 +6,10 @@ law, so that there is something to learn; rl's samples are given instead of draw
 
 from __future__ import annotations
 
-import math
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,35 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.resolve import model_config
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import ALONE
+from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession
 from nanochat.tokenizer import Tokenizer
-from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, Objective, Supervised
-from nanochat.training.reinforce import micro_batches
+from nanochat.training.reinforce import Prompt, Reinforce, RolloutSettings, seed_of
 from nanochat.training.trainer import Measurement, Rates
 
 ENDLESS = 1_000_000  # steps: training ends when nothing more is asked for
+SMALL = 1e-3  # scale of learning rates: made-up tokens must not diverge, however many steps are timed
 SPECIAL = {"bos": 0, "user_end": 1, "assistant_end": 2}
 STEPS_OF_TEXT = 8  # the text repeats after so many steps
 
 
+class Remarks(logging.Handler):
+    """Warnings of the model's forward pass, such as that it is not compiled after all."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sentences: list[str] = []
+        logging.getLogger("nanochat.training.forward").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sentences.append(record.getMessage())
+
+
 def run(task: Mapping[str, Any], paced: Paced) -> None:
-    """Train, `task["steps"]` steps at a time."""
+    """Train, `task["steps"]` steps at a time; UserError where that is not done as it was asked for."""
     paced.stamp("imports")
     spec = PipelineSpec.model_validate(task["spec"])
     with tempfile.TemporaryDirectory() as folder:
@@ -58,20 +71,22 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         objective = opened()
         step_tokens = objective.local_batch(0).tokens
         paced.stamp("data")
-        every, config = task["steps"], session.model.config
+        every, config, remarks = task["steps"], session.model.config, Remarks()
+        counted = opened()  # another one: training may read ahead in its own
 
         def between(step: int) -> dict[str, float]:
-            paced.boundary(work(config, [objective.local_batch(made) for made in range(step - every, step)]))
+            if remarks.sentences:
+                raise UserError(remarks.sentences[0])
+            paced.boundary(lambda: work(config, [counted.local_batch(made) for made in range(step - every, step)]))
             return {}
 
         session.train(
             objective,
             steps=ENDLESS,
-            schedule=lambda step: Rates(1.0),
+            schedule=lambda step: Rates(SMALL),
             step_tokens=step_tokens,
             fixed_shapes=task["stage"] == "base",
             measurements=(Measurement(every, between),),
-            guard=SpikeGuard(margin=math.inf) if task["stage"] == "rl" else None,
         )
 
 
@@ -151,37 +166,59 @@ def conversations(session: TrainingSession, folder: Path) -> Callable[[], Object
     return opened
 
 
-@dataclass(frozen=True, slots=True)
-class GivenSamples:
-    """rl without its sampling: prompts, samples of many lengths, and advantages, drawn from the step's number."""
+class GivenSamples(Reinforce):
+    """rl without its sampling: samples of many lengths, of which every second is rewarded."""
 
-    session: TrainingSession
-    counts: tuple[str, ...] = ()
+    vocab_size: int
 
-    def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Nothing is counted."""
-        return {}
+    def sample(
+        self, prompts: Sequence[Prompt], names: Sequence[str], *, stop: Callable[[], bool] = lambda: False
+    ) -> list[Completion]:
+        """The same tokens for the same name."""
+        drawn = zip(names, lengths(len(names), self.settings.max_tokens), strict=True)
+        return [
+            Completion(
+                zipf(length, self.vocab_size, seed_of(name), first=len(SPECIAL)).tolist(),
+                [1] * length, str(index % 2), (), "stop", None,
+            )
+            for index, (name, length) in enumerate(drawn)
+        ]  # fmt: skip
 
-    def local_batch(self, step: int) -> LocalBatch:
-        """A step's samples, in micro-batches."""
-        config, settings = self.session.model.config, self.session.settings
-        count = settings.prompts_per_step * settings.samples_per_prompt  # type: ignore[attr-defined]
-        longest = min(settings.max_new_tokens, config.sequence_length // 2)  # type: ignore[attr-defined]
-        prompt = zipf(config.sequence_length // 4, config.vocab_size, step, first=len(SPECIAL)).tolist()
-        drawn = []
-        for index, length in enumerate(lengths(count, longest)):
-            ids = zipf(length, config.vocab_size, step * count + index, first=len(SPECIAL)).tolist()
-            drawn.append((prompt, Completion(ids, [1] * length, "", (), "stop", None), 1.0 if index % 2 else -1.0))
-        sampled = sum(len(completion.ids) for _, completion, _ in drawn)
-        return LocalBatch(
-            batches=micro_batches(drawn, rows=settings.device_batch_size),
-            weight=float(sampled),
-            tokens=sampled + count * len(prompt),
+
+def samples(session: TrainingSession, folder: Path) -> Callable[[], Objective]:
+    """rl, in the same way: its prompts are a quarter of the context, its samples a half of it at most."""
+    config, settings = session.model.config, session.settings
+    prompts = [
+        Prompt(tuple(zipf(config.sequence_length // 4, config.vocab_size, number, first=len(SPECIAL)).tolist()), float)
+        for number in range(STEPS_OF_TEXT)
+    ]
+    rollouts = RolloutSettings(
+        prompts_per_step=settings.prompts_per_step,  # type: ignore[attr-defined]
+        samples=settings.samples_per_prompt,  # type: ignore[attr-defined]
+        max_tokens=min(settings.max_new_tokens, config.sequence_length // 2),  # type: ignore[attr-defined]
+        temperature=1.0,
+        top_k=None,
+        seed=SEED,
+        device_rows=settings.device_batch_size,
+    )
+
+    def opened() -> Objective:
+        objective = GivenSamples(
+            prompts,
+            engine=None,  # type: ignore[arg-type]  # nothing is sampled
+            world=session.world,
+            settings=rollouts,
+            stop=lambda: False,
+            alive=lambda: None,
         )
+        objective.vocab_size = config.vocab_size
+        return objective
+
+    return opened
 
 
 OBJECTIVES: Mapping[str, Callable[[TrainingSession, Path], Callable[[], Objective]]] = {
     "base": text,
     "sft": conversations,
-    "rl": lambda session, folder: lambda: GivenSamples(session),
+    "rl": samples,
 }

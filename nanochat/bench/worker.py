@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nanochat.bench.pacing import Ended, Paced
 from nanochat.runtime.memory import is_out_of_memory
-from nanochat.runtime.threads import settle
 from nanochat.spec.errors import NanochatError
 
 NO_COMPILER = ("InvalidCxxCompiler", "InvalidCxxCompilerError")
@@ -28,8 +27,8 @@ def main() -> None:
         try:
             if root:
                 take_over(Path(root))
-            else:
-                settle()
+            with suppress(ImportError, AttributeError):  # a peer, or an older commit, has no such thing
+                importlib.import_module("nanochat.runtime.threads").settle()
             importlib.import_module("torch")
             paced.stamp("import torch")
             importlib.import_module(f"nanochat.bench.{task['module']}").run(task, paced)

@@ -32,7 +32,8 @@ from nanochat.tracking.quantities import duration
 from nanochat.tracking.registry import Registry
 from operators import lease
 from operators.access import INVALID_TOKEN
-from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError
+from operators.kube_client import MERGE, PIPELINES, KubeClient
+from operators.kube_error import KubeError
 
 LISTED = 5  # attempts that the remarks tell of
 LOOK = 0.3  # seconds between looks for the controller's word

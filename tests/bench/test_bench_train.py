@@ -14,7 +14,7 @@ from bench_schema import DOCUMENT
 from bench_shapes import SETS, bench, document, refused, sentence, write_peer
 
 from nanochat.bench.checkout import find_checkout
-from nanochat.bench.measurement import Measurement, theirs
+from nanochat.bench.measurement import Measurement, own_task, theirs
 from nanochat.bench.shapes import batch, describe, read_shape
 from nanochat.bench.worker import sentence as worker_sentence
 from nanochat.bench.workers import Worker, Workers, take_turns
@@ -97,9 +97,20 @@ def test_mistakes_are_one_sentence(tmp_path: Path, arguments: list[str], words: 
 def test_what_a_peer_lacks_is_one_sentence(tmp_path: Path) -> None:
     peer = write_peer(tmp_path / "peer", gpt="import wandb_of_nobody")
     with Workers() as workers:
-        said = refused(workers.start("peer, bf16", {"module": "peer", "root": str(peer)}, {}).answer)
+        said = refused(
+            workers.start("peer, bf16", {"module": "peer", "measure": "steps", "root": str(peer)}, {}).answer
+        )
     assert said.startswith("peer, bf16: the peer needs the Python module 'wandb_of_nobody': install what ")
     assert f" {peer}/pyproject.toml names into {sys.prefix}" in said
+
+
+def test_a_compiler_that_does_not_work_is_one_sentence(tmp_path: Path) -> None:
+    """Nothing that is called compiled is measured without."""
+    task = own_task(read_shape(None, SETS), "base", 1, "always")
+    variables = {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    with Workers() as workers:
+        said = refused(workers.start("ours, compiled", task, variables).answer)
+    assert said == "ours, compiled: torch.compile finds no C++ compiler: install g++, or set CXX to one"
 
 
 def test_what_a_peer_cannot_be_asked_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

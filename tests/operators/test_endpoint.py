@@ -16,7 +16,7 @@ from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
 from operators.access import DAY, INVALID_TOKEN, accepts, publish
 from operators.endpoint import NEXT, build_app
-from operators.kube_client import KubeError
+from operators.kube_error import KubeError
 from operators.run_state import RunSnapshot
 from operators.stores import SharedArtifacts
 

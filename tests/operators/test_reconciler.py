@@ -19,12 +19,13 @@ from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
-from operators.claims import Claimant
+from operators.claimants import Claimant
 from operators.config import Config
-from operators.kube_client import PODS, KubeError
+from operators.kube_client import PODS
+from operators.kube_error import KubeError
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import PipelineReconciler, Run
-from operators.reconciliation import Services
+from operators.services import Services
 from operators.status import condition
 from operators.stores import Stores
 from operators.suspicion import Suspicion
