@@ -139,6 +139,7 @@ class Ablation:
         chosen = {name: [run["choosing"] for run in runs] for name, runs in found.items()}
         verdicts = [judge(part, chosen[MODERN], chosen[f"without {part}"]) for part in PARTS]
         kept = Variant(KEPT, tuple(verdict.part for verdict in verdicts if verdict.word != "wins"))
+        chosen[KEPT] = [self.trained(kept, seed, say)["choosing"] for seed in range(self.seeds)]
         scores = {
             variant.name: [self.scored(variant, seed, say) for seed in range(self.seeds)]
             for variant in (Variant(CLASSIC), Variant(MODERN), kept)
@@ -209,12 +210,7 @@ def recipe_tables(document: Mapping[str, Any]) -> list[Table]:
         for item in document["verdicts"]
     ]
     scores = [
-        [
-            name,
-            f"{document['choosing'][name]:.4f}" if name in document["choosing"] else "",
-            f"{mean:.4f}",
-            _error(error),
-        ]
+        [name, f"{document['choosing'][name]:.4f}", f"{mean:.4f}", _error(error)]
         for name, values in document["scores"].items()
         for mean, error in [(average(values), standard_error(values))]
     ]
