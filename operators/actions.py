@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Start, Stop
-from nanochat.pipeline.standstill import Standstill, read_standstill
+from nanochat.pipeline.standstill import Standstill, named_ranks, read_standstill
 from operators import observation, pod_template
 from operators.attempts import JobAttempt
 from operators.job_backend import JobRequest
@@ -96,18 +96,18 @@ def stop(scope: Scope, action: Stop, message: str = "") -> None:
     record = attempts.get(action.stage, action.attempt)
     decided = Outcome(Reason.PREEMPTED, message or action.reason)
     if action.reason == "stalled":
-        own, stood = [pod for pod in scope.owned.pods if pod.job == record.job], _nodes_that_stood(scope, record)
-        decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+        own, stood = [pod for pod in scope.owned.pods if pod.job == record.job], _who_stood(scope, record)
+        decided = End.STALLED_ON.outcome(ranks=", ".join(stood.values())) if stood else End.STALLED.outcome()
         decided = observation.lost_node(own, scope.now) or decided
-        record = replace(record, blame=blame(record, decided, stood))
+        record = replace(record, blame=blame(record, decided, list(stood)))
     record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=scope.now)))
     scope.storage(attempts.save)  # what was decided outlives this process
     scope.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
     delete(scope, record)
 
 
-def _nodes_that_stood(scope: Scope, record: JobAttempt) -> list[str]:
-    """The nodes of a silent attempt's ranks for which the others wait; none where that is not known."""
+def _who_stood(scope: Scope, record: JobAttempt) -> dict[str, str]:
+    """The ranks of a silent attempt for which the others wait, by node; none where that is not known."""
     ready, seen = scope.ready, dict[str, Standstill]()
 
     def read() -> None:
@@ -115,10 +115,11 @@ def _nodes_that_stood(scope: Scope, record: JobAttempt) -> list[str]:
             path = ready.paths.standstill(record.stage, record.launch_of(uid))
             seen[index] = read_standstill(ready.store, path)
 
-    if not scope.storage(read) or not any(standstill.waits for standstill in seen.values()):
-        return []
-    stood = {record.placement.get(index, "") for index, standstill in seen.items() if not standstill.waits}
-    return sorted(stood - {""})
+    alone = len(record.pods) == 1  # then the others are on the same node
+    if not scope.storage(read) or not any(each.waits or (alone and each.waiting) for each in seen.values()):
+        return {}
+    stood = {record.placement.get(index, ""): each.standing for index, each in seen.items() if not each.waits}
+    return {node: f"{named_ranks(stood[node])} on {node}" for node in sorted(stood) if node}
 
 
 def delete(scope: Scope, record: JobAttempt) -> None:

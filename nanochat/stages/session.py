@@ -36,7 +36,7 @@ from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.forward import Forward, compile_pays
-from nanochat.training.guards import SpikeGuard
+from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
 
@@ -65,9 +65,11 @@ class TrainingSession:
         step_tokens: int,
         fixed_shapes: bool = True,
         measurements: Sequence[Measurement] = (),
-        guard: SpikeGuard | None = None,
+        margin: float = MARGIN,
+        trend: Trend | None = None,
     ) -> TrainerState:
-        """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes."""
+        """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes; `margin`
+        and `trend` are the guard's."""
         context, settings = self.context, self.settings
         flops = flops_per_token(self.model.config)
         compiled = settings.compile == "always" or (
@@ -115,7 +117,7 @@ class TrainingSession:
                 journal=context.journal,
                 progress=context.progress,
             ),
-            guard=guard or SpikeGuard(),
+            guard=SpikeGuard(margin=margin, guessing=math.log(self.model.config.vocab_size), trend=trend),
             journal=context.journal,
             progress=context.progress,
             stop=lambda: bool(context.stop),

@@ -137,6 +137,19 @@ def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> Non
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
 
 
+def test_a_stall_names_the_rank_for_which_the_others_waited(rig: Rig) -> None:
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    pod = rig.cluster[PODS]["demo-12ab-dataset-1-worker-0"]
+    path = RunPaths(f"runs/team.demo/{UID}").standstill("dataset", f"01-{pod['metadata']['uid'][:8]}")
+    rig.store.write_json(path, {"waiting": [0], "standing": [1]})
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
+    message = rig.cluster.status["attempts"][0]["message"]
+    assert message == f"no sign of life; it was stopped: rank 1 on {pod['spec']['nodeName']} stood still"
+
+
 def test_a_stalled_attempts_pods_go_before_its_job_and_within_a_second(rig: Rig) -> None:
     """The training operator and garbage collection would leave them the grace of a stop."""
     rig.reconcile()

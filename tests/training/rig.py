@@ -72,10 +72,17 @@ class Rig:
     launch: str = "first"
     profile: Profile | None = None  # of the store, instead of the folder
     clip: float | None = 1.0
+    rate: float | None = None  # every learning rate
     model: Transformer = field(default_factory=lambda: Transformer(CONFIG))
     start: Callable[[Transformer], None] = lambda model: model.init_weights(3)
     objective: Callable[[Rig], Objective] = lambda rig: Supervised(rig.loader, rig.world, rig.device_rows)
     forward: Callable[..., torch.Tensor] | None = None  # given the rig, instead of the model's
+
+    @property
+    def rates(self) -> OptimSettings:
+        if self.rate is None:
+            return OptimSettings()
+        return OptimSettings(embedding_lr=self.rate, unembedding_lr=self.rate, matrix_lr=self.rate)
 
     @property
     def store(self) -> Store:
@@ -98,7 +105,7 @@ class Rig:
             device=CPU,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
-            optimizer=build_optimizer(self.model, OptimSettings(), world=self.world),
+            optimizer=build_optimizer(self.model, self.rates, world=self.world),
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
             checkpointer=Checkpointer(
