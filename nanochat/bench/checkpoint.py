@@ -34,7 +34,7 @@ def measure_checkpoint(asked: Measurement) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     task = {"module": "states", "folder": str(folder), "profile": asked.profile.profile_dict()}
     contenders = [
-        Contender("ours", {**task, "spec": asked.spec.to_yaml_dict()}, asked.variables),
+        Contender("ours", {**task, "shape": asked.shape.to_dict()}, asked.variables),
         *peer_checkpoint(asked, str(folder)),
     ]
     with Workers() as workers:

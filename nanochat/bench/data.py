@@ -26,9 +26,11 @@ SOURCES = ("loader of base", "loader of sft", "tokenizer")
 
 def measure_data(asked: Measurement) -> dict[str, Any]:
     """Measure the machine, then training and what feeds it in turns -> the document for programs."""
-    spec = asked.spec.to_yaml_dict()
+    shape = asked.shape.to_dict()
     sources = [
-        Contender(name, {"module": "loading", "source": name, "spec": spec, "threads": asked.threads}, asked.variables)
+        Contender(
+            name, {"module": "loading", "source": name, "shape": shape, "threads": asked.threads}, asked.variables
+        )
         for name in SOURCES
     ]
     with Workers() as workers:

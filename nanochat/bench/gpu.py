@@ -24,7 +24,7 @@ import torch
 
 from nanochat.bench.figures import Spread
 from nanochat.bench.measurement import Contender, Measurement, machine_table, measure_machine, own_task
-from nanochat.bench.shapes import describe, read_shape
+from nanochat.bench.shapes import Shape, describe
 from nanochat.bench.tables import Table, bytes_, costs, number, percent, print_tables, seconds
 from nanochat.bench.train import derived
 from nanochat.bench.workers import Workers, take_turns
@@ -106,11 +106,12 @@ def attempt(call: Any) -> dict[str, Any]:
 
 def steps(shape: Sequence[str], *, ends: float) -> dict[str, Any]:
     """Steps of base, compiled, against this device's matrix products."""
-    spec = read_shape(None, list(shape))
-    asked = Measurement(spec=spec, rounds=ROUNDS, threads=cores(), peer=None, profile=resolve_profile())
+    given = Shape(None, tuple(shape))
+    spec = given.read()
+    asked = Measurement(shape=given, spec=spec, rounds=ROUNDS, threads=cores(), peer=None, profile=resolve_profile())
     with Workers(ends=ends) as workers:
         machine = measure_machine(asked, workers)
-        contender = Contender("ours, compiled", own_task(spec, "base", STEPS, "always"), asked.variables)
+        contender = Contender("ours, compiled", own_task(given, "base", STEPS, "always"), asked.variables)
         (found,) = take_turns([contender.start(workers)], rounds=ROUNDS)
     return {"shape": describe(spec), "machine": machine, "measured": found.to_dict() | derived(found, machine["bound"])}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.bench.pacing import Paced
+from nanochat.bench.shapes import Shape
 from nanochat.bench.steps import OBJECTIVES, make_context, open_session
 from nanochat.bench.synthetic import texts
 from nanochat.spec.pipeline import PipelineSpec
@@ -22,7 +23,7 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
     """Give tokens, round after round."""
     paced.stamp("imports")
     with tempfile.TemporaryDirectory() as folder:
-        given = SOURCES[task["source"]](PipelineSpec.model_validate(task["spec"]), task["threads"], Path(folder))
+        given = SOURCES[task["source"]](Shape.from_dict(task["shape"]).read(), task["threads"], Path(folder))
         paced.stamp("data")
         while True:
             tokens = float(next(given))

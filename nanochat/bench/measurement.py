@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat.bench.checkout import Checkout
 from nanochat.bench.figures import Measured, Spread, times_faster
-from nanochat.bench.shapes import batch
+from nanochat.bench.shapes import Shape, batch
 from nanochat.bench.tables import Table, times
 from nanochat.bench.workers import Worker, Workers
 from nanochat.pipeline.profiles import ResolvedProfile
@@ -23,7 +23,8 @@ from nanochat.spec.pipeline import PipelineSpec
 class Measurement:
     """The options of every measurement: the shape, how often, on how many threads, against whom, with which store."""
 
-    spec: PipelineSpec
+    shape: Shape
+    spec: PipelineSpec  # of the shape
     rounds: int
     threads: int
     peer: Checkout | None
@@ -64,7 +65,7 @@ def measure_machine(asked: Measurement, workers: Workers) -> dict[str, Any]:
 def ours(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]:
     """This project: base compiled and eager, the others as they come, with rows of many widths."""
     for name, compile_ in modes(stage):
-        yield Contender(f"ours, {name}", own_task(asked.spec, stage, steps, compile_), asked.variables)
+        yield Contender(f"ours, {name}", own_task(asked.shape, stage, steps, compile_), asked.variables)
 
 
 def modes(stage: str) -> Sequence[tuple[str, str]]:
@@ -78,11 +79,11 @@ def has_compiler() -> bool:
     return bool(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
 
 
-def own_task(spec: PipelineSpec, stage: str, steps: int, compile_: str) -> dict[str, Any]:
+def own_task(shape: Shape, stage: str, steps: int, compile_: str) -> dict[str, Any]:
     """A task for `steps.py`, with no checkpoint in between."""
-    data = spec.to_yaml_dict()
-    data.setdefault("stages", {}).setdefault(stage, {}).update(compile=compile_, checkpointEverySeconds=None)
-    return {"module": "steps", "spec": data, "stage": stage, "steps": steps}
+    changed = [f"stages.{stage}.compile={compile_}", f"stages.{stage}.checkpointEverySeconds=null"]
+    shape = Shape(shape.file, (*shape.overrides, *changed))
+    return {"module": "steps", "shape": shape.to_dict(), "stage": stage, "steps": steps}
 
 
 def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]:
@@ -93,7 +94,7 @@ def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]
     root = str(peer.root)
     if peer.own:
         for name, compile_ in modes(stage):
-            task = own_task(asked.spec, stage, steps, compile_) | {"root": root}
+            task = own_task(asked.shape, stage, steps, compile_) | {"root": root}
             yield Contender(f"{peer.name}, {name}", task, asked.variables)
         return
     if stage != "base":

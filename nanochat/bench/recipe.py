@@ -77,7 +77,8 @@ class Variant:
     def spec(self, data: Mapping[str, Any]) -> PipelineSpec:
         """The settings, over the plain data of a pipeline that names no recipe."""
         whole = deepcopy(dict(data))
-        whole["spec"].setdefault("model", {})["recipe"] = CLASSIC if self.name == CLASSIC else MODERN
+        recipe = CLASSIC if self.name == CLASSIC else MODERN
+        whole["spec"]["model"] = {**(whole["spec"].get("model") or {}), "recipe": recipe}
         classic = Variant(CLASSIC).spec(data).to_yaml_dict() if self.without else {}
         for path in (path for part in self.without for path in PARTS[part]):
             apply_override(whole, f"{path}={json.dumps(_at(classic, path))}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,26 @@ def read_shape(file: Path | None, overrides: list[str]) -> PipelineSpec:
     for override in overrides:
         apply_override(data, override)
     return check_pipeline(data, where="--set").spec
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A pipeline file, or None for the preset, and what is set otherwise: each process reads it with its own code."""
+
+    file: Path | None
+    overrides: tuple[str, ...]
+
+    def read(self, *more: str) -> PipelineSpec:
+        """The settings; UserError with all that is wrong."""
+        return read_shape(self.file, [*self.overrides, *more])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a task carries it."""
+        return {"file": None if self.file is None else str(self.file.absolute()), "overrides": list(self.overrides)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Shape:
+        return cls(None if values["file"] is None else Path(values["file"]), tuple(values["overrides"]))
 
 
 def batch(spec: PipelineSpec) -> tuple[int, int, int]:

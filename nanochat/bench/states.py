@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanochat.bench.pacing import Paced, synchronize
+from nanochat.bench.shapes import Shape
 from nanochat.bench.steps import OBJECTIVES, make_context, open_session
 from nanochat.optim import OptimSettings, ShardedOptimizer, build_optimizer
-from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages.session import TrainingSession
 from nanochat.storage.checkpoints import ROOT, Checkpoints
 from nanochat.training.checkpoint import Checkpointer
@@ -36,7 +36,7 @@ LAUNCH = "01"
 def run(task: Mapping[str, Any], paced: Paced) -> None:
     """Save, round after round; what was stored is removed at the end."""
     paced.stamp("imports")
-    spec = PipelineSpec.model_validate(task["spec"])
+    spec = Shape.from_dict(task["shape"]).read()
     with TemporaryDirectory(dir=task["folder"]) as folder:
         context = make_context(spec, "base", Path(folder), task["profile"], run=f"bench-{uuid.uuid4().hex}")
         session = open_session(context)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nanochat.bench.pacing import Paced
+from nanochat.bench.shapes import Shape
 from nanochat.bench.synthetic import SEED, lengths, zipf
 from nanochat.data.loader import Shard, TextLoader
 from nanochat.data.mixture import Mixture, Part, RowLoader
@@ -59,7 +60,7 @@ class Remarks(logging.Handler):
 def run(task: Mapping[str, Any], paced: Paced) -> None:
     """Train, `task["steps"]` steps at a time; UserError where that is not done as it was asked for."""
     paced.stamp("imports")
-    spec = PipelineSpec.model_validate(task["spec"])
+    spec = Shape.from_dict(task["shape"]).read()
     with tempfile.TemporaryDirectory() as folder:
         context = make_context(spec, task["stage"], Path(folder), {"root": f"{folder}/store"})
         context.store.check()

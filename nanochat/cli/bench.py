@@ -17,7 +17,7 @@ from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
 from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.measurement import Measurement
 from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
-from nanochat.bench.shapes import read_shape
+from nanochat.bench.shapes import Shape
 from nanochat.bench.startup import measure_startup, startup_tables
 from nanochat.bench.tables import Table, print_tables
 from nanochat.bench.train import STAGES, measure_train, train_tables
@@ -26,7 +26,7 @@ from nanochat.pipeline.profiles import resolve_profile
 from nanochat.runtime.threads import cores
 from nanochat.spec.bounds import integer, one_of, path, real
 from nanochat.spec.errors import UserError, require_torch
-from nanochat.spec.load import apply_override
+from nanochat.spec.load import apply_override, check_pipeline
 
 app = typer.Typer(
     help="Measure this machine, this project on it, and a peer in the same run; for each the median of all rounds.",
@@ -135,7 +135,7 @@ def recipe(
     data = deepcopy(dict(PRESET))
     for override in set_ or []:
         apply_override(data, override)
-    if "recipe" in data["spec"]["model"]:
+    if check_pipeline(data, where="--set").spec.model.recipe_name != "classic":
         raise UserError("--set model.recipe: the ablation sets the recipe itself; leave it out")
     ablation = Ablation(
         text=text.absolute(), folder=folder.absolute(), data=data, seconds=seconds, seeds=seeds,
@@ -149,8 +149,10 @@ def read_options(
 ) -> Measurement:
     """The options that all measurements have."""
     require_torch()
+    shape = Shape(file, tuple(set_ or ()))
     return Measurement(
-        spec=read_shape(file, set_ or []),
+        shape=shape,
+        spec=shape.read(),
         rounds=rounds,
         threads=threads or cores(),
         peer=find_checkout(peer),

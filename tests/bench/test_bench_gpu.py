@@ -12,6 +12,7 @@ import pytest
 from bench_shapes import SETS, refused
 
 from nanochat.bench import gpu
+from nanochat.bench.shapes import read_shape
 from nanochat.bench.tables import print_tables
 from nanochat.spec.errors import UserError
 
@@ -58,8 +59,8 @@ def test_shapes_are_the_speedruns_on_one_gpu(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(gpu, "steps", steps)
     out = tmp_path / "out.json"
     assert gpu.measure(ABOUT, ["steps"], out, ends=math.inf) == 0
-    assert [gpu.read_shape(None, shape).model.depth for shape in asked] == [12, 20]
-    spec = gpu.read_shape(None, asked[1])
+    assert [read_shape(None, shape).model.depth for shape in asked] == [12, 20]
+    spec = read_shape(None, asked[1])
     assert gpu.describe(spec)["parameters"] == 560_988_160 and gpu.describe(spec)["batch"] == [2, 16, 2048]
     assert json.loads(out.read_text())["parts"]["depth 20"] == {"error": "out of time"}
 

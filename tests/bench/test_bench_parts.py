@@ -14,7 +14,7 @@ from nanochat.bench.checkout import find_checkout
 from nanochat.bench.checkpoint import checkpoint_tables
 from nanochat.bench.data import data_tables
 from nanochat.bench.measurement import Measurement, peer_checkpoint, peer_loader
-from nanochat.bench.shapes import read_shape
+from nanochat.bench.shapes import Shape, read_shape
 from nanochat.bench.startup import startup_tables
 from nanochat.bench.synthetic import lengths, texts, zipf
 from nanochat.bench.workers import Workers, take_turns
@@ -96,7 +96,14 @@ PLACE = "import os\nDATA_DIR = os.environ['NANOCHAT_BASE_DIR'] + '/data'"
 def test_loaders_and_checkpoints_of_a_peer_are_its_own(tmp_path: Path) -> None:
     changed = {"checkpoint_manager": SAVING, "dataloader": READING, "tokenizer": TOKENIZER, "dataset": PLACE}
     peer = find_checkout(write_peer(tmp_path / "peer", **changed))
-    asked = Measurement(spec=read_shape(None, SETS), rounds=5, threads=1, peer=peer, profile=resolve_profile())
+    asked = Measurement(
+        shape=Shape(None, tuple(SETS)),
+        spec=read_shape(None, SETS),
+        rounds=5,
+        threads=1,
+        peer=peer,
+        profile=resolve_profile(),
+    )
     contenders = [*peer_loader(asked), *peer_checkpoint(asked, str(tmp_path))]
     assert [contender.name for contender in contenders] == ["peer, loader", "peer"]
     with Workers() as workers:

@@ -15,7 +15,7 @@ from bench_shapes import SETS, bench, document, refused, sentence, write_peer
 
 from nanochat.bench.checkout import find_checkout
 from nanochat.bench.measurement import Measurement, own_task, theirs
-from nanochat.bench.shapes import batch, describe, read_shape
+from nanochat.bench.shapes import Shape, batch, describe, read_shape
 from nanochat.bench.worker import sentence as worker_sentence
 from nanochat.bench.workers import Worker, Workers, take_turns
 from nanochat.pipeline.profiles import resolve_profile
@@ -106,7 +106,7 @@ def test_what_a_peer_lacks_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_compiler_that_does_not_work_is_one_sentence(tmp_path: Path) -> None:
     """Nothing that is called compiled is measured without."""
-    task = own_task(read_shape(None, SETS), "base", 1, "always")
+    task = own_task(Shape(None, tuple(SETS)), "base", 1, "always")
     variables = {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     with Workers() as workers:
         said = refused(workers.start("ours, compiled", task, variables).answer)
@@ -115,7 +115,14 @@ def test_a_compiler_that_does_not_work_is_one_sentence(tmp_path: Path) -> None:
 
 def test_what_a_peer_cannot_be_asked_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = find_checkout(write_peer(tmp_path / "peer"))
-    asked = Measurement(spec=read_shape(None, SETS), rounds=5, threads=1, peer=peer, profile=resolve_profile())
+    asked = Measurement(
+        shape=Shape(None, tuple(SETS)),
+        spec=read_shape(None, SETS),
+        rounds=5,
+        threads=1,
+        peer=peer,
+        profile=resolve_profile(),
+    )
     assert "is measured in base only" in refused(lambda: list(theirs(asked, stage="sft", steps=1)))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
