@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from nanochat.spec.comments import Form
 from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting
 from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.sources import Sources
@@ -221,7 +222,11 @@ def _too_few(setting: str, tokens: int, length: int) -> str:
     )
 
 
-PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+PipelineName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$"),
+    Form("consist of lower-case letters, digits and inner '-', and begin with a letter"),
+]
 
 Annotation = Annotated[str, StringConstraints(max_length=262_144)]  # what the API server takes of all together
 
