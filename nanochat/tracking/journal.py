@@ -172,7 +172,7 @@ class Journal:
 
 @dataclass(slots=True)
 class _Room:
-    """What may still be read of a run: bytes, values (a line of metrics counts as one more), bytes of events."""
+    """Room for what is still read of a run: bytes, values (a line of metrics counts as one more), bytes of events."""
 
     bytes: int = 64 << 20
     values: int = 1_000_000
