@@ -22,7 +22,7 @@ from nanochat.storage.records import RECORD
 from operators import resources
 from operators.cluster import Cluster
 from operators.config import Config, StoreProfile
-from operators.kube_client import Object
+from operators.kube_error import Object
 
 CONFIG_MAP = "configmap://"
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"

@@ -18,61 +18,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nanochat.parse.json_text import read_json
-from nanochat.storage.records import RECORD
-from operators.attempts import JobAttempt
-from operators.index import Index, Owned
-from operators.kube_client import Object
-from operators.objects import Job, Pod
-from operators.observation import is_over
+from operators.claimants import ANY, Claimant, Evidence, Want
+from operators.index import Index
 
 YIELD_SECONDS = 45.0  # that an attempt may not run while another pipeline waits for what it makes, the first time
 MOST_SECONDS = 3600.0  # the same, however often that pipeline was tried in vain
-ANY = "*"  # in place of keys that nobody tells: pods whose job is gone may make anything that their namespace needs
 TURN_SECONDS = 10.0  # in which a pipeline starts when it is its turn, before the next one may
-
-
-@dataclass(frozen=True, slots=True)
-class Claimant:
-    """A pipeline that makes artifacts."""
-
-    uid: str
-    namespace: str
-    name: str
-    created: str = ""  # creationTimestamp (RFC 3339, UTC)
-    generation: int = 0
-    root: str = ""  # its store; '' where that is not known
-    profile: str = ""  # name of its store profile
-
-    @classmethod
-    def of(cls, found: Object, *, root: str, profile: str) -> Claimant:
-        """The claimant of a ChatPipeline."""
-        meta = found["metadata"]
-        return cls(
-            uid=meta["uid"],
-            namespace=meta["namespace"],
-            name=meta["name"],
-            created=meta["creationTimestamp"],
-            generation=meta["generation"],
-            root=root,
-            profile=profile,
-        )
-
-    def shares_with(self, other: Claimant) -> bool:
-        """Whether the two use one store, and may wait for each other: across namespaces only by the same profile."""
-        same_store = self.root == other.root or not (self.root and other.root)
-        return same_store and (self.namespace == other.namespace or self.profile == other.profile != "")
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """Keys that one attempt would make. `place` is its queue and what it asks for there, None without a queue."""
-
-    keys: frozenset[str]
-    place: Hashable = None
 
 
 @dataclass(slots=True)
@@ -105,7 +59,7 @@ class Claims:
     ) -> None:
         """`changed` is told namespace and name of each pipeline that may start now; `clock` gives the date that the
         pods' times are compared with."""
-        self._index, self._changed, self._clock = index, changed, clock
+        self._evidence, self._changed = Evidence(index, clock), changed
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}  # by uid; what makes and wants nothing is not here
         self._by_key: dict[str, set[str]] = {}  # key -> uids
@@ -116,11 +70,11 @@ class Claims:
     def learn(self) -> None:
         """Take in what pipelines make that are not reconciled yet or no more, from their jobs and pods."""
         with self._lock:
-            metas = [item.meta for item in (*self._index.jobs.all(), *self._index.pods.all())]
-            for namespace, uid in {(meta.namespace, meta.owner) for meta in metas}:
+            for namespace, uid in self._evidence.all():
                 entry = self._entries.get(uid)
                 if entry is None:
-                    self._put(self._unknown(namespace, uid))
+                    who, making = self._evidence.read(namespace, uid)
+                    self._put(_Entry(who, making=making))
                 elif not entry.settled:
                     self._put(entry)
 
@@ -132,11 +86,15 @@ class Claims:
             own = self._own(who)
             own.making -= want.keys  # an attempt of it that made them is over
             others = [entry for entry in self._with(want.keys) if entry is not own and entry.who.shares_with(who)]
-            waits = {key: self._sentence(entry, who) for entry in others for key in self._made_of(want, entry, who)}
+            waits = {
+                key: self._evidence.sentence(entry.who, who)
+                for entry in others
+                for key in self._made_of(want, entry, who)
+            }
             first = None if waits else self._first(own, want, others, now)
             if first is not None:
                 entry, keys = first
-                waits = dict.fromkeys(keys, self._sentence(entry, who))
+                waits = dict.fromkeys(keys, self._evidence.sentence(entry.who, who))
                 woken.append(entry.who)
             if not waits:
                 own.granted |= want.keys
@@ -200,7 +158,7 @@ class Claims:
                 ):
                     self._turns += 1
                     own.vain, own.turn = own.vain + 1, self._turns
-                    return _name(entry.who, who)
+                    return entry.who.name_for(who)
         return ""
 
     # ---- the table ----------------------------------------------------------------------------------------------
@@ -270,86 +228,13 @@ class Claims:
         for who in those:
             self._changed(who.namespace, who.name)
 
-    # ---- what jobs and pods tell --------------------------------------------------------------------------------
-
     def _makes(self, entry: _Entry) -> frozenset[str]:
         """The keys that an entry's attempts make now."""
         if entry.settled:
             return entry.making | entry.granted
-        owned = self._left(entry.who.namespace, entry.who.uid)
-        keys = entry.granted.union(*(_keys(job) for job in self._living(owned)))
-        return keys | entry.making if self._bereft(owned) else keys
+        return entry.granted | self._evidence.makes(entry.who, entry.making)
 
     def _made_of(self, want: Want, entry: _Entry, asker: Claimant) -> frozenset[str]:
         """The keys of a want that an entry makes now, or may make."""
         keys = self._makes(entry)
         return want.keys if ANY in keys and entry.who.namespace == asker.namespace else want.keys & keys
-
-    def _left(self, namespace: str, uid: str) -> Owned:
-        """The jobs and pods with a pipeline's label: a job that lost its owner is left too."""
-        jobs, pods = self._index.jobs.of(namespace, uid), self._index.pods.of(namespace, uid)
-        return Owned({job.meta.name: job for job in jobs}, tuple(pods))
-
-    def _living(self, owned: Owned) -> Iterator[Job]:
-        """The jobs of which something may still run."""
-        pods = {pod.job for pod in owned.pods if not is_over(pod, self._clock())}
-        return (job for job in owned.jobs.values() if not job.ended or job.meta.name in pods)
-
-    def _bereft(self, owned: Owned) -> set[str]:
-        """The names of jobs that are gone while their pods may still run. Whoever labels a pod of his own is none:
-        garbage collection takes what names an owner that is not there."""
-        pods = (pod for pod in owned.pods if pod.maker and pod.job not in owned.jobs)
-        return {pod.job for pod in pods if not is_over(pod, self._clock())}
-
-    def _unknown(self, namespace: str, uid: str) -> _Entry:
-        """The entry of a pipeline of which only the index tells."""
-        owned = self._left(namespace, uid)
-        objects: Sequence[Job | Pod] = (*owned.jobs.values(), *owned.pods)
-        name = next((item.meta.pipeline for item in objects), "")
-        known = frozenset(key for job in self._living(owned) for key in _keys(job))
-        known |= {ANY} if self._bereft(owned) else set()
-        found = self._index.pipeline(namespace, name)
-        if found is None or found.meta.uid != uid:
-            return _Entry(Claimant(uid, namespace, name), making=known)
-        body = found.body
-        status = body.get("status") or {}
-        stages = {_stage_of(job, name, uid) for job in self._bereft(owned)}
-        told = [stage.get("keys") or {} for stage in status.get("stages") or () if stage["name"] in stages]
-        who = Claimant.of(body, root=(status.get("profile") or {}).get("root", ""), profile=found.profile)
-        return _Entry(who, making=known.union(*(keys.values() for keys in told)))
-
-    def _sentence(self, entry: _Entry, asker: Claimant) -> str:
-        """Who makes or comes first, for the status of one that waits."""
-        who = entry.who
-        found = self._index.pipeline(who.namespace, who.name)
-        if found is not None and found.meta.uid == who.uid:
-            return f"waits for pipeline {_name(who, asker)}, which makes it"
-        owned = self._left(who.namespace, who.uid)
-        job = next(self._living(owned), None)
-        if job is None:
-            return f"waits for the pods of pipeline {_name(who, asker)}, which was deleted, to end"
-        kind, where = self._index.jobs.resource.kind.lower(), f"{job.meta.name} -n {who.namespace}"
-        if job.meta.deleting or job.owners:
-            return f"waits for job {job.meta.name} of pipeline {_name(who, asker)}, which was deleted, to end"
-        return (
-            f"waits for job {job.meta.name}, which makes it and whose pipeline was deleted without it: let it end by "
-            f"itself, or by `kubectl delete {kind} {where}` at once"
-        )
-
-
-def _name(who: Claimant, asker: Claimant) -> str:
-    """The name of a pipeline, with its namespace where that is another than the asker's."""
-    return who.name if who.namespace == asker.namespace else f"{who.namespace}/{who.name}"
-
-
-def _stage_of(job: str, name: str, uid: str) -> str:
-    """The stage in the name of a pipeline's job."""
-    return job.removeprefix(f"{name}-{uid[:4]}-").rpartition("-")[0]
-
-
-def _keys(job: Job) -> frozenset[str]:
-    """The keys of the artifacts that a job makes; none where its annotation makes no sense."""
-    try:
-        return frozenset(JobAttempt.from_dict(read_json(job.attempt, limit=RECORD) | {"job": job.meta.name}).keys)
-    except (ValueError, TypeError):
-        return frozenset()

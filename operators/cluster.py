@@ -10,17 +10,8 @@ from __future__ import annotations
 
 from kubernetes.client import CoreV1Event, V1ConfigMap, V1Deployment, V1LabelSelector, V1Pod
 
-from operators.kube_client import (
-    CONFIG_MAPS,
-    DEPLOYMENTS,
-    EVENTS,
-    MERGE,
-    PIPELINES,
-    PODS,
-    KubeClient,
-    KubeError,
-    Object,
-)
+from operators.kube_client import CONFIG_MAPS, DEPLOYMENTS, EVENTS, MERGE, PIPELINES, PODS, KubeClient
+from operators.kube_error import KubeError, Object
 from operators.kube_models import from_json, to_json
 from operators.kueue import LOCAL_QUEUES
 from operators.objects import Condition, Pod, seconds

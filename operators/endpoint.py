@@ -16,7 +16,7 @@ the reason InvalidToken beside the detail.
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated
@@ -34,9 +34,9 @@ from nanochat.spec.errors import StorageError
 from nanochat.storage.manifest import Manifest
 from nanochat.tracking.mlflow import LARGEST_FILE
 from operators import metrics
-from operators.access import INVALID_TOKEN, Access
+from operators.access import INVALID_TOKEN, accepts
 from operators.attempts import JobAttempt
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.run_state import RunSnapshot
 
 AT_ONCE = 8  # requests that are answered at a time
@@ -55,14 +55,17 @@ class InvalidToken(Exception):
 
 
 def build_app(
-    runs: Callable[[str, str], RunSnapshot | None], access: Access, health: Callable[[], str], ready: Callable[[], bool]
+    runs: Callable[[str, str], RunSnapshot | None],
+    access: Callable[[str, str], Mapping[str, str] | None],
+    health: Callable[[], str],
+    ready: Callable[[], bool],
 ) -> FastAPI:
-    """The application. `health` says what is stuck, or ''."""
+    """The application. `access` is what a pipeline's status says of it; `health` says what is stuck, or ''."""
     app = FastAPI(title="nanochat controller", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_few_at_once)
 
     def view(namespace: str, name: str, x_nanochat_token: Annotated[str, Header()] = "") -> RunSnapshot:
         found = runs(namespace, name)
-        if found is None or not access.accepts(found.uid, x_nanochat_token, time.time()):
+        if found is None or not accepts(access(namespace, name), x_nanochat_token, time.time()):
             raise InvalidToken
         return found
 
@@ -84,6 +87,7 @@ def build_app(
         return JSONResponse({"detail": "there is no such file"}, status_code=404)
 
     @app.get("/livez")
+    @app.get("/healthz")  # the probe of charts before 0.2
     def livez() -> Response:
         stuck = health()
         return PlainTextResponse(stuck or "ok", status_code=503 if stuck else 200)

@@ -23,7 +23,8 @@ from typing import TypeVar
 
 from kubernetes.client import CoreV1Event, V1EventSource, V1ObjectMeta, V1ObjectReference
 
-from operators.kube_client import EVENTS, MERGE, KubeClient, KubeError, Object
+from operators.kube_client import EVENTS, MERGE, KubeClient
+from operators.kube_error import KubeError, Object
 from operators.kube_models import to_json
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,8 @@ from nanochat.spec.chatpipeline import UID
 from nanochat.spec.pipeline import PipelineSpec
 from operators.attempts import JobAttempt
 from operators.job_backend import JobBackend
-from operators.kube_client import PIPELINES, PODS, KubeClient, KubeError, Listing, Object, Resource
+from operators.kube_client import PIPELINES, PODS, KubeClient, Listing, Resource
+from operators.kube_error import KubeError, Object
 from operators.kube_models import from_json
 from operators.kueue import JOB_UID, WORKLOADS, Queues, Workload, read_workload
 from operators.objects import Job, Meta, Pod, read_meta

@@ -22,7 +22,8 @@ from operators import resources
 from operators.admission import Accepted
 from operators.attempts import job_name
 from operators.config import Config, StoreProfile
-from operators.kube_client import Object, Resource
+from operators.kube_client import Resource
+from operators.kube_error import Object
 from operators.objects import Job, Pod
 
 

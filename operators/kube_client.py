@@ -5,7 +5,6 @@
     kube.apply(CONFIG_MAPS, body, manager="nanochat")
     log = kube.request("get", path, what="logs/base", headers={...})
 
-Whoever handles a `KubeError` decides by its codes (`status`, `code`, `kind`, `causes`), never by its message's words.
 The library `kubernetes` is imported when a connection is made: it takes half a second.
 """
 
@@ -14,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,12 @@ import urllib3
 import yaml
 
 from nanochat.spec import chatpipeline
-from nanochat.spec.errors import NanochatError, UserError
+from nanochat.spec.errors import UserError
+from operators.kube_error import KubeError, NoCluster, Object
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, Configuration
 
-Object = dict[str, Any]  # an object as the API server gives it
 TIMEOUT = (5, 60)  # seconds to connect, and between bytes
 PAGE = "100"  # objects of one answer to a listing: parsed they take ten times their bytes
 METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
@@ -69,75 +68,6 @@ class Listing:
 
     items: list[Object]
     version: int
-
-
-class NoCluster(UserError):
-    """No cluster is configured here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """One fault of an object that the API server refused, an entry of its Status's `details.causes`."""
-
-    reason: str  # FieldValueInvalid, FieldValueRequired, ...
-    field: str
-    message: str
-
-
-class KubeError(NanochatError):
-    """A request failed. `status`, `code`, `kind` and `causes` are for programs, `said` and `message` for people.
-
-    `status` is the HTTP status, 0 where no answer came. `code`, `kind` and `causes` are `reason`, `details.kind` and
-    `details.causes` of the answer, a Kubernetes Status; a server behind the API server's proxy may give a `reason`
-    and `detail` of its own. `code` is empty where the answer has none. `said` is the message of the answer alone.
-    """
-
-    reason = "Infrastructure"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        said: str = "",
-        status: int = 0,
-        code: str = "",
-        kind: str = "",
-        causes: Sequence[Cause] = (),
-    ) -> None:
-        super().__init__(message)
-        self.said, self.status, self.code, self.kind, self.causes = said or message, status, code, kind, tuple(causes)
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether the same request may succeed later: no answer, too many requests, or the server's own fault."""
-        return self.status == 0 or self.status == 429 or self.status >= 500
-
-    @property
-    def is_unserved(self) -> bool:
-        """Whether the API server has no such kind of object: its definition is not installed."""
-        return self.status == 404 and not self.kind and self.code in ("", "NotFound")
-
-    @classmethod
-    def of_answer(cls, doing: str, status: int, body: bytes) -> KubeError:
-        """The error that an answer means; `doing` is what was asked."""
-        try:
-            found = _dict(json.loads(body))
-        except ValueError:
-            found = {}
-        details = _dict(found.get("details"))
-        text = found.get("message") or found.get("detail") or body.decode(errors="replace").strip()[:300]
-        said = str(text or f"HTTP status {status}")
-        return cls(
-            f"cannot {doing}: {said}",
-            said=said,
-            status=status,
-            code=str(found.get("reason") or ""),
-            kind=str(details.get("kind") or ""),
-            causes=[
-                Cause(cause.get("reason", ""), cause.get("field", ""), cause.get("message", ""))
-                for cause in map(_dict, details.get("causes") or ())
-            ],
-        )
 
 
 class KubeClient:
@@ -344,11 +274,6 @@ class KubeClient:
 
 def _typed(resource: Resource, body: Object) -> Object:
     return {"apiVersion": resource.api_version, "kind": resource.kind, **body}
-
-
-def _dict(value: object) -> Object:
-    """A JSON object; an empty one for a value that is none, as servers behind the proxy may send."""
-    return value if isinstance(value, dict) else {}
 
 
 def _configuration(connections: int) -> Configuration:

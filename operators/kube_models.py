@@ -12,7 +12,7 @@ from typing import Any
 
 from kubeflow.training import ApiClient
 
-from operators.kube_client import Object
+from operators.kube_error import Object
 
 _API = ApiClient()  # kubeflow's knows the models of both
 

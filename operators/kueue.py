@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from operators.kube_client import Object, Resource
+from operators.kube_client import Resource
+from operators.kube_error import Object
 from operators.objects import Job
 from operators.sentences import Wait, Waiting
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from operators.kube_client import LEASES, MERGE, KubeClient, KubeError, Object
+from operators.kube_client import LEASES, MERGE, KubeClient
+from operators.kube_error import KubeError, Object
 
 log = logging.getLogger(__name__)
 

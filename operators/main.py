@@ -1,7 +1,6 @@
 """The controller's process: `python -m operators.main --config FILE --port 8080`.
 
-kopf's watches feed the index (`operators.watches`), and whatever is new there wakes the reconciler of its pipeline. A
-pipeline at rest has no task and no timer. Reconciliations run in threads, a bounded number for each store profile.
+It serves the HTTP endpoint at once, and reconciles once it has the Lease.
 """
 
 from __future__ import annotations
@@ -14,258 +13,20 @@ import secrets
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
-from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.bounds import integer, path
 from nanochat.spec.errors import NanochatError
-from operators import endpoint, logs, metrics, status, watches
-from operators.access import Access
-from operators.claims import Claims
-from operators.cluster import Cluster
+from operators import endpoint, logs, metrics
 from operators.config import Config
-from operators.events import Events
-from operators.index import Index
-from operators.kube_client import KubeClient, KubeError
+from operators.controller import Controller
+from operators.kube_client import KubeClient
 from operators.lease import NAME, Lease
-from operators.mlflow_sync import MlflowSync
-from operators.pytorchjob import PyTorchJobs
-from operators.reconciler import PipelineReconciler
-from operators.reconciliation import ARTIFACT_SECONDS, Services
-from operators.rollout import RolloutController
-from operators.run_state import RunSnapshot
-from operators.status import no_serving
-from operators.store_leases import StoreLeases
-from operators.stores import Stores
 
 log = logging.getLogger(__name__)
 
-RECONCILES_AT_ONCE = 8  # of the pipelines of one store profile
 CONNECTIONS = 32  # to the API server
 TIMEOUT = (5, 30)  # seconds to connect to the API server, and between bytes
-RESYNC_SECONDS = 600.0  # between listings of everything, in case a watch missed something
-LOOKS_A_SECOND = 3.0  # of all pipelines that wait, though nothing is new: what they wait for wakes them
-COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
-STUCK_SECONDS = 60.0  # an event loop that was silent for so long is stuck
-SLOW_SECONDS = 60.0  # a reconciliation that takes longer is told of
-BACKOFF = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds after so many failed reconciliations in a row
-
-Result = TypeVar("Result")
-
-
-class Controller:
-    """All loops, by (namespace, name). Its methods run in the asyncio loop, but `wake`, which any thread may call."""
-
-    def __init__(self, config: Config, kube: KubeClient, access: Access, service: str, cache: Path) -> None:
-        self.config, self.kube, self.access, self.service = config, kube, access, service
-        cluster, backend = Cluster(kube), PyTorchJobs(kube)
-        self.index = Index(kube, backend, self.wake)
-        self.claims = Claims(self.index, changed=self.wake)
-        self.leases, self.stores = StoreLeases(), Stores(cache)
-        self.rollout: RolloutController | None = None
-        if config.serving is not None:
-            profile = config.profiles[config.serving.profile]
-            self.rollout = RolloutController(
-                config.serving, profile, cluster, changed=self._wake_served, leases=self.leases, stores=self.stores
-            )
-        self.services = Services(
-            cluster=cluster,
-            index=self.index,
-            backend=backend,
-            config=config,
-            claims=self.claims,
-            events=Events(kube, "nanochat-controller"),
-            stores=self.stores,
-            leases=self.leases,
-            access=self._access,
-            serving=self.rollout.about if self.rollout else no_serving,
-        )
-        self.mlflow_sync = MlflowSync(self._snapshots)
-        self.pool = ThreadPoolExecutor(4, thread_name_prefix="controller")
-        self.pools: dict[str, ThreadPoolExecutor] = {}  # by store profile: one that is slow delays no other
-        self.reconcilers: dict[tuple[str, str], PipelineReconciler] = {}
-        self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}  # of those that are not at rest
-        self.wakes: dict[tuple[str, str], asyncio.Event] = {}
-        self.busy: dict[tuple[str, str], float] = {}  # since when one is reconciled
-        self.slow: dict[tuple[str, str], float] = {}  # of those the ones that were told of
-        self.ticked = time.monotonic()
-        self.synced = asyncio.Event()  # the index is complete
-        self._asyncio: asyncio.AbstractEventLoop | None = None
-
-    # ---- waking ---------------------------------------------------------------------------------------------
-
-    def wake(self, namespace: str, name: str) -> None:
-        """Something about a pipeline changed, or it is new."""
-        if self._asyncio is not None and not self._asyncio.is_closed():
-            self._asyncio.call_soon_threadsafe(self._wake, (namespace, name))
-
-    def _wake(self, key: tuple[str, str]) -> None:
-        """Wake the reconciler of a pipeline, or give it one."""
-        found = self.index.pipeline(*key)
-        if key in self.tasks:
-            self.wakes[key].set()
-            return
-        if key not in self.reconcilers:
-            if found is None:
-                return
-            self.reconcilers[key] = PipelineReconciler(*key, self.services)
-            self.reconcilers[key].expect(found.body)
-        self.wakes[key] = asyncio.Event()
-        self.tasks[key] = asyncio.create_task(self._drive(key), name="/".join(key))
-
-    def _wake_served(self) -> None:
-        """Wake the pipelines whose condition Serving is another now."""
-        assert self.rollout is not None
-        for found in self.index.pipelines.all():
-            body = found.body
-            told = status.condition(body.get("status"), status.SERVING)
-            run = RunPaths.of(namespace=found.meta.namespace, name=found.meta.name, uid=found.meta.uid).root
-            if self.rollout.about(run, told_before=told is not None) not in (None, told):
-                self.wake(found.meta.namespace, found.meta.name)
-
-    # ---- running --------------------------------------------------------------------------------------------
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set."""
-        self._asyncio = asyncio.get_running_loop()
-        watching = asyncio.create_task(watches.watch(self.index, self.kube, self.config.namespaces, stop))
-        resync = asyncio.create_task(self._resync())
-        tick = asyncio.create_task(self._tick())
-        rollout = asyncio.create_task(self._roll_out())
-        self.mlflow_sync.start()
-        await asyncio.wait({watching, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        for task in (resync, tick, rollout, *self.tasks.values()):
-            task.cancel()
-        with suppress(TimeoutError, asyncio.CancelledError):
-            await asyncio.wait_for(watching, 10)
-
-    async def _resync(self) -> None:
-        """List everything: at the start, so that all claims and attempts are known, and now and then."""
-        while True:
-            try:
-                for namespace in self.config.namespaces or ("",):
-                    await self._in_pool(self.index.resync, namespace)
-                await self._in_pool(self.claims.learn)
-                self.synced.set()
-                for key in [key for key, reconciler in self.reconcilers.items() if reconciler.is_stale()]:
-                    self._wake(key)
-            except KubeError as error:
-                log.warning("%s", error.message)
-            self.stores.forget()
-            await asyncio.sleep(RESYNC_SECONDS if self.synced.is_set() else 2.0)
-
-    async def _tick(self) -> None:
-        while True:
-            self.ticked = time.monotonic()
-            for key, since in list(self.busy.items()):
-                if self.ticked - since > SLOW_SECONDS and self.slow.get(key) != since:
-                    self.slow[key] = since
-                    self.pool.submit(self.reconcilers[key].tell_slow, self.ticked - since)
-            self.slow = {key: since for key, since in self.slow.items() if self.busy.get(key) == since}
-            metrics.slow.set(len(self.slow))
-            self._count()
-            await asyncio.sleep(1.0)
-
-    async def _drive(self, key: tuple[str, str]) -> None:
-        """Reconcile again and again, until nothing is left to do."""
-        failures = 0
-        await self.synced.wait()
-        while True:
-            wake = self.wakes[key]
-            wake.clear()
-            pool = self._pool_of(key)
-            try:
-                delay = await asyncio.get_running_loop().run_in_executor(pool, self._reconcile, key)
-                failures = 0
-            except Exception:
-                delay = BACKOFF[min(failures, len(BACKOFF) - 1)]
-                failures += 1
-            if delay is None and not wake.is_set():
-                break
-            if delay is not None and delay >= ARTIFACT_SECONDS:  # nothing runs: so many look now and then, not more
-                delay = max(delay, len(self.tasks) / LOOKS_A_SECOND)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), delay)
-            await asyncio.sleep(COALESCE_SECONDS)
-        del self.tasks[key], self.wakes[key]
-        if self.reconcilers[key].run is None:
-            del self.reconcilers[key]
-
-    def _pool_of(self, key: tuple[str, str]) -> ThreadPoolExecutor:
-        """The threads of a pipeline's store profile."""
-        found = self.index.pipeline(*key)
-        profile = found.profile if found is not None and found.profile in self.config.profiles else ""
-        if profile not in self.pools:
-            self.pools[profile] = ThreadPoolExecutor(RECONCILES_AT_ONCE, thread_name_prefix=f"reconcile-{profile}")
-        return self.pools[profile]
-
-    async def _roll_out(self) -> None:
-        """Let the inference server follow the registry, if there is one."""
-        if self.rollout is None or self.config.serving is None:
-            return
-        while True:
-            delay = BACKOFF[-1]
-            try:
-                delay = await self._in_pool(self.rollout.reconcile)
-            except Exception:
-                metrics.errors.labels(kind="program").inc()
-                log.exception("a look at the served version failed")
-            await asyncio.sleep(delay)
-
-    def _reconcile(self, key: tuple[str, str]) -> float | None:
-        self.busy[key] = time.monotonic()
-        with logs.about(namespace=key[0], name=key[1]), metrics.reconcile_seconds.time():
-            try:
-                delay = self.reconcilers[key].reconcile()
-            except Exception as error:
-                metrics.reconciles.labels(result="error").inc()
-                kind = "cluster" if isinstance(error, KubeError) else "program"
-                metrics.errors.labels(kind=kind).inc()
-                if isinstance(error, NanochatError):
-                    log.warning("%s", error.message)
-                else:
-                    log.exception("a reconciliation failed")
-                raise
-            finally:
-                self.busy.pop(key, None)
-            metrics.reconciles.labels(result="ok").inc()
-            return delay
-
-    async def _in_pool(self, function: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
-
-    # ---- what the endpoint asks -----------------------------------------------------------------------------
-
-    def _access(self, uid: str) -> dict[str, str] | None:
-        if not self.service:
-            return None
-        return {"service": self.service, "token": self.access.token(uid, time.time())}
-
-    def stored_run(self, namespace: str, name: str) -> RunSnapshot | None:
-        """The run of a pipeline."""
-        reconciler = self.reconcilers.get((namespace, name))
-        return reconciler.snapshot if reconciler else None
-
-    def _snapshots(self) -> list[RunSnapshot]:
-        return [run for reconciler in list(self.reconcilers.values()) if (run := reconciler.snapshot) is not None]
-
-    def health(self) -> str:
-        """Why the controller itself stands, in a sentence; '' where it goes. A slow reconciliation is no reason."""
-        silent = time.monotonic() - self.ticked
-        return f"the event loop has not ticked for {silent:.0f} s" if silent > STUCK_SECONDS else ""
-
-    def _count(self) -> None:
-        phases: dict[str, int] = {}
-        for run in self._snapshots():
-            phases[str(run.phase)] = phases.get(str(run.phase), 0) + 1
-        metrics.set_pipelines(phases)
-        metrics.set_suspicion(self.services.suspicion.scores(time.time()))
 
 
 def main() -> int:
@@ -288,9 +49,10 @@ def main() -> int:
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{secrets.token_hex(4)}"
     cache = Path(os.environ.get("NANOCHAT_CACHE", "/tmp/nanochat"))
-    access = Access(secrets.token_bytes(32))
-    controller = Controller(config, kube, access, os.environ.get("NANOCHAT_SERVICE", ""), cache)
-    app = endpoint.build_app(controller.stored_run, access, controller.health, controller.synced.is_set)
+    controller = Controller(config, kube, os.environ.get("NANOCHAT_SERVICE", ""), cache)
+    app = endpoint.build_app(
+        controller.stored_run, controller.published_access, controller.health, controller.synced.is_set
+    )
     server = endpoint.Server(app, options.port)
     lease = Lease(kube, namespace, NAME, identity)
     try:
@@ -305,7 +67,7 @@ async def _lead(controller: Controller, lease: Lease) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    ticking = asyncio.create_task(controller._tick())
+    ticking = asyncio.create_task(controller.tick())
     acquired = loop.run_in_executor(None, lease.acquire)
     await asyncio.wait({acquired, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
     ticking.cancel()

@@ -14,7 +14,7 @@ from typing import Any
 from kubernetes.client import V1Pod
 
 from nanochat.spec.chatpipeline import PIPELINE, UID
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.kube_models import from_json
 
 

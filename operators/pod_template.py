@@ -21,7 +21,7 @@ from nanochat.spec.pods import hide_values
 from operators import resources
 from operators.admission import CONFIG_MAP
 from operators.job_backend import JobRequest
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.kube_models import from_json
 from operators.networks import PRESETS, Network
 

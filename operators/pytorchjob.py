@@ -16,7 +16,8 @@ from kubeflow.training import models
 from nanochat.spec.chatpipeline import ATTEMPT
 from operators import resources
 from operators.job_backend import JobRequest
-from operators.kube_client import MERGE, KubeClient, KubeError, Object, Resource
+from operators.kube_client import MERGE, KubeClient, Resource
+from operators.kube_error import KubeError, Object
 from operators.kube_models import from_json, to_json
 from operators.kueue import PRIORITY, QUEUE
 from operators.objects import Job, Pod, read_meta, read_pod

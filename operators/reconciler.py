@@ -24,11 +24,13 @@ from nanochat.spec.errors import NanochatError, StorageError, UserError
 from operators import metrics, status
 from operators.admission import admit_object
 from operators.index import read_pipeline
-from operators.kube_client import KubeError, Object
+from operators.kube_error import KubeError, Object
 from operators.kueue import queue_state
-from operators.reconciliation import ARTIFACT_SECONDS, Reconciliation, Services
+from operators.reconciliation import ARTIFACT_SECONDS, is_over, reconcile
 from operators.rest import Rest, read_rest
 from operators.run_state import NotAdmitted, Ready, RunSnapshot, mark_deleted
+from operators.scope import Scope
+from operators.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class PipelineReconciler:
         """Whether it has to be looked at though nothing about it is new: what it was refused for may be gone, and the
         token in its status is good for two days."""
         run = self.run
-        return run is not None and (run.snapshot is None or run.access != self.services.access(run.uid))
+        return run is not None and (run.snapshot is None or run.access != self.services.access(run.access, time.time()))
 
     def tell_slow(self, seconds: float) -> None:
         """Say that a reconciliation takes long."""
@@ -126,15 +128,15 @@ class Run:
                 return self._next_try()
             self.report(found, status.refused(found, state.refused, now))
             return None
-        reconciliation = Reconciliation(self.services, state, found, refused, now, steady, self._event)
-        planned = reconciliation.run()
+        scope = Scope(self.services, state, found, refused, now, steady, self._event)
+        planned = reconcile(scope)
         self.snapshot = state.snapshot()
-        self.report(found, self._status(reconciliation, planned))
-        if reconciliation.is_over(planned):
-            due = state.due(reconciliation.owned.jobs)
-            self._state, self._generation = Rest.of(found, self.snapshot, reconciliation.owned, due), 0
+        self.report(found, self._status(scope, planned))
+        if is_over(scope, planned):
+            due = state.due(scope.owned.jobs)
+            self._state, self._generation = Rest.of(found, self.snapshot, scope.owned, due), 0
             return None if due is None else max(ACTIVE_SECONDS, due - now)
-        return self._next_try() if reconciliation.trouble else _delay(state, planned, now)
+        return self._next_try() if scope.trouble else _delay(state, planned, now)
 
     def _lasts(self, trouble: str) -> bool:
         """Whether storage could not be reached several times in a row; to be asked once in each pass."""
@@ -161,7 +163,7 @@ class Run:
         """Keep a pipeline at rest: what others need to know of it is told."""
         assert isinstance(self._state, Rest)
         services, run = self.services, self._state.snapshot
-        self.report(found, status.at_rest(found, services.access(self.uid), self._serving(found, run.paths.root), now))
+        self.report(found, status.at_rest(found, services.access, self._serving(found, run.paths.root), now))
         try:
             if run.phase not in status.DONE:
                 services.leases.hold(run.store, run.paths.root)
@@ -206,9 +208,9 @@ class Run:
 
     # ---- reporting ------------------------------------------------------------------------------------------
 
-    def _status(self, reconciliation: Reconciliation, planned: Status) -> Object:
-        found, ready = reconciliation.found, reconciliation.ready
-        workloads = (reconciliation.queues.of(job) for job in reconciliation.owned.jobs.values())
+    def _status(self, scope: Scope, planned: Status) -> Object:
+        found, ready = scope.found, scope.ready
+        workloads = (scope.queues.of(job) for job in scope.owned.jobs.values())
         inputs = status.StatusInputs(
             accepted=ready.accepted,
             planned=planned,
@@ -216,14 +218,14 @@ class Run:
             progress=ready.progress,
             explanations=ready.outputs.explanations,
             scores=ready.outputs.scores,
-            refused=reconciliation.refused,
-            trouble=reconciliation.trouble if self._lasts(reconciliation.trouble) else "",
-            current=not reconciliation.trouble,
+            refused=scope.refused,
+            trouble=scope.trouble if self._lasts(scope.trouble) else "",
+            current=not scope.trouble,
             queue=queue_state(next((workload for workload in workloads if workload), None)),
             run=ready.paths.root,
             serving=self._serving(found, ready.paths.root),
         )
-        return status.build(found, inputs, self.services.access, reconciliation.now)
+        return status.build(found, inputs, self.services.access, scope.now)
 
     def report(self, found: Object, told: Object) -> None:
         """Patch the object's status where it changed; an Event where the pipeline begins, waits, or ends."""

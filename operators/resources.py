@@ -2,10 +2,11 @@
 
 Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at a time, width W, depth L, vocabulary V:
 
-- training on CPUs: P x (0.8 GiB + 16 N + 4 r T (34 W L + 3 V)) x 1.2. 16 N is weights, gradients and optimizer in fp32;
-  34 W values are kept of each token and block for the backward pass (arXiv 2205.05198, eq. 1, without attention's
-  square); the logits, their softmax and their gradient are 3 V.
-- training on GPUs: P x 4 GiB + 16 N, which is what a checkpoint stages in host memory.
+- training on CPUs: (P x (0.8 GiB + 16 N + 4 r T (34 W L + 3 V)) + 12 N) x 1.2. 16 N is weights, gradients and optimizer
+  in fp32; 34 W values are kept of each token and block for the backward pass (arXiv 2205.05198, eq. 1, without
+  attention's square); the logits, their softmax and their gradient are 3 V; 12 N is the copy of weights and optimizer
+  that a checkpoint is written from.
+- training on GPUs: P x 4 GiB + 16 N, of which that copy is 12 N.
 - evaluation: the same with 8 N.
 - the stages before training and after it: 1 GiB, 4 bytes for each character that the tokenizer trains on, and 256 MiB
   for each worker that makes tokens, of which there is one a core.
@@ -100,7 +101,8 @@ def _memory(spec: PipelineSpec, stage: str, graph: Graph) -> float:
         return compute.processes * 4 * GIB + state
     tokens = compute.device_batch_size * model.sequence_length
     activations = 4 * tokens * (34 * model.width * model.depth + 3 * model.vocab_size)
-    return 1.2 * compute.processes * (0.8 * GIB + state + activations)
+    copy = 12 * parameters(model) if stage in TRAINING else 0
+    return 1.2 * (compute.processes * (0.8 * GIB + state + activations) + copy)
 
 
 def memory_limits(config: Config, spec: PipelineSpec, graph: Graph) -> Mapping[str, float]:

@@ -20,7 +20,7 @@ from operators import status
 from operators.admission import profile_of
 from operators.config import Config
 from operators.index import DEFAULT_STORE, Owned
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.run_state import RunSnapshot, mark_of
 from operators.stores import Stores
 

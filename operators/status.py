@@ -16,7 +16,7 @@ from nanochat.tracking.progress import State
 from nanochat.tracking.quantities import duration
 from operators.admission import Accepted
 from operators.attempts import JobAttempt
-from operators.kube_client import Object
+from operators.kube_error import Object
 from operators.suspicion import MOST_NODES
 
 ATTEMPTS = 20  # in status; all are in the run's folder
@@ -24,7 +24,8 @@ LONGEST = 1000  # characters of a message
 NODES = 64  # of an attempt
 LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
-AccessOf = Callable[[str], Mapping[str, str] | None]  # uid -> {service, token}
+# what the status says of it, the time -> service, token and expiresAt
+AccessOf = Callable[[Mapping[str, str] | None, float], Mapping[str, str] | None]
 SERVING = "Serving"  # the condition
 
 
@@ -34,7 +35,7 @@ class ServingOf(Protocol):
     def __call__(self, run: str, *, told_before: bool) -> tuple[str, str, str] | None: ...
 
 
-def no_access(uid: str) -> None:
+def no_access(before: Mapping[str, str] | None, now: float) -> None:
     """Where the HTTP endpoint is not served."""
 
 
@@ -102,7 +103,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
             "secret": accepted.profile.secret,
             "serviceAccount": accepted.profile.service_account,
         },
-        "access": access(meta["uid"]),
+        "access": access(before.get("access"), now),
         "queue": {name: text[:LONGEST] for name, text in inputs.queue.items()} if inputs.queue else None,
         "conditions": _conditions(
             before.get("conditions") or [],
@@ -171,16 +172,14 @@ def broken(error: Exception) -> Object:
     return {"message": f"a fault of the controller ({kind}) keeps this pipeline from going on: its log says where"}
 
 
-def at_rest(
-    found: Object, access: Mapping[str, str] | None, serving: tuple[str, str, str] | None, now: float
-) -> Object:
+def at_rest(found: Object, access: AccessOf, serving: tuple[str, str, str] | None, now: float) -> Object:
     """The changes in the status of a pipeline that is at rest."""
-    meta, before = found["metadata"], (found.get("status") or {}).get("conditions") or []
+    meta, before = found["metadata"], found.get("status") or {}
     wanted = {SERVING: serving} if serving else {}
     return {
-        "access": access,
-        "message": _message_at_rest(found.get("status") or {}, serving),
-        "conditions": _conditions(before, meta["generation"], now, wanted),
+        "access": access(before.get("access"), now),
+        "message": _message_at_rest(before, serving),
+        "conditions": _conditions(before.get("conditions") or [], meta["generation"], now, wanted),
     }
 
 

@@ -128,9 +128,10 @@ class AccessStatus(StatusSection):
         help="service is the controller's Service, as namespace/name:port, for the API server's proxy."
     )
     token: Word = setting(
-        help="token is sent in the header X-Nanochat-Token to read this pipeline's logs and report. It is good for a "
-        "day or two."
+        help="token is sent in the header X-Nanochat-Token to read this pipeline's logs and report. It is good until "
+        "expiresAt and replaced a day before."
     )
+    expires_at: datetime | None = setting(None, "expiresAt is when the token ceases to be good.")
 
 
 class QueueStatus(StatusSection):

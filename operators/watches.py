@@ -17,7 +17,8 @@ from typing import Any
 import kopf
 
 from operators.index import Index, SomeCache
-from operators.kube_client import KubeClient, KubeError
+from operators.kube_client import KubeClient
+from operators.kube_error import KubeError
 
 log = logging.getLogger(__name__)
 

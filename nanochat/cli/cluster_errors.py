@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from nanochat.cli.run_handle import Unanswered
 from nanochat.spec.errors import NanochatError, UserError
-from operators.kube_client import PIPELINES, Cause, KubeError
+from operators.kube_client import PIPELINES
+from operators.kube_error import Cause, KubeError
 
 
 @contextmanager

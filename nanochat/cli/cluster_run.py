@@ -32,7 +32,8 @@ from nanochat.tracking.quantities import duration
 from nanochat.tracking.registry import Registry
 from operators import lease
 from operators.access import INVALID_TOKEN
-from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError
+from operators.kube_client import MERGE, PIPELINES, KubeClient
+from operators.kube_error import KubeError
 
 LISTED = 5  # attempts that the remarks tell of
 LOOK = 0.3  # seconds between looks for the controller's word
@@ -271,7 +272,7 @@ class ClusterRun(RunHandle):
             except KubeError as error:
                 if error.code != INVALID_TOKEN:
                     raise
-            self.refresh()  # there is another token each day, and from each process of the controller
+            self.refresh()  # there is another token each day
             return self._request(path, query)
         except KubeError as error:
             raise self._endpoint_error(error) from None

@@ -6,7 +6,7 @@ from nanochat.cli.cluster_run import ClusterRun
 from nanochat.cli.local_run import NoRun, find_run
 from nanochat.cli.run_handle import RunHandle, Unanswered
 from nanochat.spec.errors import UserError
-from operators.kube_client import NoCluster
+from operators.kube_error import NoCluster
 
 
 def find_handle(name: str | None, *, store: str, namespace: str | None, context: str | None) -> RunHandle:

@@ -12,6 +12,7 @@ import typer
 from nanochat.cli import cluster, collect, models, options, rollback, run, runs
 from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
+from nanochat.runtime.threads import settle
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
 from nanochat.spec.errors import NanochatError, UserError, is_own, missing_module
 
@@ -70,6 +71,7 @@ def chat(
     store: Store = "default",
 ) -> None:
     """Chat in the terminal with a model of a run, or with a server."""
+    settle()
     from nanochat.cli.chat import chat as talk
 
     folder = None if url else models.find_model(model, stage=stage, store=store)
@@ -86,6 +88,7 @@ def serve(
     store: Store = "default",
 ) -> None:
     """Serve the OpenAI chat API and a chat page."""
+    settle()
     from nanochat.cli.serve import serve as start
 
     start(folder=models.find_model(model, stage=stage, store=store), host=host, port=port, slots=slots)

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from nanochat.cli.cluster_errors import to_error
 from nanochat.tracking.registry import Registry
 from nanochat.tracking.rest import Call, RestClient
-from operators.kube_client import KubeClient, KubeError
+from operators.kube_client import KubeClient
+from operators.kube_error import KubeError
 
 _SERVICE = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)(\.svc(\..+)?)?")
 

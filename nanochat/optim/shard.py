@@ -8,7 +8,7 @@ One process is the case of one owner of everything.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,11 @@ class Shard(ABC):
         """The inverse of join."""
 
     @abstractmethod
-    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+    def pieces(self, own: Tensor) -> Iterable[tuple[str, slice, Tensor]]:
+        """Own units (own units, ...) -> by parameter that has some of them: its name, which of its rows, these rows."""
+
+    @abstractmethod
+    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         """Move the own weights (own units, ...), in place, by self.gradient."""
 
     def reset(self) -> None:
@@ -66,10 +70,10 @@ class Shard(ABC):
         self._wait()
         self.gradient = self.gradient[: self.own.stop - self.own.start]
 
-    def start_update(self, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+    def start_update(self, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         """Update the own units and begin to send them to all."""
         own = self.join([p.detach() for p in self.parameters])[self.own]
-        self.update(own, step=step, lr_scale=lr_scale, muon_momentum=muon_momentum)
+        self.update(own, step=step, lr_scale=lr_scale, muon_momentum=muon_momentum, decay_scale=decay_scale)
         self._start_gather(own)
 
     def finish_update(self) -> None:
@@ -78,25 +82,15 @@ class Shard(ABC):
             parameter.copy_(value)
         self._buffer = self.gradient = torch.empty(0)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The whole state by parameter, in host memory on the first process and nowhere else."""
-        out: dict[str, Tensor] = {}
-        for kind in self.kinds:
-            self._start_gather(self.state[kind])
-            self._wait()
-            if self.world.rank == 0:
-                pieces = self.split(self._buffer[: self.units])
-                for name, piece in zip(self.names, pieces, strict=True):
-                    # A copy, for the pieces are views of the buffer, or of the state itself.
-                    out[f"{name}.{kind}"] = piece.to("cpu", copy=True).contiguous()
-        self._buffer = torch.empty(0)
-        return out
+    def own_state(self) -> dict[str, Tensor]:
+        """The own part of the state by parameter and kind: the tensors themselves, which the next step changes."""
+        return {f"{name}.{kind}": piece for kind in self.kinds for name, _, piece in self.pieces(self.state[kind])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the own part of a whole state."""
         for kind in self.kinds:
-            whole = self.join([state[f"{name}.{kind}"] for name in self.names])
-            self.state[kind].copy_(whole[self.own])
+            for name, rows, piece in self.pieces(self.state[kind]):
+                piece.copy_(state[f"{name}.{kind}"][rows])
 
     def _start_gather(self, own: Tensor) -> None:
         """Begin to put all processes' own units together in self._buffer, (units, ...) and padding."""

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from nanochat.model.artifact import KIND, MADE_OF, fingerprint
@@ -138,10 +139,12 @@ class Outputs:
 
     def explain(self) -> None:
         """Say of each stage that misses outputs why, once."""
+        recent = cache(self.artifacts.recent)  # several stages make artifacts of one kind
         for node in self.graph.nodes:
             missing = self.missing(node.stage)
             if missing and node.stage not in self.explanations:
-                self.explanations[node.stage] = explain_miss(self.artifacts, missing, total=len(node.outputs))
+                why = explain_miss(self.artifacts, missing, total=len(node.outputs), recent=recent)
+                self.explanations[node.stage] = why
 
     def remarked(self, status: Status) -> Status:
         """The status with a message of what the release came to, which its stage's success does not tell."""

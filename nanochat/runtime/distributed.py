@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,24 @@ class World:
         with collective(self.waits):
             dist.broadcast(content, src=0, group=self.group)
         return json.loads(content.numpy().tobytes())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each rank's JSON value, in order of rank, on every rank."""
+        if self.group is None:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        self.all_gather(sizes, torch.tensor([len(text)])).wait()
+        longest = int(max(sizes))
+        texts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+        self.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text)))).wait()
+        return [json.loads(each[:size].numpy().tobytes()) for each, size in zip(texts, sizes, strict=True)]
+
+    def apart(self) -> World:
+        """The same processes in a group of its own: what another thread sends there meets nothing of this thread's."""
+        if self.group is None:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT), waits=Waits())
 
     def part(self, count: int) -> slice:
         """This rank's part of `count` things: contiguous, all used, sizes at most one apart."""

@@ -45,7 +45,7 @@ class Form:
 def comment(info: FieldInfo, schema: dict[str, Any], *, must: bool = True) -> str:
     """All sentences about a field; `must` is False where the controller writes the value and nobody else."""
     default = "; ".join(defaults(info))
-    said = {"": "", "empty": "Empty by default."}.get(default, f"Defaults to {default}.")
+    said = {"": "", "empty": "Empty by default."}.get(default, f"Defaults to {default}{_modern(info)}.")
     return " ".join(filter(None, [info.description, limits(schema, must=must), said]))
 
 
@@ -89,9 +89,24 @@ def defaults(info: FieldInfo) -> list[str]:
         return [_item(item) for item in value] or ["empty"]
     if value == {}:
         return ["empty"]
-    return [
+    return [_shown(value)]
+
+
+def _shown(value: Any) -> str:
+    return (
         str(value).lower() if isinstance(value, bool) else f"{value:.12g}" if isinstance(value, float) else str(value)
-    ]
+    )
+
+
+def modern_default(info: FieldInfo) -> str:
+    """The default where model.recipe is modern; '' where that makes no difference."""
+    extra = info.json_schema_extra
+    return _shown(extra["x-modern"]) if isinstance(extra, dict) and "x-modern" in extra else ""
+
+
+def _modern(info: FieldInfo) -> str:
+    value = modern_default(info)
+    return f", modern to {value}" if value else ""
 
 
 def _item(value: Any) -> str:

@@ -47,7 +47,7 @@ def validate(data: Any, kind: type[S], where: str, *, within: str = "") -> S:
     """
     try:
         # JSON mode: strict as the API server is ("5" is no number), and YAML's names only.
-        text = json.dumps(_as_stored(data, kind, within, where))
+        text = json.dumps(kind.prepare(_as_stored(data, kind, within, where)))
         return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         items = [item for item in error.errors(include_url=False) if not _is_other_half(item)]

@@ -22,6 +22,7 @@ from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Re
 from nanochat.pipeline.plan import StagePlan
 from nanochat.runtime.memory import is_out_of_memory
 from nanochat.runtime.stopping import on_stop
+from nanochat.runtime.threads import settle
 from nanochat.spec.environment import integer
 from nanochat.spec.errors import NanochatError, PeerLost, is_own, missing_module
 from nanochat.stages.context import StageContext, StopFlag
@@ -35,6 +36,7 @@ MODULES = {"eval-base": "evaluate", "eval-mid": "evaluate", "eval-sft": "evaluat
 def main() -> NoReturn:
     """Run the stage that the plan names; ends the process with the exit code."""
     die_with_starter()
+    settle()
     plan = StagePlan.read(Path(sys.argv[1]))
     rank = integer("RANK", 0)
     work = Path(plan.work)

@@ -21,7 +21,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,10 +33,12 @@ from nanochat.storage.cache import Cache
 from nanochat.storage.explain import Near, nearest
 from nanochat.storage.failures import Damaged, is_disk_full, to_user_error, translate_errors
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
-from nanochat.storage.store import FileRecord, Store
+from nanochat.storage.store import Entry, FileRecord, Store
 from nanochat.storage.transfer import check_contents, check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
+
+Recent = Callable[[str], Sequence[Manifest]]  # kind -> its newest manifests
 
 ROOT = "artifacts"
 MANIFEST = "manifest.json"
@@ -104,6 +106,15 @@ class Artifacts:
             sentences.append(f"{self.store.uri(base)} is damaged: {damage}")
         return tuple(sentences)
 
+    def damage(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, ...]]:
+        """The damage of those of many (kind, key) that have some; only where anything lies it is looked for."""
+        pairs = list(dict.fromkeys(wanted))
+        keys = {kind: self._keys(kind) for kind in {kind for kind, _ in pairs}}
+        lying = [(kind, key) for kind, key in pairs if key in keys[kind]]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = zip(lying, pool.map(lambda pair: self.damaged(*pair), lying), strict=True)
+            return {pair: sentences for pair, sentences in found if sentences}
+
     def list(self, kind: str) -> Iterator[Manifest]:
         """All readable manifests of a kind, whatever the state of their files; damaged ones are warned of."""
         for key in self.store.children(f"{ROOT}/{check_name(kind)}"):
@@ -123,20 +134,28 @@ class Artifacts:
             if entry.path.count("/") == 3 and entry.path.endswith(f"/{MANIFEST}") and entry.size <= SMALL
         ]
         entries.sort(key=lambda entry: entry.modified, reverse=True)
-        manifests: list[Manifest] = []
-        for entry in entries[:most]:
+
+        def read(entry: Entry) -> Manifest | None:
             try:
-                manifests.append(Manifest.from_bytes(self.store.read(entry.path, SMALL)))
+                return Manifest.from_bytes(self.store.read(entry.path, SMALL))
             except (Damaged, FileNotFoundError):
-                # Who looks for this very artifact is warned.
-                continue
-        return manifests
+                return None  # who looks for this very artifact is warned
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return [manifest for manifest in pool.map(read, entries[:most]) if manifest is not None]
 
     def closest(
-        self, kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str], *, name: str | None = None
+        self,
+        kind: str,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        name: str | None = None,
+        recent: Recent | None = None,
     ) -> Near | None:
-        """Of the newest artifacts of a kind, and of a `name`, the one most like what is wanted, and how it differs."""
-        found = self.recent(kind)
+        """Of the newest artifacts of a kind, and of a `name`, the one most like what is wanted, and how it differs.
+        `recent` may be given where it remembers its answers."""
+        found = (recent or self.recent)(kind)
         return nearest((m for m in found if name is None or m.recipe.get("name") == name), recipe, inputs)
 
     def writer(self, kind: str, key: str, launch: str) -> Writer:
@@ -170,6 +189,10 @@ class Artifacts:
         base = self.folder(kind, key)
         self.store.delete(f"{base}/{MANIFEST}")
         self.store.delete(base)
+
+    def _keys(self, kind: str, since: float = 0.0) -> frozenset[str]:
+        """The keys of a kind that anything lies under; `since` as in `survey`."""
+        return frozenset(self.store.children(f"{ROOT}/{check_name(kind)}"))
 
     def _read(self, kind: str, key: str) -> tuple[Manifest | None, bytes]:
         """The manifest as it lies there, and its bytes."""

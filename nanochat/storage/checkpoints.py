@@ -1,8 +1,9 @@
 """Resumable states of one stage, by step; the newest whole one is where a launch goes on.
 
 checkpoints = Checkpoints(store, "base", key, cache_folder)
-folder = checkpoints.folder(step, launch)              # write the files here
-checkpoints.save(step, launch, folder, metadata)       # whole or absent, whenever the process is killed
+folder = checkpoints.folder(step, launch)                    # write files here
+records = checkpoints.store(step, launch, folder, names)     # each of several processes its own
+checkpoints.commit(step, launch, records, metadata)          # one of them, for all: whole or absent, whoever is killed
 newest = checkpoints.newest()
 if newest is not None:
     resume(checkpoints.fetch(newest))
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from nanochat.storage.artifacts import MANIFEST
 from nanochat.storage.cache import Cache
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
-from nanochat.storage.store import Store
+from nanochat.storage.store import FileRecord, Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
@@ -62,41 +63,56 @@ class Checkpoints:
         self._launches: set[str] = set()
 
     def folder(self, step: int, launch: str) -> Path:
-        """An empty folder to write into, in a folder store the checkpoint's own place already."""
+        """A folder to write files into, in a folder store the checkpoint's own place already.
+
+        Several processes may write one checkpoint, each the files that are its own.
+        """
         name = self._name(step, launch)
         folder = self.store.local_path(f"{self._base}/{name}")
         if folder is None:
             return self.cache.scratch(f"{self.stage}-{self.key[:16]}-{name}")
         if self._read(name) is not None:
             folder = folder.parent / f"{files.TEMPORARY}{name}"
-        files.remove(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def save(self, step: int, launch: str, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Store what lies in `folder`, which is used up; what this launch saved before at this step stays."""
+    def store_files(self, step: int, launch: str, folder: Path, names: Collection[str]) -> tuple[FileRecord, ...]:
+        """Store the files `names` of `folder`, which are used up; none where the checkpoint is whole already."""
         name = self._name(step, launch)
         base = f"{self._base}/{name}"
         self._launches.add(launch)
-        if self._read(name) is None:
-            records = store_folder(self.store, self.cache, folder, base)
-            manifest = Manifest(
-                kind=self.stage,
-                key=self.key,
-                launch=launch,
-                recipe={},
-                inputs={},
-                files=records,
-                metadata=dict(metadata),
-                created=time.time(),
-            )
-            self.store.write(f"{base}/{MANIFEST}", manifest.to_bytes())
+        known = self._read(name) is not None
+        records = () if known else store_folder(self.store, self.cache, folder, base, names)
         if folder != self.store.local_path(base):
             files.remove(folder)
+        return records
 
-    def abandon(self, step: int, launch: str, folder: Path) -> None:
+    def commit(self, step: int, launch: str, records: Sequence[FileRecord], metadata: Mapping[str, Any]) -> None:
+        """Make the stored files the checkpoint of a step; what this launch has saved before at this step stays.
+
+        `Damaged` where one of them is not in the store.
+        """
+        name = self._name(step, launch)
+        base = f"{self._base}/{name}"
+        if self._read(name) is not None:
+            return
+        manifest = Manifest(
+            kind=self.stage,
+            key=self.key,
+            launch=launch,
+            recipe={},
+            inputs={},
+            files=tuple(records),
+            metadata=dict(metadata),
+            created=time.time(),
+        )
+        check_sizes(self.store, base, manifest.files)
+        self.store.write(f"{base}/{MANIFEST}", manifest.to_bytes())
+
+    def abandon(self, step: int, launch: str, folder: Path | None) -> None:
         """Remove what was written of a checkpoint that could not be saved: the disk may be full of it."""
-        files.remove(folder)
+        if folder is not None:
+            files.remove(folder)
         name = self._name(step, launch)
         with suppress(NanochatError, OSError):  # the store may be what failed
             if self._read(name) is None:

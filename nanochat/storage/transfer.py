@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,9 +49,11 @@ def check_contents(store: Store, base: str, manifest: Manifest, hashed: dict[Ent
             raise Damaged(f"{record.path} has another content than was written")
 
 
-def store_folder(store: Store, cache: Cache, folder: Path, base: str) -> tuple[FileRecord, ...]:
-    """Bring all files of a local folder below `base`, hashed and on disk; they may lie there already."""
-    found = list(files.walk(folder))
+def store_folder(
+    store: Store, cache: Cache, folder: Path, base: str, names: Collection[str] | None = None
+) -> tuple[FileRecord, ...]:
+    """Bring files of a local folder (all, or `names`) below `base`, hashed and on disk; they may lie there already."""
+    found = list(files.walk(folder)) if names is None else [(name, folder / name) for name in names]
     local = store.local_path(base)
 
     def bring(item: tuple[str, Path]) -> FileRecord:

@@ -1,63 +1,143 @@
 """Checkpoints: model, optimizer, random state and loop state, as safetensors and JSON, for any number of processes.
 
-    checkpointer = Checkpointer(context.checkpoints(), launch=launch, world=world, keep=2)
-    checkpointer.save(1200, model=model, optimizer=optimizer, loop={...})
-    loop = checkpointer.restore(model=model, optimizer=optimizer)     # None where there is no checkpoint
+    with Checkpointer(context.checkpoints(), launch, world, keep=2, journal=journal, progress=progress) as checkpointer:
+        loop = checkpointer.restore(model=model, optimizer=optimizer)     # None where there is no checkpoint
+        checkpointer.save(1200, model=model, optimizer=optimizer, loop={...})
 
-Rank 0 writes; it also chooses the checkpoint that all ranks restore, so that no two go on from different steps.
+To save is to copy the state to host memory; a thread does the rest while training goes on, and one save is under way
+at a time. Each process stores its own part of the optimizer, rank 0 all else. Rank 0 also chooses the checkpoint that
+all ranks restore, so that no two go on from different steps.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanochat.model.transformer import Transformer
-from nanochat.optim import ShardedOptimizer
+from nanochat.optim import ShardedOptimizer, StateFiles
 from nanochat.runtime.distributed import World
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import NanochatError, PeerLost, StorageError
 from nanochat.storage import Checkpoints
 from nanochat.storage.failures import Damaged, translate_errors
+from nanochat.storage.store import FileRecord
+from nanochat.tracking.journal import Journal
+from nanochat.tracking.progress import Progress
+from nanochat.training.host_copy import Files, HostCopy
+from nanochat.training.saving import Save
+
+log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZERS = "optimizer*.safetensors"  # one a process, in order of rank; optimizer.safetensors is from a version before
 RANDOM = "random.safetensors"
 LOOP = "loop.json"
 CHOICES = 3  # of a checkpoint, before ranks that lack it are taken for ranks with another store
+SLOW = (
+    "training waits for its checkpoints: saving one takes longer than the time to the next; raise "
+    "checkpointEverySeconds and checkpointEvery, or use a faster store"
+)
 
 
-@dataclass(frozen=True, slots=True)
 class Checkpointer:
-    """Saves and restores what training is made of; collective, like all that it calls."""
+    """Saves and restores what training is made of; `save` and `restore` are collective, like all that they call."""
 
-    checkpoints: Checkpoints
-    launch: str
-    world: World
-    keep: int = 2
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        launch: str,
+        world: World,
+        keep: int = 2,
+        *,
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        """Checkpoints are those of rank 0's `launch`, of which the newest `keep` stay."""
+        self.checkpoints, self.launch, self.world, self.keep = checkpoints, launch, world, keep
+        self.journal, self.progress = journal, progress
+        self._copy = HostCopy()
+        self._peers: World | None = None  # for the thread that saves
+        self._save: Save | None = None  # under way, or ended without anybody having looked
 
-    def save(self, step: int, *, model: Transformer, optimizer: ShardedOptimizer, loop: Mapping[str, Any]) -> None:
-        """Save the state after `step` steps, then remove all but the newest `keep` checkpoints."""
-        moments = optimizer.state_dict()  # whole on rank 0, gathered from all
-        if not self.world.first:
-            return
-        folder = self.checkpoints.folder(step, self.launch)
-        try:
-            with translate_errors(doing="writing", where=str(folder)):
-                save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / MODEL)
-                save_file(moments, folder / OPTIMIZER)
-                save_file(random_state(model.device), folder / RANDOM)
-                (folder / LOOP).write_text(json.dumps(loop))
-            self.checkpoints.save(step, self.launch, folder, {"step": step})
-        except BaseException:
-            self.checkpoints.abandon(step, self.launch, folder)
-            raise
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let the save under way end; its own failure does not hide what ends training."""
+        if kind is None:
+            self.wait()
+        elif not issubclass(kind, PeerLost):  # without its peers it has no end
+            with suppress(NanochatError):
+                self.wait()
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: Transformer,
+        optimizer: ShardedOptimizer,
+        loop: Mapping[str, Any],
+        due: bool = True,
+    ) -> None:
+        """Copy the state after `step` steps, and begin to save it, once the former save has ended: it raises that one's
+        failure. That a save which is `due` has to wait is told to people."""
+        began = time.monotonic()
+        if due and self._save is not None and not self._save.done:
+            self.progress.warn(SLOW)
+        self.wait()
+        if self._peers is None:
+            self._peers, self.launch = self.world.apart(), self.world.broadcast(self.launch)
+        own = {f"optimizer-{self.world.rank + 1:05d}-of-{self.world.size:05d}.safetensors": optimizer.own_state()}
+        if self.world.first:
+            own |= {MODEL: model.state_dict(), RANDOM: random_state(model.device)}
+        copied, text = self._copy.take(own), json.dumps(loop)
+        self._save = Save(
+            self.checkpoints,
+            step,
+            self.launch,
+            self._peers,
+            write=lambda folder: self._write(folder, copied, text),
+            commit=lambda records: self._commit(step, records),
+            tell=self.progress.warn,
+        )
+        log.info("saving the state of step %s; training waited %.2f s for that", f"{step:,}", time.monotonic() - began)
+
+    def check(self) -> None:
+        """Raise the failure of a save that has ended since."""
+        if self._save is not None and self._save.done:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way, if there is one, and raise its failure."""
+        save, self._save = self._save, None
+        if save is not None:
+            save.result(alive=self.progress.update, waits=self.world.waits)
+
+    def _write(self, folder: Path, copied: Files, loop: str) -> Collection[str]:
+        """Put this rank's files into a folder."""
+        self._copy.wait()
+        with translate_errors(doing="writing", where=str(folder)):
+            for name, tensors in copied.items():
+                save_file(dict(tensors), folder / name)
+            if not self.world.first:
+                return tuple(copied)
+            (folder / LOOP).write_text(loop)
+            return (*copied, LOOP)
+
+    def _commit(self, step: int, records: Sequence[FileRecord]) -> None:
+        """Rank 0's last part: from here on there is a checkpoint, and all but the newest `keep` go."""
+        self.journal.flush()  # no metric of a step that is not run again is ever lost
+        self.checkpoints.commit(step, self.launch, records, {"step": step})
+        log.info("the checkpoint of step %s is stored", f"{step:,}")
         self.checkpoints.prune(self.keep)
 
     @property
@@ -66,12 +146,13 @@ class Checkpointer:
         return tuple(self.checkpoints.warnings)
 
     def restore(self, *, model: Transformer, optimizer: ShardedOptimizer) -> dict[str, Any] | None:
-        """Load the newest good checkpoint and return its loop state; None where there is none."""
+        """Load the newest good checkpoint, after the save under way -> its loop state, or None where there is none."""
+        self.wait()
         folder = self._fetch_newest()
         if folder is None:
             return None
         model.load_state_dict(load_file(folder / MODEL))
-        optimizer.load_state_dict(load_file(folder / OPTIMIZER))
+        optimizer.load_state_dict(StateFiles(sorted(folder.glob(OPTIMIZERS))))
         set_random_state(load_file(folder / RANDOM), model.device)
         return json.loads((folder / LOOP).read_text())
 

@@ -13,11 +13,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from nanochat.model.loss import Tile, cross_entropy_
+from nanochat.model.transformer import Reduction, Transformer
 from nanochat.runtime.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -35,26 +36,39 @@ def compile_pays(device: torch.device, flops: float) -> bool:
 
 
 class Forward:
-    """The model's forward pass, compiled where asked; falls back to the plain one, and says so, if that fails."""
+    """The model's loss, compiled where asked; falls back to the plain one, and says so, if that fails.
 
-    def __init__(self, model: nn.Module, *, compiled: bool) -> None:
+    What is compiled is the model up to its last layer; of the loss on a GPU what works on each logit, which is as many
+    kernels otherwise. On a CPU that is faster as it is (see `nanochat.model.loss`).
+    """
+
+    def __init__(self, model: Transformer, *, compiled: bool) -> None:
         self.model = model
         if compiled and torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(True)  # tells the compiler, too
-        self.call: Callable[..., Any] = torch.compile(model, dynamic=False) if compiled else model
-        self.proven = not compiled  # whether `call` has worked once
+        self.hidden: Callable[[Tensor], Tensor] = (
+            torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
+        )
+        self.tile: Tile = torch.compile(cross_entropy_) if compiled and model.device.type == "cuda" else cross_entropy_
+        self.proven = not compiled  # whether a compiled pass has worked once
 
-    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
+    def __call__(
+        self, ids: Tensor, targets: Tensor, factors: Tensor | None = None, *, reduction: Reduction = "sum"
+    ) -> Tensor:
+        """ids, targets and factors (B, T) -> `Transformer.loss`."""
         if self.proven:
-            return self.call(*args, **options)
+            return self._loss(ids, targets, factors, reduction)
         try:
-            result = self.call(*args, **options)
+            result = self._loss(ids, targets, factors, reduction)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()
             log.warning("torch.compile does not work here, so training is slower: %s", reason[0] if reason else error)
-            self.call = self.model
-            result = self.model(*args, **options)
+            self.hidden, self.tile = self.model.hidden, cross_entropy_
+            result = self._loss(ids, targets, factors, reduction)
         self.proven = True
         return result
+
+    def _loss(self, ids: Tensor, targets: Tensor, factors: Tensor | None, reduction: Reduction) -> Tensor:
+        return self.model.loss(self.hidden(ids), targets, factors, reduction=reduction, tile=self.tile)

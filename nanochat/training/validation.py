@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from nanochat.data.mixture import Mixture, PackedLoader, RowLoader
-from nanochat.model.transformer import IGNORED, Transformer
+from nanochat.model.loss import IGNORED
+from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, (R, T) int64 each

@@ -18,7 +18,7 @@ from small_pipeline import called
 
 import operators.main
 from nanochat.cli.main import app
-from nanochat.serving import __main__ as serving
+from nanochat.serving import command as serving
 
 FLAGS = {"json", "follow", "markdown", "dry-run", "champions", "unfinished", "keep-releases", "help"}
 # Refused by every parameter, whatever it takes; no program is given a NUL, but a test can.

@@ -21,7 +21,7 @@ from nanochat.model.artifact import SERVED
 from nanochat.spec.errors import UserError
 from nanochat.storage import Artifacts, Profile, open_store
 from nanochat.tracking.registry import Candidate, Registry
-from operators.kube_client import KubeError
+from operators.kube_error import KubeError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"

@@ -40,7 +40,8 @@ from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
-from operators.kube_client import MERGE, PIPELINES, KubeClient, KubeError, Resource
+from operators.kube_client import MERGE, PIPELINES, KubeClient, Resource
+from operators.kube_error import KubeError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from store_servers import free_port

@@ -21,6 +21,7 @@ from documents import WORLD, document
 from site_of_tests import MLFLOW, NAMESPACE, SERVER, SYSTEM, Site, path
 
 from nanochat.data.identity import generate
+from nanochat.spec.chatpipeline import RETRY
 
 pytestmark = pytest.mark.cluster
 
@@ -112,7 +113,8 @@ def test_cluster_commands_work(block: Block, reader: Reader) -> None:
             elif "nanochat logs cpu release" not in command:  # the small pipeline releases nothing
                 reader.run(command)
             if command.startswith("nanochat retry"):  # people type more slowly than the controller looks
-                reader.site.wait("cpu", lambda status: status["phase"] in ("Running", "Waiting"), seconds=60)
+                asked = reader.site.get("cp", "cpu", "-n", NAMESPACE)["metadata"]["annotations"][RETRY]
+                reader.site.wait("cpu", lambda status, asked=asked: status.get("retriedAt") == asked, seconds=60)
     finally:
         for server in servers:
             server.terminate()

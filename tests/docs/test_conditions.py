@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "conditions.md"
 # Modules of `operators` whose texts are read elsewhere: generated files, the command line, the log, other programs.
 SILENT = {
-    "cluster", "config", "crd", "endpoint", "job_backend", "kube_client", "lease", "logs", "main", "metrics",
-    "mlflow_sync", "mlflow_worker", "networks", "status_schema", "values_schema", "values_table",
+    "cluster", "config", "controller", "crd", "crd_rules", "endpoint", "job_backend", "kube_client", "kube_error",
+    "lease", "logs", "main", "metrics", "mlflow_sync", "mlflow_worker", "networks", "status_schema",
+    "values_schema", "values_table",
 }  # fmt: skip
 UNREAD = ("log.", "KubeError", "RuntimeError", "AssertionError")  # calls whose texts stay in the log
 NO_SENTENCES = {  # the system's own words, a pod's name, what the log says of records

@@ -12,7 +12,8 @@ from nanochat.spec.chatpipeline import UID
 from operators.claims import Claims
 from operators.cluster import Cluster
 from operators.index import Index
-from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, KubeError, Listing, Object, Resource
+from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, Listing, Resource
+from operators.kube_error import KubeError, Object
 from operators.kueue import WORKLOADS
 from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs
 from operators.status_schema import PipelineStatus

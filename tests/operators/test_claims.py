@@ -11,7 +11,8 @@ import pytest
 from fake_cluster import FakeKube
 
 from nanochat.spec.chatpipeline import ATTEMPT, PIPELINE, UID
-from operators.claims import MOST_SECONDS, TURN_SECONDS, YIELD_SECONDS, Claimant, Claims, Want
+from operators.claimants import Claimant, Want
+from operators.claims import MOST_SECONDS, TURN_SECONDS, YIELD_SECONDS, Claims
 from operators.index import Index
 from operators.kube_client import PIPELINES, PODS
 from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs

@@ -48,6 +48,7 @@ def named(name: str, **metadata: Any) -> dict[str, Any]:
 ACCEPTED = {
     "an empty spec": spec(),
     "a depth": spec(model__depth=4),
+    "the modern recipe": spec(model={"recipe": "modern", "windowPattern": "SSL"}, stages__base__packing="stream"),
     "a float that is whole": spec(stages__base__matrixLr=1),
     "a null where null is a value": spec(stages__base__gradClip=None),
     "a null where it is none": spec(model__depth=None),
@@ -90,6 +91,8 @@ REFUSED = {
     "a number for text": spec(store=4),
     "text for a truth": spec(stages__rl__enabled="no"),
     "too small": spec(model__depth=0),
+    "another recipe": spec(model__recipe="antique"),
+    "windows of other letters": spec(model__windowPattern="SX"),
     "too large": spec(model__depth=257),
     "not above": spec(stages__base__matrixLr=0),
     "beyond 64 bits": spec(stages__base__steps=2**63),

@@ -14,14 +14,15 @@ from nanochat.pipeline.runs import RunPaths
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
-from operators.access import DAY, INVALID_TOKEN, Access
+from operators.access import DAY, INVALID_TOKEN, accepts, publish
 from operators.endpoint import NEXT, build_app
-from operators.kube_client import KubeError
+from operators.kube_error import KubeError
 from operators.run_state import RunSnapshot
 from operators.stores import SharedArtifacts
 
-ACCESS = Access(b"key of a test")
-TOKEN = {"X-Nanochat-Token": ACCESS.token("uid-1", time.time())}
+SERVICE = "system/controller:8080"
+PUBLISHED = {name: publish(SERVICE, None, time.time()) for name in ("demo", "other")}
+TOKEN = {"X-Nanochat-Token": PUBLISHED["demo"]["token"]}
 KEY = "ab" * 16
 
 
@@ -47,7 +48,11 @@ def client(tmp_path: Path) -> TestClient:
     shared = SharedArtifacts(store, tmp_path / "cache", Profile(root=store.root))
     view = RunSnapshot("team", "demo", "uid-1", shared, "", Phase.SUCCEEDED, KEY, True, "")
     views = {("team", "demo"): view}
-    return TestClient(build_app(lambda ns, name: views.get((ns, name)), ACCESS, lambda: "", lambda: True))
+    return TestClient(
+        build_app(
+            lambda ns, name: views.get((ns, name)), lambda _ns, name: PUBLISHED.get(name), lambda: "", lambda: True
+        )
+    )
 
 
 def test_logs_are_listed_and_read_from_any_byte(client: TestClient) -> None:
@@ -88,9 +93,9 @@ def test_the_report_and_the_attempts(client: TestClient) -> None:
         {},
         {"X-Nanochat-Token": ""},
         {"X-Nanochat-Token": "é"},
-        {"X-Nanochat-Token": ACCESS.token("uid-2", time.time())},
-        {"X-Nanochat-Token": ACCESS.token("uid-1", time.time() - 3 * DAY)},
-        {"X-Nanochat-Token": Access(b"another key").token("uid-1", time.time())},
+        {"X-Nanochat-Token": PUBLISHED["other"]["token"]},
+        {"X-Nanochat-Token": PUBLISHED["demo"]["token"][:-1]},
+        {"X-Nanochat-Token": publish(SERVICE, None, time.time())["token"]},
     ],
 )
 def test_without_the_token_a_pipeline_is_not_there(client: TestClient, headers: dict[str, str]) -> None:
@@ -103,11 +108,43 @@ def test_without_the_token_a_pipeline_is_not_there(client: TestClient, headers: 
     assert (error.code, "read its status.access again" in error.said) == (INVALID_TOKEN, True)
 
 
-def test_yesterdays_token_is_good() -> None:
+def test_a_token_is_good_for_two_days_and_replaced_after_one() -> None:
     now = 100.5 * DAY
-    assert ACCESS.accepts("u", ACCESS.token("u", now - DAY), now)
-    assert not ACCESS.accepts("u", ACCESS.token("u", now - 2 * DAY), now)
-    assert not ACCESS.accepts("u", ACCESS.token("u", now + DAY), now)
+    first = publish(SERVICE, None, now)
+    for later in (0, 0.9 * DAY):
+        assert publish(SERVICE, first, now + later) == first
+        assert accepts(first, first["token"], now + later)
+    second = publish(SERVICE, first, now + 1.1 * DAY)
+    assert second["token"] != first["token"]
+    assert not accepts(second, first["token"], now + 1.1 * DAY)
+    assert accepts(first, first["token"], now + 1.9 * DAY)
+    assert not accepts(first, first["token"], now + 2 * DAY)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expiresAt": "2999-01-01T00:00:00Z"},
+        {"expiresAt": "soon"},
+        {"expiresAt": ""},
+        {"token": ""},
+        {"token": "short"},
+    ],
+)
+def test_what_somebody_wrote_into_the_status_is_no_token(changes: dict[str, str]) -> None:
+    now = 100.5 * DAY
+    written = publish(SERVICE, None, now) | changes
+    assert not accepts(written, written["token"], now)
+    assert publish(SERVICE, written, now) != written
+
+
+def test_a_service_that_moved_has_another_token() -> None:
+    assert publish("there/controller:8080", before := publish(SERVICE, None, 1e9), 1e9) != before
+
+
+def test_no_token_opens_what_has_published_none() -> None:
+    assert not accepts(None, "", 1e9)
+    assert not accepts({}, "", 1e9)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +164,8 @@ def test_nothing_else_of_the_store_is_read(client: TestClient, path: str) -> Non
 
 @pytest.mark.parametrize(("stuck", "code"), [("", 200), ("the reconciliation of a/b has lasted 400 s", 503)])
 def test_health_says_what_is_stuck(stuck: str, code: int) -> None:
-    client = TestClient(build_app(lambda *_: None, ACCESS, lambda: stuck, lambda: not stuck))
-    assert (client.get("/livez").status_code, client.get("/livez").text) == (code, stuck or "ok")
+    client = TestClient(build_app(lambda *_: None, lambda *_: None, lambda: stuck, lambda: not stuck))
+    for probe in ("/livez", "/healthz"):
+        assert (client.get(probe).status_code, client.get(probe).text) == (code, stuck or "ok")
     assert client.get("/readyz").status_code == code
     assert "nanochat_reconcile_seconds" in client.get("/metrics").text

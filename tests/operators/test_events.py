@@ -9,7 +9,8 @@ from kubernetes.client import V1ObjectReference
 
 from operators import events as module
 from operators.events import BURST, Events
-from operators.kube_client import KubeError, Object, Resource
+from operators.kube_client import Resource
+from operators.kube_error import KubeError, Object
 
 
 class Writes:

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from two_pipelines import FORGED, GIGABYTE, UIDS, WELL, TwoPipelines
+from two_pipelines import FORGED, GIGABYTE, WELL, TwoPipelines
 
 from nanochat.storage.manifest import LARGEST, Manifest
 from nanochat.storage.store import FileRecord
-from operators.access import Access
+from operators.access import publish
 from operators.endpoint import build_app
 from operators.kube_client import PODS
 
 MOST_MEMORY = 150 << 20  # bytes that may be in use at once while files are read
-ACCESS = Access(b"k" * 32)
+ACCESS = publish("system/controller:8080", None, 1e9)
 
 
 @pytest.fixture
@@ -129,8 +129,10 @@ def test_forged_logs_are_read_within_bounds(two: TwoPipelines, kind: str) -> Non
     for number in range(200 if "{}" in path else 1):
         two.forge(f"{two.paths().logs('dataset')}/{path.format(f'{number:06d}')}", content)
     snapshot = two.runs[FORGED].snapshot
-    client = TestClient(build_app(lambda *_: snapshot, ACCESS, lambda: "", lambda: True), raise_server_exceptions=False)
-    token = {"X-Nanochat-Token": ACCESS.token(UIDS[FORGED], 1e9)}
+    client = TestClient(
+        build_app(lambda *_: snapshot, lambda *_: ACCESS, lambda: "", lambda: True), raise_server_exceptions=False
+    )
+    token = {"X-Nanochat-Token": ACCESS["token"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("operators.endpoint.time.time", lambda: 1e9)
         base = f"/v1/team-{FORGED}/{FORGED}/logs/dataset"

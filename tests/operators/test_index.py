@@ -7,7 +7,8 @@ from typing import Any
 from fake_cluster import FakeKube
 
 from operators.index import Cache, Index
-from operators.kube_client import PODS, KubeError, Listing
+from operators.kube_client import PODS, Listing
+from operators.kube_error import KubeError
 from operators.objects import Pod
 from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs
 

@@ -15,7 +15,8 @@ import pytest
 from kubernetes import client as kubernetes_client
 
 from nanochat.spec.errors import UserError
-from operators.kube_client import CONFIG_MAPS, DEPLOYMENTS, PIPELINES, PODS, KubeClient, KubeError, Listing, NoCluster
+from operators.kube_client import CONFIG_MAPS, DEPLOYMENTS, PIPELINES, PODS, KubeClient, Listing
+from operators.kube_error import KubeError, NoCluster
 
 
 def status(code: int, reason: str, message: str = "", **details: Any) -> tuple[int, bytes]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from operators.kube_client import KubeError
+from operators.kube_error import KubeError
 from operators.lease import Lease
 
 

@@ -19,12 +19,13 @@ from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
-from operators.claims import Claimant
+from operators.claimants import Claimant
 from operators.config import Config
-from operators.kube_client import PODS, KubeError
+from operators.kube_client import PODS
+from operators.kube_error import KubeError
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import PipelineReconciler, Run
-from operators.reconciliation import Services
+from operators.services import Services
 from operators.status import condition
 from operators.stores import Stores
 from operators.suspicion import Suspicion
@@ -134,6 +135,19 @@ def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> Non
     rig.reconcile()
     assert rig.attempts() == ["Stalled", "Running"], "at once"
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_a_stall_names_the_rank_for_which_the_others_waited(rig: Rig) -> None:
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    pod = rig.cluster[PODS]["demo-12ab-dataset-1-worker-0"]
+    path = RunPaths(f"runs/team.demo/{UID}").standstill("dataset", f"01-{pod['metadata']['uid'][:8]}")
+    rig.store.write_json(path, {"waiting": [0], "standing": [1]})
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
+    message = rig.cluster.status["attempts"][0]["message"]
+    assert message == f"no sign of life; it was stopped: rank 1 on {pod['spec']['nodeName']} stood still"
 
 
 def test_a_stalled_attempts_pods_go_before_its_job_and_within_a_second(rig: Rig) -> None:

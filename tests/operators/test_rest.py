@@ -13,8 +13,8 @@ from operators import reconciler, status
 from operators.config import Config
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
-from operators.reconciliation import Services
 from operators.rest import Rest, read_rest
+from operators.services import Services
 from operators.stores import Stores
 
 UID = "12ab34cd-0000-0000-0000-000000000000"

@@ -29,11 +29,13 @@ from operators import status
 from operators.cluster import Cluster
 from operators.config import Config, Serving, StoreProfile
 from operators.events import Events
-from operators.kube_client import KubeClient, KubeError
+from operators.kube_client import KubeClient
+from operators.kube_error import KubeError
 from operators.kube_models import from_json
 from operators.reconciler import Run
-from operators.reconciliation import Services
-from operators.rollout import Champion, Deployed, Memory, Rejected, RolloutController, Target, decide, read
+from operators.rollout import RolloutController, read
+from operators.rollout_decision import Champion, Deployed, Memory, Rejected, Target, decide
+from operators.services import Services
 from operators.serving_pods import why_unready
 from operators.stores import Stores
 

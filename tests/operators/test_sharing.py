@@ -21,10 +21,11 @@ from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
 from operators.claims import YIELD_SECONDS
 from operators.config import Config
-from operators.kube_client import CONFIG_MAPS, PIPELINES, PODS, Object, Resource
+from operators.kube_client import CONFIG_MAPS, PIPELINES, PODS, Resource
+from operators.kube_error import Object
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
-from operators.reconciliation import Services
+from operators.services import Services
 from operators.stores import Stores
 
 BEGAN = 1_800_000_000.0

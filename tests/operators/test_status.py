@@ -117,8 +117,8 @@ def test_the_largest_status() -> None:
         "queue": {"name": "team", "workload": "job-1", "state": "Pending", "message": LONG},
         "serving": ("False", "RolloutFailed", LONG),
     }
-    access = {"service": "nanochat/nanochat-controller:8080", "token": "0" * 64}
-    told = written(status.build(found(**{RETRY: LONG}), inputs(Phase.RUNNING, LONG, **more), lambda _uid: access, NOW))
+    access = {"service": "nanochat/nanochat-controller:8080", "token": "0" * 64, "expiresAt": "2026-01-01T00:00:00Z"}
+    told = written(status.build(found(**{RETRY: LONG}), inputs(Phase.RUNNING, LONG, **more), lambda *_: access, NOW))
     assert [attempt["number"] for attempt in told["attempts"]] == list(range(20, 40))
     assert len(json.dumps(told)) < 500_000  # of the 1.5 MiB that etcd takes
 

@@ -9,7 +9,8 @@ import pytest
 from nanochat.pipeline.outcomes import Reason
 from operators.attempts import JobAttempt
 from operators.cluster import Cluster
-from operators.kube_client import Listing, Object, Resource
+from operators.kube_client import Listing, Resource
+from operators.kube_error import Object
 from operators.observation import AttemptObservation
 from operators.sentences import Wait, Waiting
 from operators.waits import Waits

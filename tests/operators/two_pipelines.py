@@ -16,11 +16,12 @@ from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
 from operators.config import Config
-from operators.kube_client import CONFIG_MAPS, PODS, Object
+from operators.kube_client import CONFIG_MAPS, PODS
+from operators.kube_error import Object
 from operators.pytorchjob import PYTORCHJOBS
 from operators.reconciler import Run
-from operators.reconciliation import Services
 from operators.run_state import Ready
+from operators.services import Services
 from operators.stores import Stores
 
 BEGAN = 1_800_000_000.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from optim_problem import ROWS, Tables, batch
 from safetensors.torch import load_file, save_file
 
-from nanochat.optim import OptimSettings, build_optimizer
+from nanochat.optim import OptimSettings, StateFiles, build_optimizer
 from nanochat.runtime.distributed import World
 
 
@@ -28,18 +29,17 @@ def train(
 ) -> dict[str, float]:
     """Steps first .. first + steps - 1 on this rank's rows; rank `idle` has none, and no gradients at all.
 
-    Rank 0 saves weights and state, from which another run goes on.
+    Every rank saves its state, and rank 0 the weights; from these another run goes on.
     """
     peers = World()
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{save}.store", rank=rank, world_size=world)
         peers = World(rank=rank, size=world, group=dist.group.WORLD)
     model = Tables()
-    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1), world=peers)
+    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1, matrix_decay=0.1), world=peers)
     if load is not None:
-        state = load_file(load)
-        model.load_state_dict({name: state.pop(f"model.{name}") for name, _ in model.named_parameters()})
-        optimizer.load_state_dict(state)
+        model.load_state_dict(load_file(load))
+        optimizer.load_state_dict(saved_state(load))
     workers = [r for r in range(world) if r != idle]
     norm = 0.0
     for step in range(first, first + steps):
@@ -47,14 +47,20 @@ def train(
         if rank in workers:
             (model.loss(batch(step)[workers.index(rank) :: len(workers)]) / ROWS).backward()
         norm = optimizer.step(0.9, 0.9, clip)
-    state = optimizer.state_dict()
+    state = optimizer.own_state()
+    save_file(state, f"{save}.state-{rank}")
     if rank == 0:
-        weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
-        save_file(state | weights, save)
+        save_file({name: weight.detach() for name, weight in model.named_parameters()}, save)
     if world > 1:
         dist.destroy_process_group()
     digest = sum(weight.detach().double().sum().item() for weight in model.parameters())
-    return {"norm": norm, "digest": digest, "state": len(state)}
+    return {"norm": norm, "digest": digest, "state": sum(tensor.numel() for tensor in state.values())}
+
+
+def saved_state(save: str) -> StateFiles:
+    """The optimizer's state that a job has saved, by however many ranks."""
+    path = Path(save)
+    return StateFiles(sorted(path.parent.glob(f"{path.name}.state-*")))
 
 
 def main(rank: int, jobs: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from optim_worker import train
+from optim_worker import saved_state, train
 from safetensors.torch import load_file
 
 WORLD = 3
@@ -71,18 +71,24 @@ def results(folder: Path) -> Results:
     return results
 
 
+def whole(path: Path) -> dict[str, torch.Tensor]:
+    """Weights and state that a job has saved."""
+    return load_file(path) | {f"state of {name}": tensor for name, tensor in saved_state(str(path)).items()}
+
+
 @pytest.mark.parametrize("name", ["two", "three", "two-idle"])
 def test_several_processes_equal_one(folder: Path, results: Results, name: str) -> None:
     """Weights, state and the norm before clipping, where neither rows nor matrices divide by the processes."""
-    torch.testing.assert_close(load_file(folder / name), load_file(folder / "one"), **TOLERANCE)
+    torch.testing.assert_close(whole(folder / name), whole(folder / "one"), **TOLERANCE)
     ranks = results[name]
     for rank in ranks:
         assert rank["norm"] == pytest.approx(results["one"][0]["norm"], rel=1e-5)
         assert rank["digest"] == ranks[0]["digest"]
-    assert [rank["state"] > 0 for rank in ranks] == [True] + [False] * (len(ranks) - 1)
+    assert sum(rank["state"] for rank in ranks) == results["one"][0]["state"], "each has a part, and none has another's"
+    assert all(0 < rank["state"] < results["one"][0]["state"] for rank in ranks)
 
 
 @pytest.mark.usefixtures("results")
 @pytest.mark.parametrize("name", ["two-one", "one-two"])
 def test_what_some_saved_others_resume(folder: Path, name: str) -> None:
-    torch.testing.assert_close(load_file(folder / name), load_file(folder / "one"), **TOLERANCE)
+    torch.testing.assert_close(whole(folder / name), whole(folder / "one"), **TOLERANCE)

@@ -280,6 +280,6 @@ def test_a_server_needs_only_its_own_extra() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name.split('.')[0] in {blocked}: raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "import nanochat.serving.__main__\n"
+        "import nanochat.serving.command\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

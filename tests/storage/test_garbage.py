@@ -28,7 +28,7 @@ def filled(store: Store, artifacts: Artifacts, checkpoints: Checkpoints) -> Stor
     store.write("artifacts/model/unfinished/one/weights", b"half")
     folder = checkpoints.folder(10, "one")
     (folder / "model").write_bytes(b"m")
-    checkpoints.save(10, "one", folder, {})
+    checkpoints.commit(10, "one", checkpoints.store_files(10, "one", folder, ["model"]), {})
     store.write("checkpoints/base/key/step-0000020-one/model", b"half")
     store.write("checkpoints/base/other/step-0000020-one/model", b"half")
     store.write("runs/default.demo/uid/status.json", b"{}")

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from nanochat.storage import Checkpoints, Damaged, Profile, Store, open_store
+from nanochat.storage.store import FileRecord
 
 
 def _save(checkpoints: Checkpoints, step: int, launch: str = "one", content: bytes | None = None) -> None:
     folder = checkpoints.folder(step, launch)
     (folder / "model.bin").write_bytes(content or b"%d" % step * 1000)
     (folder / "loop.json").write_text(json.dumps({"step": step}))
-    checkpoints.save(step, launch, folder, {"step": step, "loss": 1.5})
+    records = checkpoints.store_files(step, launch, folder, ["model.bin", "loop.json"])
+    checkpoints.commit(step, launch, records, {"step": step, "loss": 1.5})
 
 
 def _steps(checkpoints: Checkpoints) -> list[int]:
@@ -45,7 +47,7 @@ def test_the_newest_is_found_and_fetched(checkpoints: Checkpoints, store: Store,
 def test_files_from_any_folder_are_taken(checkpoints: Checkpoints, tmp_path: Path) -> None:
     (tmp_path / "mine" / "deep").mkdir(parents=True)
     (tmp_path / "mine" / "deep" / "file").write_bytes(b"content")
-    checkpoints.save(1, "one", tmp_path / "mine", {})
+    checkpoints.commit(1, "one", checkpoints.store_files(1, "one", tmp_path / "mine", ["deep/file"]), {})
     newest = checkpoints.newest()
     assert newest is not None
     assert (checkpoints.fetch(newest) / "deep" / "file").read_bytes() == b"content"
@@ -132,6 +134,40 @@ def test_going_back_discards_what_came_after(checkpoints: Checkpoints) -> None:
     assert (checkpoints.fetch(newest) / "model.bin").read_bytes() == b"on another way"
 
 
+def test_several_processes_write_one_checkpoint(
+    checkpoints: Checkpoints, store: Store, profile: Profile, cache_folder: Path
+) -> None:
+    """Each stores its own files, side by side, and one commits all; before that there is no checkpoint."""
+    other = Checkpoints(open_store(profile), "base", "key", cache_folder)
+    folders = [each.folder(7, "one") for each in (checkpoints, other)]
+    for name, folder in zip(("first.bin", "second.bin"), folders, strict=True):
+        (folder / name).write_bytes(name.encode())
+    first, second = (
+        each.store_files(7, "one", folder, [name])
+        for each, folder, name in zip((checkpoints, other), folders, ("first.bin", "second.bin"), strict=True)
+    )
+    assert checkpoints.newest() is None
+    checkpoints.prune(keep=1)
+    checkpoints.commit(7, "one", [*first, *second], {})
+    newest = other.newest()
+    assert newest is not None
+    folder = other.fetch(newest)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.bin")} == {
+        "first.bin": b"first.bin",
+        "second.bin": b"second.bin",
+    }
+
+
+def test_what_is_not_in_the_store_is_not_committed(checkpoints: Checkpoints, store: Store) -> None:
+    folder = checkpoints.folder(7, "one")
+    (folder / "first.bin").write_bytes(b"1")
+    records = checkpoints.store_files(7, "one", folder, ["first.bin"])
+    elsewhere = FileRecord("second.bin", 1, "0" * 64)
+    with pytest.raises(Damaged, match=r"second\.bin is missing"):
+        checkpoints.commit(7, "one", [*records, elsewhere], {})
+    assert checkpoints.newest() is None
+
+
 SAVES = """
 import json, sys
 from pathlib import Path
@@ -148,7 +184,8 @@ while True:
     folder = checkpoints.folder(step, launch)
     for name in ("model.bin", "optimizer.bin"):
         (folder / name).write_bytes(b"%d" % step * 50_000)
-    checkpoints.save(step, launch, folder, {"step": step})
+    records = checkpoints.store_files(step, launch, folder, ["model.bin", "optimizer.bin"])
+    checkpoints.commit(step, launch, records, {"step": step})
     checkpoints.prune(2)
     print(step, flush=True)
 """

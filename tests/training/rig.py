@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,17 @@ from nanochat.spec.errors import Stopped
 from nanochat.storage.checkpoints import Checkpoints
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
-from nanochat.tracking.journal import Journal
+from nanochat.tracking.journal import Journal, JournalReader
 from nanochat.tracking.progress import Progress
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import IGNORED, Objective, Supervised
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
+from tests.model import recipe_models
 
 CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
+MODERN = replace(CONFIG, **recipe_models.MODERN)
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
@@ -65,17 +67,26 @@ class Rig:
     skip_steps: int = 5
     guard: SpikeGuard = field(default_factory=SpikeGuard)
     stop_at: int | None = None  # stops before this step, however often it is asked
+    stop: Callable[[int], bool] | None = None  # the same, asked with the steps made
     measurements: tuple[Measurement, ...] = ()
     launch: str = "first"
+    profile: Profile | None = None  # of the store, instead of the folder
     clip: float | None = 1.0
+    rate: float | None = None  # every learning rate
     model: Transformer = field(default_factory=lambda: Transformer(CONFIG))
     start: Callable[[Transformer], None] = lambda model: model.init_weights(3)
     objective: Callable[[Rig], Objective] = lambda rig: Supervised(rig.loader, rig.world, rig.device_rows)
     forward: Callable[..., torch.Tensor] | None = None  # given the rig, instead of the model's
 
     @property
+    def rates(self) -> OptimSettings:
+        if self.rate is None:
+            return OptimSettings()
+        return OptimSettings(embedding_lr=self.rate, unembedding_lr=self.rate, matrix_lr=self.rate)
+
+    @property
     def store(self) -> Store:
-        return open_store(Profile(str(self.folder)))
+        return open_store(self.profile or Profile(str(self.folder)))
 
     def loop(self) -> Trainer:
         self.journal = Journal(self.store, "run", stage="base", launch=self.launch, enabled=self.world.first)
@@ -94,27 +105,35 @@ class Rig:
             device=CPU,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
-            optimizer=build_optimizer(self.model, OptimSettings(), world=self.world),
+            optimizer=build_optimizer(self.model, self.rates, world=self.world),
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
             checkpointer=Checkpointer(
-                Checkpoints(self.store, "base", "key", self.folder / "cache"), self.launch, self.world, keep=2
+                Checkpoints(self.store, "base", "key", self.folder / "cache"),
+                self.launch,
+                self.world,
+                keep=2,
+                journal=self.journal,
+                progress=self.progress,
             ),
             guard=self.guard,
             journal=self.journal,
             progress=self.progress,
-            stop=lambda: self.stop_at is not None and trainer.state.step >= self.stop_at,
+            stop=lambda: self._stop(trainer.state.step),
         )
         return trainer
+
+    def _stop(self, step: int) -> bool:
+        return self.stop(step) if self.stop else self.stop_at is not None and step >= self.stop_at
 
     def _forward(self, *args: torch.Tensor, **options: str) -> torch.Tensor:
         assert self.forward is not None
         return self.forward(self, *args, **options)
 
     def run(self) -> TrainerState:
-        loop = self.loop()
+        self.trainer = self.loop()
         try:
-            return loop.run()
+            return self.trainer.run()
         finally:
             self.journal.close()
             self.progress.close()
@@ -138,3 +157,7 @@ def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) ->
 
 def close(left: float | None, right: float | None, tolerance: float = 1e-5) -> bool:
     return left is not None and right is not None and math.isclose(left, right, rel_tol=tolerance)
+
+
+def losses(folder: Path) -> list[float]:
+    return [point.value for point in JournalReader(Rig(folder).store, "run").history("base").metrics["train/loss"]]

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nanochat.model.transformer import Transformer
 from nanochat.training.forward import Forward, compile_pays
+from tests.training.rig import CONFIG
+
+IDS, TARGETS = torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16)
 
 
-class FakeModel(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + 1
+def model() -> Transformer:
+    made = Transformer(CONFIG)
+    made.init_weights(3)
+    return made
 
 
-def broken(error: Exception):
-    def call(*_: object) -> Tensor:
+def broken(error: Exception) -> Callable[[Tensor], Tensor]:
+    def call(_: Tensor) -> Tensor:
         raise error
 
     return call
@@ -27,18 +33,18 @@ def test_compiling_does_not_pay_for_a_short_run_on_a_cpu() -> None:
 
 
 def test_where_compiling_fails_the_plain_model_goes_on_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    forward = Forward(FakeModel(), compiled=False)
-    forward.call, forward.proven = broken(RuntimeError("no compiler\nmore")), False
+    forward = Forward(plain := model(), compiled=False)
+    forward.hidden, forward.proven = broken(RuntimeError("no compiler\nmore")), False
     with caplog.at_level(logging.WARNING):
-        assert forward(torch.tensor(1)) == 2
-        assert forward(torch.tensor(2)) == 3
+        assert forward(IDS, TARGETS) == plain(IDS, TARGETS, reduction="sum")
+        assert forward(TARGETS, IDS) == plain(TARGETS, IDS, reduction="sum")
     assert [record.getMessage() for record in caplog.records] == [
         "torch.compile does not work here, so training is slower: no compiler"
     ]
 
 
 def test_want_of_memory_is_not_a_failure_of_compiling() -> None:
-    forward = Forward(FakeModel(), compiled=False)
-    forward.call, forward.proven = broken(torch.OutOfMemoryError("full")), False
+    forward = Forward(model(), compiled=False)
+    forward.hidden, forward.proven = broken(torch.OutOfMemoryError("full")), False
     with pytest.raises(torch.OutOfMemoryError):
-        forward(torch.tensor(1))
+        forward(IDS, TARGETS)

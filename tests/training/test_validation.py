@@ -9,7 +9,8 @@ import torch
 
 from nanochat.data.mixture import Mixture, Part, RowLoader
 from nanochat.data.tokenfile import ConversationFile, write_conversations
-from nanochat.model.transformer import IGNORED, Transformer
+from nanochat.model.loss import IGNORED
+from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
 from nanochat.training.validation import mean_loss, packed_batches, row_batches
 from tests.training.rig import CONFIG
