@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,7 @@ from nanochat.bench.checkout import find_checkout
 from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
 from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.measurement import Measurement
+from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
 from nanochat.bench.shapes import Shape
 from nanochat.bench.startup import measure_startup, startup_tables
 from nanochat.bench.tables import Table, print_tables
@@ -20,8 +24,9 @@ from nanochat.bench.train import STAGES, measure_train, train_tables
 from nanochat.cli.options import Set, Store, argument, option
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.runtime.threads import cores
-from nanochat.spec.bounds import integer, one_of, path
-from nanochat.spec.errors import require_torch
+from nanochat.spec.bounds import integer, one_of, path, real
+from nanochat.spec.errors import UserError, require_torch
+from nanochat.spec.load import apply_override, check_pipeline
 
 app = typer.Typer(
     help="Measure this machine, this project on it, and a peer in the same run; for each the median of all rounds.",
@@ -107,6 +112,36 @@ def startup(
     """Time a process from its start to its first step, by parts, and a run that finds everything in the store."""
     asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
     show(measure_startup(asked), startup_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def recipe(
+    text: Annotated[
+        Path, argument(path, help="Folder of text shards (parquet): the last but one chooses, the last scores.")
+    ],
+    folder: Annotated[Path, option(path, help="Folder that finished runs are kept in.")] = Path("ablation"),
+    seconds: Annotated[float, option(real(0.1, 1e6), help="CPU seconds that each run trains for.")] = 300,
+    seeds: Annotated[int, option(integer(1, 100), help="Seeds of each recipe.")] = 3,
+    threads: Threads = None,
+    set_: Set = None,
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Leave each part out of the modern recipe in turn, at equal CPU time, and say which are worth theirs.
+
+    Runs that have finished are in --folder; after an interruption the same command goes on with the others.
+    """
+    require_torch()
+    data = deepcopy(dict(PRESET))
+    for override in set_ or []:
+        apply_override(data, override)
+    if check_pipeline(data, where="--set").spec.model.recipe_name != "classic":
+        raise UserError("--set model.recipe: the ablation sets the recipe itself; leave it out")
+    ablation = Ablation(
+        text=text.absolute(), folder=folder.absolute(), data=data, seconds=seconds, seeds=seeds,
+        threads=threads or cores(),
+    )  # fmt: skip
+    show(ablation.run(say=partial(print, file=sys.stderr)), recipe_tables, json_=json_, markdown=markdown)
 
 
 def read_options(
