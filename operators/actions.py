@@ -64,10 +64,10 @@ def begin(scope: Scope, action: Start) -> None:
 def _start(scope: Scope, action: Start) -> None:
     ready, services = scope.ready, scope.services
     wanted = request(scope, action)
-    # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
-    for job in services.index.read(scope.namespace, ready.uid).jobs.values():
+    # The answer to an earlier request may have been lost, or the label: the job exists, and the index tells of none.
+    job = services.index.job(scope.namespace, ready.uid, wanted.name)
+    if job is not None:
         ready.attempts.adopt(job, ready.accepted.graph)
-    if any(record.job == wanted.name for record in ready.attempts.open()):
         return
     backend, job_plan = services.backend, pod_template.plan_of(wanted)
     ready.store.write(ready.paths.plan(action.stage, action.attempt), job_plan.encode())
@@ -148,7 +148,7 @@ def clean(scope: Scope) -> None:
     for record in ready.attempts.all():
         if record.outcome is None or record.cleaned or asked == DELETED_AT_ONCE:
             continue
-        job = jobs.get(record.job)
+        job = jobs.get(record.job) or scope.services.index.job(scope.namespace, ready.uid, record.job)
         if job is None:
             scope.services.cluster.delete_config_map(scope.namespace, record.job, owner=ready.uid)
             ready.attempts.put(replace(record, cleaned=True))

@@ -46,12 +46,12 @@ class ModelConfig:
         if self.width % self.heads or self.head_dim % 2:
             raise UserError(
                 f"A width of {self.width} does not divide into {self.heads} heads of an even size; "
-                "choose a width that is a multiple of twice the number of heads."
+                "choose a model.width that is a multiple of twice the number of heads."
             )
         if self.heads % self.kv_heads:
             raise UserError(
                 f"{self.heads} heads can't share {self.kv_heads} key-value heads evenly; "
-                f"choose a number of key-value heads that divides {self.heads}."
+                f"choose a model.kvHeads that divides {self.heads}."
             )
         if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
             raise ValueError(f"window_pattern: {self.window_pattern!r}")  # only of a file: settings have a pattern
@@ -97,7 +97,7 @@ class ModelConfig:
         """
         width = depth * aspect_ratio if width is None else width
         if width < 2 or width % 2:
-            raise UserError(f"The model's width is {width}; it must be an even number of at least 2.")
+            raise UserError(f"model.width is {width}; it must be an even number of at least 2.")
         heads = max(1, -(-width // head_dim))
         while width % heads or (width // heads) % 2:
             heads += 1

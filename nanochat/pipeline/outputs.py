@@ -94,7 +94,7 @@ class Outputs:
         """Set aside models that are damaged, so that they are made again: what was written after their manifests is
         read too."""
         for out in self._models():
-            self.artifacts.verify(out.kind, out.key)
+            self.artifacts.find(out.kind, out.key, mend=True)
 
     def forget_outdated(self) -> None:
         """Forget evaluations, report and release of models that were made anew since, with other weights: they tell of

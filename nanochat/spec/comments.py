@@ -13,20 +13,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, core_schema
 
 SIZES = (("minLength", "maxLength", "characters"), ("minItems", "maxItems", "items"), ("", "maxProperties", "entries"))
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Words for the pattern of a text, which follow "must" in its comment."""
+    """Words for the pattern of a text, which follow "must" in its comment and where a text is refused."""
 
     words: str
 
-    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return handler(core_schema) | {"x-form": self.words}
+    def check(self, value: Any, handler: Any) -> Any:
+        """The value, where it has the form."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if any(item["type"] == "string_pattern_mismatch" for item in error.errors(include_url=False)):
+                raise PydanticCustomError("form", "must {words}", {"words": self.words}) from None
+            raise
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_wrap_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(schema) | {"x-form": self.words}
 
 
 def comment(info: FieldInfo, schema: dict[str, Any], *, must: bool = True) -> str:

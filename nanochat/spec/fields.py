@@ -52,8 +52,11 @@ LabelKey = Annotated[
     ),
     Form("be a qualified name such as example.com/zone"),
 ]
+LABEL_VALUE = r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$"
 LabelValue = Annotated[
-    str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")
+    str,
+    StringConstraints(max_length=63, pattern=LABEL_VALUE),
+    Form("consist of letters, digits, inner '-', '_' and '.'"),
 ]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 _Address = Annotated[str, StringConstraints(min_length=1, max_length=address.LONGEST)]

@@ -261,7 +261,11 @@ def _too_few(setting: str, tokens: int, length: int) -> str:
     )
 
 
-PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+PipelineName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$"),
+    Form("consist of lower-case letters, digits and inner '-', and begin with a letter"),
+]
 
 Annotation = Annotated[str, StringConstraints(max_length=262_144)]  # what the API server takes of all together
 

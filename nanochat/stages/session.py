@@ -35,7 +35,8 @@ from nanochat.spec.training import BaseStage, MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.forward import Forward, compile_pays
+from nanochat.training.compiling import decide, keep_code
+from nanochat.training.forward import Forward
 from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
@@ -72,21 +73,25 @@ class TrainingSession:
         and `trend` are the guard's."""
         context, settings = self.context, self.settings
         flops = flops_per_token(self.model.config)
-        compiled = settings.compile == "always" or (
-            settings.compile == "auto"
-            and fixed_shapes
-            and compile_pays(self.device.device, float(flops) * step_tokens * steps)
+        decision = decide(
+            settings.compile,
+            self.device.device,
+            self.model.config,
+            tokens=step_tokens * steps / self.world.size,
+            fixed_shapes=fixed_shapes,
         )
+        if decision.compiled:
+            keep_code(context.artifacts.cache)
         if self.world.first:
             log.info(
-                "%s: %s parameters, %s steps, on %s x %s in %s%s",
+                "%s: %s parameters, %s steps, on %s x %s in %s; %s",
                 context.stage,
                 f"{parameters(self.model.config):,}",
                 f"{steps:,}",
                 self.world.size,
                 self.device.device.type,
                 str(self.device.compute_dtype).removeprefix("torch."),
-                ", compiled" if compiled else "",
+                decision.reason,
             )
         optimizer = build_optimizer(self.model, optim_settings(settings), world=self.world)
         trainer = Trainer(
@@ -105,7 +110,7 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=compiled),
+            forward=Forward(self.model, compiled=decision.compiled),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,

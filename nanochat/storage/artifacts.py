@@ -62,12 +62,21 @@ class Artifacts:
         """The address of the winning launch's files."""
         return self.store.uri(f"{self.folder(manifest.kind, manifest.key)}/{manifest.launch}")
 
-    def find(self, kind: str, key: str) -> Manifest | None:
-        """The manifest, if the artifact is whole: all files there in the right sizes. Damage is warned of."""
+    def find(self, kind: str, key: str, *, mend: bool = False) -> Manifest | None:
+        """The manifest, if the artifact is whole: all files there in the right sizes. Damage is warned of.
+
+        To `mend` is to read what was written after the manifest too, and to set aside what is damaged.
+        """
         try:
-            return self._inspect(kind, key)
+            manifest = self._inspect(kind, key)
+            if mend and manifest is not None:
+                check_contents(self.store, self.folder(kind, key), manifest, {})
+            return manifest
         except Damaged as damage:
-            log.warning("%s is passed over: %s", self.store.uri(self.folder(kind, key)), damage)
+            done = "set aside" if mend else "passed over"
+            log.warning("%s is %s: %s", self.store.uri(self.folder(kind, key)), done, damage)
+            if mend:
+                self._set_aside(kind, key)
             return None
 
     def find_all(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Manifest]:
@@ -82,18 +91,6 @@ class Artifacts:
     ) -> Mapping[tuple[str, str], Mapping[str, Any]]:
         """The metadata of those that exist of many (kind, key). What is shared may remember them from after `since`."""
         return {pair: manifest.metadata for pair, manifest in self.find_all(wanted).items()}
-
-    def verify(self, kind: str, key: str) -> Manifest | None:
-        """As `find`, but what was written after the manifest is read too; a damaged artifact is set aside."""
-        try:
-            manifest = self._inspect(kind, key)
-            if manifest is not None:
-                check_contents(self.store, self.folder(kind, key), manifest, {})
-            return manifest
-        except Damaged as damage:
-            log.warning("%s is set aside: %s", self.store.uri(self.folder(kind, key)), damage)
-            self._set_aside(kind, key)
-            return None
 
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
         """Damage, found now or before and set aside, one sentence each; () where all is well."""
