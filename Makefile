@@ -16,6 +16,11 @@ HELM_OPTIONS ?=
 PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
 
+# What `make bench` measures against: a checkout of karpathy/nanochat.
+PEER ?=
+GPU_SETUP ?= $(VENV)/.dev
+GPU_PYTHON ?= $(BIN)/python
+
 CLIENTS := tests/clients
 NOT_INSTALLED := packages could not be installed: see above and check network and disk space; make goes on where it stopped
 
@@ -27,8 +32,8 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-slow test-gpu test-clients test-cluster test-cluster-smoke lint format generate lock \
-    lock-upstream images kind-tools kind-up kind-demo kind-down
+.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-cluster test-cluster-smoke lint format generate lock \
+    lock-upstream check-locks images kind-tools kind-up kind-demo kind-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' Makefile
@@ -75,8 +80,16 @@ fuzz: $(VENV)/.dev ## send 20,000 requests, valid and almost valid, to a chat se
 test-slow: $(VENV)/.dev ## run the tests that take a minute and more: a run that is killed twenty times
 	$(BIN)/python -m pytest tests -m slow $(SIDE_BY_SIDE)
 
-test-gpu: $(VENV)/.dev ## run the tests that need a CUDA GPU; without one they are skipped
-	$(BIN)/python -m pytest tests/gpu -m gpu -n 4 -rs
+bench: $(VENV)/.done ## measure this machine and this project on it; PEER=FOLDER beside it a checkout of karpathy/nanochat
+	@for what in train data checkpoint startup; do \
+	    $(BIN)/nanochat bench $$what --markdown $(if $(PEER),--peer $(PEER)) || exit 1; done
+
+# With the PyTorch that is there: GPU_SETUP= GPU_PYTHON=python3 installs nothing.
+test-gpu: $(GPU_SETUP) ## run the tests that need a CUDA GPU
+	@$(GPU_PYTHON) -m nanochat.bench.gpu --only tests
+
+bench-gpu: $(GPU_SETUP) ## run them, and measure training at depth 12 and 20 on a CUDA GPU; less than eight minutes
+	@$(GPU_PYTHON) -m nanochat.bench.gpu
 
 test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done ## try the chat API with other projects' clients
 	$(BIN)/python -m pytest tests/clients -m clients -s
@@ -125,6 +138,10 @@ lock: $(VENV)/.dev ## pin what the images are made of: images/*.lock
 # These registries are not everywhere to be reached.
 lock-upstream: $(VENV)/.dev ## pin the base image by its digest, and PyTorch's CPU build by its hashes
 	sh images/lock-upstream.sh $(BIN)/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+
+# Nothing of it is downloaded, and where the package index cannot be reached nothing is checked.
+check-locks: $(VENV)/.dev ## resolve anew what the images with CUDA are made of
+	sh images/check-locks.sh $(BIN)/python
 
 # See images/Dockerfile for those with CUDA.
 images: ## build the images for CPUs

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import Start, Stop
-from nanochat.pipeline.standstill import Standstill, read_standstill
+from nanochat.pipeline.standstill import Standstill, named_ranks, read_standstill
 from operators import observation, pod_template
 from operators.attempts import JobAttempt
 from operators.job_backend import JobRequest
@@ -64,10 +64,10 @@ def begin(scope: Scope, action: Start) -> None:
 def _start(scope: Scope, action: Start) -> None:
     ready, services = scope.ready, scope.services
     wanted = request(scope, action)
-    # The answer to an earlier request may have been lost: the job exists, and the index may not tell of it yet.
-    for job in services.index.read(scope.namespace, ready.uid).jobs.values():
+    # The answer to an earlier request may have been lost, or the label: the job exists, and the index tells of none.
+    job = services.index.job(scope.namespace, ready.uid, wanted.name)
+    if job is not None:
         ready.attempts.adopt(job, ready.accepted.graph)
-    if any(record.job == wanted.name for record in ready.attempts.open()):
         return
     backend, job_plan = services.backend, pod_template.plan_of(wanted)
     ready.store.write(ready.paths.plan(action.stage, action.attempt), job_plan.encode())
@@ -96,18 +96,18 @@ def stop(scope: Scope, action: Stop, message: str = "") -> None:
     record = attempts.get(action.stage, action.attempt)
     decided = Outcome(Reason.PREEMPTED, message or action.reason)
     if action.reason == "stalled":
-        own, stood = [pod for pod in scope.owned.pods if pod.job == record.job], _nodes_that_stood(scope, record)
-        decided = End.STALLED_ON.outcome(nodes=", ".join(stood)) if stood else End.STALLED.outcome()
+        own, stood = [pod for pod in scope.owned.pods if pod.job == record.job], _who_stood(scope, record)
+        decided = End.STALLED_ON.outcome(ranks=", ".join(stood.values())) if stood else End.STALLED.outcome()
         decided = observation.lost_node(own, scope.now) or decided
-        record = replace(record, blame=blame(record, decided, stood))
+        record = replace(record, blame=blame(record, decided, list(stood)))
     record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=scope.now)))
     scope.storage(attempts.save)  # what was decided outlives this process
     scope.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")
     delete(scope, record)
 
 
-def _nodes_that_stood(scope: Scope, record: JobAttempt) -> list[str]:
-    """The nodes of a silent attempt's ranks for which the others wait; none where that is not known."""
+def _who_stood(scope: Scope, record: JobAttempt) -> dict[str, str]:
+    """The ranks of a silent attempt for which the others wait, by node; none where that is not known."""
     ready, seen = scope.ready, dict[str, Standstill]()
 
     def read() -> None:
@@ -115,10 +115,11 @@ def _nodes_that_stood(scope: Scope, record: JobAttempt) -> list[str]:
             path = ready.paths.standstill(record.stage, record.launch_of(uid))
             seen[index] = read_standstill(ready.store, path)
 
-    if not scope.storage(read) or not any(standstill.waits for standstill in seen.values()):
-        return []
-    stood = {record.placement.get(index, "") for index, standstill in seen.items() if not standstill.waits}
-    return sorted(stood - {""})
+    alone = len(record.pods) == 1  # then the others are on the same node
+    if not scope.storage(read) or not any(each.waits or (alone and each.waiting) for each in seen.values()):
+        return {}
+    stood = {record.placement.get(index, ""): each.standing for index, each in seen.items() if not each.waits}
+    return {node: f"{named_ranks(stood[node])} on {node}" for node in sorted(stood) if node}
 
 
 def delete(scope: Scope, record: JobAttempt) -> None:
@@ -147,7 +148,7 @@ def clean(scope: Scope) -> None:
     for record in ready.attempts.all():
         if record.outcome is None or record.cleaned or asked == DELETED_AT_ONCE:
             continue
-        job = jobs.get(record.job)
+        job = jobs.get(record.job) or scope.services.index.job(scope.namespace, ready.uid, record.job)
         if job is None:
             scope.services.cluster.delete_config_map(scope.namespace, record.job, owner=ready.uid)
             ready.attempts.put(replace(record, cleaned=True))

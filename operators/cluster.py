@@ -25,14 +25,15 @@ class Cluster:
     def __init__(self, kube: KubeClient) -> None:
         self._kube = kube
 
-    def patch_status(self, namespace: str, name: str, status: Object, *, uid: str) -> Object | None:
-        """Replace the fields of a pipeline's status; returns the pipeline, None where that one is gone."""
+    def patch_status(self, namespace: str, name: str, status: Object, *, uid: str, only: str = "") -> Object | None:
+        """Replace the fields of a pipeline's status; returns the pipeline, None where that one is gone or has another
+        resourceVersion than `only`, if that is given."""
         try:
             return self._kube.json(
                 "patch",
                 PIPELINES.path(namespace, name, "status"),
                 what=f"the status of ChatPipeline {namespace}/{name}",
-                body={"metadata": {"uid": uid}, "status": status},
+                body={"metadata": {"uid": uid, **({"resourceVersion": only} if only else {})}, "status": status},
                 content_type=MERGE,
             )
         except KubeError as error:

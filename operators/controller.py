@@ -47,7 +47,7 @@ RESYNC_SECONDS = 600.0  # between listings of everything, in case a watch missed
 LOOKS_A_SECOND = 3.0  # of all pipelines that wait, though nothing is new: what they wait for wakes them
 COALESCE_SECONDS = 0.3  # changes that come together are one reconciliation
 STUCK_SECONDS = 60.0  # an event loop that was silent for so long is stuck
-SLOW_SECONDS = 60.0  # a reconciliation that takes longer is told of
+SLOW_SECONDS = 15.0  # a reconciliation that takes longer is told of, and those that wait for its thread
 BACKOFF = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds after so many failed reconciliations in a row
 
 Result = TypeVar("Result")
@@ -86,7 +86,9 @@ class Controller:
         self.reconcilers: dict[tuple[str, str], PipelineReconciler] = {}
         self.tasks: dict[tuple[str, str], asyncio.Task[None]] = {}  # of those that are not at rest
         self.wakes: dict[tuple[str, str], asyncio.Event] = {}
-        self.busy: dict[tuple[str, str], float] = {}  # since when one is reconciled
+        self.busy: dict[tuple[str, str], float] = {}  # since when one is reconciled, or waits for a thread
+        self.queued: set[tuple[str, str]] = set()  # of those the ones that wait for a thread
+        self.ended: dict[ThreadPoolExecutor, float] = {}  # when one of its reconciliations ended last
         self.slow: dict[tuple[str, str], float] = {}  # of those the ones that were told of
         self.ticked = time.monotonic()
         self.synced = asyncio.Event()  # the index is complete
@@ -159,14 +161,22 @@ class Controller:
         """Show that the event loop goes, and say which reconciliations take long."""
         while True:
             self.ticked = time.monotonic()
-            for key, since in list(self.busy.items()):
-                if self.ticked - since > SLOW_SECONDS and self.slow.get(key) != since:
-                    self.slow[key] = since
+            slow = self._slow()
+            for key, since in slow.items():
+                if self.slow.get(key) != since:
                     self.pool.submit(self.reconcilers[key].tell_slow, self.ticked - since)
-            self.slow = {key: since for key, since in self.slow.items() if self.busy.get(key) == since}
+            self.slow = slow
             metrics.slow.set(len(self.slow))
             self._count()
             await asyncio.sleep(1.0)
+
+    def _slow(self) -> dict[tuple[str, str], float]:
+        """The reconciliations that take long, and those that wait for a thread while none gets free: since when."""
+        latest = self.ticked - SLOW_SECONDS
+        slow = {key: since for key, since in list(self.busy.items()) if since < latest}
+        for key in self.queued & slow.keys():
+            slow[key] = max(slow[key], self.ended.get(self._pool_of(key), 0.0))
+        return {key: since for key, since in slow.items() if since < latest}
 
     async def _drive(self, key: tuple[str, str]) -> None:
         """Reconcile again and again, until nothing is left to do."""
@@ -176,12 +186,15 @@ class Controller:
             wake = self.wakes[key]
             wake.clear()
             pool = self._pool_of(key)
+            self.busy[key] = time.monotonic()
+            self.queued.add(key)
             try:
                 delay = await asyncio.get_running_loop().run_in_executor(pool, self._reconcile, key)
                 failures = 0
             except Exception:
                 delay = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
+            self.ended[pool] = time.monotonic()
             if delay is None and not wake.is_set():
                 break
             if delay is not None and delay >= ARTIFACT_SECONDS:  # nothing runs: so many look now and then, not more
@@ -216,6 +229,7 @@ class Controller:
 
     def _reconcile(self, key: tuple[str, str]) -> float | None:
         self.busy[key] = time.monotonic()
+        self.queued.discard(key)
         with logs.about(namespace=key[0], name=key[1]), metrics.reconcile_seconds.time():
             try:
                 delay = self.reconcilers[key].reconcile()

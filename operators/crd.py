@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 import tasks
 from nanochat.spec.chatpipeline import GROUP, KIND, PLURAL, VERSION
 from nanochat.spec.comments import limits
-from nanochat.spec.fields import Section
+from nanochat.spec.fields import LABEL_VALUE, Section
 from nanochat.spec.pipeline import Pipeline
 from nanochat.spec.pods import PodSettings
 from nanochat.spec.stages import ComputeStage, Stage, TaskSelection
@@ -69,7 +69,7 @@ def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema, 
     if _is_section(info.annotation):
         return schema | {"default": {}}
     value = info.get_default(call_default_factory=True, validated_data={})
-    if value is not None:
+    if value is not None and "x-modern" not in source:  # which default it is depends on model.recipe
         schema["default"] = _plain(value)
         if any(item.get("type") == "null" for item in source.get("anyOf", ())):
             schema["nullable"] = True  # null says something else than the default
@@ -107,7 +107,8 @@ def _value(source: Schema, defs: Schema, brief: bool) -> Schema:
     for pattern, values in source.get("patternProperties", {}).items():  # a map, by the pattern of its keys
         value = schema["additionalProperties"] = _value(values, defs, brief)
         test, message = f"key.matches('{pattern}')", "a key must be a qualified name"
-        if "pattern" in value and "x-form" not in value:  # of labels
+        if value.get("pattern") == LABEL_VALUE:
+            del value["x-form"]
             test += f" && self[key].matches('{value.pop('pattern')}')"
             message += ", and a value of letters, digits, inner '-', '_' and '.'"
         schema["x-kubernetes-validations"] = [rule(f"self.all(key, {test})", message)]

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from kubernetes.client import CoreV1Event, V1EventSource, V1ObjectMeta, V1Object
 from operators.kube_client import EVENTS, MERGE, KubeClient
 from operators.kube_error import KubeError, Object
 from operators.kube_models import to_json
+from operators.rate_limits import Bucket
 
 log = logging.getLogger(__name__)
 V = TypeVar("V")
@@ -35,25 +35,6 @@ TIMEOUT = (5, 10)  # seconds to connect, and between bytes
 BURST, REFILL = 25, 1 / 300  # Events about one object, and how many more each second
 RATE = 20.0  # Events a second
 MOST = 4096  # news and objects that are remembered, as client-go does; and Events that wait to be written
-
-
-@dataclass(slots=True)
-class Bucket:
-    """A token bucket: `burst` at once, and `refill` more each second."""
-
-    burst: float
-    refill: float
-    tokens: float
-    at: float
-
-    def take(self, now: float) -> bool:
-        """Take one, where there is one."""
-        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.refill)
-        self.at = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
 
 
 class Events:

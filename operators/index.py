@@ -12,8 +12,10 @@ Nothing is right only because the index is fresh:
   would look deleted. So the index only tells that there is news; what is done about news, such as ending an attempt, is
   decided on `read`, which asks the API server for the pods first and for the jobs after them.
 - Whoever writes reads its write: answers of the API server are put into the index. An older state never replaces a
-  newer one, for the versions of one kind of object grow (KEP-5504), and an object that is gone never comes back, for
-  its uid is kept.
+  newer one, for the versions of one kind of object grow (KEP-5504), nor does it bring back an object that is gone, for
+  the version in which it went is kept.
+- To a watch by label an object that lost the label is gone. So whatever is missing of an attempt is asked for by its
+  name too, before it counts as gone and before another is made.
 - A watch that begins anew does not tell of what was deleted meanwhile. `resync` lists everything, takes out what the
   list has not and is no newer than it, and so repairs what a watch has missed. Nothing is reconciled before the first.
 """
@@ -31,7 +33,7 @@ from typing import Generic, Protocol, TypeVar
 
 from kubernetes.client import V1ObjectMeta
 
-from nanochat.spec.chatpipeline import UID
+from nanochat.spec.chatpipeline import PIPELINE, UID
 from nanochat.spec.pipeline import PipelineSpec
 from operators.attempts import JobAttempt
 from operators.job_backend import JobBackend
@@ -111,7 +113,8 @@ class Cache(Generic[Value]):
         self.optional, self.served = optional, False  # whether the API server has such a kind, as it said last
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, str], dict[str, Value]] = {}  # (namespace, owner's uid) -> by name
-        self._gone: dict[str, float] = {}  # uid -> when it went
+        self._owners: dict[str, str] = {}  # uid -> the owner under which an object is kept
+        self._gone: dict[str, tuple[float, int]] = {}  # uid -> when it went, and the version in which it was gone
 
     def of(self, namespace: str, owner: str) -> list[Value]:
         """The objects of an owner."""
@@ -127,26 +130,37 @@ class Cache(Generic[Value]):
         """Take in a state of an object, unless a newer one is known."""
         meta = value.meta
         with self._lock:
-            group = self._kept.setdefault((meta.namespace, meta.owner), {})
-            known = group.get(meta.name)
-            if meta.uid in self._gone or (known is not None and known.meta.version >= meta.version):
+            owner = self._owners.get(meta.uid, meta.owner)  # another one where somebody has changed its label
+            known = self._kept.get((meta.namespace, owner), {}).get(meta.name)
+            gone = self._gone.get(meta.uid, (0.0, -1))[1]
+            if gone >= meta.version or (known is not None and known.meta.version >= meta.version):
                 return
-            group[meta.name] = value
+            if known is not None and (known.meta.uid, known.meta.owner) != (meta.uid, meta.owner):
+                self._drop(known.meta)
+            self._kept.setdefault((meta.namespace, meta.owner), {})[meta.name] = value
+            self._owners[meta.uid] = meta.owner
         self._changed(meta.namespace, meta.pipeline)
 
-    def remove(self, meta: Meta) -> None:
-        """An object is gone."""
-        now = time.monotonic()
+    def remove(self, meta: Meta, version: int = 0) -> None:
+        """An object is gone, in the `version` of a listing or in that of a watch's last word on it."""
+        now, version = time.monotonic(), max(version, meta.version)
         with self._lock:
-            self._gone = {uid: when for uid, when in self._gone.items() if now - when < GONE_SECONDS} | {meta.uid: now}
-            group = self._kept.get((meta.namespace, meta.owner), {})
-            known = group.get(meta.name)
+            known = self._kept.get((meta.namespace, meta.owner), {}).get(meta.name)
+            if known is not None and known.meta.uid == meta.uid and known.meta.version > version:
+                return
+            self._gone = {uid: gone for uid, gone in self._gone.items() if now - gone[0] < GONE_SECONDS}
+            self._gone[meta.uid] = now, version
             if known is None or known.meta.uid != meta.uid:
                 return
-            del group[meta.name]
-            if not group:
-                del self._kept[meta.namespace, meta.owner]
+            self._drop(known.meta)
         self._changed(meta.namespace, meta.pipeline)
+
+    def _drop(self, meta: Meta) -> None:
+        group = self._kept[meta.namespace, meta.owner]
+        del group[meta.name]
+        if not group:
+            del self._kept[meta.namespace, meta.owner]
+        self._owners.pop(meta.uid, None)
 
     def watched(self, event: str | None, body: Object) -> None:
         """Take in an event of a watch, an object and what became of it."""
@@ -181,7 +195,7 @@ class Cache(Generic[Value]):
         listed = [self._known(body, known) for body in listing.items]
         for uid in known.keys() - {value.meta.uid for value in listed}:
             if known[uid].meta.version <= listing.version:
-                self.remove(known[uid].meta)
+                self.remove(known[uid].meta, listing.version)
         for value in listed:
             self.put(value)
         return listed
@@ -200,7 +214,7 @@ class Index:
 
     def __init__(self, kube: KubeClient, backend: JobBackend, changed: Callable[[str, str], None]) -> None:
         """`changed` is told namespace and name of a pipeline, from any thread, when anything about it is new."""
-        self._kube, self._tell = kube, changed
+        self._kube, self._backend, self._tell = kube, backend, changed
         self.pipelines = Cache(PIPELINES, read_pipeline, changed)
         self.jobs = Cache(backend.resource, backend.read_job, changed, label=UID)
         self.pods = Cache(PODS, backend.read_pod, changed, label=UID)
@@ -215,11 +229,37 @@ class Index:
         """The jobs and pods of a pipeline, as the watches told of them."""
         return _owned(uid, self.jobs.of(namespace, uid), self.pods.of(namespace, uid))
 
-    def read(self, namespace: str, uid: str) -> Owned:
-        """The jobs and pods of a pipeline now. KubeError where the API server does not answer."""
+    def read(self, namespace: str, uid: str, attempts: Iterable[JobAttempt] = ()) -> Owned:
+        """The jobs and pods of a pipeline now, with all that is left of these attempts. KubeError where the API server
+        does not answer."""
         # Pods first: one that Kueue has removed is then seen with its job suspended.
         pods = self.pods.resync(self._kube, namespace, uid)
-        return _owned(uid, self.jobs.resync(self._kube, namespace, uid), pods)
+        jobs = {job.meta.name: job for job in self.jobs.resync(self._kube, namespace, uid)}
+        known = {pod.meta.uid for pod in pods}
+        for record in attempts:
+            if record.job not in jobs and (job := self.job(namespace, uid, record.job)):
+                jobs[record.job] = job
+            for index, pod_uid in record.pods.items():
+                name = self._backend.pod_name(record.job, index)
+                body = self._kube.get(PODS, namespace, name) if pod_uid not in known else None
+                if body is not None and body["metadata"]["uid"] == pod_uid:
+                    pods.append(self.pods.read(body))
+        return _owned(uid, jobs.values(), pods)
+
+    def job(self, namespace: str, uid: str, name: str) -> Job | None:
+        """A pipeline's job by its name, whatever its labels: what somebody took off is put back. None where there is
+        none, KubeError where the API server does not answer."""
+        body = self._kube.get(self.jobs.resource, namespace, name)
+        owners = (body or {}).get("metadata", {}).get("ownerReferences") or ()
+        owner = next((item["name"] for item in owners if item["uid"] == uid), None)
+        if body is None or owner is None:
+            return None
+        job = self.jobs.read(body)
+        if job.meta.owner != uid:
+            job = self._backend.label(job, {PIPELINE: owner, UID: uid})
+        if job is not None:
+            self.jobs.put(job)
+        return job
 
     def queues(self, namespace: str) -> Queues:
         """Kueue's word on the jobs of a namespace."""

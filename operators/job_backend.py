@@ -89,6 +89,14 @@ class JobBackend(Protocol):
         """Let the backend delete no pods of a job, whatever becomes of them; they still go with the job."""
         ...
 
+    def label(self, job: Job, labels: Mapping[str, str]) -> Job | None:
+        """Give a job these labels; None where it is gone."""
+        ...
+
+    def pod_name(self, job: str, index: str) -> str:
+        """The name of a job's pod."""
+        ...
+
     def read_job(self, body: Object) -> Job:
         """Observe a job, from its object in the API server."""
         ...

@@ -19,7 +19,11 @@ gpu_seconds = Counter(
     "nanochat_gpu_seconds", "GPU time of attempts: productive where they got further.", ["stage", "kind"],
     registry=REGISTRY,
 )  # fmt: skip
-slow = Gauge("nanochat_reconciles_slow", "Reconciliations that have lasted longer than a minute.", registry=REGISTRY)
+slow = Gauge(
+    "nanochat_reconciles_slow",
+    "Reconciliations that have lasted for 15 s or longer, or wait for such.",
+    registry=REGISTRY,
+)
 pipelines = Gauge("nanochat_pipelines", "Pipelines by phase.", ["phase"], registry=REGISTRY)
 serving_version = Gauge("nanochat_serving_version", "The version that is to be served.", ["version"], registry=REGISTRY)
 serving_rejected = Counter("nanochat_serving_rejected", "Versions that did not become ready.", registry=REGISTRY)

@@ -35,6 +35,7 @@ RUN_SECONDS = 120.0  # that telling of one run may take
 ASIDE = (60.0, 120.0, 300.0, 600.0)  # seconds for which a run is set aside after so many failures in a row
 COMMAND = (sys.executable, "-m", "operators.mlflow_worker")
 IDLE_SECONDS = 60.0  # without an order, after which the worker is ended
+LARGE = 512 << 20  # bytes of the worker with which it is ended: the next run needs room
 
 
 @dataclass(slots=True)
@@ -71,7 +72,10 @@ class Worker:
         if not line:
             self.close()
             raise EOFError
-        return Answer(**json.loads(line))
+        answer = Answer(**json.loads(line))
+        if answer.memory > LARGE:
+            self.close()
+        return answer
 
     def rest(self) -> None:
         """End the process where it was not asked for a while."""

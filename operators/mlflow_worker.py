@@ -15,9 +15,11 @@ import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from nanochat.report.tracked import RunTracker
 from nanochat.spec.errors import NanochatError
@@ -56,6 +58,7 @@ class Answer:
 
     told: bool
     why: str = ""
+    memory: int = 0  # bytes that the process has afterwards
 
 
 class Worker:
@@ -105,6 +108,7 @@ def serve(lines: Iterable[str], answers: TextIO) -> None:
             except Exception as error:  # what is stored may be anything
                 log.exception("the run could not be told to MLflow")
                 answer = Answer(told=False, why=f"{type(error).__name__}: {error}"[:500])
+        answer = replace(answer, memory=psutil.Process().memory_info().rss)
         print(json.dumps(asdict(answer)), file=answers, flush=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kubeflow.training import models
@@ -49,7 +50,7 @@ class PyTorchJobs:
         queue = {QUEUE: spec.queue} if spec.queue else {}
         urgent = {PRIORITY: spec.priority} if spec.queue and spec.priority else {}
         metadata.labels, metadata.annotations = {**(metadata.labels or {}), **queue, **urgent}, annotations
-        placement = Placement(f"{request.name}-worker-0", JOB_LABEL, INDEX_LABEL)
+        placement = Placement(self.pod_name(request.name, "0"), JOB_LABEL, INDEX_LABEL)
         worker = models.KubeflowOrgV1ReplicaSpec(
             replicas=resources.nodes(spec, launch.stage),
             restart_policy="Never",
@@ -79,14 +80,28 @@ class PyTorchJobs:
 
     def keep_pods(self, job: Job) -> None:
         """Let the training operator, for which a deleted pod is a failed one, not clean up after it."""
+        self._patch(job, {"spec": {"runPolicy": {"cleanPodPolicy": "None"}}})
+
+    def label(self, job: Job, labels: Mapping[str, str]) -> Job | None:
+        """Give a job these labels; None where it is gone."""
+        changed = self._patch(job, {"metadata": {"labels": {**labels}}})
+        return None if changed is None else self.read_job(changed)
+
+    def _patch(self, job: Job, change: Object) -> Object | None:
+        """Change one very job; None where it is gone."""
         meta = job.meta
-        body = {"metadata": {"uid": meta.uid}, "spec": {"runPolicy": {"cleanPodPolicy": "None"}}}
+        body = {**change, "metadata": {"uid": meta.uid, **change.get("metadata", {})}}
         path, what = PYTORCHJOBS.path(meta.namespace, meta.name), f"PyTorchJob {meta.namespace}/{meta.name}"
         try:
-            self._kube.json("patch", path, what=what, body=body, content_type=MERGE)
+            return self._kube.json("patch", path, what=what, body=body, content_type=MERGE)
         except KubeError as error:
-            if error.status not in (404, 409):  # it is gone, and another one of the name has another uid
+            if error.status not in (404, 409):  # another one of the name has another uid
                 raise
+            return None
+
+    def pod_name(self, job: str, index: str) -> str:
+        """The name of a job's pod."""
+        return f"{job}-worker-{index}"
 
     def read_job(self, body: Object) -> Job:
         """Observe a job, from its object in the API server."""

@@ -10,6 +10,7 @@ Nothing that matters is only in memory: a controller that is killed at any insta
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,7 +28,7 @@ from operators.index import read_pipeline
 from operators.kube_error import KubeError, Object
 from operators.kueue import queue_state
 from operators.reconciliation import ARTIFACT_SECONDS, is_over, reconcile
-from operators.rest import Rest, read_rest
+from operators.rest import Rest, is_told_at_rest, read_rest
 from operators.run_state import NotAdmitted, Ready, RunSnapshot, mark_deleted
 from operators.scope import Scope
 from operators.services import Services
@@ -67,11 +68,14 @@ class PipelineReconciler:
         return run is not None and (run.snapshot is None or run.access != self.services.access(run.access, time.time()))
 
     def tell_slow(self, seconds: float) -> None:
-        """Say that a reconciliation takes long."""
-        found, run = self.services.index.pipeline(self.namespace, self.name), self.run
-        if found is not None and run is not None and found.meta.uid == run.uid:
-            with suppress(KubeError):
-                run.report(found.body, status.slow(found.body, seconds, time.time()))
+        """Say that a reconciliation takes long, or waits for one that does, unless its store is not needed or that is
+        known to be away."""
+        found = self.services.index.pipeline(self.namespace, self.name)
+        if found is None or is_told_at_rest(found.body):
+            return
+        run = self.run or Run(self.namespace, self.name, found.meta.uid, self.services)
+        if found.meta.uid == run.uid:
+            run.tell_slow(found.body, seconds)
 
     def reconcile(self) -> float | None:
         """Look and act once."""
@@ -110,6 +114,7 @@ class Run:
     _state: NotAdmitted | Ready | Rest = field(default_factory=NotAdmitted)
     _generation: int = 0  # of the declaration that was accepted last
     _failures: int = 0  # passes in a row in which storage could not be reached
+    _reporting: threading.Lock = field(default_factory=threading.Lock)
 
     def reconcile(self, found: Object, now: float, steady: float) -> float | None:
         """Admit, observe, plan, act and report; returns the seconds until the next look at the latest, None where there
@@ -137,6 +142,13 @@ class Run:
             self._state, self._generation = Rest.of(found, self.snapshot, scope.owned, due), 0
             return None if due is None else max(ACTIVE_SECONDS, due - now)
         return self._next_try() if scope.trouble else _delay(state, planned, now)
+
+    def tell_slow(self, found: Object, seconds: float) -> None:
+        """Say that the reconciliation under way takes long: where it fails after that, it did for long enough."""
+        self._failures = max(self._failures, FAILURES - 1)
+        if (status.condition(found.get("status"), status.REACHABLE) or ("",))[0] != "False":
+            with suppress(KubeError):  # where it is over by now its status is another, and this one comes too late
+                self.report(found, status.slow(found, seconds, time.time()), only=found["metadata"]["resourceVersion"])
 
     def _lasts(self, trouble: str) -> bool:
         """Whether storage could not be reached several times in a row; to be asked once in each pass."""
@@ -227,15 +239,19 @@ class Run:
         )
         return status.build(found, inputs, self.services.access, scope.now)
 
-    def report(self, found: Object, told: Object) -> None:
-        """Patch the object's status where it changed; an Event where the pipeline begins, waits, or ends."""
-        before = found.get("status") or {}
+    def report(self, found: Object, told: Object, *, only: str = "") -> None:
+        """Patch the object's status where it changed, with progress alone now and then; an Event where the pipeline
+        begins, waits, or ends. Given `only`, a resourceVersion, no later state of the object is changed."""
         self.access = told.get("access", self.access)
-        if status.same(before, told):
-            return
-        patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid)
-        if patched is not None:
-            self.services.index.pipelines.put(read_pipeline(patched))
+        with self._reporting:
+            before = self._latest(found).get("status") or {}
+            if status.same(before, told):
+                return
+            if status.is_progress(before, told) and not self.services.progress.take(self.uid):
+                return
+            patched = self.services.cluster.patch_status(self.namespace, self.name, told, uid=self.uid, only=only)
+            if patched is not None:
+                self.services.index.pipelines.put(read_pipeline(patched))
         phases = {told.get("phase", before.get("phase")), before.get("phase")}
         if len(phases) > 1 and not phases <= {*UNDER_WAY}:
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
@@ -244,6 +260,12 @@ class Run:
         if serving is not None and serving != status.condition(before, status.SERVING):
             level = "Warning" if serving[1] in ("Damaged", "Refused", "RolloutFailed", "NotReady") else "Normal"
             self._event(level, serving[1], serving[2])
+
+    def _latest(self, found: Object) -> Object:
+        """The newest state of the object: its status may have been told slow meanwhile."""
+        known = self.services.index.pipeline(self.namespace, self.name)
+        newer = known is not None and known.meta.version > int(found["metadata"]["resourceVersion"])
+        return known.body if known is not None and newer else found
 
     def _event(self, level: str, reason: str, message: str) -> None:
         log.info("%s: %s", reason, message)

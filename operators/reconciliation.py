@@ -98,7 +98,7 @@ def _look(scope: Scope) -> None:
     _take_owned(scope, index.owned(scope.namespace, ready.uid))
     running = ready.attempts.open()
     if any(observation.has_news(record, scope.observations[record.job], scope.now) for record in running):
-        _take_owned(scope, index.read(scope.namespace, ready.uid))
+        _take_owned(scope, index.read(scope.namespace, ready.uid, running))
     for remark in ready.attempts.take_remarks():
         scope.event("Warning", "RecordSetAside", remark)
     for record in ready.attempts.open():
@@ -217,9 +217,10 @@ def _observed(scope: Scope) -> Observed:
     accepted, outputs = scope.ready.accepted, scope.ready.outputs
     hold = scope.refused and f"the change was refused: {scope.refused}"
     hold = hold or (scope.trouble and f"waits for storage: {scope.trouble}")
+    made = _made(scope)
     return Observed(
-        present=frozenset(outputs.present),
-        made=_made(scope),
+        present=frozenset(outputs.present) | (made if scope.trouble else frozenset()),  # unseen is not gone
+        made=made,
         attempts={
             stage: [_attempt(scope, record) for record in scope.ready.attempts.of(stage)]
             for stage in accepted.graph.stages

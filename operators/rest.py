@@ -49,17 +49,26 @@ class Rest:
         return seen != (self.generation, self.retried, self.owned) or (self.due is not None and now >= self.due)
 
 
-def read_rest(found: Object, owned: Owned, config: Config, stores: Stores) -> Rest | None:
-    """A pipeline whose status is current and says that it rests; None where there may be something to do."""
+def is_told_at_rest(found: Object) -> bool:
+    """Whether the status of a pipeline is that of its declaration, and says that it rests."""
     meta, told, spec = found["metadata"], found.get("status") or {}, found.get("spec") or {}
-    phase, attempts = str(told.get("phase")), told.get("attempts") or []
+    phase = str(told.get("phase"))
     run = RunPaths.of(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"]).root
-    rests = (
+    return (
         phase in PHASES
         and (phase != Phase.SUSPENDED or spec.get("suspend") is True)
         and told.get("observedGeneration") == meta["generation"]
         and (told.get("run"), told.get("retriedAt")) == (run, status.retry_asked(found))
-        and all((status.condition(told, name) or ("",))[0] == "True" for name in ("Accepted", "StorageReachable"))
+    )
+
+
+def read_rest(found: Object, owned: Owned, config: Config, stores: Stores) -> Rest | None:
+    """A pipeline whose status is current and says that it rests; None where there may be something to do."""
+    meta, told, spec = found["metadata"], found.get("status") or {}, found.get("spec") or {}
+    phase, attempts = str(told.get("phase")), told.get("attempts") or []
+    rests = (
+        is_told_at_rest(found)
+        and all((status.condition(told, name) or ("",))[0] == "True" for name in ("Accepted", status.REACHABLE))
         and all(attempt.get("ended") and attempt["reason"] not in SUSPECT for attempt in attempts)
         and not (owned.jobs or owned.pods)
     )

@@ -114,7 +114,7 @@ class End(Sentence):
     POD_REJECTED = Reason.INFRASTRUCTURE, "{node} took {pod} and could not run it: {why}"
     STOPPED = Reason.PREEMPTED, "stopped"
     STALLED = Reason.STALLED, "no sign of life; it was stopped"
-    STALLED_ON = Reason.STALLED, "no sign of life; it was stopped: ranks on {nodes} stood still"
+    STALLED_ON = Reason.STALLED, "no sign of life; it was stopped: {ranks} stood still"
     MEMORY = Reason.OUT_OF_MEMORY, "the memory of {pod} is used up"
     DISK_FULL = Reason.USER_ERROR, "the disk of {pod} is full: give it more ephemeral storage"
     KILLED = Reason.INFRASTRUCTURE, "{pod} was killed by SIGKILL"

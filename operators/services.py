@@ -15,6 +15,7 @@ from operators.config import Config
 from operators.events import Events
 from operators.index import Index
 from operators.job_backend import JobBackend
+from operators.rate_limits import ProgressLimit
 from operators.store_leases import StoreLeases
 from operators.stores import Stores
 from operators.suspicion import Suspicion
@@ -34,5 +35,6 @@ class Services:
     graphs: Graphs = field(default_factory=Graphs)
     leases: StoreLeases = field(default_factory=StoreLeases)
     suspicion: Suspicion = field(default_factory=Suspicion)
+    progress: ProgressLimit = field(default_factory=ProgressLimit)
     access: status.AccessOf = status.no_access
     serving: status.ServingOf = status.no_serving

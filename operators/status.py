@@ -24,9 +24,11 @@ LONGEST = 1000  # characters of a message
 NODES = 64  # of an attempt
 LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+PROGRESS = ("progress", "eta", "loss", "gpuHours", "cost")  # fields that change while stages run, of the pipeline
+STAGE_PROGRESS = ("step", "total", "rate", "loss", "eta")  # and of a stage
 # what the status says of it, the time -> service, token and expiresAt
 AccessOf = Callable[[Mapping[str, str] | None, float], Mapping[str, str] | None]
-SERVING = "Serving"  # the condition
+SERVING, REACHABLE = "Serving", "StorageReachable"  # conditions
 
 
 class ServingOf(Protocol):
@@ -147,7 +149,7 @@ def refused(found: Object, why: str, now: float) -> Object:
 def unreachable(found: Object, why: str, now: float) -> Object:
     """The status while the run's records cannot be read: nothing is known but this."""
     meta, before = found["metadata"], found.get("status") or {}
-    conditions = {"StorageReachable": ("False", "Unreachable", why)}
+    conditions = {REACHABLE: ("False", "Unreachable", why)}
     return {
         "phase": before.get("phase") or str(Phase.WAITING),
         "message": f"storage cannot be reached: {why}"[:LONGEST],
@@ -162,7 +164,7 @@ def slow(found: Object, seconds: float, now: float) -> Object:
         f"the store or the API server has kept the controller waiting for {seconds:.0f} s: stages that run go on, and "
         "what is due is done when it answers"
     )
-    wanted = {"StorageReachable": ("Unknown", "Slow", why)}
+    wanted = {REACHABLE: ("Unknown", "Slow", why)}
     return {"message": why, "conditions": _conditions(before, meta["generation"], now, wanted)}
 
 
@@ -208,6 +210,16 @@ def condition(status: Object | None, name: str) -> tuple[str, str, str] | None:
 def same(before: Object, told: Object) -> bool:
     """Whether a patch with `told` would change nothing."""
     return all(_bare(before.get(name)) == _bare(value) for name, value in told.items())
+
+
+def is_progress(before: Object, told: Object) -> bool:
+    """Whether a patch with `told` would change nothing but how far stages got, which need not be told at once."""
+    return same(_without_progress(before), _without_progress(told))
+
+
+def _without_progress(told: Object) -> Object:
+    stages = [{k: v for k, v in stage.items() if k not in STAGE_PROGRESS} for stage in told.get("stages") or ()]
+    return {k: v for k, v in told.items() if k not in PROGRESS} | ({"stages": stages} if "stages" in told else {})
 
 
 def _bare(value: object) -> object:
@@ -284,8 +296,8 @@ def _core(scores: Mapping[str, Mapping[str, float]]) -> str | None:
 def _reachable(inputs: StatusInputs) -> dict[str, tuple[str, str, str]]:
     """The condition of storage, which one failure does not change."""
     if inputs.trouble:
-        return {"StorageReachable": ("False", "Unreachable", inputs.trouble)}
-    return {"StorageReachable": ("True", "Reached", "")} if inputs.current else {}
+        return {REACHABLE: ("False", "Unreachable", inputs.trouble)}
+    return {REACHABLE: ("True", "Reached", "")} if inputs.current else {}
 
 
 def _succeeded(planned: Status) -> tuple[str, str, str]:

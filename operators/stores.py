@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from nanochat.model.artifact import KIND, SERVED
 from nanochat.pipeline.outputs import TOLD_OF_MODELS
-from nanochat.storage.artifacts import RECENT, ROOT, Artifacts
+from nanochat.storage.artifacts import RECENT, Artifacts
 from nanochat.storage.manifest import Manifest
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
@@ -93,8 +93,7 @@ class SharedArtifacts(Artifacts):
 
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
         """Damage, one sentence each; () where all is well, or where nothing lies there."""
-        with self._looking:
-            return super().damaged(kind, key) if key in self._keys(kind) else ()
+        return super().damaged(kind, key) if key in self._keys(kind) else ()
 
     def recent(self, kind: str, most: int = RECENT) -> Sequence[Manifest]:
         """The newest readable manifests of a kind, as they were some seconds ago."""
@@ -111,8 +110,8 @@ class SharedArtifacts(Artifacts):
             self._looking.release()
 
     def _keys(self, kind: str, since: float = 0.0) -> frozenset[str]:
-        """The keys of a kind that something lies under."""
-        return self._shared(("keys", kind), lambda: frozenset(self.store.children(f"{ROOT}/{kind}")), since)
+        with self._looking:
+            return self._shared(("keys", kind), lambda: super(SharedArtifacts, self)._keys(kind), since)
 
     def _shared(self, asked: tuple[str, ...], look: Callable[[], T], since: float = 0.0) -> T:
         if not self._is_fresh(asked, since):

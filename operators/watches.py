@@ -41,9 +41,10 @@ async def watch(index: Index, kube: KubeClient, namespaces: Collection[str], sto
             changing.cancel()
             ended = operator.done()
             ending.set()
-        await operator
-        if ended:
-            raise RuntimeError("kopf's watches ended by themselves")
+        (fault,) = await asyncio.gather(operator, return_exceptions=True)
+        # Where a definition went, its watch fails, and kopf with it.
+        if (ended or fault) and served == await _served(index, kube):
+            raise fault or RuntimeError("kopf's watches ended by themselves")
 
 
 async def _served(index: Index, kube: KubeClient) -> list[SomeCache]:

@@ -114,7 +114,7 @@ class Display:
         made = f"; {status.message}" if status.message else ""
         if status.phase is Phase.CACHED:
             self.say(f"{stage:<10} cached      {self._keys(stage)}{made}")
-        elif status.phase is Phase.RUNNING and (before is None or before[0] is not Phase.RUNNING):
+        elif status.phase is Phase.RUNNING and (before is None or before[0] is not Phase.RUNNING or status.message):
             reason = status.message or ("" if why.endswith(NEW) else why)
             self.say(f"{stage:<10} starts      {reason}")
         elif status.phase is Phase.SUCCEEDED:

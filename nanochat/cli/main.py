@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import cluster, collect, models, options, rollback, run, runs
+from nanochat.cli import bench, cluster, collect, models, options, rollback, run, runs
 from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 identity_app = typer.Typer(help="Conversations that tell the model who it is.", no_args_is_help=True)
 app.add_typer(identity_app, name="identity")
+app.add_typer(bench.app, name="bench")
 
 app.command("run")(run.run)
 app.command("retry")(runs.retry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.report.tracked import Tracker
-from nanochat.spec.errors import NO_TORCH, TORCH_ADVICE, UserError
+from nanochat.spec.errors import UserError, require_torch
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 
@@ -38,8 +37,7 @@ def run(
 
 def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: str) -> int:
     """Run a pipeline with a display; returns the exit code."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(f"{NO_TORCH}: {TORCH_ADVICE}")
+    require_torch()
     resolved = resolve_profile(pipeline.spec.store)
     runner = LocalRunner(pipeline, resolved)
     runner.select(only=only, start=start)

@@ -9,10 +9,11 @@ next file is opened (and so fetched) in the background while this one is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,20 +21,22 @@ from nanochat.data.packing import FlatLoader
 from nanochat.data.tokenfile import TokenFile
 from nanochat.spec.errors import UserError
 
+F = TypeVar("F", bound=Sized)
+
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(Generic[F]):
     """One token file: its length is known before it is fetched. `release` is called when it has been read."""
 
-    tokens: int
-    open: Callable[[], TokenFile]
+    tokens: int  # or what else its file counts, rows for example
+    open: Callable[[], F]
     release: Callable[[], None] = lambda: None
 
     @classmethod
-    def local(cls, folder: Path) -> Shard:
+    def local(cls, folder: Path) -> Shard[TokenFile]:
         """A token file that is in a local folder."""
         file = TokenFile(folder)
-        return cls(tokens=len(file), open=lambda: file)
+        return Shard(tokens=len(file), open=lambda: file)
 
 
 class TextLoader(FlatLoader):
@@ -41,7 +44,7 @@ class TextLoader(FlatLoader):
 
     stream: TextStream
 
-    def __init__(self, files: Sequence[Shard], *, rows: int, length: int, seed: int) -> None:
+    def __init__(self, files: Sequence[Shard[TokenFile]], *, rows: int, length: int, seed: int) -> None:
         super().__init__(TextStream(files, seed=seed), rows=rows, length=length)
 
     def close(self) -> None:
@@ -49,25 +52,25 @@ class TextLoader(FlatLoader):
         self.stream.close()
 
 
-class TextStream:
+class FileStream(Generic[F]):
     """The files as one endless stream; two files at most are open."""
 
-    def __init__(self, files: Sequence[Shard], *, seed: int) -> None:
+    def __init__(self, files: Sequence[Shard[F]], *, seed: int) -> None:
         self._files = [file for file in files if file.tokens]
         self._seed = seed
         self.total = sum(file.tokens for file in self._files)
         if not self.total:
             raise UserError("there is no text to read: the token files are empty")
         self._order: tuple[int, list[int], np.ndarray] = (-1, [], np.empty(0))  # of one epoch
-        self._opened: dict[int, Future[TokenFile]] = {}
+        self._opened: dict[int, Future[F]] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-token-file")
 
-    def piece(self, epoch: int, offset: int) -> np.ndarray:
-        """Tokens from `offset` of an epoch to the end of the file that it lies in."""
+    def locate(self, epoch: int, offset: int) -> tuple[F, int]:
+        """The file that `offset` of an epoch lies in, and where in it."""
         order, starts = self._epoch(epoch)
         place = int(np.searchsorted(starts, offset, side="right")) - 1
         following = order[place + 1] if place + 1 < len(order) else file_order(len(order), self._seed, epoch + 1)[0]
-        return self._open(order[place], following).tokens[offset - int(starts[place]) :]
+        return self._open(order[place], following), offset - int(starts[place])
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -80,7 +83,7 @@ class TextStream:
             self._order = (epoch, order, np.concatenate([[0], np.cumsum(lengths)[:-1]]))
         return self._order[1], self._order[2]
 
-    def _open(self, index: int, following: int) -> TokenFile:
+    def _open(self, index: int, following: int) -> F:
         for i in list(self._opened):
             if i not in (index, following):
                 # In the one thread that also opens files: never before this one is there.
@@ -97,6 +100,15 @@ class TextStream:
         if len(file) != self._files[index].tokens:
             raise UserError(f"a token file has {len(file)} tokens where {self._files[index].tokens} were announced")
         return file
+
+
+class TextStream(FileStream[TokenFile]):
+    """The files' tokens."""
+
+    def piece(self, epoch: int, offset: int) -> np.ndarray:
+        """Tokens from `offset` of an epoch to the end of the file that it lies in."""
+        file, start = self.locate(epoch, offset)
+        return file.tokens[start:]
 
 
 def file_order(count: int, seed: int, epoch: int) -> list[int]:

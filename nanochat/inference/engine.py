@@ -124,7 +124,7 @@ class Engine:
         """Drop what free slots remember, as when the weights have changed: an idle engine is then as if new."""
         for slot in self._slots:
             if slot.request is None:
-                slot.prompt, slot.filled, slot.released = (), 0, 0
+                slot.prompt, slot.filled, slot.written, slot.released = (), 0, 0, 0
 
     # ----------------------------------------------------------------------------------------------------
     # Steps
@@ -152,7 +152,7 @@ class Engine:
 
     def _admit(self) -> Slot | None:
         """Give the next waiting request a slot, with what can be taken over from another one's prompt."""
-        found = choose(self._slots, self._waiting[0].prompt) if self._waiting else None
+        found = choose(self._slots, self._waiting[0].prompt, self._cache.reach) if self._waiting else None
         if found is None:
             return None
         slot, source, length = found
@@ -163,6 +163,7 @@ class Engine:
             self._prompt_logits[slot.index] = self._prompt_logits[source.index]
             self._logits[slot.index] = self._prompt_logits[slot.index]
         slot.request, slot.prompt, slot.filled = request, request.prompt, length
+        slot.written = source.written if length else 0
         with self._blaming(slot):
             self._sampler.put(slot.index, request.sampling)
         return slot
@@ -177,6 +178,7 @@ class Engine:
             cache=self._cache,
         )  # (1, T, V)
         slot.filled += len(chunk)
+        slot.written = max(slot.written, slot.filled)
         if slot.ready:
             self._logits[slot.index] = self._prompt_logits[slot.index] = logits[0, -1]
         return len(chunk)
@@ -242,6 +244,7 @@ class Engine:
                 request = _occupant(slot)
                 ids[slot.index] = [request.ids[-1]]
                 start[slot.index] = len(request.prompt) + len(request.ids) - 1
+                slot.written = max(slot.written, start[slot.index] + 1)
         logits = self._model.extend(self._tensor(ids), start=self._tensor(start), slots=None, cache=self._cache)
         rows = [slot.index for slot in self._slots if decoding[slot.index]]
         if len(rows) == len(self._slots):

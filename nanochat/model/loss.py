@@ -77,7 +77,7 @@ class HeadLoss(torch.autograd.Function):
                 to_weight += logits.t() @ hidden[part]
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.mark_non_differentiable(losses)
-        return losses @ factors, losses
+        return (losses * factors).sum(), losses
 
     @staticmethod
     @once_differentiable

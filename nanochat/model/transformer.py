@@ -1,5 +1,7 @@
 """The transformer: rotary positions, QK norm, ReLU squared, untied head, capped logits, no learned norms.
 
+The modern recipe adds value embeddings, short windows, and learned scalars on the stream between the blocks.
+
     model = Transformer(config)          # under `with torch.device(...)` for another device than the CPU
     model.init_weights(seed)
     model.compute_dtype = torch.bfloat16
@@ -14,20 +16,22 @@ V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.cache import KVCache
+from nanochat.model.cache import BUCKET, KVCache
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
+from nanochat.model.residual import ResidualStream
 from nanochat.model.sizes import MLP_RATIO, ModelConfig
+from nanochat.model.value_embedding import ValueEmbedding
 from nanochat.spec.errors import UserError
 
 EPSILON = torch.finfo(torch.float32).eps  # of the norms, in every compute dtype
 ROTARY_REACH = 10  # positions that can be told apart, in multiples of the trained context
-BUCKET = 64  # extend attends over a multiple of this many positions
 
 IDLE = -1  # the start of a row of `extend` that is not in use
 
@@ -63,21 +67,25 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Causal attention, with grouped queries where there are fewer key-value heads than heads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.is_short = config.window(layer) is not None
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.query = Linear(config.width, config.heads * config.head_dim)
         self.key = Linear(config.width, config.kv_heads * config.head_dim)
         self.value = Linear(config.width, config.kv_heads * config.head_dim)
         self.project = Linear(config.heads * config.head_dim, config.width)
+        self.value_embedding = ValueEmbedding(config) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        q, k, v = self._project(x, rotary)
-        return self._attend(q, k, v, mask=None)
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, short: Tensor | None) -> Tensor:
+        """The pass over whole rows; `short` (T, T) is what positions see in layers with a short window."""
+        q, k, v = self._project(x, ids, rotary)
+        return self._attend(q, k, v, mask=short if self.is_short else None)
 
     def extend(
         self,
         x: Tensor,
+        ids: Tensor,
         rotary: Tensor,
         *,
         k: Tensor,
@@ -91,19 +99,21 @@ class Attention(nn.Module):
         mask (B, 1, T, attended): what each position sees.
         """
         attended = mask.size(-1)
-        q, new_k, new_v = self._project(x, rotary)
+        q, new_k, new_v = self._project(x, ids, rotary)
         k[where], v[where] = new_k, new_v
         k, v = k[:, :attended], v[:, :attended]  # (slots, attended, H_kv, hd)
         if slots is not None:
             k, v = k[slots], v[slots]  # (B, attended, H_kv, hd)
         return self._attend(q, k, v, mask=mask)
 
-    def _project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> q (B, T, H, hd), k and v (B, T, H_kv, hd)."""
+    def _project(self, x: Tensor, ids: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D), ids (B, T) -> q (B, T, H, hd), k and v (B, T, H_kv, hd)."""
         b, t, _ = x.shape
         q = self.query(x).view(b, t, self.heads, self.head_dim)
         k = self.key(x).view(b, t, self.kv_heads, self.head_dim)
         v = self.value(x).view(b, t, self.kv_heads, self.head_dim)
+        if self.value_embedding is not None:
+            v = self.value_embedding(v, x, ids)
         return norm(rotate(q, rotary)).to(x.dtype), norm(rotate(k, rotary)).to(x.dtype), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None) -> Tensor:
@@ -134,13 +144,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        x = x + self.attention(norm(x), rotary)
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, short: Tensor | None) -> Tensor:
+        x = x + self.attention(norm(x), ids, rotary, short)
         return x + self.mlp(norm(x))
 
 
@@ -152,7 +162,9 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.stream = ResidualStream(config)
+        self.short_window = min((w for layer in range(config.depth) if (w := config.window(layer))), default=None)
         self.head = Linear(config.width, config.vocab_size)
         self.rotary: Tensor
         self.register_buffer("rotary", self._rotary_table(), persistent=False)
@@ -184,10 +196,14 @@ class Transformer(nn.Module):
                 weight.normal_(0.0, 1.0, generator=generator)
             elif name.endswith(("project.weight", "contract.weight", "head.weight")):
                 weight.zero_()
-            else:
+            elif name.endswith(".weight"):
                 outputs, inputs = weight.shape
                 std = min(1.0, math.sqrt(outputs / inputs)) / math.sqrt(inputs)
                 weight.normal_(0.0, std, generator=generator)
+        self.stream.init_weights(generator)
+        for module in self.modules():
+            if isinstance(module, ValueEmbedding):
+                module.init_weights(self.config.width, generator)
 
     @torch.no_grad()
     def cast_weights(self) -> None:
@@ -200,10 +216,9 @@ class Transformer(nn.Module):
         """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype."""
         self._check_length(ids.size(1))
         rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
-        x = self._embed(ids)
-        for block in self.blocks:
-            x = block(x, rotary)
-        return norm(x)
+        short = self._short_mask(ids.size(1))
+        x = self.stream.smear(self._embed(ids))
+        return self._through(x, lambda layer, x: self.blocks[layer](x, ids, rotary, short))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""
@@ -247,32 +262,52 @@ class Transformer(nn.Module):
 
         start (B,) says how much of each sequence is in the cache already. slots (B,) are the rows' slots, all
         different; None means that row b is slot b of all of them, which saves gathering the cache. Row b sees
-        positions 0..start+t of its own slot and nothing of its neighbours. What is attended is cut to the
-        longest row, in steps of BUCKET positions: what is beyond a row's own end has weight exactly 0.
+        positions 0..start+t of its own slot (in a short window the newest of them) and nothing of its neighbours.
+        What is attended is cut to the longest row, in steps of BUCKET positions: what is beyond a row's own end has
+        weight exactly 0.
         A row that starts at IDLE (with T = 1) is not in use: it writes to its slot's last position alone.
         """
         b, t = ids.shape
         end = int(start.max()) + t
         self._check_length(end)
-        if end > cache.length:
-            raise ValueError(f"position {end - 1} is beyond the cache's {cache.length} positions")
-        attended = min(cache.length, -(-end // BUCKET) * BUCKET)
+        cache.check_room(end, t)
 
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
         rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
-        everywhere = torch.arange(attended, device=ids.device)
-        mask = (everywhere <= positions.clamp(min=0)[..., None])[:, None]  # (B, 1, T, attended)
         rows = torch.arange(b, device=ids.device) if slots is None else slots
-        where = (rows[:, None], positions)
+        attended = min(cache.length, -(-end // BUCKET) * BUCKET)
+        spans = {span: (span.entries(positions), span.mask(positions, attended)) for span in set(cache.spans)}
 
-        x = self._embed(ids)
-        for layer, block in enumerate(self.blocks):
+        def run(layer: int, x: Tensor) -> Tensor:
+            block, (entries, mask) = self.blocks[layer], spans[cache.spans[layer]]
             assert isinstance(block, Block)
-            x = x + block.attention.extend(
-                norm(x), rotary, k=cache.k[layer], v=cache.v[layer], where=where, slots=slots, mask=mask
-            )
-            x = x + block.mlp(norm(x))
-        return self.logits(norm(x))
+            where = (rows[:, None], entries)
+            k, v = cache.k[layer], cache.v[layer]
+            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where, slots=slots, mask=mask)
+            return x + block.mlp(norm(x))
+
+        before = None
+        if self.config.smear:
+            before = self._embed(cache.ids[rows, start - 1][:, None]).masked_fill((start < 1)[:, None, None], 0)
+            cache.ids[rows[:, None], positions] = ids
+        return self.logits(self._through(self.stream.smear(self._embed(ids), before), run))
+
+    def _through(self, x: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """The stream (B, T, D) through all blocks, each by `run`, up to the norm before the head."""
+        first = middle = x
+        for layer in range(len(self.blocks)):
+            x = run(layer, self.stream.enter(layer, x, first))
+            if layer == self.stream.middle:
+                middle = x
+        return norm(self.stream.leave(x, middle))
+
+    def _short_mask(self, length: int) -> Tensor | None:
+        """The mask (T, T) of layers with a short window; None where it holds all positions before one."""
+        if self.short_window is None or self.short_window >= length:
+            return None
+        positions = torch.arange(length, device=self.device)
+        distance = positions[:, None] - positions
+        return (distance >= 0) & (distance < self.short_window)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, D); the rows that are looked up are cast, not the table."""

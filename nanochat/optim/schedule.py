@@ -1,4 +1,4 @@
-"""Learning rate and Muon's momentum by step. Pure functions; imports no torch.
+"""Learning rate, Muon's momentum and decay by step. Pure functions; imports no torch.
 
 optimizer.step(
     lr_scale(step, steps=steps, warmup_ratio=0.0, warmdown_ratio=0.2, final_fraction=0.0),
@@ -8,6 +8,8 @@ optimizer.step(
 """
 
 from __future__ import annotations
+
+import math
 
 FIRST_MOMENTUM = 0.85
 LAST_MOMENTUM = 0.95
@@ -33,3 +35,8 @@ def muon_momentum(step: int, *, ramp: int = 300) -> float:
     if step >= ramp:
         return LAST_MOMENTUM
     return FIRST_MOMENTUM + (LAST_MOMENTUM - FIRST_MOMENTUM) * step / ramp
+
+
+def decay_scale(step: int, *, steps: int) -> float:
+    """The part of the full decay at step 0 .. steps - 1: half a cosine, from 1 down to 0 at `steps` itself."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))

@@ -48,7 +48,7 @@ class Shard(ABC):
         """Own units (own units, ...) -> by parameter that has some of them: its name, which of its rows, these rows."""
 
     @abstractmethod
-    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         """Move the own weights (own units, ...), in place, by self.gradient."""
 
     def reset(self) -> None:
@@ -70,10 +70,10 @@ class Shard(ABC):
         self._wait()
         self.gradient = self.gradient[: self.own.stop - self.own.start]
 
-    def start_update(self, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+    def start_update(self, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         """Update the own units and begin to send them to all."""
         own = self.join([p.detach() for p in self.parameters])[self.own]
-        self.update(own, step=step, lr_scale=lr_scale, muon_momentum=muon_momentum)
+        self.update(own, step=step, lr_scale=lr_scale, muon_momentum=muon_momentum, decay_scale=decay_scale)
         self._start_gather(own)
 
     def finish_update(self) -> None:

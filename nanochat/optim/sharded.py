@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,10 +39,24 @@ class OptimSettings:
     weight_decay: float = 0.0  # AdamW's, decoupled
     betas: tuple[float, float] = (0.8, 0.95)
     epsilon: float = 1e-10
+    orthogonalisation: str = "newton-schulz"  # of Muon, one of POLYNOMIALS
+    matrix_decay: float = 0.0  # Muon's, cautious
+
+
+# AdamW's groups of the modern recipe, by the end of a parameter's name: rate, betas, decay. A table's rate is given for
+# TUNED_WIDTH, as those of embedding and head are.
+MODERN: Mapping[str, tuple[float, tuple[float, float], float]] = {
+    "value_embedding.table": (0.15, (0.8, 0.995), 0.01),
+    "stream.stream_scale": (0.005, (0.8, 0.95), 0.05),
+    "stream.input_scale": (0.5, (0.96, 0.95), 0.0),
+    "stream.smear_gate": (0.2, (0.8, 0.95), 0.0),
+    "stream.smear_scale": (0.2, (0.8, 0.95), 0.0),
+    "stream.backout_scale": (0.2, (0.8, 0.95), 0.0),
+}
 
 
 class TableShard(Shard):
-    """AdamW for row blocks of one table."""
+    """AdamW for row blocks of one table, or of one vector."""
 
     kinds = ("mean", "square")
 
@@ -61,7 +75,7 @@ class TableShard(Shard):
     def pieces(self, own: Tensor) -> Iterable[tuple[str, slice, Tensor]]:
         return [(self.names[0], self.own, own)] if len(own) else []
 
-    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         adamw_update(
             weights,
             self.gradient,
@@ -80,9 +94,11 @@ class MatrixShard(Shard):
 
     kinds = ("momentum",)
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], world: World, *, lr: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], world: World, *, settings: OptimSettings, dtype: torch.dtype
+    ) -> None:
         super().__init__(parameters, world)
-        self.lr, self.dtype = lr, dtype
+        self.settings, self.dtype = settings, dtype
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tensors))  # (matrices, rows, cols): units are matrices
@@ -93,14 +109,16 @@ class MatrixShard(Shard):
     def pieces(self, own: Tensor) -> Iterable[tuple[str, slice, Tensor]]:
         return [(name, slice(None), matrix) for name, matrix in zip(self.names[self.own], own, strict=True)]
 
-    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float) -> None:
+    def update(self, weights: Tensor, *, step: int, lr_scale: float, muon_momentum: float, decay_scale: float) -> None:
         muon_update(
             weights,
             self.gradient,
             self.state["momentum"],
-            lr=self.lr * lr_scale,
+            lr=self.settings.matrix_lr * lr_scale,
             momentum=muon_momentum,
             dtype=self.dtype,
+            method=self.settings.orthogonalisation,
+            decay=self.settings.matrix_decay * decay_scale,
         )
 
 
@@ -113,10 +131,10 @@ class ShardedOptimizer:
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, lr_scale: float, muon_momentum: float, clip: float | None) -> float:
+    def step(self, lr_scale: float, muon_momentum: float, clip: float | None, decay_scale: float = 1.0) -> float:
         """Update all weights from the gradients' sum -> its norm over all parameters, before clipping.
 
-        Where clip is given, gradients are scaled down to this norm.
+        Where clip is given, gradients are scaled down to this norm. `decay_scale` is of the matrices' decay.
         """
         self.steps += 1
         for shard in self.shards:
@@ -128,7 +146,7 @@ class ShardedOptimizer:
             for shard in self.shards:
                 shard.gradient.mul_(clip / norm)
         for shard in self.shards:
-            shard.start_update(step=self.steps, lr_scale=lr_scale, muon_momentum=muon_momentum)
+            shard.start_update(step=self.steps, lr_scale=lr_scale, muon_momentum=muon_momentum, decay_scale=decay_scale)
         for shard in self.shards:
             shard.finish_update()
         return norm
@@ -167,7 +185,7 @@ class ShardedOptimizer:
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, *, world: World = ALONE) -> ShardedOptimizer:
-    """Group a Transformer's parameters: its `embedding` and `head.weight` for AdamW, all others for Muon.
+    """Group a Transformer's parameters: its `embedding`, `head.weight` and those of MODERN for AdamW, others for Muon.
 
     Orthogonalisation runs in the model's compute_dtype (in bf16 it takes a third of the time, on CPUs too).
     """
@@ -175,14 +193,20 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, world: World =
     parameters = dict(model.named_parameters())
     embedding, head = parameters.pop("embedding"), parameters.pop("head.weight")
     scale = (embedding.size(1) / TUNED_WIDTH) ** -0.5
+    modern = {name: parameters.pop(name) for name in list(parameters) if name.endswith(tuple(MODERN))}
     by_shape: dict[torch.Size, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
         by_shape.setdefault(parameter.shape, {})[name] = parameter
     shards: list[Shard] = [
-        MatrixShard(matrices, world, lr=settings.matrix_lr, dtype=dtype) for matrices in by_shape.values()
+        MatrixShard(matrices, world, settings=settings, dtype=dtype) for matrices in by_shape.values()
     ]
     shards += [
         TableShard({"head.weight": head}, world, lr=settings.unembedding_lr * scale, settings=settings),
         TableShard({"embedding": embedding}, world, lr=settings.embedding_lr * scale, settings=settings),
     ]
+    for name, parameter in modern.items():
+        lr, betas, decay = next(group for end, group in MODERN.items() if name.endswith(end))
+        lr *= scale if name.endswith(".table") else 1.0
+        own = replace(settings, betas=betas, weight_decay=decay)
+        shards.append(TableShard({name: parameter}, world, lr=lr, settings=own))
     return ShardedOptimizer(shards, world)

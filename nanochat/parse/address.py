@@ -44,12 +44,12 @@ class Kind:
         return f"^(?:{'|'.join(self.patterns)})$"
 
 
-_FILES = "a path, or file:///, https://, s3://, gs:// or abfs:// with a host or bucket and a path"
+_FILES = "a path, or file:///, https://HOST/, s3://BUCKET/, gs:// or abfs://, without a user"
 FILE = Kind(
     _FILES, ("https", "http", "s3", "gs", "abfs", "file"), (rf"{_WEB}(?:\?[^\s#]*)?", rf"{_BUCKET}/[^?#]+", _PATHS)
 )
 BASE = Kind(
-    "a folder, or file:///, https://, s3://, gs:// or abfs:// with a host or bucket",
+    "a folder, or file:///, https://HOST, s3://BUCKET, gs:// or abfs://, without a user",
     FILE.schemes,
     (_WEB, rf"{_BUCKET}(?:/[^?#]*)?", _PATHS),
 )

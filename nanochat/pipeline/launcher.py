@@ -33,6 +33,7 @@ from nanochat.pipeline.outcomes import (
     EXIT_STOPPED,
     Outcome,
     Reason,
+    blamed_on_memory,
     from_exit,
     last_lines,
     read_outcome,
@@ -41,6 +42,7 @@ from nanochat.pipeline.outcomes import (
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.standstill import StandstillReporter
+from nanochat.runtime.cgroup import kernel_kills
 from nanochat.runtime.stopping import on_stop
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
@@ -64,14 +66,13 @@ def main() -> int:
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
-    reporter = report_standstills(plan, store, work) if plan.nodes > 1 else None
-    kills = memory_kills()
+    reporter = report_standstills(plan, store, work) if plan.processes * plan.nodes > 1 else None
+    machine = Path(os.environ.get("NANOCHAT_MACHINE", "/"))
+    kills = kernel_kills(machine)
     outcome = await_master(stopping) if plan.nodes > 1 else None
     if outcome is None:
         outcome = watch(plan, start(plan, path, work), work, stopping)
-    if outcome.reason in (Reason.INFRASTRUCTURE, Reason.ERROR) and memory_kills() > kills:
-        message = "a process was killed because the pod's memory is used up"
-        outcome = replace(outcome, reason=Reason.OUT_OF_MEMORY, message=message, host=True)
+    outcome = blamed_on_memory(outcome, kills=kernel_kills(machine) - kills, pod=POD in os.environ)
     outcome = replace(outcome, time=outcome.time or time.time())
     told = write_outcome(work / "outcome.json", outcome)
     uploader.close()
@@ -158,18 +159,6 @@ def read_last_lines(log: Path) -> str:
 def node_rank() -> int:
     """Which of the attempt's nodes this is."""
     return integer("NANOCHAT_NODE_RANK", 0)
-
-
-def memory_kills() -> int:
-    """How many processes of this container were killed because its memory was used up."""
-    if POD not in os.environ:
-        return 0
-    folder = Path(os.environ.get("NANOCHAT_CGROUP", "/sys/fs/cgroup"))
-    for events in (folder / "memory.events", folder / "memory" / "memory.oom_control"):  # cgroups v2, and v1
-        with suppress(OSError):
-            lines = events.read_text().splitlines()
-            return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    return 0
 
 
 def last_words(path: Path, outcome: Outcome, launch: str) -> None:

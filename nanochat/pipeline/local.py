@@ -48,7 +48,7 @@ from nanochat.storage.opening import open_store
 from nanochat.storage.records import read_object
 from nanochat.tracking.dates import Dates
 from nanochat.tracking.progress import State, read_progress
-from nanochat.tracking.registry import Registry
+from nanochat.tracking.rest import light_registry
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class LocalRunner:
             self.outputs.set_damaged_aside()
             self.outputs.refresh()
             self.outputs.forget_outdated()
-            self.outputs.check_release(Registry(self.resolved.tracking))
+            self.outputs.check_release(light_registry(self.resolved.tracking))
             self._check_selection()
             self.outputs.explain()
             self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from nanochat.storage.records import RECORD, Count, Seconds, checked
 
 EXIT_STOPPED = 143  # asked to stop, and a checkpoint is saved
 LAST_LINES, LAST_CHARACTERS = 3, 500  # of a log, in a message
+KILLED_IN_POD = "a process was killed because the pod's memory is used up"
+KILLED_HERE = "a process was killed because the memory of this machine, or of its control group, is used up"
 EXIT_DISK_FULL = 28  # the disk is full, so that even the outcome could not be written
 
 
@@ -126,6 +128,14 @@ def from_exit(
         return Outcome(reason=Reason.INFRASTRUCTURE, message=f"killed by signal {-code}")
     said = f": {last_words}; see the log" if last_words else ", without a word"
     return Outcome(reason=Reason.ERROR, message=f"exit code {code}{said}")
+
+
+def blamed_on_memory(outcome: Outcome, *, kills: int, pod: bool) -> Outcome:
+    """The outcome of a launch in which the kernel killed `kills` processes for memory, in a pod or outside."""
+    if kills <= 0 or outcome.reason not in (Reason.INFRASTRUCTURE, Reason.ERROR):
+        return outcome
+    message = KILLED_IN_POD if pod else KILLED_HERE
+    return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=message, host=True)
 
 
 def last_lines(text: str) -> str:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from nanochat.model.artifact import KIND, MADE_OF, fingerprint
@@ -93,7 +94,7 @@ class Outputs:
         """Set aside models that are damaged, so that they are made again: what was written after their manifests is
         read too."""
         for out in self._models():
-            self.artifacts.verify(out.kind, out.key)
+            self.artifacts.find(out.kind, out.key, mend=True)
 
     def forget_outdated(self, *, since: float = 0.0) -> None:
         """Forget evaluations, report and release of models that were made anew since, with other weights: they tell of
@@ -144,10 +145,12 @@ class Outputs:
 
     def explain(self) -> None:
         """Say of each stage that misses outputs why, once."""
+        recent = cache(self.artifacts.recent)  # several stages make artifacts of one kind
         for node in self.graph.nodes:
             missing = self.missing(node.stage)
             if missing and node.stage not in self.explanations:
-                self.explanations[node.stage] = explain_miss(self.artifacts, missing, total=len(node.outputs))
+                why = explain_miss(self.artifacts, missing, total=len(node.outputs), recent=recent)
+                self.explanations[node.stage] = why
 
     def remarked(self, status: Status) -> Status:
         """The status with a message of what the release came to, which its stage's success does not tell."""

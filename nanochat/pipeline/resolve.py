@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
+from nanochat.model.scaling import REFERENCE_DEPTH, Scaling
+from nanochat.model.sizes import (
+    ModelConfig,
+    embedding_parameters,
+    flops_per_token,
+    matrix_parameters,
+    parameters,
+    value_embedding_parameters,
+)
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 
@@ -59,18 +67,47 @@ class Horizon:
         }
 
 
-def model_config(spec: PipelineSpec) -> ModelConfig:
-    """The model's shape from `model.depth` and its overrides."""
+def model_config(spec: PipelineSpec, depth: int | None = None) -> ModelConfig:
+    """The model's shape from `model.depth` and its overrides; with `depth` that of another model of the family."""
     model = spec.model
     return ModelConfig.from_depth(
-        model.depth,
+        depth or model.depth,
         vocab_size=spec.stages.tokenizer.vocab_size,
         sequence_length=model.sequence_length,
         aspect_ratio=model.aspect_ratio,
         head_dim=model.head_dim,
         kv_heads=model.kv_heads,
-        width=model.width,
+        width=None if depth else model.width,
+        value_embeddings=model.value_embeddings,
+        residual_scalars=model.residual_scalars,
+        window_pattern=model.window_pattern,
+        smear=model.smear,
+        backout=model.backout,
     )
+
+
+def scaling(spec: PipelineSpec) -> Scaling:
+    """The batch of the base stage, and what its rates and decay are multiplied by."""
+    base = spec.stages.base
+    if not base.scaling_rules:
+        return Scaling(base.total_batch_tokens)
+    config, reference = model_config(spec), model_config(spec, REFERENCE_DEPTH)
+    tokens = base.tokens_per_parameter * _counted(spec, config)
+    if base.target_flops is not None:
+        tokens = base.target_flops / flops_per_token(config)
+    return Scaling.of(
+        tokens=tokens,
+        steps=base.steps,
+        reference=base.tokens_per_parameter * _counted(spec, reference),
+        multiple=spec.model.sequence_length,
+    )
+
+
+def _counted(spec: PipelineSpec, config: ModelConfig) -> int:
+    """The parameters that the horizon follows from; tables of values, which cost next to nothing, are none of them."""
+    if spec.stages.base.scaling_rules:
+        return matrix_parameters(config) + embedding_parameters(config)  # blocks and head
+    return parameters(config) - value_embedding_parameters(config)
 
 
 def horizon(spec: PipelineSpec) -> Horizon:
@@ -80,16 +117,17 @@ def horizon(spec: PipelineSpec) -> Horizon:
     The shards are ceil(1.1 x tokens x 4.8 / characters in a shard), unless `sources.text.shards` says otherwise.
     """
     config, base, text = model_config(spec), spec.stages.base, spec.sources.text
+    batch = scaling(spec).batch_tokens
     if base.steps is not None:
         steps = base.steps
     elif base.target_flops is not None:
-        steps = round(base.target_flops / (flops_per_token(config) * base.total_batch_tokens))
+        steps = round(base.target_flops / (flops_per_token(config) * batch))
     else:
         # The small excess keeps the float product of a whole ratio from falling below its integer.
-        steps = math.floor(base.tokens_per_parameter * parameters(config) / base.total_batch_tokens + 1e-9)
+        steps = math.floor(base.tokens_per_parameter * _counted(spec, config) / batch + 1e-9)
     if steps < 1:
         raise UserError("stages.base would train for no step: set steps, tokensPerParameter or targetFlops higher")
-    tokens = steps * base.total_batch_tokens
+    tokens = steps * batch
     count = text.shards or math.ceil(SHARD_MARGIN * tokens * CHARACTERS_PER_TOKEN / text.characters_per_shard)
     if text.shards is None and text.kind == "hub" and count > text.validation_shard:
         # The validation shard is the source's last: there are no more training shards, so the text repeats.

@@ -19,7 +19,9 @@ from pathlib import Path
 from nanochat.pipeline.attempts import AttemptRecord
 from nanochat.pipeline.launcher import read_last_lines, read_outcomes
 from nanochat.pipeline.orphan import PLAN, end_launches, start_child
-from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome
+from nanochat.pipeline.outcomes import Outcome, Reason, blamed_on_memory, from_exit, read_outcome
+from nanochat.pipeline.standstill import Standstill, standstill_of
+from nanochat.runtime.cgroup import kernel_kills
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class RunningAttempt:
     heard: float = field(default_factory=time.monotonic)  # when it gave its last sign of life
     begun: bool = False  # it has made a step
     stop_at: float | None = None  # when its grace is over
+    kills: int = field(default_factory=kernel_kills)  # processes that the kernel had killed for memory at its start
+    stood: Standstill = field(default_factory=Standstill)  # its ranks, when it was stopped as stalled
 
     @classmethod
     def start(cls, record: AttemptRecord, work: Path, processes: int) -> RunningAttempt:
@@ -50,6 +54,7 @@ class RunningAttempt:
         """Ask it to save a checkpoint and end; one that shows no sign of life is killed at once."""
         self.record, self.stop_at = replace(self.record, stopping=reason), time.monotonic() + grace
         if reason == "stalled":
+            self.stood = standstill_of(self.work, range(self.processes))
             self.process.kill()
         else:
             self.process.send_signal(signal.SIGTERM)
@@ -65,7 +70,7 @@ class RunningAttempt:
     def outcome(self, code: int) -> Outcome:
         """How it ended, by its process's exit code and what its launcher and ranks left in the work folder."""
         if self.record.stopping == "stalled":
-            return Outcome(reason=Reason.STALLED, message="no sign of life; it was stopped")
+            return Outcome(reason=Reason.STALLED, message=f"no sign of life; it was stopped{self.stood.sentence}")
         asked = bool(self.record.stopping)
         outcome = read_outcome(self.work / "outcome.json")
         if outcome is None and asked and code == -signal.SIGTERM:
@@ -74,4 +79,5 @@ class RunningAttempt:
             ranks = read_outcomes(self.work)
             said = read_last_lines(self.work / "launch.log")
             outcome = from_exit(code, ranks, processes=self.processes, asked_to_stop=asked, last_words=said)
+            outcome = blamed_on_memory(outcome, kills=kernel_kills() - self.kills, pod=False)
         return outcome

@@ -14,11 +14,12 @@ from nanochat.spec.errors import NanochatError
 from nanochat.storage import Artifacts, Store
 from nanochat.tracking.background import Ticker
 from nanochat.tracking.journal import JournalReader
-from nanochat.tracking.mlflow import Projection, TrackedRun, TrackedStage
+from nanochat.tracking.mlflow import LARGEST_FILE, Projection, TrackedRun, TrackedStage
 
 log = logging.getLogger(__name__)
 
 _INTERVAL = 30.0  # seconds
+_MOST_FILES = 200  # of a report
 _LAST_WORDS = 60.0  # seconds that the end of a run waits for MLflow
 
 _STATUS = {
@@ -79,8 +80,8 @@ class RunTracker:
         self._store = store
         self._artifacts = artifacts
         self._run = run
-        self._projection = Projection(store, uri)
         self._readers: dict[str, JournalReader] = {}
+        self._projection = Projection(store, uri, readers=self._readers)
         self.ended = False  # whether what was told last was a run's end
         self.trouble = ""  # why nothing could be told last
 
@@ -88,16 +89,16 @@ class RunTracker:
         """Tell MLflow what is new; False where that could not be done."""
         try:
             record = gather(self._store, self._artifacts, run=self._run, readers=self._readers)
-            files = tuple(entry.path for entry in self._store.list(f"{self._run}/report"))
+            files = [entry.path for entry in self._store.list(f"{self._run}/report") if entry.size <= LARGEST_FILE]
         except (NanochatError, OSError) as error:
             log.debug("no record for MLflow yet: %s", error)
             self.trouble = str(error)
             return False
-        run = tracked_run(record, files=files)
+        run = tracked_run(record, files=tuple(files[:_MOST_FILES]))
         # Where nothing has run there is nothing to tell.
         told = record.started is None or self._projection.sync(self._run, run)
         self.ended = told and run.status != "running"
-        self.trouble = "" if told else "MLflow did not take it"
+        self.trouble = "" if told else f"MLflow did not take it ({self._projection.trouble})"
         return told
 
 

@@ -2,6 +2,7 @@
 
     cpu_quota()      # cores, or None
     free_memory()    # bytes
+    kernel_kills()   # processes; where one ended by SIGKILL and there are more now, memory was why
 
 Version 2 and version 1 of the kernel's interface are read, in the process's own group and all those above it: the
 tightest decides.
@@ -44,6 +45,18 @@ def free_memory(root: Path = ROOT) -> int:
                 given_back = _table(folder / "memory.stat").get(cached, 0)  # file contents that can be dropped
                 found.append(max(0, most - int(_read(folder / used)) + given_back))
     return min(found)
+
+
+def kernel_kills(root: Path = ROOT) -> int:
+    """How many processes of the own group the kernel has killed for memory; 0 where nobody counts them.
+
+    A limit of any group above counts in the group of the process that it killed.
+    """
+    for folder in _folders(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            if (kills := _table(folder / name).get("oom_kill")) is not None:
+                return kills
+    return 0
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +73,17 @@ def text(most: int, kind: str = "text", *, lines: bool = False) -> Reader[str]:
         return word
 
     return _named(read, kind)
+
+
+def one_of(words: Sequence[str]) -> Reader[str]:
+    """Reads one of a few words."""
+
+    def read(given: str) -> str:
+        if given not in words:
+            raise OutOfBounds(f"{shown(str(given))} is none of {', '.join(words)}")
+        return given
+
+    return _named(read, "|".join(words))
 
 
 def path(given: str) -> Path:

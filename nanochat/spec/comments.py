@@ -13,26 +13,39 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, core_schema
 
 SIZES = (("minLength", "maxLength", "characters"), ("minItems", "maxItems", "items"), ("", "maxProperties", "entries"))
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Words for the pattern of a text, which follow "must" in its comment."""
+    """Words for the pattern of a text, which follow "must" in its comment and where a text is refused."""
 
     words: str
 
-    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return handler(core_schema) | {"x-form": self.words}
+    def check(self, value: Any, handler: Any) -> Any:
+        """The value, where it has the form."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if any(item["type"] == "string_pattern_mismatch" for item in error.errors(include_url=False)):
+                raise PydanticCustomError("form", "must {words}", {"words": self.words}) from None
+            raise
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_wrap_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(schema) | {"x-form": self.words}
 
 
 def comment(info: FieldInfo, schema: dict[str, Any], *, must: bool = True) -> str:
     """All sentences about a field; `must` is False where the controller writes the value and nobody else."""
     default = "; ".join(defaults(info))
-    said = {"": "", "empty": "Empty by default."}.get(default, f"Defaults to {default}.")
+    said = {"": "", "empty": "Empty by default."}.get(default, f"Defaults to {default}{_modern(info)}.")
     return " ".join(filter(None, [info.description, limits(schema, must=must), said]))
 
 
@@ -76,9 +89,24 @@ def defaults(info: FieldInfo) -> list[str]:
         return [_item(item) for item in value] or ["empty"]
     if value == {}:
         return ["empty"]
-    return [
+    return [_shown(value)]
+
+
+def _shown(value: Any) -> str:
+    return (
         str(value).lower() if isinstance(value, bool) else f"{value:.12g}" if isinstance(value, float) else str(value)
-    ]
+    )
+
+
+def modern_default(info: FieldInfo) -> str:
+    """The default where model.recipe is modern; '' where that makes no difference."""
+    extra = info.json_schema_extra
+    return _shown(extra["x-modern"]) if isinstance(extra, dict) and "x-modern" in extra else ""
+
+
+def _modern(info: FieldInfo) -> str:
+    value = modern_default(info)
+    return f", modern to {value}" if value else ""
 
 
 def _item(value: Any) -> str:

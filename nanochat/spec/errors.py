@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 
@@ -59,6 +60,12 @@ def is_own(module: str | None) -> bool:
 
 NO_TORCH = "PyTorch is not installed"
 TORCH_ADVICE = f"run 'make setup', or install the extra 'local' of nanochat-kubernetes into {sys.prefix}"
+
+
+def require_torch() -> None:
+    """UserError where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{NO_TORCH}: {TORCH_ADVICE}")
 
 
 def missing_module(error: ImportError) -> str:

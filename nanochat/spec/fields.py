@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -52,8 +52,11 @@ LabelKey = Annotated[
     ),
     Form("be a qualified name such as example.com/zone"),
 ]
+LABEL_VALUE = r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$"
 LabelValue = Annotated[
-    str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")
+    str,
+    StringConstraints(max_length=63, pattern=LABEL_VALUE),
+    Form("consist of letters, digits, inner '-', '_' and '.'"),
 ]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 _Address = Annotated[str, StringConstraints(min_length=1, max_length=address.LONGEST)]
@@ -66,18 +69,27 @@ TrackingAddress = Annotated[_Address, AddressOf(address.TRACKING)]
 
 
 def setting(
-    default: Any = PydanticUndefined, help: str = "", *, key: bool = True, unit: str = "", **bounds: Any
+    default: Any = PydanticUndefined,
+    help: str = "",
+    *,
+    modern: Any = None,
+    key: bool | Literal["changed"] = True,
+    unit: str = "",
+    **bounds: Any,
 ) -> Any:
     """Declare one setting.
 
     `help` is a sentence or two with the field as subject, to which its limits and default are added (`comments.py`);
-    `unit` is what a number counts; `key` says whether the value changes a stage's output and so belongs to its artifact
-    key; `bounds` are pydantic's (ge, le, max_length, ...). A number without `le` gets a
-    largest value; of those that programs write `le` is None.
+    `modern` is the default where model.recipe is modern, if that is another; `unit` is what a number counts; `key`
+    says whether the value changes a stage's output and so belongs to its artifact key: "changed" where only one that is
+    not the default does, for a setting that is younger than its stage's keys; `bounds` are pydantic's (ge, le,
+    max_length, ...). A number without `le` gets a largest value; of those that programs write `le` is None.
     """
     if bounds.keys() & {"ge", "gt"} and "le" not in bounds:
         bounds["le"] = YEAR if unit == "seconds" else MOST
     extra: dict[str, Any] = {"x-key": key}
+    if modern is not None:
+        extra["x-modern"] = modern
     if unit:
         extra["x-unit"] = unit
     if callable(default):
@@ -104,6 +116,11 @@ class Section(BaseModel):
             field["description"] = comment(info, field, must=cls.is_input)
         return schema
 
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """Plain data as it is checked: with defaults that depend on other settings."""
+        return data
+
     def to_yaml_dict(self) -> dict[str, Any]:
         """The section as plain data with YAML's names."""
         return self.model_dump(mode="json", by_alias=True)
@@ -112,10 +129,11 @@ class Section(BaseModel):
         """The settings that change what a stage makes, with YAML's names: the part of a key that is this section."""
         out: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
-            extra = info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("x-key") is False:
+            value, extra = getattr(self, name), info.json_schema_extra
+            key = extra.get("x-key") if isinstance(extra, dict) else True
+            if key is False or (key == "changed" and value == info.default):
                 continue
-            out[info.alias or name] = _plain(getattr(self, name))
+            out[info.alias or name] = _plain(value)
         return out
 
 
@@ -127,6 +145,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     return value
+
+
+def with_modern_defaults(data: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """The plain data of a section, in which what is not given has the modern recipe's default."""
+    filled = dict(data)
+    for name, info in kind.model_fields.items():
+        alias, extra = info.alias or name, info.json_schema_extra
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            given = data.get(alias, {})
+            if isinstance(given, dict) and (inner := with_modern_defaults(given, info.annotation)):
+                filled[alias] = inner
+        elif isinstance(extra, dict) and "x-modern" in extra:
+            filled.setdefault(alias, extra["x-modern"])
+    return filled
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting
+from nanochat.spec.comments import Form
+from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting, with_modern_defaults
 from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.sources import Sources
 from nanochat.spec.stages import (
@@ -20,6 +21,10 @@ from nanochat.spec.stages import (
     TokensStage,
 )
 from nanochat.spec.training import BaseStage, MidStage, RlStage, SftStage
+
+WindowPattern = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern="^[SL]+$"), Form("consist of S and L")
+]
 
 
 class ModelSettings(Section):
@@ -53,6 +58,34 @@ class ModelSettings(Section):
         unit="tokens",
         ge=16,
         le=1_048_576,
+    )
+    recipe_name: Literal["classic", "modern"] = setting(
+        "classic",
+        "recipe is the set of defaults, of these settings and of the stages': classic is karpathy/nanochat's model of "
+        "November 2025, modern what its later ablations added. Each can be set by itself as well.",
+        alias="recipe",
+    )
+    value_embeddings: bool = setting(
+        False,
+        "valueEmbeddings gives every second layer a table of each token's part of the values, which a gate lets in.",
+        modern=True,
+    )
+    residual_scalars: bool = setting(
+        False,
+        "residualScalars scales the input of each layer, and adds the embedding to it again, by learned numbers.",
+        modern=True,
+    )
+    window_pattern: WindowPattern = setting(
+        "L",
+        "windowPattern says what attention sees, layer after layer and again from its start: L the whole context, S "
+        "the last quarter of sequenceLength. The last layer is always L.",
+        modern="SSSL",
+    )
+    smear: bool = setting(
+        False, "smear mixes a learned part of the token before into each token's embedding.", modern=True
+    )
+    backout: bool = setting(
+        False, "backout takes a learned part of the middle layer's output out of the last one's.", modern=True
     )
 
 
@@ -187,6 +220,13 @@ class PipelineSpec(Section):
         key=False,
     )
 
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """With the modern recipe's defaults where it is the recipe."""
+        model = data.get("model") if isinstance(data, dict) else None
+        modern = isinstance(model, dict) and model.get("recipe") == "modern"
+        return with_modern_defaults(data, cls) if modern else data
+
     def of_stage(self, stage: str) -> Stage:
         """The settings of a stage of the graph; one section is for the evaluations of all chat models."""
         chat = stage in ("eval-mid", "eval-sft", "eval-rl")
@@ -221,7 +261,11 @@ def _too_few(setting: str, tokens: int, length: int) -> str:
     )
 
 
-PipelineName = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+PipelineName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$"),
+    Form("consist of lower-case letters, digits and inner '-', and begin with a letter"),
+]
 
 Annotation = Annotated[str, StringConstraints(max_length=262_144)]  # what the API server takes of all together
 
@@ -248,3 +292,9 @@ class Pipeline(Section):
     kind: Literal["ChatPipeline"] = setting(help="kind is the name of this schema, which is ChatPipeline.", key=False)
     metadata: Metadata = setting(help="metadata holds the pipeline's name, namespace, labels and annotations.")
     spec: PipelineSpec = setting(help="spec is the desired pipeline, in which every field has a default.")
+
+    @classmethod
+    def prepare(cls, data: Any) -> Any:
+        """With the spec prepared."""
+        has_spec = isinstance(data, dict) and "spec" in data
+        return data | {"spec": PipelineSpec.prepare(data["spec"])} if has_spec else data

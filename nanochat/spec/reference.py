@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nanochat.spec.comments import defaults, limits
+from nanochat.spec.comments import defaults, limits, modern_default
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings
 
@@ -69,6 +69,8 @@ def _section(info: FieldInfo) -> type[BaseModel] | None:
 def _row(name: str, info: FieldInfo, schema: dict[str, Any]) -> str:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     default = "required" if info.is_required() else "; ".join(f"`{item}`" for item in defaults(info))
+    if modern := modern_default(info):
+        default += f" (modern: `{modern}`)"
     unit = f" ({extra['x-unit']})" if extra.get("x-unit") else ""
     key = " *key*" if extra.get("x-key", True) else ""
     about = " ".join(filter(None, [info.description, limits(schema)]))

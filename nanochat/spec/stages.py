@@ -31,7 +31,11 @@ class TokenizerStage(Stage):
     """Byte-level BPE."""
 
     vocab_size: int = setting(
-        65_536, "vocabSize is the number of tokens in the vocabulary, special ones included.", ge=265, le=1_048_576
+        65_536,
+        "vocabSize is the number of tokens in the vocabulary, special ones included.",
+        modern=32_768,
+        ge=265,
+        le=1_048_576,
     )
     max_chars: int = setting(
         2_000_000_000,

@@ -20,6 +20,8 @@ WARMDOWN_RATIO = "warmdownRatio is the fraction of the steps, at the end, in whi
 MOMENTUM_WARMUP_STEPS = (
     "momentumWarmupSteps is the number of first steps in which Muon's momentum rises from 0.85 to 0.95."
 )
+EMBEDDING_LR = "embeddingLr is AdamW's learning rate for the embedding at width 768; it falls with the width's root."
+UNEMBEDDING_LR = "unembeddingLr is AdamW's learning rate for the head at width 768; it falls with the width's root."
 EVAL_EVERY = "evalEvery is the number of optimizer steps between measurements of {}; 0 measures none."
 EVAL_TOKENS = "evalTokens is the number of validation tokens of one measurement in training."
 MIXTURE = "mixture is the list of the tasks whose conversations the model is trained on."
@@ -57,18 +59,8 @@ class TrainingStage(ComputeStage):
         "weights of an undisturbed one; at depth 20 an H200 then takes 10 % longer. A CPU always computes so.",
         key=False,
     )
-    embedding_lr: float = setting(
-        0.2,
-        "embeddingLr is AdamW's learning rate for the embedding at width 768; it falls with the width's root.",
-        gt=0,
-        le=100,
-    )
-    unembedding_lr: float = setting(
-        0.004,
-        "unembeddingLr is AdamW's learning rate for the head at width 768; it falls with the width's root.",
-        gt=0,
-        le=100,
-    )
+    embedding_lr: float = setting(0.2, EMBEDDING_LR, gt=0, le=100)
+    unembedding_lr: float = setting(0.004, UNEMBEDDING_LR, gt=0, le=100)
     matrix_lr: float = setting(0.02, "matrixLr is Muon's learning rate for the matrices of the blocks.", gt=0, le=100)
     weight_decay: float = setting(
         0.0, "weightDecay is AdamW's decoupled weight decay, for embedding and head.", ge=0, le=100
@@ -111,7 +103,9 @@ class BaseStage(TrainingStage):
 
     tokens_per_parameter: float = setting(
         20.0,
-        "tokensPerParameter is the number of training tokens for each parameter, from which the steps follow.",
+        "tokensPerParameter is the number of training tokens for each parameter, from which the steps follow. Value "
+        "embeddings are not counted, and with scalingRules the embedding is not.",
+        modern=10.5,
         gt=0,
         le=1e6,
     )
@@ -128,9 +122,40 @@ class BaseStage(TrainingStage):
     warmup_ratio: float = setting(
         0.0, "warmupRatio is the fraction of the steps in which the learning rate rises to its full value.", ge=0, le=1
     )
-    warmdown_ratio: float = setting(0.2, WARMDOWN_RATIO, ge=0, le=1)
-    final_lr_fraction: float = setting(0.0, FINAL_LR_FRACTION, ge=0, le=1)
+    warmdown_ratio: float = setting(0.2, WARMDOWN_RATIO, modern=0.65, ge=0, le=1)
+    final_lr_fraction: float = setting(0.0, FINAL_LR_FRACTION, modern=0.05, ge=0, le=1)
     momentum_warmup_steps: int = setting(300, MOMENTUM_WARMUP_STEPS, unit="steps", ge=0)
+    scaling_rules: bool = setting(
+        False,
+        "scalingRules lets the batch follow from the number of training tokens, in place of totalBatchTokens: the "
+        "power of two next to 524288 (tokens / those of depth 12)^0.383. Rates and decay follow from the batch.",
+        modern=True,
+        key="changed",
+    )
+    embedding_lr: float = setting(0.2, EMBEDDING_LR, modern=0.3, gt=0, le=100)
+    unembedding_lr: float = setting(0.004, UNEMBEDDING_LR, modern=0.008, gt=0, le=100)
+    orthogonalisation: Literal["newton-schulz", "polar-express"] = setting(
+        "newton-schulz",
+        "orthogonalisation is the polynomials by which Muon makes a step orthogonal.",
+        modern="polar-express",
+        key="changed",
+    )
+    matrix_decay: float = setting(
+        0.0,
+        "matrixDecay is the weight decay of the blocks' matrices, which falls to 0. It shrinks only weights that the "
+        "step moves towards 0.",
+        modern=0.28,
+        key="changed",
+        ge=0,
+        le=100,
+    )
+    packing: Literal["stream", "best-fit"] = setting(
+        "stream",
+        "packing says how rows are made of text: stream cuts one after the other from it, best-fit begins each with "
+        "the beginning of a document and chooses documents that fill it.",
+        modern="best-fit",
+        key="changed",
+    )
     grad_clip: float | None = setting(
         1.0, "gradClip is the largest global norm of the gradient; null does not clip it.", gt=0
     )

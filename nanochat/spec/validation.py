@@ -22,6 +22,9 @@ S = TypeVar("S", bound=Section)
 
 MISTAKES = 20  # are said at once
 SHOWN = 80  # characters of a value that is wrong
+HALVES = ("constrained-int", "function-wrap[check()]")  # pydantic's words for a number and a text with a `Form`
+LIST, MAP = "a list: each item in a line that begins with '-'", "a map of names and values"
+KINDS = {"tuple_type": LIST, "list_type": LIST, "dict_type": MAP}
 
 
 def read_document(path: Path) -> Any:
@@ -44,10 +47,10 @@ def validate(data: Any, kind: type[S], where: str, *, within: str = "") -> S:
     """
     try:
         # JSON mode: strict as the API server is ("5" is no number), and YAML's names only.
-        text = json.dumps(_as_stored(data, kind, within, where))
+        text = json.dumps(kind.prepare(_as_stored(data, kind, within, where)))
         return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        items = error.errors(include_url=False)
+        items = [item for item in error.errors(include_url=False) if not _is_other_half(item)]
         places = [item["loc"] for item in items]
         # A list whose items were refused also counts as too short: only the cause is worth a line.
         items = [i for i in items if not any(p != i["loc"] and p[: len(i["loc"])] == i["loc"] for p in places)]
@@ -103,8 +106,13 @@ def _takes_null(info: FieldInfo) -> bool:
     return type(None) in typing.get_args(info.annotation)
 
 
+def _is_other_half(item: Any) -> bool:
+    """Whether a fault is about the kind of value that was not given, where a field takes numbers and texts."""
+    return item["loc"][-1:] == (HALVES[0] if isinstance(item["input"], str) else HALVES[1],)
+
+
 def _sentence(item: Any, kind: type[BaseModel], within: str) -> str:
-    place = [str(part) for part in item["loc"]]
+    place = [str(part) for part in item["loc"] if part not in HALVES]
     path = _short(".".join(filter(None, [within, *place])))
     if item["type"] == "extra_forbidden":
         section = _section(place[:-1], kind)
@@ -117,6 +125,10 @@ def _sentence(item: Any, kind: type[BaseModel], within: str) -> str:
         return f"'{path}' is missing or empty: write its fields, or '{path}: {{}}' where all have their defaults"
     if item["type"] == "model_type":
         return f"'{path}': must be a map of fields" if path else "must be a map of fields"
+    if item["type"] in KINDS:
+        return f"'{path}': must be {KINDS[item['type']]}"
+    if item["type"] == "too_long":
+        return f"'{path}': must have at most {item['ctx']['max_length']} items"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message
@@ -125,11 +137,13 @@ def _sentence(item: Any, kind: type[BaseModel], within: str) -> str:
     told = told and item["type"] != "address" and "env" not in place  # which may hold a password
     advice = ""
     if item["type"] == "string_type" and isinstance(given, (int, float)):
-        advice = "; put it in quotes"
+        advice = "put it in quotes"
     elif item["type"] == "bool_type" and isinstance(given, str):
-        advice = "; leave out the quotes"
-    shown = f" (given: {_short(repr(given))}{advice})" if told else ""
-    return f"'{path}': {message[0].lower()}{message[1:]}{shown}"
+        advice = "leave out the quotes"
+    remarks = "; ".join(filter(None, [f"given: {_short(repr(given))}" if told else "", advice]))
+    shown = f" ({remarks})" if remarks else ""
+    begins = message[0].lower() if message[1:2].islower() else message[0]
+    return f"'{path}': {begins}{message[1:]}{shown}"
 
 
 def _short(text: str) -> str:

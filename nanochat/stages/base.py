@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
+from nanochat.data.bestfit import BestFitLoader
 from nanochat.data.loader import Shard, TextLoader
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
 from nanochat.inference import Engine, Sampling
-from nanochat.optim.schedule import lr_scale, muon_momentum
-from nanochat.pipeline.resolve import shard_name
+from nanochat.model.scaling import Scaling
+from nanochat.optim.schedule import decay_scale, lr_scale, muon_momentum
+from nanochat.pipeline.resolve import scaling, shard_name
 from nanochat.spec.training import BaseStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
@@ -28,24 +30,26 @@ SAMPLE_PROMPTS = (
     "If 5*x + 3 = 13, then x is",
 )
 SAMPLE_TOKENS = 16
+LOADERS = {"stream": TextLoader, "best-fit": BestFitLoader}
 
 
 def run(context: StageContext) -> None:
     """Train from fresh weights to the horizon that the planner computed."""
     settings: BaseStage = context.settings
     horizon, length = context.horizon, context.horizon.model.sequence_length
+    rules = scaling(context.spec)
     with open_session(context) as session:
-        loader = TextLoader(
+        loader = LOADERS[settings.packing](
             [shard(context, index) for index in horizon.shards],
-            rows=settings.total_batch_tokens // length,
+            rows=rules.batch_tokens // length,
             length=length,
             seed=context.spec.seed,
         )
         state = session.train(
             Supervised(loader, session.world, settings.device_batch_size),
             steps=horizon.steps,
-            schedule=lambda step: rates(settings, step, horizon.steps),
-            step_tokens=settings.total_batch_tokens,
+            schedule=lambda step: rates(settings, rules, step, horizon.steps),
+            step_tokens=rules.batch_tokens,
             measurements=(
                 Measurement(settings.eval_every, lambda step: validation(session, settings)),
                 Measurement(settings.sample_every, lambda step: samples(session, step)),
@@ -55,8 +59,8 @@ def run(context: StageContext) -> None:
         session.commit(state, {"epochs": state.data_step(state.step) * loader.rows * length / loader.total})
 
 
-def rates(settings: BaseStage, step: int, steps: int) -> Rates:
-    """Up, constant, linearly down; Muon's momentum rises at the beginning."""
+def rates(settings: BaseStage, rules: Scaling, step: int, steps: int) -> Rates:
+    """Up, constant, linearly down; Muon's momentum rises at the beginning, its decay falls to nothing."""
     scale = lr_scale(
         step,
         steps=steps,
@@ -64,10 +68,11 @@ def rates(settings: BaseStage, step: int, steps: int) -> Rates:
         warmdown_ratio=settings.warmdown_ratio,
         final_fraction=settings.final_lr_fraction,
     )
-    return Rates(scale, muon_momentum(step, ramp=settings.momentum_warmup_steps))
+    momentum = muon_momentum(step, ramp=settings.momentum_warmup_steps)
+    return Rates(rules.rates * scale, momentum, rules.decay * decay_scale(step, steps=steps))
 
 
-def shard(context: StageContext, index: int) -> Shard:
+def shard(context: StageContext, index: int) -> Shard[TokenFile]:
     """A token file, fetched when it is needed; once read, the cache may drop it."""
     ref = f"text-tokens/{shard_name(index)}"
     return Shard(

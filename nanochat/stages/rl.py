@@ -5,6 +5,7 @@ reference model, no ratio, no clipping, no division by the standard deviation (s
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from nanochat.stages.context import StageContext
 from nanochat.stages.evaluate import task_errors
 from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
 from nanochat.tokenizer.chat import render_prompt
-from nanochat.training.guards import SpikeGuard
+from nanochat.training.guards import Trend
 from nanochat.training.reinforce import Prompt, Reinforce, RolloutSettings
 from nanochat.training.trainer import Measurement
 
@@ -64,8 +65,10 @@ def run(context: StageContext) -> None:
             step_tokens=settings.prompts_per_step * settings.samples_per_prompt * settings.max_new_tokens,
             fixed_shapes=False,
             measurements=(Measurement(settings.eval_every, lambda step: pass_at_1(session, objective, problems)),),
-            # What is minimised is no likelihood: it rises and falls with the rewards, so only NaN is a sign.
-            guard=SpikeGuard(margin=float("inf")),
+            # What is minimised is no likelihood: the model is judged by its rewards, and by how it predicts its
+            # prompts, which it may get a little worse at.
+            margin=math.inf,
+            trend=Trend("reward", rises=True, advice="easier prompts, more samplesPerPrompt or more steps may help"),
         )
         session.commit(
             state,

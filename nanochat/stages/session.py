@@ -13,7 +13,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from nanochat.optim.schedule import lr_scale
 from nanochat.runtime.device import Device, choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import StorageError
-from nanochat.spec.training import MixturePart, TrainingStage
+from nanochat.spec.training import BaseStage, MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.forward import Forward, compile_pays
-from nanochat.training.guards import SpikeGuard
+from nanochat.training.compiling import decide, keep_code
+from nanochat.training.forward import Forward
+from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
 
@@ -65,37 +66,34 @@ class TrainingSession:
         step_tokens: int,
         fixed_shapes: bool = True,
         measurements: Sequence[Measurement] = (),
-        guard: SpikeGuard | None = None,
+        margin: float = MARGIN,
+        trend: Trend | None = None,
     ) -> TrainerState:
-        """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes."""
+        """Run the loop to its end, from the newest checkpoint on. `step_tokens` is about what a step computes; `margin`
+        and `trend` are the guard's."""
         context, settings = self.context, self.settings
         flops = flops_per_token(self.model.config)
-        compiled = settings.compile == "always" or (
-            settings.compile == "auto"
-            and fixed_shapes
-            and compile_pays(self.device.device, float(flops) * step_tokens * steps)
+        decision = decide(
+            settings.compile,
+            self.device.device,
+            self.model.config,
+            tokens=step_tokens * steps / self.world.size,
+            fixed_shapes=fixed_shapes,
         )
+        if decision.compiled:
+            keep_code(context.artifacts.cache)
         if self.world.first:
             log.info(
-                "%s: %s parameters, %s steps, on %s x %s in %s%s",
+                "%s: %s parameters, %s steps, on %s x %s in %s; %s",
                 context.stage,
                 f"{parameters(self.model.config):,}",
                 f"{steps:,}",
                 self.world.size,
                 self.device.device.type,
                 str(self.device.compute_dtype).removeprefix("torch."),
-                ", compiled" if compiled else "",
+                decision.reason,
             )
-        optimizer = build_optimizer(
-            self.model,
-            OptimSettings(
-                embedding_lr=settings.embedding_lr,
-                unembedding_lr=settings.unembedding_lr,
-                matrix_lr=settings.matrix_lr,
-                weight_decay=settings.weight_decay,
-            ),
-            world=self.world,
-        )
+        optimizer = build_optimizer(self.model, optim_settings(settings), world=self.world)
         trainer = Trainer(
             TrainerPlan(
                 steps=steps,
@@ -112,7 +110,7 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=compiled),
+            forward=Forward(self.model, compiled=decision.compiled),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
@@ -124,7 +122,7 @@ class TrainingSession:
                 journal=context.journal,
                 progress=context.progress,
             ),
-            guard=guard or SpikeGuard(),
+            guard=SpikeGuard(margin=margin, guessing=math.log(self.model.config.vocab_size), trend=trend),
             journal=context.journal,
             progress=context.progress,
             stop=lambda: bool(context.stop),
@@ -221,6 +219,19 @@ def read_config(folder: Path) -> ModelConfig:
         return ModelConfig.from_dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise StorageError(f"{folder / CONFIG} cannot be read: {error}") from None
+
+
+def optim_settings(settings: TrainingStage) -> OptimSettings:
+    """The optimizer's settings; those that only base has are classic in the others."""
+    common = OptimSettings(
+        embedding_lr=settings.embedding_lr,
+        unembedding_lr=settings.unembedding_lr,
+        matrix_lr=settings.matrix_lr,
+        weight_decay=settings.weight_decay,
+    )
+    if not isinstance(settings, BaseStage):
+        return common
+    return replace(common, orthogonalisation=settings.orthogonalisation, matrix_decay=settings.matrix_decay)
 
 
 def falling(*, steps: int, start: float, final: float) -> Callable[[int], Rates]:

@@ -21,7 +21,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,10 +33,12 @@ from nanochat.storage.cache import Cache
 from nanochat.storage.explain import Near, nearest
 from nanochat.storage.failures import Damaged, is_disk_full, to_user_error, translate_errors
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
-from nanochat.storage.store import FileRecord, Store
+from nanochat.storage.store import Entry, FileRecord, Store
 from nanochat.storage.transfer import check_contents, check_sizes, fetch_files, store_folder
 
 log = logging.getLogger(__name__)
+
+Recent = Callable[[str], Sequence[Manifest]]  # kind -> its newest manifests
 
 ROOT = "artifacts"
 MANIFEST = "manifest.json"
@@ -60,12 +62,21 @@ class Artifacts:
         """The address of the winning launch's files."""
         return self.store.uri(f"{self.folder(manifest.kind, manifest.key)}/{manifest.launch}")
 
-    def find(self, kind: str, key: str) -> Manifest | None:
-        """The manifest, if the artifact is whole: all files there in the right sizes. Damage is warned of."""
+    def find(self, kind: str, key: str, *, mend: bool = False) -> Manifest | None:
+        """The manifest, if the artifact is whole: all files there in the right sizes. Damage is warned of.
+
+        To `mend` is to read what was written after the manifest too, and to set aside what is damaged.
+        """
         try:
-            return self._inspect(kind, key)
+            manifest = self._inspect(kind, key)
+            if mend and manifest is not None:
+                check_contents(self.store, self.folder(kind, key), manifest, {})
+            return manifest
         except Damaged as damage:
-            log.warning("%s is passed over: %s", self.store.uri(self.folder(kind, key)), damage)
+            done = "set aside" if mend else "passed over"
+            log.warning("%s is %s: %s", self.store.uri(self.folder(kind, key)), done, damage)
+            if mend:
+                self._set_aside(kind, key)
             return None
 
     def find_all(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Manifest]:
@@ -80,18 +91,6 @@ class Artifacts:
         and may leave out of a manifest what a pipeline's status does not tell and no fingerprint counts."""
         return self.find_all(wanted)
 
-    def verify(self, kind: str, key: str) -> Manifest | None:
-        """As `find`, but what was written after the manifest is read too; a damaged artifact is set aside."""
-        try:
-            manifest = self._inspect(kind, key)
-            if manifest is not None:
-                check_contents(self.store, self.folder(kind, key), manifest, {})
-            return manifest
-        except Damaged as damage:
-            log.warning("%s is set aside: %s", self.store.uri(self.folder(kind, key)), damage)
-            self._set_aside(kind, key)
-            return None
-
     def damaged(self, kind: str, key: str) -> tuple[str, ...]:
         """Damage, found now or before and set aside, one sentence each; () where all is well."""
         base = self.folder(kind, key)
@@ -102,6 +101,15 @@ class Artifacts:
         except Damaged as damage:
             sentences.append(f"{self.store.uri(base)} is damaged: {damage}")
         return tuple(sentences)
+
+    def damage(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, ...]]:
+        """The damage of those of many (kind, key) that have some; only where anything lies it is looked for."""
+        pairs = list(dict.fromkeys(wanted))
+        keys = {kind: self._keys(kind) for kind in {kind for kind, _ in pairs}}
+        lying = [(kind, key) for kind, key in pairs if key in keys[kind]]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = zip(lying, pool.map(lambda pair: self.damaged(*pair), lying), strict=True)
+            return {pair: sentences for pair, sentences in found if sentences}
 
     def list(self, kind: str) -> Iterator[Manifest]:
         """All readable manifests of a kind, whatever the state of their files; damaged ones are warned of."""
@@ -122,20 +130,28 @@ class Artifacts:
             if entry.path.count("/") == 3 and entry.path.endswith(f"/{MANIFEST}") and entry.size <= SMALL
         ]
         entries.sort(key=lambda entry: entry.modified, reverse=True)
-        manifests: list[Manifest] = []
-        for entry in entries[:most]:
+
+        def read(entry: Entry) -> Manifest | None:
             try:
-                manifests.append(Manifest.from_bytes(self.store.read(entry.path, SMALL)))
+                return Manifest.from_bytes(self.store.read(entry.path, SMALL))
             except (Damaged, FileNotFoundError):
-                # Who looks for this very artifact is warned.
-                continue
-        return manifests
+                return None  # who looks for this very artifact is warned
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return [manifest for manifest in pool.map(read, entries[:most]) if manifest is not None]
 
     def closest(
-        self, kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, str], *, name: str | None = None
+        self,
+        kind: str,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        name: str | None = None,
+        recent: Recent | None = None,
     ) -> Near | None:
-        """Of the newest artifacts of a kind, and of a `name`, the one most like what is wanted, and how it differs."""
-        found = self.recent(kind)
+        """Of the newest artifacts of a kind, and of a `name`, the one most like what is wanted, and how it differs.
+        `recent` may be given where it remembers its answers."""
+        found = (recent or self.recent)(kind)
         return nearest((m for m in found if name is None or m.recipe.get("name") == name), recipe, inputs)
 
     def writer(self, kind: str, key: str, launch: str) -> Writer:
@@ -169,6 +185,10 @@ class Artifacts:
         base = self.folder(kind, key)
         self.store.delete(f"{base}/{MANIFEST}")
         self.store.delete(base)
+
+    def _keys(self, kind: str, since: float = 0.0) -> frozenset[str]:
+        """The keys of a kind that anything lies under; `since` as in `survey`."""
+        return frozenset(self.store.children(f"{ROOT}/{check_name(kind)}"))
 
     def _read(self, kind: str, key: str) -> tuple[Manifest | None, bytes]:
         """The manifest as it lies there, and its bytes."""

@@ -125,7 +125,7 @@ def _scan(folder: str) -> Iterator[tuple[str, os.stat_result]]:
         try:
             if item.is_dir():
                 yield from _scan(item.path)
-            else:
+            elif item.is_file():  # a pipe or a device would never end
                 yield item.path, item.stat()
         except FileNotFoundError:
             continue

@@ -20,7 +20,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,14 +32,18 @@ from nanochat.spec.errors import NanochatError
 from nanochat.storage import Store
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import Count, Seconds
+from nanochat.storage.store import Entry
 from nanochat.tracking.background import Ticker
 from nanochat.tracking.dates import Dates
 
 log = logging.getLogger(__name__)
 
-PIECE = 16 << 20  # bytes of a piece that are read at most;
 PIECE_LINES = 20_000  # that are written, of some hundred bytes each
-MOST_PIECES = 20_000  # of a stage
+# What is read at most: a pod may have written anything. 160,000 steps with five metrics each stay below.
+PIECE, LINE = 16 << 20, 256 << 10  # bytes of one
+MOST_PIECES = 20_000  # of a run
+MOST_NAMES = 1000  # of a stage's metrics
+SENSELESS = 100  # lines of a piece that are no records, after which the rest is passed over
 _TIME, _COUNT, _VALUES = TypeAdapter(Seconds), TypeAdapter(Count), TypeAdapter(dict[str, float])
 _DATA = TypeAdapter(dict[str, Any])
 
@@ -166,13 +170,35 @@ class Journal:
                 self._warned = True
 
 
+@dataclass(slots=True)
+class _Room:
+    """Room for what is still read of a run: bytes, values (a line of metrics counts as one more), bytes of events."""
+
+    bytes: int = 64 << 20
+    values: int = 1_000_000
+    events: int = 4 << 20
+    full: bool = False
+
+    def take(self, record: Mapping[str, Any], size: int) -> bool:
+        """Make use of it for a line of so many bytes; False where the room does not suffice."""
+        values, events = (0, size) if "event" in record else (1 + len(record["metrics"]), 0)
+        if values > self.values or events > self.events:
+            self.full = True
+            return False
+        self.values, self.events = self.values - values, self.events - events
+        return True
+
+
 class JournalReader:
-    """Reads journals; pieces never change, so each is read once however often the history is asked for."""
+    """Reads the journals of a run, as far as they make sense and are not too large; pieces never change, so each is
+    read once however often the history is asked for."""
 
     def __init__(self, store: Store, run: str) -> None:
         self._store = store
         self._run = run
+        self._room = _Room()
         self._pieces: dict[str, tuple[dict[str, Any], ...]] = {}
+        self._warned = False
 
     def pieces(self) -> tuple[str, ...]:
         """The paths of all pieces; they tell whether anything is new."""
@@ -185,31 +211,64 @@ class JournalReader:
     def history(self, stage: str) -> History:
         """The stage's final lineage."""
         folder = folder_of(self._run, stage)
-        paths = sorted(entry.path for entry in self._store.list(folder))[:MOST_PIECES]
-        new = [path for path in paths if path not in self._pieces]
-        with ThreadPoolExecutor(8) as pool:
-            self._pieces.update(zip(new, pool.map(self._read, new), strict=True))
+        entries = sorted(self._store.list(folder), key=lambda entry: entry.path)
+        self._read_new([entry for entry in entries if entry.path not in self._pieces])
         launches: dict[str, list[dict[str, Any]]] = {}
-        for path in paths:
-            launches.setdefault(path.removeprefix(f"{folder}/").split("/")[0], []).extend(self._pieces[path])
+        for entry in entries:
+            launches.setdefault(entry.path.removeprefix(f"{folder}/").split("/")[0], []).extend(
+                self._pieces[entry.path]
+            )
         return merge(launches)
 
-    def _read(self, path: str) -> tuple[dict[str, Any], ...]:
-        """The records of a piece that make sense."""
+    def _read_new(self, entries: Sequence[Entry]) -> None:
+        """Read pieces that are listed for the first time; that there is more than is taken is said once."""
+        wanted, room = [], self._room.bytes
+        for number, entry in enumerate(entries, len(self._pieces)):
+            if entry.size > PIECE:
+                continue
+            if entry.size > room or number >= MOST_PIECES:
+                self._room.full = True
+                continue
+            wanted.append(entry)
+            room -= entry.size
+        with ThreadPoolExecutor(8) as pool:
+            contents = dict(zip((entry.path for entry in wanted), pool.map(self._content, wanted), strict=True))
+        self._room.bytes = room
+        passed = []
+        for entry in entries:
+            self._pieces[entry.path], whole = self._records(contents.get(entry.path))
+            if not whole:
+                passed.append(entry.path)
+        if passed and not self._warned:
+            self._warned = True
+            what = "more than is read: log less often (logEvery)" if self._room.full else "lines that are no records"
+            where = f"{self._store.root}/{passed[0]!r}"
+            log.warning("in %d of its pieces, first in %s, the journal has %s", len(passed), where, what)
+
+    def _content(self, entry: Entry) -> bytes | None:
+        """A piece, as large as it is listed; None where it, or its name, is no such piece."""
         try:
-            lines = self._store.read(path, PIECE).splitlines()
-        except Damaged as damage:
-            log.warning("a piece of the journal is passed over: %s", damage.message)
-            return ()
-        records, senseless = [], 0
-        for line in lines:
+            return self._store.read(entry.path, entry.size)
+        except (Damaged, FileNotFoundError, ValueError):
+            return None
+
+    def _records(self, content: bytes | None) -> tuple[tuple[dict[str, Any], ...], bool]:
+        """The records of a piece, and whether all of its lines are records and taken."""
+        records: list[dict[str, Any]] = []
+        senseless, whole = 0, content is not None
+        for line in filter(None, content.split(b"\n", PIECE_LINES) if content else ()):
             try:
-                records.append(_record(read_json(line, limit=PIECE)))
+                record = _record(read_json(line, limit=LINE))
             except (ValueError, TypeError, KeyError):
-                senseless += 1
-        if senseless:
-            log.warning("%s has %d lines that are no records; they are passed over", path, senseless)
-        return tuple(records)
+                senseless, whole = senseless + 1, False
+                if senseless == SENSELESS:
+                    break
+                continue
+            if self._room.take(record, len(line)):
+                records.append(record)
+            else:
+                whole = False
+        return tuple(records), whole
 
 
 def merge(launches: Mapping[str, Iterable[Mapping[str, Any]]]) -> History:
@@ -222,23 +281,26 @@ def merge(launches: Mapping[str, Iterable[Mapping[str, Any]]]) -> History:
     """
     begun = [(name, records) for name, given in launches.items() if (records := list(given))]
     ordered = sorted(begun, key=lambda item: (_attempt(item[0]), item[1][0]["time"], item[0]))
-    points: dict[str, dict[int, Point]] = {}
+    points: dict[str, list[Point]] = {}  # by rising step
     events: list[Event] = []
     for launch, records in ordered:
         events.extend(_event(launch, record) for record in records if "event" in record)
         for stretch in _stretches(record for record in records if "metrics" in record):
             first = stretch[0]["step"]
             for series in points.values():
-                for step in [step for step in series if step > first]:
-                    del series[step]
+                while series and series[-1].step > first:
+                    series.pop()
             for record in stretch:
                 step, at = int(record["step"]), float(record["time"])
                 for name, value in record["metrics"].items():
-                    points.setdefault(name, {})[step] = Point(step, at, float(value))
+                    if name not in points and len(points) == MOST_NAMES:
+                        continue
+                    series = points.setdefault(name, [])
+                    if series and series[-1].step == step:
+                        series.pop()
+                    series.append(Point(step, at, float(value)))
     return History(
-        metrics={
-            name: tuple(series[step] for step in sorted(series)) for name, series in sorted(points.items()) if series
-        },
+        metrics={name: tuple(series) for name, series in sorted(points.items()) if series},
         events=tuple(events),
         launches=tuple(name for name, _ in ordered),
         seconds=sum(max(0.0, records[-1]["time"] - records[0]["time"]) for _, records in ordered),

@@ -75,14 +75,24 @@ class TrackedRun:
 class Projection:
     """Sends runs to one tracking server. It keeps what it has read and sent, so a long-lived one does little work."""
 
-    def __init__(self, store: Store, uri: str, *, experiment: str = EXPERIMENT) -> None:
+    def __init__(
+        self,
+        store: Store,
+        uri: str,
+        *,
+        experiment: str = EXPERIMENT,
+        readers: dict[str, JournalReader] | None = None,
+    ) -> None:
+        """`readers`, by the run's folder, may be shared with others who read journals."""
         self._store = store
         self._uri = uri
         self._experiment = experiment
         self._client: MlflowClient | None = None
-        self._readers: dict[str, JournalReader] = {}
+        self._readers: dict[str, JournalReader] = {} if readers is None else readers
         self._sent: dict[str, dict[str, set[tuple[int, float | str]]]] = {}  # run id -> metric -> (step, value)
+        self._refused = False  # a name, which was said
         self._warned = False
+        self.trouble = ""  # why the last could not be sent
 
     def sync(self, folder: str, run: TrackedRun) -> bool:
         """Bring MLflow up to date with a run; False (and one warning) where it could not be done now."""
@@ -91,6 +101,7 @@ class Projection:
         except Exception as error:  # whatever MLflow, its database or its server raise: none of it may stop a run
             self._client = None
             self._sent.clear()
+            self.trouble = str(error) or type(error).__name__
             if not self._warned:
                 log.warning("%s could not be sent to MLflow; it will be tried again: %s", run.name, error)
                 self._warned = True
@@ -160,8 +171,8 @@ class Projection:
         from mlflow.entities import Param, RunTag
 
         assert self._client is not None
-        wanted = {name: value[:_VALUE_LENGTH] for name, value in flatten(params).items()}
-        changes = {name: str(value)[:_TAG_LENGTH] for name, value in tags.items()}
+        wanted = {name: value[:_VALUE_LENGTH] for name, value in flatten(params).items() if self._takes(name)}
+        changes = {name: str(value)[:_TAG_LENGTH] for name, value in tags.items() if self._takes(name)}
         for name, value in wanted.items():  # MLflow's params never change: an edited pipeline's new value is a tag
             if run.data.params.get(name, value) != value:
                 changes[f"changed.{name}"] = value[:_TAG_LENGTH]
@@ -176,6 +187,8 @@ class Projection:
         from mlflow.entities import Metric
 
         assert self._client is not None
+        taken = {name for name in {point[0] for point in points} if self._takes(name)}
+        points = [point for point in points if point[0] in taken]
         if not points:
             return
         run_id = run.info.run_id
@@ -195,15 +208,33 @@ class Projection:
     def _send_files(self, run: Run, files: Sequence[str]) -> None:
         assert self._client is not None
         for path in files:
-            content = self._store.read(path, LARGEST_FILE)
             name = path.rsplit("/", 1)[-1]
-            tag, digest = f"nanochat.file.{name}", hashlib.sha256(content).hexdigest()
+            tag = f"nanochat.file.{name}"
+            if not self._takes(tag):
+                continue
+            content = self._store.read(path, LARGEST_FILE)
+            digest = hashlib.sha256(content).hexdigest()
             if run.data.tags.get(tag) == digest:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / name).write_bytes(content)
                 self._client.log_artifact(run.info.run_id, str(Path(folder) / name), "report")
             self._client.set_tag(run.info.run_id, tag, digest)
+
+    def _takes(self, name: str) -> bool:
+        """Whether MLflow takes the name of a metric, a param or a tag; the first that it does not take is told of."""
+        from mlflow.utils.validation import (
+            MAX_ENTITY_KEY_LENGTH,
+            path_not_unique,
+            validate_param_and_metric_name,
+        )
+
+        if len(name) <= MAX_ENTITY_KEY_LENGTH and validate_param_and_metric_name(name) and not path_not_unique(name):
+            return True
+        if not self._refused:
+            self._refused = True
+            log.warning("%.300r is no name that MLflow takes: it, and others like it, are not sent there", name)
+        return False
 
     def _end(self, run: Run, status: str, ended: float | None) -> None:
         assert self._client is not None

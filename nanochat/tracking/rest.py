@@ -16,6 +16,7 @@ from typing import Any
 
 from nanochat.spec.errors import StorageError
 from nanochat.tracking.client import unreachable
+from nanochat.tracking.database import SQLITE, DatabaseRegistry
 from nanochat.tracking.registry import Registry
 
 Call = Callable[[str, str, Mapping[str, str]], Mapping[str, Any]]
@@ -84,7 +85,9 @@ def _version(data: Mapping[str, Any]) -> ModelVersion:
 
 
 def light_registry(uri: str) -> Registry:
-    """The registry at a tracking URI; one that is no server's takes MLflow's own library."""
+    """The registry at a tracking URI, without MLflow's own library as far as that goes."""
+    if uri.startswith(SQLITE):
+        return DatabaseRegistry(uri)
     if not uri.startswith(("http://", "https://")):
         return Registry(uri)
     return Registry(uri, connect=lambda uri: RestClient(_over_http(uri)))

@@ -44,7 +44,7 @@ LOOP = "loop.json"
 CHOICES = 3  # of a checkpoint, before ranks that lack it are taken for ranks with another store
 SLOW = (
     "training waits for its checkpoints: saving one takes longer than the time to the next; raise "
-    "checkpointEverySeconds, or use a faster store"
+    "checkpointEverySeconds and checkpointEvery, or use a faster store"
 )
 
 

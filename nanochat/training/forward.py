@@ -1,17 +1,8 @@
-"""The model's forward pass and torch.compile.
-
-Whether to compile is decided by capability and size, never by a stopwatch, just as the device is chosen.
-
-Measured with a model of 4 layers of 192 and a context of 256 on two cores with avx512_bf16, forward and backward, in
-thousands of tokens a second: fp32 9.8 and compiled 12.0; bf16 20.7 and compiled 23.0, after 16 to 25 s of compiling.
-So bf16 is worth twice as much and compiling a tenth, which pays after some minutes.
-"""
+"""The model's loss by a forward pass that is compiled where `nanochat.training.compiling` says so."""
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
 
 import torch
@@ -22,17 +13,6 @@ from nanochat.model.transformer import Reduction, Transformer
 from nanochat.runtime.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-# A tenth of the time of 1e14 FLOPs (five minutes on two cores) is what compiling for a CPU costs.
-CPU_COMPILE_FLOPS = 1e14
-
-
-def compile_pays(device: torch.device, flops: float) -> bool:
-    """Whether compiling is worth its time for training of `flops` in all, on every process together."""
-    if device.type == "cuda":
-        return True
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    return device.type == "cpu" and compiler is not None and flops >= CPU_COMPILE_FLOPS
 
 
 class Forward:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ class LocalBatch:
 class Objective(Protocol):
     """A stage's data and loss."""
 
+    learns_from: ClassVar[str]  # a step without it changes no weight
+    is_likelihood: ClassVar[bool]  # whether its loss is that of predicting a text
+
     @property
     def counts(self) -> tuple[str, ...]:
         """Names of what is counted."""
@@ -60,6 +63,14 @@ class Objective(Protocol):
 
     def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Metrics for the journal from one step's counts, which are summed over ranks."""
+        ...
+
+    def text(self, step: int, local: LocalBatch | None = None) -> MicroBatch | None:
+        """This rank's part of a step's text, by which the model is judged before that step; `local` is the step's."""
+        ...
+
+    def figure(self, loss: float | None, counts: Mapping[str, float]) -> float | None:
+        """The number of one step that training is to move: see `nanochat.training.guards.Trend`."""
         ...
 
 
@@ -86,10 +97,20 @@ class Supervised:
     world: World
     device_rows: int  # most rows of one forward pass
     counts: tuple[str, ...] = ()
+    learns_from: ClassVar[str] = "a token to train on"
+    is_likelihood: ClassVar[bool] = True
 
     def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Nothing is counted."""
         return {}
+
+    def text(self, step: int, local: LocalBatch | None = None) -> MicroBatch | None:
+        """The step's first micro-batch."""
+        return next(iter((local or self.local_batch(step)).batches), None)
+
+    def figure(self, loss: float | None, counts: Mapping[str, float]) -> float | None:
+        """The loss."""
+        return loss
 
     def local_batch(self, step: int) -> LocalBatch:
         """This rank's rows of the step, in micro-batches."""

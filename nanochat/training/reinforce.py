@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +52,8 @@ class Reinforce:
     """The objective of rl."""
 
     counts = ("prompts", "samples", "reward", "groups_without_advantage", "sampled_tokens", "unfinished")
+    learns_from: ClassVar[str] = "a prompt whose samples had different rewards"
+    is_likelihood: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -107,6 +110,15 @@ class Reinforce:
             "train/sample_length": counts["sampled_tokens"] / counts["samples"],
             "train/unfinished": counts["unfinished"] / counts["samples"],
         }
+
+    def text(self, step: int, local: LocalBatch | None = None) -> MicroBatch:
+        """This rank's part of the step's prompts: a model that rl ruins no longer predicts them."""
+        numbers = self.numbers(step)
+        return prompt_batch([self.prompts[number].ids for number in numbers[self.world.part(len(numbers))]])
+
+    def figure(self, loss: float | None, counts: Mapping[str, float]) -> float:
+        """The mean reward."""
+        return counts["reward"] / counts["samples"]
 
     def numbers(self, step: int) -> list[int]:
         """The prompts of a step: an endless sequence of epochs, each in an order of its own."""
@@ -174,6 +186,17 @@ def micro_batch(sequences: Sequence[tuple[Sequence[int], Completion, float]]) ->
         targets[row, answer] = torch.where(sampled, ids[len(prompt) :], IGNORED)
         factors[row, answer] = advantage
     return MicroBatch(inputs, targets, factors)
+
+
+def prompt_batch(prompts: Sequence[Sequence[int]]) -> MicroBatch:
+    """Prompts as text to predict, all of it."""
+    width = max((len(ids) for ids in prompts), default=1) - 1
+    inputs = torch.zeros(len(prompts), width, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORED)
+    for row, ids in enumerate(prompts):
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, : len(ids) - 1] = torch.tensor(ids[1:])
+    return MicroBatch(inputs, targets)
 
 
 def seed_of(text: str) -> int:

@@ -11,6 +11,7 @@ before it. A step without supervised tokens changes no weight.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from nanochat.model.loss import IGNORED
 from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
 from nanochat.runtime.device import Device, deterministic
@@ -29,10 +31,11 @@ from nanochat.tracking.progress import Progress
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.objective import LocalBatch, Objective, micro_loss
+from nanochat.training.objective import LocalBatch, MicroBatch, Objective, micro_loss
 
 log = logging.getLogger(__name__)
 
+JUDGED_TOKENS = 1024  # of each rank, by which weights are judged before they are kept
 SMOOTHING = 0.9  # of the loss that people read
 
 
@@ -42,6 +45,7 @@ class Rates:
 
     lr_scale: float  # what every group's learning rate is multiplied by
     momentum: float = 0.95  # Muon's
+    decay_scale: float = 1.0  # what the matrices' decay is multiplied by
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +152,14 @@ class Trainer:
         """Train to the end; raises Stopped after a stop and Diverged where skipping data did not help."""
         with self.checkpointer:
             self._restore()
-            while self.state.step < self.plan.steps:
+            while True:
                 try:
-                    self._advance()
+                    while self.state.step < self.plan.steps:
+                        self._advance()
+                    self._finish()
+                    return self.state
                 except Diverged as error:
                     self._recover(error)
-        return self.state
 
     def _advance(self) -> None:
         """One step, or a stop before it."""
@@ -176,7 +182,7 @@ class Trainer:
             float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
-            self._save(due=not stop)
+            self._save(local, due=not stop)
         if stop:
             self.checkpointer.wait()
             raise Stopped(f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on.")
@@ -194,9 +200,9 @@ class Trainer:
                 total += loss.detach()
         (summed,) = self.world.sum(float(total))
         mean = summed / weight
-        self.guard.check(state.step + 1, mean)
+        self.guard.check(state.step + 1, mean if self.objective.is_likelihood else self._judge())
         rates = self.plan.schedule(state.step)
-        norm = float(self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip))
+        norm = float(self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip, rates.decay_scale))
         self.optimizer.zero_grad()
         self.guard.check_norm(state.step + 1, norm)
         return mean, norm
@@ -221,6 +227,9 @@ class Trainer:
             self._window[0] += tokens
             self._window[1] += seconds
         self._warm = True
+        figure = self.objective.figure(loss, counts)
+        if figure is not None:
+            self.guard.trend.add(figure)
 
     def _log(self, norm: float | None, counts: Mapping[str, float]) -> None:
         """Metrics and progress of the step just made."""
@@ -256,6 +265,29 @@ class Trainer:
                 if values:
                     self.journal.metrics(step, values)
 
+    def _judge(self, local: LocalBatch | None = None) -> float:
+        """The mean loss of a few rows of the next step under the present weights, over all ranks; -inf without any."""
+        batch = self.objective.text(self.state.data_step(self.state.step), local)
+        total, weight = 0.0, 0
+        if batch is not None:
+            rows = max(1, JUDGED_TOKENS // max(1, batch.inputs.size(1)))
+            few = MicroBatch(batch.inputs[:rows], batch.targets[:rows]).to(self.device.device)
+            with torch.no_grad():
+                total = float(self.model(few.inputs, few.targets, reduction="sum"))
+            weight = int((few.targets != IGNORED).sum())
+        summed, counted = self.world.sum(total, weight)
+        return summed / counted if counted else -math.inf
+
+    def _finish(self) -> None:
+        """Look at what training came to: raises Diverged where that is worse than guessing."""
+        remark = self.guard.finish(self._judge())
+        if self.state.empty == self.state.step:
+            remark = f"It has learned nothing: none of its steps had {self.objective.learns_from}."
+        if remark:
+            log.warning(remark)
+            self.journal.event("remark", step=self.state.step, message=remark)
+            self.progress.warn(remark)
+
     def _save_due(self) -> bool:
         """Whether rank 0 wants a checkpoint before the next step."""
         done = self.state.step - self._saved_step
@@ -266,9 +298,9 @@ class Trainer:
             seconds and self.clock() - self._saved_at >= seconds
         )
 
-    def _save(self, *, due: bool) -> None:
-        """Begin to save a checkpoint, unless the newest is as new or the loss is suspect."""
-        if self.state.step == self._saved_step or self.guard.suspect:
+    def _save(self, local: LocalBatch | None = None, *, due: bool) -> None:
+        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined."""
+        if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge(local)):
             return
         loop = asdict(self.state) | {"guard": self.guard.state()}
         self.checkpointer.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop, due=due)
@@ -283,7 +315,7 @@ class Trainer:
             self.initialise()
             self.optimizer.reset()
             self.state = TrainerState()
-            self.guard.restore({"calm": [], "suspect": 0})
+            self.guard.restore({})
         else:
             self.guard.restore(loop["guard"])
             self.state = TrainerState.from_dict(loop)
@@ -296,7 +328,7 @@ class Trainer:
         if failed.skipped:
             raise Diverged(
                 f"{error.message} It did so before, and leaving out data did not help: lower the stage's learning "
-                "rates (matrixLr, embeddingLr, unembeddingLr) or set gradClip."
+                "rates (matrixLr, embeddingLr, unembeddingLr) or gradClip."
             ) from error
         end = failed.data_step(failed.step) + 1
         first_bad = end - max(1, self.guard.suspect)

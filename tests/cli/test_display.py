@@ -28,9 +28,11 @@ class FakeRunner:
     )
 
 
-def view(phases: dict[str, Phase], *, progress: dict[str, State] | None = None, why: str = "") -> Any:
+def view(
+    phases: dict[str, Phase], *, progress: dict[str, State] | None = None, why: str = "", message: str = ""
+) -> Any:
     """A runner's view with each stage in a phase."""
-    stages = [SimpleNamespace(stage=name, phase=phase, message="") for name, phase in phases.items()]
+    stages = [SimpleNamespace(stage=name, phase=phase, message=message) for name, phase in phases.items()]
     status = SimpleNamespace(stages=stages, of=lambda name: next(item for item in stages if item.stage == name))
     explanations = dict.fromkeys(phases, why)
     return SimpleNamespace(
@@ -60,6 +62,8 @@ def test_the_first_line_says_what_will_run() -> None:
 
 def test_a_reason_is_given_where_there_is_something_to_say() -> None:
     assert shown(view({"base": Phase.RUNNING}, why=NEW)).endswith("\nbase       starts\n")
+    again = [view({"base": Phase.RUNNING}, message=message) for message in ("", "out of memory: again with 2 rows", "")]
+    assert shown(*again).endswith("\nbase       starts\nbase       starts      out of memory: again with 2 rows\n")
     changed = "changed: steps 3 -> 4"
     assert shown(view({"base": Phase.RUNNING}, why=changed)).endswith("starts      changed: steps 3 -> 4\n")
 

@@ -19,6 +19,14 @@ def test_run_again_does_nothing_and_says_why(home: Path) -> None:
     assert "report.html" in done.stdout
 
 
+def test_where_all_is_made_and_told_nothing_large_is_imported(home: Path) -> None:
+    assert nanochat(home, "run", "small.yaml").returncode == 0  # tells MLflow of the home's new place
+    done = nanochat(home, "run", "small.yaml", PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 0 and "nanochat.pipeline.local" in imported
+    assert imported & {"torch", "mlflow", "numpy", "kubernetes"} == set(), "each takes as long as all the rest"
+
+
 def test_one_setting_changed_runs_what_depends_on_it_and_names_it(home: Path) -> None:
     done = nanochat(home, "run", "small.yaml", "--set", "stages.sft.initLrFraction=0.5")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -389,9 +389,8 @@ FAULTS = (
     Fault("job deleted", lambda t: t.kubectl("delete", "pytorchjob", t.job(), "--wait=false"), PREEMPTED),
     Fault("job orphaned", lambda t: t.kubectl("delete", "pytorchjob", t.job(), "--cascade=orphan"), PREEMPTED),
     Fault("Secret deleted", delete_secret),
-    Fault(
-        "pod's label taken", lambda t: t.kubectl("label", "pod", t.pod_name(), "nanochat.dev/pipeline-uid-"), PREEMPTED
-    ),
+    Fault("pod's label taken", lambda t: t.kubectl("label", "pod", t.pod_name(), "nanochat.dev/pipeline-uid-")),
+    Fault("job's label taken", lambda t: t.kubectl("label", "pytorchjob", t.job(), "nanochat.dev/pipeline-uid-")),
     Fault(
         "job's annotation tampered with",
         lambda t: t.kubectl("annotate", "pytorchjob", t.job(), "--overwrite", "nanochat.dev/attempt=no JSON"),

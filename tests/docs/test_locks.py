@@ -88,3 +88,41 @@ def test_where_one_is_not_reached_nothing_is_changed(project: Path, file: str, w
     assert done.returncode == 1 and words in done.stderr
     assert (project / "images" / "Dockerfile").read_text() == DOCKERFILE
     assert not (project / "images" / "torch-cpu.lock").exists()
+
+
+def check_locks(project: Path, **answers: str) -> subprocess.CompletedProcess[str]:
+    """The check with a uv that answers from files: `said` is what it says where it fails."""
+    for name in ("check-locks.sh", "torch-cuda.lock", "trainer.lock", "server.lock"):
+        shutil.copy(ROOT / "images" / name, project / "images")
+    shutil.copy(ROOT / "images" / "torch-cuda.lock", project / "lock")
+    for name, text in answers.items():
+        (project / name).write_text(text)
+    uv = """#!/bin/sh
+echo "$@" >>asked
+if [ "$4" = "$(cat fails 2>/dev/null)" ]; then cat said >&2; exit 2; fi
+if [ "$4" = compile ]; then while [ "$1" != -o ]; do shift; done; cp lock "$2"; fi
+"""
+    (project / "python").write_text(uv)
+    command = ["sh", "images/check-locks.sh", str(project / "python")]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+
+
+def test_locks_with_cuda_are_resolved_anew(project: Path) -> None:
+    done = check_locks(project)
+    assert done.returncode == 0 and done.stdout.count("\n") == 3, done.stderr
+    asked = (project / "asked").read_text().splitlines()
+    assert [line.split()[3] for line in asked] == ["compile", "install", "install"]
+    assert all("--dry-run --require-hashes" in line for line in asked[1:])
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "words"),
+    [
+        ({"lock": "torch==2.13.0 \\\n    --hash=sha256:00\n"}, 1, "images/torch-cuda.lock does not hold"),
+        ({"fails": "install", "said": "error: no trusted hash"}, 1, "images/trainer.lock does not hold"),
+        ({"fails": "compile", "said": "error: Failed to fetch: https://index.example"}, 0, "is not checked, for the"),
+    ],
+)
+def test_a_lock_that_is_not_whole_is_told(project: Path, answers: dict[str, str], code: int, words: str) -> None:
+    done = check_locks(project, **answers)
+    assert done.returncode == code and words in done.stdout + done.stderr

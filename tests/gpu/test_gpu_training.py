@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import CPU, STOPPED, Site
 
+from nanochat.training.host_copy import HostCopy
 from tests.training.rig import same
 
 pytestmark = pytest.mark.gpu
@@ -79,3 +81,19 @@ def test_every_stage_runs(data: Site, tmp_path: Path) -> None:
         assert site.output(stage)[0].metadata["device"] == "cuda"
     assert site.results("eval-base")["metrics"]["val_bpb"]["value"] > 0
     assert site.results("eval-rl")["metrics"]["world-sums"]["n"] == 4
+
+
+def test_a_copy_of_the_state_is_of_its_moment() -> None:
+    """Training goes on at once; the next copy goes into the same pinned memory."""
+    weights = torch.randn(4096, 4096, device="cuda")
+    copy = HostCopy()
+    places = set()
+    for _ in range(2):
+        expected = weights.cpu()
+        taken = copy.take({"model": {"weights": weights}})["model"]["weights"]
+        for _ in range(50):
+            weights.add_(1.0)
+        copy.wait()
+        assert taken.is_pinned() and torch.equal(taken, expected)
+        places.add(taken.data_ptr())
+    assert len(places) == 1

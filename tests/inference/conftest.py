@@ -13,6 +13,7 @@ from nanochat.model.cache import KVCache
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer import Tokenizer
+from tests.model.recipe_models import MODERN
 
 TEXT = "The quick brown fox jumps over the lazy dog. What is 12 + 30? It is 42. Caf\u00e9 cr\u00e8me, na\u00efve. " * 50
 
@@ -22,9 +23,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([TEXT], vocab_size=320)
 
 
-@pytest.fixture(scope="session")
-def model(tokenizer: Tokenizer) -> Transformer:
-    config = ModelConfig(depth=2, width=32, heads=4, kv_heads=2, sequence_length=640, vocab_size=tokenizer.vocab_size)
+@pytest.fixture(scope="session", params=[{}, MODERN], ids=["classic", "modern"])
+def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
+    config = ModelConfig(
+        depth=2, width=32, heads=4, kv_heads=2, sequence_length=640, vocab_size=tokenizer.vocab_size, **request.param
+    )
     model = Transformer(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

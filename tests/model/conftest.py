@@ -23,7 +23,7 @@ def make_model() -> Callable[[ModelConfig], Transformer]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in model.parameters():
-                weight.normal_(0.0, weight.size(1) ** -0.5, generator=generator)
+                weight.normal_(0.0, weight.size(-1) ** -0.5, generator=generator)
         return model
 
     return make

@@ -6,19 +6,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from nanochat.model import cache as kv
 from nanochat.model.cache import KVCache
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import BUCKET, IDLE, Transformer
+from tests.model.recipe_models import MODERN, RECIPES
 
 Make = Callable[[ModelConfig], Transformer]
 
 
-@pytest.fixture(params=[1, 2, 4])
-def model(request: pytest.FixtureRequest, make_model: Make) -> Transformer:
-    return make_model(
-        ModelConfig(depth=2, width=32, heads=4, kv_heads=request.param, sequence_length=64, vocab_size=61)
-    )
+@pytest.fixture(params=[(1, "classic"), (4, "classic"), *((2, recipe) for recipe in RECIPES)], ids=str)
+def model(request: pytest.FixtureRequest, make_model: Make, monkeypatch: pytest.MonkeyPatch) -> Transformer:
+    monkeypatch.setattr(kv, "CHUNK", 150)  # so that short windows, of 16, keep 192 of 200 positions
+    kv_heads, recipe = request.param
+    shape = {"depth": 2, "width": 32, "heads": 4, "kv_heads": kv_heads, "sequence_length": 64, "vocab_size": 61}
+    return make_model(ModelConfig(**shape, **RECIPES[recipe]))
 
 
 def cache_for(model: Transformer, *, slots: int, length: int = 200) -> KVCache:
@@ -30,7 +35,11 @@ def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def prefill(model: Transformer, cache: KVCache, slot: int, ids: torch.Tensor) -> torch.Tensor:
-    return model.extend(ids[None], start=torch.tensor([0]), slots=torch.tensor([slot]), cache=cache)[0]
+    pieces = [
+        model.extend(piece[None], start=torch.tensor([100 * i]), slots=torch.tensor([slot]), cache=cache)[0]
+        for i, piece in enumerate(ids.split(100))
+    ]
+    return torch.cat(pieces)
 
 
 @torch.no_grad()
@@ -97,7 +106,7 @@ def test_an_idle_row_keeps_its_prompt_and_costs_no_attention(model: Transformer)
     cache, ids = cache_for(model, slots=2), tokens(2, 150)
     prefill(model, cache, 0, ids[0, :140])
     prefill(model, cache, 1, ids[1, :10])
-    kept = cache.k[:, 0, :140].clone()
+    kept = [k[0, :140].clone() for k in cache.k]
     shapes = []
     attend = F.scaled_dot_product_attention
 
@@ -110,7 +119,7 @@ def test_an_idle_row_keeps_its_prompt_and_costs_no_attention(model: Transformer)
         logits = model.extend(ids[:, 10:11], start=torch.tensor([IDLE, 10]), slots=None, cache=cache)
     assert set(shapes) == {BUCKET}
     assert logits.isfinite().all()
-    assert torch.equal(cache.k[:, 0, :140], kept)
+    assert all(torch.equal(k[0, :140], before) for k, before in zip(cache.k, kept, strict=True))
     torch.testing.assert_close(logits[1, 0], model(ids[1:, :11])[0, -1], rtol=1e-5, atol=1e-5)
 
 
@@ -128,3 +137,71 @@ def test_a_copied_prefix_goes_on_alone(model: Transformer) -> None:
 def test_a_full_cache_says_so(model: Transformer) -> None:
     with pytest.raises(ValueError, match="position 20 is beyond the cache's 20"):
         prefill(model, cache_for(model, slots=1, length=20), 0, tokens(21))
+
+
+@given(data=st.data(), recipe=st.sampled_from(sorted(RECIPES)), chunk=st.integers(1, 12))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@torch.no_grad()
+def test_ragged_rows_in_any_chunks_equal_the_plain_forward(
+    make_model: Make, data: st.DataObject, recipe: str, chunk: int
+) -> None:
+    """Prompts of several lengths, in chunks of their own, then steps of all rows at once."""
+    draw = data.draw
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (2, 1), (4, 2)]))
+    length = draw(st.integers(4, 40))
+    shape = {"depth": draw(st.integers(1, 4)), "width": 16, "heads": heads, "kv_heads": kv_heads}
+    model = make_model(ModelConfig(**shape, sequence_length=length, vocab_size=61, **RECIPES[recipe]))
+    prompts = draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+    steps, total = 6, 36
+    ids = tokens(len(prompts), total)
+    expected = model(ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv, "CHUNK", chunk)
+        cache = cache_for(model, slots=len(prompts), length=total)
+    for slot, prompt in enumerate(prompts):
+        for start in range(0, prompt, chunk):
+            piece = ids[slot : slot + 1, start : min(start + chunk, prompt)]
+            logits = model.extend(piece, start=torch.tensor([start]), slots=torch.tensor([slot]), cache=cache)
+            torch.testing.assert_close(logits[0], expected[slot, start : start + piece.size(1)], rtol=1e-4, atol=1e-4)
+    start = torch.tensor(prompts)
+    for _ in range(steps):
+        logits = model.extend(ids.gather(1, start[:, None]), start=start, slots=None, cache=cache)[:, 0]
+        torch.testing.assert_close(logits, expected[torch.arange(len(prompts)), start], rtol=1e-4, atol=1e-4)
+        start = start + 1
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+@pytest.mark.parametrize("beyond", [0, 1, 150])
+@torch.no_grad()
+def test_a_prefix_is_copied_from_a_slot_that_has_gone_on(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, recipe: str, beyond: int
+) -> None:
+    monkeypatch.setattr(kv, "CHUNK", 150)
+    config = ModelConfig(depth=3, width=32, heads=4, kv_heads=2, sequence_length=64, vocab_size=61, **RECIPES[recipe])
+    model = make_model(config)
+    ids, prefix = tokens(2, 400), 170
+    ids[1, :prefix] = ids[0, :prefix]
+    cache = cache_for(model, slots=2, length=400)
+    assert beyond <= cache.reach
+    prefill(model, cache, 0, ids[0, : prefix + beyond])
+    cache.copy_slot(0, 1, prefix)
+    logits = model.extend(
+        ids[1:, prefix : prefix + 150], start=torch.tensor([prefix]), slots=torch.tensor([1]), cache=cache
+    )
+    torch.testing.assert_close(logits, model(ids[1:])[:, prefix : prefix + 150], rtol=1e-4, atol=1e-4)
+
+
+def test_short_windows_bound_the_cache(make_model: Make) -> None:
+    config = ModelConfig(
+        depth=4,
+        width=32,
+        heads=4,
+        kv_heads=2,
+        sequence_length=2048,
+        vocab_size=61,
+        **MODERN | {"window_pattern": "SSSL"},
+    )
+    cache = KVCache(config, slots=2, length=2048, device="meta", dtype=torch.float32)
+    assert [k.size(1) for k in cache.k] == [768 + 1] * 3 + [2048]
+    with pytest.raises(ValueError, match="257 tokens are more than the 256"):
+        cache.check_room(300, 257)

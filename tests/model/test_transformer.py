@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from nanochat.model.loss import SOFTCAP
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer, rotate
+from nanochat.model.value_embedding import ValueEmbedding
 from nanochat.spec.errors import UserError
+from tests.model.recipe_models import MODERN, RECIPES
 
 Make = Callable[[ModelConfig], Transformer]
 
@@ -35,27 +38,46 @@ def plain_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
         return torch.cat((z.real, z.imag), dim=-1)
 
     x = norm(w["embedding"][ids])
+    if config.smear:
+        gate = (x[:, :24] @ w["stream.smear_gate"].T).sigmoid()
+        x = x + w["stream.smear_scale"] * gate * torch.cat((torch.zeros_like(x[:1]), x[:-1]))
+    first = middle = x
     for layer in range(config.depth):
         block = f"blocks.{layer}."
+        if config.residual_scalars:
+            x = w["stream.stream_scale"][layer] * x + w["stream.input_scale"][layer] * first
         n = norm(x)
+        short = layer < config.depth - 1 and config.window_pattern[layer % len(config.window_pattern)] == "S"
         heads = []
         for head in range(config.heads):
             shared = head // (config.heads // config.kv_heads)
+            rows = slice(shared * hd, (shared + 1) * hd)
             q = n @ w[block + "attention.query.weight"][head * hd : (head + 1) * hd].T
-            k = n @ w[block + "attention.key.weight"][shared * hd : (shared + 1) * hd].T
-            v = n @ w[block + "attention.value.weight"][shared * hd : (shared + 1) * hd].T
+            k = n @ w[block + "attention.key.weight"][rows].T
+            v = n @ w[block + "attention.value.weight"][rows].T
+            if config.value_embeddings and layer % 2 == (config.depth - 1) % 2:
+                gate = 3 * (n[:, :12] @ w[block + "attention.value_embedding.gate"][shared]).sigmoid()
+                v = v + gate[:, None] * w[block + "attention.value_embedding.table"][ids][:, rows]
             scores = norm(turn(q)) @ norm(turn(k)).T / math.sqrt(hd)
             hidden = torch.triu(torch.ones(t, t, dtype=torch.bool), diagonal=1)
+            if short:
+                hidden |= torch.tril(
+                    torch.ones(t, t, dtype=torch.bool), diagonal=-math.ceil(config.sequence_length / 4)
+                )
             heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ v)
         x = x + torch.cat(heads, dim=-1) @ w[block + "attention.project.weight"].T
         up = norm(x) @ w[block + "mlp.expand.weight"].T
         x = x + up.clamp(min=0).square() @ w[block + "mlp.contract.weight"].T
+        middle = x if layer == config.depth // 2 else middle
+    if config.backout:
+        x = x - w["stream.backout_scale"] * middle
     return SOFTCAP * torch.tanh(norm(x) @ w["head.weight"].T / SOFTCAP)
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_forward_is_the_architecture(config: ModelConfig, make_model: Make, kv_heads: int) -> None:
-    model = make_model(ModelConfig(**(config.to_dict() | {"kv_heads": kv_heads})))
+def test_forward_is_the_architecture(config: ModelConfig, make_model: Make, kv_heads: int, recipe: str) -> None:
+    model = make_model(ModelConfig(**(config.to_dict() | {"kv_heads": kv_heads, "depth": 3} | RECIPES[recipe])))
     ids = tokens(config, 2, 16)
     expected = torch.stack([plain_logits(model, row) for row in ids])
     torch.testing.assert_close(model(ids).double(), expected, rtol=1e-4, atol=1e-4)
@@ -71,9 +93,14 @@ def test_rotation_depends_on_distance_only(config: ModelConfig, make_model: Make
     torch.testing.assert_close(score(9, 4), score(105, 100), rtol=1e-4, atol=1e-5)
 
 
-def test_a_fresh_model_knows_nothing(config: ModelConfig) -> None:
-    model = Transformer(config)
+@pytest.mark.parametrize("recipe", ["classic", "modern"])
+def test_a_fresh_model_knows_nothing(config: ModelConfig, recipe: str) -> None:
+    model = Transformer(replace(config, **RECIPES[recipe]))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(math.nan)
     model.init_weights(42)
+    assert all(weight.isfinite().all() for weight in model.parameters())
     ids = tokens(config, 2, 16)
     assert model(ids).count_nonzero() == 0
     assert model(ids, ids).item() == pytest.approx(math.log(config.vocab_size))
@@ -94,6 +121,19 @@ def test_initial_spread_and_seed() -> None:
     assert block.attention.key.weight.std().item() == pytest.approx(128**-0.5 * 0.5**0.5, rel=0.03)
     assert torch.equal(model.embedding, same.embedding)
     assert not torch.equal(model.embedding, other.embedding)
+
+
+def test_modern_parts_begin_as_they_should() -> None:
+    shape = {"depth": 4, "width": 64, "heads": 2, "kv_heads": 1, "sequence_length": 8, "vocab_size": 512}
+    model = Transformer(ModelConfig(**shape, **MODERN))
+    model.init_weights(1)
+    torch.testing.assert_close(model.stream.stream_scale, torch.tensor([1.15, 1.15 - 0.1 / 3, 1.15 - 0.2 / 3, 1.05]))
+    torch.testing.assert_close(model.stream.input_scale, torch.tensor([0.2, 0.15, 0.1, 0.05]))
+    assert (model.stream.smear_scale.item(), model.stream.backout_scale.item()) == (0, pytest.approx(0.2))
+    tables = [module for module in model.modules() if isinstance(module, ValueEmbedding)]
+    assert len(tables) == 2 and isinstance(model.blocks[3].attention.value_embedding, ValueEmbedding)
+    assert tables[1].table.std().item() == pytest.approx(64**-0.5, rel=0.02)
+    assert tables[1].gate.min() >= 0 and tables[1].gate.max() <= 0.02
 
 
 def test_reductions_agree_and_ignore_minus_one(config: ModelConfig, make_model: Make) -> None:
@@ -121,22 +161,24 @@ def test_logits_are_capped(config: ModelConfig, make_model: Make) -> None:
     assert logits.dtype == torch.float32
 
 
-def test_bf16_follows_fp32_and_keeps_fp32_gradients(config: ModelConfig, make_model: Make) -> None:
-    model = make_model(config)
+@pytest.mark.parametrize("recipe", ["classic", "modern"])
+def test_bf16_follows_fp32_and_keeps_fp32_gradients(config: ModelConfig, make_model: Make, recipe: str) -> None:
+    model = make_model(replace(config, **RECIPES[recipe]))
     ids = tokens(config, 2, 16)
     exact = model(ids)
     model.compute_dtype = torch.bfloat16
     rounded = model(ids)
     assert model.hidden(ids).dtype == torch.bfloat16
     assert rounded.dtype == torch.float32
-    assert (exact - rounded).abs().max() < 0.1
+    assert (exact - rounded).abs().max() < {"classic": 0.1, "modern": 0.3}[recipe]
     model(ids, ids).backward()
     for weight in model.parameters():
         assert weight.grad is not None and weight.grad.dtype == torch.float32
 
 
-def test_cast_weights_changes_no_number(config: ModelConfig, make_model: Make) -> None:
-    model = make_model(config)
+@pytest.mark.parametrize("recipe", ["classic", "modern"])
+def test_cast_weights_changes_no_number(config: ModelConfig, make_model: Make, recipe: str) -> None:
+    model = make_model(replace(config, **RECIPES[recipe]))
     model.compute_dtype = torch.bfloat16
     ids = tokens(config, 2, 16)
     before = model(ids)

@@ -82,6 +82,9 @@ class FakeKube:
 
     # ---- as KubeClient --------------------------------------------------------------------------------------------
 
+    def within(self, _timeout: object) -> FakeKube:
+        return self
+
     def listing(
         self, resource: Resource, _namespace: str = "", labelSelector: str = UID, fieldSelector: str = ""
     ) -> Listing:
@@ -142,11 +145,16 @@ class FakeKube:
     def json(self, verb: str, path: str, *, body: Object, **_options: Any) -> Object:
         """Only patches of a pipeline's status and of a job are asked for so."""
         if PYTORCHJOBS.plural in path:
-            self.asked.append(f"{verb} {PYTORCHJOBS.plural} {json.dumps(body['spec'])}")
-            return {}
+            self.asked.append(f"{verb} {PYTORCHJOBS.plural} {json.dumps(body.get('spec', body))}")
+            found = self[PYTORCHJOBS][path.rpartition("/")[2]]
+            labels = found["metadata"]["labels"] | body["metadata"].get("labels", {})
+            self._store(PYTORCHJOBS, found | {"metadata": found["metadata"] | {"labels": labels}})
+            return copy.deepcopy(self[PYTORCHJOBS][found["metadata"]["name"]])
         self.asked.append(f"{verb} status")
         name = path.split("/")[-2]
         found = self[PIPELINES][name]
+        if body["metadata"].get("resourceVersion") not in (None, found["metadata"]["resourceVersion"]):
+            raise KubeError("the object has been modified", status=409)
         status = {k: v for k, v in (found.get("status", {}) | copy.deepcopy(body["status"])).items() if v is not None}
         PipelineStatus.model_validate_json(json.dumps(status), strict=True, by_alias=True, by_name=False)
         self._store(PIPELINES, found | {"status": status})

@@ -66,6 +66,29 @@ def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
     assert pods.found() == [("another of its name", 9)]
 
 
+def test_what_comes_back_to_a_watch_by_label_is_there_again() -> None:
+    """A watch calls an object deleted, in the version of the change, when its label is taken off."""
+    pods = Pods()
+    pods.put(pod(5))
+    pods.cache.watched("DELETED", pod(8))
+    pods.put(pod(8))
+    assert pods.found() == []
+    pods.put(pod(9))
+    pods.cache.watched("DELETED", pod(8))
+    assert pods.found() == [("u", 9)], "the word of the watch came late"
+
+
+def test_an_object_whose_label_is_changed_is_kept_under_the_new_one_alone() -> None:
+    pods = Pods()
+    pods.put(pod(5), pod(6, owner="e"))
+    assert pods.found() == [] and pods.found("e") == [("u", 6)]
+    pods.put(pod(7))
+    pods.put(pod(6, owner="e"))
+    assert pods.found() == [("u", 7)] and pods.found("e") == [], "what came late changes nothing"
+    pods.remove(pod(8))
+    assert pods.found() == [] and not pods.cache._kept and not pods.cache._owners
+
+
 def test_a_deletion_that_nobody_told_of_is_seen_by_the_next_listing() -> None:
     pods = Pods()
     pods.put(pod(5, "a", name="a"), pod(6, "b", name="b"), pod(12, "c", name="c"), pod(7, "d", name="d", owner="e"))

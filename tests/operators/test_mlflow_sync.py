@@ -235,4 +235,5 @@ def test_an_order_that_fails_ends_no_other(tracking: str, tmp_path: Path) -> Non
     answers = io.StringIO()
     serve([json.dumps(asdict(mlflow_sync._order(run.view))) for run in (broken, well)], answers)
     first, second = (json.loads(line) for line in answers.getvalue().splitlines())
-    assert not first["told"] and first["why"] and second == {"told": True, "why": ""}
+    assert not first["told"] and first["why"] and second["told"] and not second["why"]
+    assert first["memory"] > 0 and second["memory"] > 0

@@ -11,9 +11,11 @@ from fake_cluster import FakeKube
 from store_servers import StoreServer
 
 from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.run_status import read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import RETRY
+from nanochat.spec.chatpipeline import UID as UID_LABEL
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
@@ -21,12 +23,13 @@ from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
 from operators.claimants import Claimant
 from operators.config import Config
-from operators.kube_client import PODS
+from operators.kube_client import PODS, Resource
 from operators.kube_error import KubeError
 from operators.pytorchjob import PYTORCHJOBS
+from operators.rate_limits import ProgressLimit
 from operators.reconciler import PipelineReconciler, Run
 from operators.services import Services
-from operators.status import condition
+from operators.status import REACHABLE, condition
 from operators.stores import Stores
 from operators.suspicion import Suspicion
 
@@ -135,6 +138,19 @@ def test_silence_is_a_stall_and_the_next_attempt_is_another_job(rig: Rig) -> Non
     rig.reconcile()
     assert rig.attempts() == ["Stalled", "Running"], "at once"
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
+
+
+def test_a_stall_names_the_rank_for_which_the_others_waited(rig: Rig) -> None:
+    rig.reconcile()
+    rig.report(1)
+    rig.reconcile()
+    pod = rig.cluster[PODS]["demo-12ab-dataset-1-worker-0"]
+    path = RunPaths(f"runs/team.demo/{UID}").standstill("dataset", f"01-{pod['metadata']['uid'][:8]}")
+    rig.store.write_json(path, {"waiting": [0], "standing": [1]})
+    rig.reconcile(after=STALL + 5)
+    rig.reconcile()
+    message = rig.cluster.status["attempts"][0]["message"]
+    assert message == f"no sign of life; it was stopped: rank 1 on {pod['spec']['nodeName']} stood still"
 
 
 def test_a_stalled_attempts_pods_go_before_its_job_and_within_a_second(rig: Rig) -> None:
@@ -434,6 +450,133 @@ def test_a_job_that_was_deleted_by_hand(rig: Rig) -> None:
     assert rig.cluster.created == ["demo-12ab-dataset-1", "demo-12ab-dataset-2"]
 
 
+JOB, POD = "demo-12ab-dataset-1", "demo-12ab-dataset-1-worker-0"
+
+
+def end(rig: Rig) -> None:
+    """The job's pod fails, and the training operator calls the job failed."""
+    rig.fail(JOB)
+    body = rig.cluster[PYTORCHJOBS][JOB]
+    failed = {"conditions": [{"type": "Failed", "status": "True"}]}
+    rig.cluster.change(PYTORCHJOBS, body | {"status": body["status"] | failed})
+
+
+def test_progress_alone_is_told_now_and_then_and_all_else_at_once(rig: Rig) -> None:
+    rig.run.services = rig.services = replace(rig.services, progress=ProgressLimit(lambda: rig.steady))
+    rig.reconcile()
+    steps: list[int] = []
+    rig.cluster.asked.clear()
+    for step in range(1, 9):
+        rig.report(step)
+        rig.reconcile(watched=False)
+        steps.append(rig.cluster.status["stages"][0].get("step", 0))
+    assert steps == [1, 2, 2, 4, 4, 6, 6, 8], "with the phase Running at once, then with every other look"
+    assert rig.cluster.asked.count("patch status") == 5
+    rig.report(9)
+    end(rig)
+    rig.reconcile()
+    assert rig.attempts() == ["Error"] and rig.cluster.asked.count("patch status") == 6
+
+
+def test_a_pass_that_was_told_slow_says_so_no_more_when_it_is_over(rig: Rig) -> None:
+    rig.reconcile()
+    found = rig.services.index.pipeline("team", "demo")
+    assert found is not None
+    rig.run.tell_slow(found.body, 20.0)
+    told = condition(rig.cluster.status, REACHABLE)
+    assert told is not None and told[:2] == ("Unknown", "Slow") and rig.cluster.status["message"] == told[2]
+    rig.run.reconcile(found.body, rig.cluster.now, rig.steady)  # it began before that was told
+    assert condition(rig.cluster.status, REACHABLE) == ("True", "Reached", "")
+    assert rig.cluster.status.get("message") != told[2]
+    rig.run.tell_slow(found.body, 20.0)
+    assert condition(rig.cluster.status, REACHABLE) == ("True", "Reached", ""), "it came too late"
+
+
+def relabel(rig: Rig, resource: Resource, name: str, value: str | None) -> None:
+    """Somebody takes an object's label off, or gives it another value."""
+    body = rig.cluster[resource][name]
+    labels = {label: text for label, text in body["metadata"]["labels"].items() if label != UID_LABEL}
+    labels |= {} if value is None else {UID_LABEL: value}
+    rig.cluster.change(resource, body | {"metadata": body["metadata"] | {"labels": labels}})
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("value", [None, "another"])
+def test_a_job_that_lost_its_label_gets_it_back_and_goes_on(rig: Rig, value: str | None, restarted: bool) -> None:
+    rig.reconcile()
+    relabel(rig, PYTORCHJOBS, JOB, value)
+    if restarted:
+        rig.restart()
+    rig.reconcile()
+    assert rig.attempts() == ["Running"] and rig.cluster.created == [JOB]
+    assert rig.cluster[PYTORCHJOBS][JOB]["metadata"]["labels"][UID_LABEL] == UID
+    assert len(rig.cluster[PODS]) == 1, "its pods are left alone"
+    rig.services.index.resync("")
+    rig.cluster.asked.clear()
+    rig.reconcile(watched=False)
+    assert rig.cluster.asked == [], "the index knows it again"
+
+
+def test_a_job_without_label_or_record_is_found_before_another_is_made(rig: Rig) -> None:
+    rig.reconcile()
+    for entry in rig.store.list(f"runs/team.demo/{UID}/attempts"):
+        rig.store.delete(entry.path)
+    relabel(rig, PYTORCHJOBS, JOB, None)
+    rig.restart()
+    rig.reconcile()
+    rig.reconcile()
+    assert rig.attempts() == ["Running"] and rig.cluster.created == [JOB]
+    assert rig.cluster[PYTORCHJOBS][JOB]["metadata"]["labels"][UID_LABEL] == UID
+
+
+def test_a_job_of_another_owner_is_not_taken_for_ours_by_its_name(rig: Rig) -> None:
+    rig.reconcile()
+    body = rig.cluster[PYTORCHJOBS][JOB]
+    owner = body["metadata"]["ownerReferences"][0] | {"uid": "another"}
+    relabel(rig, PYTORCHJOBS, JOB, None)
+    body = rig.cluster[PYTORCHJOBS][JOB]
+    rig.cluster.change(PYTORCHJOBS, body | {"metadata": body["metadata"] | {"ownerReferences": [owner]}})
+    rig.reconcile()
+    assert UID_LABEL not in rig.cluster[PYTORCHJOBS][JOB]["metadata"]["labels"]
+    assert JOB in rig.cluster[PYTORCHJOBS], "it is left alone"
+    rig.reconcile()
+    assert rig.attempts() == ["Preempted", "Running"]
+
+
+def test_an_ended_job_that_lost_its_label_is_not_left_behind(rig: Rig) -> None:
+    rig.reconcile()
+    end(rig)
+    rig.reconcile()
+    assert rig.attempts() == ["Error"] and JOB in rig.cluster[PYTORCHJOBS]
+    relabel(rig, PYTORCHJOBS, JOB, None)
+    rig.reconcile()
+    rig.reconcile(after=7 * 86400.0)
+    assert JOB not in rig.cluster[PYTORCHJOBS]
+
+
+def test_a_pod_that_lost_its_label_is_followed_to_its_end(rig: Rig) -> None:
+    rig.reconcile()
+    rig.reconcile()
+    relabel(rig, PODS, POD, None)
+    rig.reconcile()
+    assert rig.attempts() == ["Running"] and POD in rig.cluster[PODS]
+    rig.fail(JOB)
+    rig.reconcile()
+    rig.reconcile()
+    assert rig.attempts() == ["Error"], "its exit is seen"
+
+
+def test_a_pod_without_label_ends_before_the_next_attempt_begins(rig: Rig) -> None:
+    rig.reconcile()
+    rig.reconcile()
+    relabel(rig, PODS, POD, None)
+    del rig.cluster[PYTORCHJOBS][JOB]  # and its pod is still there, as it is while it stops
+    rig.reconcile()
+    assert rig.cluster.created == [JOB] and POD not in rig.cluster[PODS], "it was deleted by its name"
+    rig.reconcile()
+    assert rig.attempts() == ["Preempted", "Running"]
+
+
 def test_a_steady_attempt_asks_the_api_server_for_nothing(rig: Rig) -> None:
     rig.reconcile()
     rig.reconcile()
@@ -530,7 +673,13 @@ def test_the_attempt_that_made_the_artifact_ends_by_itself(rig: Rig, tmp_path: P
     assert rig.reconcile()["stages"][0]["phase"] == "Running"
 
 
-def test_what_a_finished_pipeline_made_is_made_anew_only_when_asked(rig: Rig, tmp_path: Path) -> None:
+def raise_storage_error(*_: Any, **__: Any) -> None:
+    raise StorageError("it gave no answer in time")
+
+
+def test_what_a_finished_pipeline_made_is_made_anew_only_when_asked(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph, made = build_graph(check_pipeline(rig.document()).spec), Artifacts(rig.store, tmp_path / "other")
     for out in [out for node in graph.nodes for out in node.outputs]:
         with made.writer(out.kind, out.key, "01-before") as writer:
@@ -542,6 +691,10 @@ def test_what_a_finished_pipeline_made_is_made_anew_only_when_asked(rig: Rig, tm
     rig.cluster.status["conditions"][1]["status"] = "False"  # it was told while the store was away
     rig.services = replace(rig.services, stores=Stores(tmp_path / "cache"))
     rig.restart()
+    with monkeypatch.context() as patch:
+        patch.setattr(Outputs, "refresh", raise_storage_error)
+        told = rig.reconcile()
+    assert (told["phase"], told.get("message")) == ("Succeeded", None), "what could not be seen is not gone"
     told = rig.reconcile()
     assert (told["phase"], rig.cluster.created) == ("Succeeded", [])
     assert told["message"] == f"sft: {model.ref} is gone or damaged: `nanochat retry` makes it anew"

@@ -40,8 +40,8 @@ class ApiServer:
             def do_GET(self) -> None:
                 path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
                 own.asked.append((path, query))
-                if "watch" in query:
-                    self.stream(path.rpartition("/")[2])
+                if "watch" in query and own.serves(path):
+                    self.stream(path)
                     return
                 found = own.answer(path)
                 data = json.dumps(found or {"kind": "Status", "code": 404, "reason": "NotFound"}).encode()
@@ -51,13 +51,13 @@ class ApiServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def stream(self, plural: str) -> None:
+            def stream(self, path: str) -> None:
                 self.send_response(200)
                 self.send_header("Connection", "close")
                 self.end_headers()
                 sent = 0
-                while not own.closed:
-                    for event in own.events[plural][sent:]:
+                while not own.closed and own.serves(path):
+                    for event in own.events[path.rpartition("/")[2]][sent:]:
                         self.wfile.write(json.dumps(event).encode() + b"\n")
                         self.wfile.flush()
                         sent += 1
@@ -71,6 +71,10 @@ class ApiServer:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def serves(self, path: str) -> bool:
+        """Whether a path is that of objects of a kind that there is."""
+        return any(path.startswith(f"{kind.root}/") and path.endswith(f"/{kind.plural}") for kind in self.kinds)
 
     def answer(self, path: str) -> Any:
         if path == "/api":
@@ -182,6 +186,19 @@ def test_jobs_are_watched_when_their_definition_comes(server: ApiServer) -> None
     ((path, query),) = server.watched("pytorchjobs")
     assert path == "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs"
     assert query["labelSelector"] == ["nanochat.dev/pipeline-uid"]
+
+
+def test_a_definition_that_goes_takes_no_other_watch_with_it(server: ApiServer) -> None:
+    server.kinds.append(PYTORCHJOBS)
+
+    async def story(index: Index, _: set[str]) -> None:
+        await until(lambda: len(server.watched("pytorchjobs")) == 1 and len(index.owned("team", "o").pods) == 1)
+        server.kinds.remove(PYTORCHJOBS)
+        await until(lambda: not index.jobs.served and len(server.watched("pods")) > 1)
+        server.events["pods"].append({"type": "ADDED", "object": pod(31, "new", name="q")})
+        await until(lambda: len(index.owned("team", "o").pods) == 2)
+
+    run(server, ("team",), story)
 
 
 def test_watches_that_are_refused_end_the_controller(server: ApiServer) -> None:

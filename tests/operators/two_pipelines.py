@@ -44,10 +44,14 @@ class TwoPipelines:
     cluster: FakeKube = field(default_factory=lambda: FakeKube(BEGAN))
     steady: float = 1000.0
     annotations: dict[str, str] = field(default_factory=dict)
+    tracking: str | None = None  # address of MLflow
+    stages: Mapping[str, Any] = field(default_factory=dict)  # their settings in both
+    uids: Mapping[str, str] = field(default_factory=lambda: UIDS)
 
     def __post_init__(self) -> None:
         # By two profiles they share one store, so that neither waits for what the other makes.
-        config = {"image": "trainer", "profiles": {name: {"root": str(self.folder / "store")} for name in UIDS}}
+        profile = {"root": str(self.folder / "store"), "tracking": self.tracking}
+        config = {"image": "trainer", "profiles": dict.fromkeys(UIDS, profile)}
         self.config = Config.model_validate(config, by_alias=True)
         self.store: Store = open_store(Profile(root=str(self.folder / "store")))
         self.restart()
@@ -60,11 +64,11 @@ class TwoPipelines:
             events=Events(),  # type: ignore[arg-type]
             stores=Stores(self.folder / "cache"),
         )
-        self.runs = {name: Run(f"team-{name}", name, uid, self.services) for name, uid in UIDS.items()}
+        self.runs = {name: Run(f"team-{name}", name, uid, self.services) for name, uid in self.uids.items()}
 
     def paths(self, name: str = FORGED) -> RunPaths:
         """Where a run's files are."""
-        return RunPaths.of(namespace=f"team-{name}", name=name, uid=UIDS[name])
+        return RunPaths.of(namespace=f"team-{name}", name=name, uid=self.uids[name])
 
     def forge(self, path: str, content: Any) -> None:
         """Put a file into the store: bytes, JSON, or a GIGABYTE."""
@@ -85,9 +89,14 @@ class TwoPipelines:
             "apiVersion": "nanochat.dev/v1alpha1",
             "kind": "ChatPipeline",
             "metadata": {"name": name, "namespace": f"team-{name}", "annotations": dict(self.annotations)},
-            "spec": {"store": name, "model": {"depth": 2}, "sources": {"text": {"kind": "world", "shards": 1}}},
+            "spec": {
+                "store": name,
+                "model": {"depth": 2},
+                "sources": {"text": {"kind": "world", "shards": 1}},
+                "stages": dict(self.stages),
+            },
         }
-        self.runs[name].reconcile(self.cluster.declare(body, uid=UIDS[name]), self.cluster.now, self.steady)
+        self.runs[name].reconcile(self.cluster.declare(body, uid=self.uids[name]), self.cluster.now, self.steady)
         return self.cluster.status_of(name)
 
     def graph(self, name: str) -> Graph:

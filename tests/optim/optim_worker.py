@@ -36,7 +36,7 @@ def train(
         dist.init_process_group("gloo", init_method=f"file://{save}.store", rank=rank, world_size=world)
         peers = World(rank=rank, size=world, group=dist.group.WORLD)
     model = Tables()
-    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1), world=peers)
+    optimizer = build_optimizer(model, OptimSettings(weight_decay=0.1, matrix_decay=0.1), world=peers)
     if load is not None:
         model.load_state_dict(load_file(load))
         optimizer.load_state_dict(saved_state(load))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.optim.schedule import lr_scale, muon_momentum
+from nanochat.optim.schedule import decay_scale, lr_scale, muon_momentum
 
 
 def test_up_constant_down() -> None:
@@ -38,3 +38,8 @@ def test_momentum_ramp(step: int, expected: float) -> None:
 
 def test_no_ramp_is_the_last_momentum() -> None:
     assert muon_momentum(0, ramp=0) == 0.95
+
+
+def test_decay_falls_to_nothing() -> None:
+    scales = [decay_scale(step, steps=4) for step in range(5)]
+    assert scales == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 0])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from optim_problem import Tables, batch
 
 from nanochat.optim import OptimSettings, build_optimizer
-from nanochat.optim.muon import orthogonalise
+from nanochat.optim.muon import muon_update, orthogonalise
+from nanochat.optim.sharded import MODERN
 
 SETTINGS = OptimSettings(weight_decay=0.1)
 
@@ -68,6 +70,67 @@ def test_matrices_are_muon_by_singular_values() -> None:
         torch.testing.assert_close(matrix.double(), value, rtol=1e-4, atol=1e-5)
 
 
+def test_modern_groups_are_pytorchs_adamw_by_their_own_rates() -> None:
+    """A vector's rate does not depend on the width, a table's does; those for embedding and head leave them alone."""
+    ours, theirs = Tables(), Tables()
+    optimizer = build_optimizer(ours, SETTINGS)
+    mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    scale = (8 / 768) ** -0.5
+    adamw = torch.optim.AdamW(
+        [
+            {
+                "params": [other["value_embedding.table"]],
+                "lr": 0.15 * scale,
+                "betas": (0.8, 0.995),
+                "weight_decay": 0.01,
+            },
+            {"params": [other["stream.stream_scale"]], "lr": 0.005, "weight_decay": 0.05},
+            {"params": [other["stream.input_scale"]], "lr": 0.5, "betas": (0.96, 0.95)},
+            {"params": [other[f"stream.{name}"] for name in ("smear_gate", "smear_scale", "backout_scale")], "lr": 0.2},
+        ],
+        betas=(0.8, 0.95),
+        eps=1e-10,
+        weight_decay=0.0,
+    )
+    for step in range(4):
+        gradients(ours, step)
+        for name in MODERN:
+            gradient = mine[name].grad
+            assert gradient is not None and gradient.count_nonzero()
+            other[name].grad = gradient.clone()
+        optimizer.step(1.0, 0.9, None)
+        adamw.step()
+    for name in MODERN:
+        torch.testing.assert_close(mine[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+def test_decay_is_cautious() -> None:
+    """Only what the step moves towards 0 shrinks as well, by lr x decay of itself."""
+    generator = torch.Generator().manual_seed(0)
+    weights, gradient = torch.randn(2, 6, 4, generator=generator), torch.randn(2, 6, 4, generator=generator)
+    plain, decayed = weights.clone(), weights.clone()
+    for case, decay in ((plain, 0.0), (decayed, 0.3)):
+        momenta = torch.zeros_like(case)
+        muon_update(case, gradient, momenta, lr=0.02, momentum=0.9, dtype=torch.float32, decay=decay)
+    agreeing = (weights - plain) * weights >= 0
+    assert agreeing.any() and not agreeing.all()
+    torch.testing.assert_close(decayed, torch.where(agreeing, plain - 0.02 * 0.3 * weights, plain), rtol=0, atol=1e-7)
+
+
+def test_the_schedule_scales_the_decay() -> None:
+    settings = OptimSettings(matrix_decay=0.1)
+    cases = []
+    for decay, scale in ((0.1, 0.0), (0.0, 1.0), (0.1, 1.0)):
+        model = Tables()
+        gradients(model, 0)
+        build_optimizer(model, replace(settings, matrix_decay=decay)).step(1.0, 0.9, None, scale)
+        cases.append(model)
+    none, off, full = cases
+    assert all(torch.equal(a, b) for a, b in zip(none.parameters(), off.parameters(), strict=True))
+    assert not torch.equal(full.tall, off.tall)
+    assert torch.equal(full.embedding, off.embedding)
+
+
 def test_epsilon_is_not_scaled_by_the_step() -> None:
     """A first gradient g moves a weight by lr g / (|g| + epsilon), whatever beta2."""
     model = Tables()
@@ -82,16 +145,26 @@ def test_epsilon_is_not_scaled_by_the_step() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (1, 16, 64), (0, 8, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_orthogonalised_singular_values_are_about_one(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("method", ["newton-schulz", "polar-express"])
+def test_orthogonalised_singular_values_are_about_one(shape: tuple[int, ...], dtype: torch.dtype, method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator) * torch.arange(1, shape[-1] + 1) * 1e-3
-    y = orthogonalise(x, dtype)
+    y = orthogonalise(x, dtype, method)
     assert y.shape == x.shape and y.dtype == x.dtype
     if shape[0]:
         values = torch.linalg.svdvals(y)
         assert values.min() > 0.3 and values.max() < 1.3
-        single = orthogonalise(x[:1], dtype)
+        single = orthogonalise(x[:1], dtype, method)
         torch.testing.assert_close(y[:1], single, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_polar_express_is_nearer_to_one() -> None:
+    x = torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0))
+    spread = {
+        method: (torch.linalg.svdvals(orthogonalise(x, torch.float32, method)) - 1).abs().max().item()
+        for method in ("newton-schulz", "polar-express")
+    }
+    assert spread["polar-express"] < 0.2 and spread["polar-express"] < spread["newton-schulz"]
 
 
 def test_nothing_comes_of_nothing() -> None:

@@ -88,7 +88,7 @@ class Attempt:
                 "NANOCHAT_MASTER_PORT": str(port),
                 "NANOCHAT_WORK": str(self.folder / f"node{rank}"),
                 "NANOCHAT_TERMINATION_LOG": str(self.folder / f"last-words-{rank}"),
-                "NANOCHAT_CGROUP": str(self.folder / "cgroup"),
+                "NANOCHAT_MACHINE": str(self.folder / "machine"),
             }
             command = [sys.executable, "-m", "nanochat.pipeline.launcher", str(path)]
             process = subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.DEVNULL)
@@ -217,8 +217,10 @@ def test_a_node_whose_peers_never_come_can_be_stopped(attempt: Callable[..., Att
 
 def test_memory_that_the_pod_used_up_is_said(attempt: Callable[..., Attempt], tmp_path: Path) -> None:
     """A process that the kernel killed for memory, by the container's own count."""
-    (tmp_path / "cgroup").mkdir()
-    events = tmp_path / "cgroup" / "memory.events"
+    for path, text in (("proc/self/cgroup", "0::/"), ("sys/fs/cgroup/memory.events", "")):
+        (tmp_path / "machine" / path).parent.mkdir(parents=True)
+        (tmp_path / "machine" / path).write_text(text)
+    events = tmp_path / "machine/sys/fs/cgroup/memory.events"
     events.write_text("low 0\noom 2\noom_kill 2\n")
     killed = attempt("dataset").start()
     killed.until(lambda: list(tmp_path.glob("node0/launches/*/rank0.pid")), "no rank came")

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.pipeline.outcomes import Outcome, Reason, from_exit, read_outcome, write_outcome
+from nanochat.pipeline.outcomes import (
+    KILLED_HERE,
+    KILLED_IN_POD,
+    Outcome,
+    Reason,
+    blamed_on_memory,
+    from_exit,
+    read_outcome,
+    write_outcome,
+)
 from nanochat.spec.errors import Diverged, OutOfMemory, PeerLost, Stopped, StorageError, UserError
 from nanochat.stages.__main__ import classify
 from tasks import DataError
@@ -75,6 +84,16 @@ def test_a_lost_peer_is_told_from_file_to_file(tmp_path: Path) -> None:
     assert lost is not None and lost.peer_lost
     cause = classify(ValueError("a bug"), rank=1)
     assert from_exit(1, [lost, cause], processes=2) == cause
+
+
+def test_who_ended_without_a_word_while_the_kernel_killed_ran_out_of_memory() -> None:
+    silent = from_exit(-9, [])
+    assert silent.reason is Reason.INFRASTRUCTURE and blamed_on_memory(silent, kills=0, pod=False) == silent
+    for pod, message in ((False, KILLED_HERE), (True, KILLED_IN_POD)):
+        found = blamed_on_memory(silent, kills=1, pod=pod)
+        assert (found.reason, found.message, found.host) == (Reason.OUT_OF_MEMORY, message, True)
+    told = Outcome(Reason.USER_ERROR, "a child of its own was killed, which it survived")
+    assert blamed_on_memory(told, kills=1, pod=False) == told
 
 
 def test_outcomes_without_the_newer_fields_are_read() -> None:

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from nanochat.pipeline.standstill import Standstill, StandstillReporter, read_standstill
+from nanochat.pipeline.attempts import AttemptRecord
+from nanochat.pipeline.outcomes import Reason
+from nanochat.pipeline.running_attempt import RunningAttempt
+from nanochat.pipeline.standstill import Standstill, StandstillReporter, named_ranks, read_standstill, standstill_of
 from nanochat.runtime.waits import Waits, read_waits
 from nanochat.spec.errors import StorageError
 from nanochat.storage.folder import FolderStore
@@ -52,6 +55,7 @@ def test_a_rank_that_waits_does_not_stand(rig: Rig) -> None:
     with rig.ranks[0]:
         assert rig.look(0) == rig.look(SECONDS - 1) == Standstill(), "not yet"
         assert rig.look(1) == Standstill(waiting=(2,), standing=(3,)) and not rig.look(5).waits
+        assert standstill_of(rig.work, (2, 3)) == Standstill(waiting=(2,), standing=(3,))
         with rig.ranks[1]:
             assert rig.look(1) == Standstill(), "something moved"
             assert rig.look(SECONDS) == Standstill(waiting=(2, 3)) and rig.look(1).waits
@@ -77,6 +81,30 @@ def test_a_rank_that_has_ended_does_not_stand(rig: Rig) -> None:
     (rig.work / "outcome-rank2.json").write_text("{}")
     rig.look(0)
     assert rig.look(SECONDS) == Standstill(waiting=(2,), standing=(3,))
+
+
+@pytest.mark.parametrize(
+    ("waits", "said"),
+    [(0, ""), (1, ": rank 1 stood still while the others waited"), (2, "")],
+    ids=["none", "one", "all"],
+)
+def test_an_attempt_that_is_stopped_as_stalled_names_the_rank_that_stood(tmp_path: Path, waits: int, said: str) -> None:
+    for rank in range(2):
+        Waits.in_file(tmp_path / f"rank{rank}.waits")
+    waiting = [Waits.in_file(tmp_path / f"rank{rank}.waits") for rank in range(waits)]
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    running = RunningAttempt(AttemptRecord(stage="base", number=1), process, tmp_path, processes=2)
+    for each in waiting:
+        each.__enter__()
+    running.stop("stalled", grace=0.0)
+    running.end()
+    outcome = running.outcome(-9)
+    assert (outcome.reason, outcome.message) == (Reason.STALLED, f"no sign of life; it was stopped{said}")
+
+
+def test_ranks_in_a_sentence() -> None:
+    assert [named_ranks(ranks) for ranks in ((), (3,), (3, 4))] == ["ranks", "rank 3", "ranks 3, 4"]
+    assert named_ranks(range(1000)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 def test_what_could_not_be_told_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

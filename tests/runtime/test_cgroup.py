@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.runtime import threads
-from nanochat.runtime.cgroup import cpu_quota, free_memory
+from nanochat.runtime.cgroup import cpu_quota, free_memory, kernel_kills
 
 GIB = 1 << 30
 MACHINE = {"proc/meminfo": f"MemTotal: {128 * GIB >> 10} kB\nMemAvailable: {100 * GIB >> 10} kB\n"}
@@ -70,6 +70,26 @@ def test_free_memory_is_what_machine_and_group_both_have(tmp_path: Path, files: 
 def test_quota_of_cpu_time(tmp_path: Path, files: dict[str, str], cores: float | None) -> None:
     files = {"proc/self/cgroup": "7:cpu,cpuacct:/pod\n0::/pod\n"} | files
     assert cpu_quota(machine(tmp_path, **files)) == cores
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "kills"),
+    [
+        ("0::/\n", {}, 0),  # nobody counts
+        ("", {"memory.events": "oom_kill 4\n"}, 0),
+        ("0::/\n", {"memory.events": "low 0\nmax 9\noom 5\noom_kill 4\noom_group_kill 0\n"}, 4),
+        ("0::/a/b\n", {"a/b/memory.events": "oom_kill 1\n", "a/memory.events": "oom_kill 7\n"}, 1),
+        ("0::/../x\n", {"memory.events": "oom_kill 2\n"}, 2),  # of a container
+        ("4:memory:/x\n0::/\n", {"memory/x/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"}, 3),
+        ("4:memory:/docker/x\n", {"memory/memory.oom_control": "under_oom 0\noom_kill 5\n"}, 5),
+        ("4:cpu,memory:/x\n", {"memory/x/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, 0),  # old kernels
+    ],
+)
+def test_kills_for_memory_are_those_of_the_own_group(
+    tmp_path: Path, groups: str, files: dict[str, str], kills: int
+) -> None:
+    found = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    assert kernel_kills(machine(tmp_path, **{"proc/self/cgroup": groups}, **found)) == kills
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 6), (1.5, 2), (0.2, 1), (64.0, 6)])

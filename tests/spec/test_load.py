@@ -19,6 +19,9 @@ def load(tmp_path: Path, text: str, *overrides: str) -> None:
     load_pipeline(path, list(overrides))
 
 
+MEMORY = "spec.pods.resources.requests.memory"
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -38,7 +41,41 @@ def load(tmp_path: Path, text: str, *overrides: str) -> None:
         ("{stages: {mid: {totalBatchTokens: 5000}}}", "set it to 4096 or 6144"),
         ("{stages: {base: {enabled: false}}}", "stages.base cannot be disabled"),
         ("{stages: {sft: {mixture: []}}}", "at least 1 item"),
-        ("{store: Not_A_Name}", "'spec.store'"),
+        (
+            "{store: Not_A_Name}",
+            "'spec.store': must consist of lower-case letters, digits and inner '-' (given: 'Not_A",
+        ),
+        ("{queue: My_Queue}", "'spec.queue': must consist of lower-case letters, digits, inner '-' and inner '.'"),
+        *(
+            (f"{{pods: {{resources: {{requests: {{memory: {given}}}}}}}}}", f"'{MEMORY}': {said}")
+            for given, said in (
+                ("4GB", "must be a number or a quantity such as 16Gi (given: '4GB')"),
+                ("-1Gi", "must be a number or a quantity such as 16Gi (given: '-1Gi')"),
+                ("-1", "input should be greater than or equal to 0 (given: -1)"),
+                ("1e37", "input should be a valid integer (given: 1e+37)"),
+            )
+        ),
+        (
+            "{pods: {image: 'https://a/b'}}",
+            "must be an image such as registry.example.org/team/trainer:1, without a sch",
+        ),
+        ("{pods: {nodeSelector: {'a b': c}}}", "must be a qualified name such as example.com/zone (given: 'a b')"),
+        (
+            "{pods: {nodeSelector: {a: 'b c'}}}",
+            "must consist of letters, digits, inner '-', '_' and '.' (given: 'b c')",
+        ),
+        (
+            "{pods: {env: [{name: A, value: 5}]}}",
+            "'spec.pods.env.0.value': input should be a valid string (put it in q",
+        ),
+        ("{pods: {env: {A: b}}}", "'spec.pods.env': must be a list: each item in a line that begins with '-'"),
+        ("{stages: [{name: base}]}", "'spec.stages': must be a map of fields"),
+        ("{pods: {nodeSelector: [a]}}", "'spec.pods.nodeSelector': must be a map of names and values"),
+        ("{pods: {resources: {limits: {nvidia.com/gpu: 1}}}}", "GPUs are asked for by gpusPerNode"),
+        (
+            f"{{stages: {{release: {{gates: {['core > 0'] * 17}}}}}}}",
+            "'spec.stages.release.gates': must have at most 16 i",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, spec: str, message: str) -> None:
@@ -56,7 +93,17 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "one mapping"), ("a: [", "line 2 is not YAML"), (HEAD.replace("x", "9x"), "metadata.name")],
+    [
+        ("[1, 2]", "one mapping"),
+        ("a: [", "line 2 is not YAML"),
+        *(
+            (
+                HEAD.replace("x", name),
+                "'metadata.name': must consist of lower-case letters, digits and inner '-', and begin",
+            )
+            for name in ("9x", "Demo", "my.demo", "my_demo", "größe")
+        ),
+    ],
 )
 def test_files_that_are_no_pipeline(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanochat.spec.errors import StorageError
 from nanochat.storage import Profile, Store, open_store
-from nanochat.tracking.journal import PIECE, Journal, JournalReader, merge
+from nanochat.tracking.journal import MOST_NAMES, PIECE, SENSELESS, Journal, JournalReader, _Room, merge
 
 RUN = "runs/default.demo/0123456789ab"
 LONG = 1e9  # an interval that never passes in a test
@@ -124,8 +125,54 @@ def test_lines_that_cannot_be_read_are_passed_over(store: Store, caplog: pytest.
     store.write(f"{RUN}/metrics/base/01-a/000000.jsonl", b"\n".join([good, *bad]))
     store.write(f"{RUN}/metrics/base/01-a/000001.jsonl", b" " * (PIECE + 1))
     assert steps(store) == {1: 2.0}
-    assert f"000000.jsonl has {len(bad)} lines that are no records" in caplog.text
-    assert "000001.jsonl has more than" in caplog.text
+    (told,) = caplog.messages
+    assert "in 2 of its pieces" in told and "000000.jsonl'" in told and "lines that are no records" in told
+
+
+def line(step: int, **values: float) -> bytes:
+    return json.dumps({"step": step, "time": 1.0, "metrics": values}).encode() + b"\n"
+
+
+EVENT = json.dumps({"event": "e", "time": 1.0, "message": "x" * 100}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("room", "read", "events"),
+    [(_Room(), 8, 3), (_Room(values=10), 5, 3), (_Room(events=200), 8, 1), (_Room(bytes=700), 4, 3)],
+)
+def test_what_a_run_has_too_much_of_is_passed_over(
+    store: Store, caplog: pytest.LogCaptureFixture, room: _Room, read: int, events: int
+) -> None:
+    for piece in range(2):
+        lines = b"".join(line(4 * piece + step, loss=1.0) for step in range(4))
+        store.write(f"{RUN}/metrics/base/01-a/00000{piece}.jsonl", (lines if piece else EVENT * 3 + lines))
+    reader = JournalReader(store, RUN)
+    reader._room = room
+    for _ in range(2):
+        history = reader.history("base")
+        assert [point.step for point in history.metrics["loss"]] == [*range(read)]
+        assert len(history.events) == events
+    assert ["the journal has more than is read" in message for message in caplog.messages] == [True] * room.full
+    assert room.full is (read + events < 11)
+
+
+def test_a_piece_of_something_else_is_not_read_to_its_end(store: Store) -> None:
+    folder = f"{RUN}/metrics/base/01-a"
+    store.write(f"{folder}/000000.jsonl", line(1, loss=1.0) + b"[]\n" * SENSELESS + line(2, loss=1.0))
+    store.write(f"{folder}/000001.jsonl", line(3, **{f"n{number}": 1.0 for number in range(MOST_NAMES)}))
+    history = JournalReader(store, RUN).history("base")
+    assert [point.step for point in history.metrics["loss"]] == [1]
+    assert len(history.metrics) == MOST_NAMES
+
+
+def test_what_is_no_path_or_no_file_is_passed_over(tmp_path: Path, store: Store) -> None:
+    store.write(f"{RUN}/metrics/base/01-a/000000.jsonl", line(1, loss=1.0))
+    folder = Path(store.root) / RUN / "metrics/base/01-a"
+    for name in ("a\\b.jsonl", "\x1b[2J.jsonl"):
+        (folder / name).write_bytes(line(2, loss=1.0))
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "zeros.jsonl").symlink_to("/dev/zero")
+    assert steps(store) == {1: 1.0}
 
 
 def test_pieces_are_read_once(store: Store) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,10 @@ from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import IGNORED, Objective, Supervised
 from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
+from tests.model import recipe_models
 
 CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
+MODERN = replace(CONFIG, **recipe_models.MODERN)
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
@@ -70,10 +72,17 @@ class Rig:
     launch: str = "first"
     profile: Profile | None = None  # of the store, instead of the folder
     clip: float | None = 1.0
+    rate: float | None = None  # every learning rate
     model: Transformer = field(default_factory=lambda: Transformer(CONFIG))
     start: Callable[[Transformer], None] = lambda model: model.init_weights(3)
     objective: Callable[[Rig], Objective] = lambda rig: Supervised(rig.loader, rig.world, rig.device_rows)
     forward: Callable[..., torch.Tensor] | None = None  # given the rig, instead of the model's
+
+    @property
+    def rates(self) -> OptimSettings:
+        if self.rate is None:
+            return OptimSettings()
+        return OptimSettings(embedding_lr=self.rate, unembedding_lr=self.rate, matrix_lr=self.rate)
 
     @property
     def store(self) -> Store:
@@ -96,7 +105,7 @@ class Rig:
             device=CPU,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
-            optimizer=build_optimizer(self.model, OptimSettings(), world=self.world),
+            optimizer=build_optimizer(self.model, self.rates, world=self.world),
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
             checkpointer=Checkpointer(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanochat.model.transformer import Transformer
-from nanochat.training.forward import Forward, compile_pays
+from nanochat.training.forward import Forward
 from tests.training.rig import CONFIG
 
 IDS, TARGETS = torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16)
@@ -25,11 +25,6 @@ def broken(error: Exception) -> Callable[[Tensor], Tensor]:
         raise error
 
     return call
-
-
-def test_compiling_does_not_pay_for_a_short_run_on_a_cpu() -> None:
-    assert not compile_pays(torch.device("cpu"), 1e12)
-    assert compile_pays(torch.device("cuda"), 1e12)
 
 
 def test_where_compiling_fails_the_plain_model_goes_on_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:

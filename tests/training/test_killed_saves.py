@@ -23,8 +23,8 @@ from nanochat.storage import Checkpoints, Profile, open_store
 from nanochat.training.trainer import Measurement
 from tests.training.rig import Rig
 
-# 35 MB of state: a save takes longer than a step, so that one is under way nearly always.
-CONFIG = ModelConfig(depth=2, width=256, heads=2, kv_heads=2, sequence_length=16, vocab_size=4096)
+# 9 MB of state: a save takes longer than a step, so that one is under way nearly always.
+CONFIG = ModelConfig(depth=2, width=128, heads=2, kv_heads=2, sequence_length=16, vocab_size=2048)
 
 
 def make_rig(folder: Path, profile: Profile, steps: int, launch: str, every: int | None) -> Rig:

@@ -13,6 +13,7 @@ from nanochat.inference import Completion, Engine
 from nanochat.model.loss import IGNORED
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World, join
+from nanochat.spec.errors import Diverged
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, MicroBatch, micro_loss
@@ -23,6 +24,7 @@ from nanochat.training.reinforce import (
     group_advantages,
     micro_batch,
     micro_batches,
+    prompt_batch,
 )
 from tests.training.rig import CONFIG, Rig, close, same
 
@@ -191,6 +193,25 @@ def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path) -> None:
     assert second.run().counts == state.counts
     assert same(whole.weights, second.weights)
     assert not same(whole.weights, random_model().state_dict())
+
+
+def test_what_can_no_longer_predict_its_prompts_has_diverged(tmp_path: Path) -> None:
+    rig = rl_rig(tmp_path)
+    rig.guard = SpikeGuard(margin=math.inf, guessing=math.log(LETTERS.vocab_size))
+    rig.rate = 100.0
+    with pytest.raises(Diverged, match="guessing every token costs"):
+        rig.run()
+
+
+def test_prompts_are_text_to_predict() -> None:
+    batch = objective(random_model()).text(0)
+    assert batch.factors is None
+    for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        assert inputs == [LETTERS.bos, targets[0]] and targets[1] == 66
+    assert len({tuple(row) for row in batch.inputs.tolist()}) == len(batch.inputs) == 3
+    shares = [objective(random_model(), world=World(rank=rank, size=2)).text(0).inputs for rank in range(2)]
+    assert torch.equal(torch.cat(shares), batch.inputs)
+    assert prompt_batch([[7], [7, 8, 9]]).targets.tolist() == [[IGNORED, IGNORED], [8, 9]]
 
 
 def share_of_one_rank(folder: Path) -> None:

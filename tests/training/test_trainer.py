@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import join
 from nanochat.spec.errors import Diverged, NanochatError, StorageError, UserError
 from nanochat.storage import checkpoints
@@ -17,7 +18,7 @@ from nanochat.tracking.journal import JournalReader
 from nanochat.training import checkpoint
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.trainer import Measurement, TrainerState
-from tests.training.rig import FakeLoader, Rig, close, losses, same
+from tests.training.rig import MODERN, FakeLoader, Rig, close, losses, same
 
 
 def test_the_loss_falls_and_everything_is_counted(tmp_path: Path) -> None:
@@ -47,9 +48,23 @@ def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path, stop_at: int) 
     first.run_until_stopped()
     second = Rig(tmp_path / "parts", launch="second", guard=SpikeGuard(window=4))
     resumed = second.run()
-    assert second.loader.asked == list(range(stop_at, 12))
+    assert second.loader.asked == [*range(stop_at, 12), 12]  # by the last the weights are judged
     assert same(whole.weights, second.weights)
     assert (resumed.loss, resumed.smooth_loss, resumed.tokens) == (state.loss, state.smooth_loss, state.tokens)
+
+
+def test_a_modern_model_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = Rig(tmp_path / "whole", model=Transformer(MODERN), steps=20)
+    state = whole.run()
+    assert state.loss is not None and state.loss < 0.9 * math.log(64)
+    Rig(tmp_path / "parts", model=Transformer(MODERN), steps=20, stop_at=9).run_until_stopped()
+    second = Rig(tmp_path / "parts", model=Transformer(MODERN), steps=20, launch="second")
+    second.run()
+    assert same(whole.weights, second.weights)
+    fresh = Transformer(MODERN)
+    fresh.init_weights(3)
+    unmoved = [name for name, weight in fresh.state_dict().items() if torch.equal(weight, whole.weights[name])]
+    assert unmoved == []
 
 
 def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
@@ -162,7 +177,7 @@ def test_divergence_goes_back_and_leaves_the_data_out_once(tmp_path: Path) -> No
     # Step 6 was saved and data step 7 failed: of the 5 last steps' data that of 6 and 7 came after the checkpoint.
     assert state.skipped == [(6, 8)]
     assert state.step == 12
-    assert rig.loader.asked == [*range(8), *range(8, 14)]
+    assert rig.loader.asked == [*range(8), *range(8, 15)]
 
 
 def test_divergence_removes_what_was_saved_after_the_step_it_goes_back_to(tmp_path: Path) -> None:
@@ -223,7 +238,41 @@ def test_divergence_before_the_first_checkpoint_starts_again(tmp_path: Path) -> 
     rig = Rig(tmp_path, forward=poisoned(2, last=2, value=math.inf), steps=6)
     state = rig.run()
     assert state.skipped == [(0, 3)]
-    assert rig.loader.asked == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert rig.loader.asked == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+GUESSING = math.log(64)
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+def test_nothing_that_is_worse_than_guessing_comes_to_its_end(tmp_path: Path, steps: int) -> None:
+    rig = Rig(tmp_path, steps=steps, rate=100.0, guard=SpikeGuard(guessing=GUESSING), checkpoint_steps=1)
+    with pytest.raises(Diverged, match=r"guessing every token costs 4\.159.*did so before.*lower the stage's learning"):
+        rig.run()
+    assert not rig.store.children("checkpoints/base/key")  # of weights that the first step ruined
+    events = JournalReader(rig.store, "run").history("base").events
+    assert [event.step for event in events if event.kind == "divergence"] == [steps + 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "remark"),
+    [
+        (
+            {"rate": 1e-30},
+            "It has learned next to nothing: the mean loss is 4.159 in its first 6 steps and 4.159 in its last 6",
+        ),
+        (
+            {"loader": FakeLoader(masked=frozenset(range(12)))},
+            "It has learned nothing: none of its steps had a token to train on.",
+        ),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so(tmp_path: Path, changes: dict[str, Any], remark: str) -> None:
+    rig = Rig(tmp_path, guard=SpikeGuard(guessing=GUESSING), **changes)
+    rig.run()
+    (event,) = JournalReader(rig.store, "run").history("base").events
+    assert event.kind == "remark" and event.message.startswith(remark)
+    assert rig.store.read_json(f"run/progress/{rig.launch}.json", 1 << 20)["warnings"] == [event.message]
 
 
 def test_skipped_ranges_move_the_data_on() -> None:

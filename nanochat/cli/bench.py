@@ -1,0 +1,174 @@
+"""`nanochat bench`: how fast this machine is, this project on it, and a peer in the same run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanochat.bench.checkout import find_checkout
+from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
+from nanochat.bench.data import data_tables, measure_data
+from nanochat.bench.measurement import Measurement
+from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
+from nanochat.bench.shapes import Shape
+from nanochat.bench.startup import measure_startup, startup_tables
+from nanochat.bench.tables import Table, print_tables
+from nanochat.bench.train import STAGES, measure_train, train_tables
+from nanochat.cli.options import Set, Store, argument, option
+from nanochat.pipeline.profiles import resolve_profile
+from nanochat.runtime.threads import cores
+from nanochat.spec.bounds import integer, one_of, path, real
+from nanochat.spec.errors import UserError, require_torch
+from nanochat.spec.load import apply_override, check_pipeline
+
+app = typer.Typer(
+    help="Measure this machine, this project on it, and a peer in the same run; for each the median of all rounds.",
+    no_args_is_help=True,
+)
+
+File = Annotated[
+    Path | None, argument(path, help="Pipeline file whose shapes are measured; by default depth 6 and 16 rows of 512.")
+]
+Rounds = Annotated[int, option(integer(5, 1000), help="Rounds in which all that is measured takes turns.")]
+Threads = Annotated[
+    int | None, option(integer(1, 1024), help="Threads of every process; by default one for each core.")
+]
+Peer = Annotated[
+    Path | None,
+    option(path, "--peer", help="Checkout of karpathy/nanochat, or of another commit, to measure in turns."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print everything that was measured, as JSON.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
+
+
+@app.command()
+def train(
+    file: File = None,
+    stage: Annotated[str, option(one_of(STAGES), help="Stage whose steps are measured.")] = "base",
+    steps: Annotated[int, option(integer(1, 1000), help="Steps that a round times together.")] = 1,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time training steps against the matrix products that this machine can do, and against a peer's."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_train(asked, stage=stage, steps=steps), train_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def data(
+    file: File = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Count the tokens that loaders and tokenizer give, against those that training takes and a peer's loader gives."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_data(asked), data_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def checkpoint(
+    file: File = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time the saves of a state to the store while training goes on, and how long the loop waits."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_checkpoint(asked), checkpoint_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def startup(
+    file: File = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time a process from its start to its first step, by parts, and a run that finds everything in the store."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_startup(asked), startup_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def recipe(
+    text: Annotated[
+        Path, argument(path, help="Folder of text shards (parquet): the last but one chooses, the last scores.")
+    ],
+    folder: Annotated[Path, option(path, help="Folder that finished runs are kept in.")] = Path("ablation"),
+    seconds: Annotated[float, option(real(0.1, 1e6), help="CPU seconds that each run trains for.")] = 300,
+    seeds: Annotated[int, option(integer(1, 100), help="Seeds of each recipe.")] = 3,
+    threads: Threads = None,
+    set_: Set = None,
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Leave each part out of the modern recipe in turn, at equal CPU time, and say which are worth theirs.
+
+    Runs that have finished are in --folder; after an interruption the same command goes on with the others.
+    """
+    require_torch()
+    data = deepcopy(dict(PRESET))
+    for override in set_ or []:
+        apply_override(data, override)
+    if check_pipeline(data, where="--set").spec.model.recipe_name != "classic":
+        raise UserError("--set model.recipe: the ablation sets the recipe itself; leave it out")
+    ablation = Ablation(
+        text=text.absolute(), folder=folder.absolute(), data=data, seconds=seconds, seeds=seeds,
+        threads=threads or cores(),
+    )  # fmt: skip
+    show(ablation.run(say=partial(print, file=sys.stderr)), recipe_tables, json_=json_, markdown=markdown)
+
+
+def read_options(
+    file: Path | None, set_: list[str] | None, *, rounds: int, threads: int | None, peer: Path | None, store: str
+) -> Measurement:
+    """The options that all measurements have."""
+    require_torch()
+    shape = Shape(file, tuple(set_ or ()))
+    return Measurement(
+        shape=shape,
+        spec=shape.read(),
+        rounds=rounds,
+        threads=threads or cores(),
+        peer=find_checkout(peer),
+        profile=resolve_profile(store),
+    )
+
+
+def show(
+    document: Mapping[str, Any],
+    tables: Callable[[Mapping[str, Any]], Sequence[Table]],
+    *,
+    json_: bool,
+    markdown: bool,
+) -> None:
+    """Print what was measured: for programs or for people."""
+    if json_:
+        print(json.dumps(document, indent=1))
+    else:
+        print_tables(tables(document), markdown=markdown)

@@ -1,0 +1,90 @@
+"""Whether torch.compile pays, and where compiled code is kept.
+
+    decision = decide("auto", device, config, tokens=steps * step_tokens, fixed_shapes=True)
+    log.info("%s", decision.reason)
+    keep_code(cache)
+
+Decided by what is known before training, never by a stopwatch or by what a former launch left: a resumed run must
+choose again what it chose before, or its weights would not be equal bit for bit.
+
+On a CPU compiling fuses what lies between the matrix products of the layers (norms, rotary positions, the MLP's
+square); the loss is not compiled there. So a token gains in proportion to depth * width, whatever the vocabulary.
+Compiling takes as long for many layers as for few, whose kernels are the same. Both are seconds of a core and scale
+alike with its speed; docs/performance.md says how they were measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nanochat.model.sizes import ModelConfig
+from nanochat.storage.cache import Cache
+
+GAIN = 30e-9  # seconds of a core that a token gains for each layer and unit of width
+COST = 31.0  # seconds of a core that compiling takes
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to compile, and the sentence that says why."""
+
+    compiled: bool
+    reason: str
+
+
+def decide(
+    setting: Literal["auto", "always", "never"],
+    device: torch.device,
+    config: ModelConfig,
+    *,
+    tokens: float,
+    fixed_shapes: bool,
+) -> Decision:
+    """For training of so many tokens on this process; each shape of a batch is compiled anew."""
+    if setting != "auto":
+        return Decision(setting == "always", f"compile is {setting}")
+    if not fixed_shapes:
+        return Decision(False, "not compiled: batches are of many lengths, and each would be compiled anew")
+    if device.type == "cuda":
+        return Decision(True, "compiled: on a GPU it always pays")
+    if device.type != "cpu":
+        return Decision(False, f"not compiled: whether that pays is not known for {device.type}")
+    if compiler() is None:
+        return Decision(False, "not compiled: there is no C++ compiler; install g++")
+    gain = GAIN * config.depth * config.width * tokens / torch.get_num_threads()
+    figures = f"it would save an estimated {gain:,.0f} s of training and take {COST:,.0f} s"
+    return Decision(gain > COST, f"{'compiled' if gain > COST else 'not compiled'}: {figures}")
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile needs on a CPU."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+def keep_code(cache: Cache) -> None:
+    """Let torch.compile find what earlier launches on this machine compiled, in the cache, which bounds it.
+
+    Code is of one PyTorch and for one kind of CPU: a cache that machines share keeps it apart.
+    """
+    kind = hashlib.sha256(f"{torch.__version__} {_cpu()}".encode()).hexdigest()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.fetch(f"compiled code for {kind}", (), _nothing)))
+
+
+def _cpu() -> str:
+    """The instructions that this machine's CPU has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return torch.backends.cpu.get_cpu_capability()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _nothing(*_: object) -> None:
+    raise AssertionError("nothing is to be fetched")

@@ -1,0 +1,84 @@
+"""When torch.compile pays, and where its code is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.model.sizes import ModelConfig
+from nanochat.storage.cache import Cache
+from nanochat.training import compiling
+from nanochat.training.compiling import Decision, decide, keep_code
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+DEMO = ModelConfig.from_depth(4, width=192, head_dim=64, vocab_size=640, sequence_length=256)
+LARGER = ModelConfig.from_depth(6, vocab_size=32_768, sequence_length=512)
+
+
+@pytest.fixture(autouse=True)
+def two_threads_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
+def choose(
+    config: ModelConfig, tokens: float, setting: Any = "auto", device: torch.device = CPU, **changes: Any
+) -> Decision:
+    return decide(setting, device, config, tokens=tokens, **{"fixed_shapes": True} | changes)
+
+
+def test_compiling_pays_for_long_training_and_not_for_the_demo() -> None:
+    assert not choose(DEMO, 150 * 4096).compiled
+    assert choose(DEMO, 100 * 150 * 4096).compiled
+    assert not choose(LARGER, 10 * 8192).compiled
+    assert choose(LARGER, 1000 * 8192).compiled
+
+
+def test_the_vocabulary_does_not_count_for_the_loss_is_not_compiled() -> None:
+    other = ModelConfig.from_depth(6, vocab_size=640, sequence_length=512)
+    for tokens in (10 * 8192, 1000 * 8192):
+        assert choose(other, tokens) == choose(LARGER, tokens)
+
+
+def test_the_figures_are_said() -> None:
+    gain = compiling.GAIN * 6 * 384 * 8_192_000 / 2
+    figures = f"it would save an estimated {gain:,.0f} s of training and take {compiling.COST:,.0f} s"
+    assert choose(LARGER, 8_192_000).reason == f"compiled: {figures}"
+
+
+@pytest.mark.parametrize("tokens", [1.0, 1e12])
+def test_what_is_set_and_what_the_device_is_come_first(tokens: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(DEMO, tokens, "always").compiled and choose(DEMO, tokens, "always", fixed_shapes=False).compiled
+    assert not choose(DEMO, tokens, "never").compiled and not choose(DEMO, tokens, "never", CUDA).compiled
+    assert choose(DEMO, tokens, device=CUDA).compiled
+    assert not choose(DEMO, tokens, device=torch.device("mps")).compiled
+    assert not choose(DEMO, tokens, fixed_shapes=False).compiled
+    assert not choose(DEMO, tokens, device=CUDA, fixed_shapes=False).compiled
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert choose(DEMO, tokens).reason == "not compiled: there is no C++ compiler; install g++"
+
+
+def test_compiled_code_is_kept_in_the_cache_for_the_next_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is as before in the end
+
+    def folder() -> Path:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        keep_code(Cache(tmp_path, 10**6))
+        return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+    first = folder()
+    assert first.is_relative_to(tmp_path / "entries")
+    (first / "kernel.so").write_bytes(b"code")
+    assert folder() == first and (first / "kernel.so").read_bytes() == b"code"
+    monkeypatch.setattr(compiling, "_cpu", lambda: "flags: of another machine")
+    assert folder() != first
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/chosen")
+    keep_code(Cache(tmp_path, 10**6))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/chosen"
