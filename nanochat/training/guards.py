@@ -154,11 +154,11 @@ class SpikeGuard:
         if self.first is None:
             return ""
         last = fmean(list(self.recent)[-max(1, len(self.recent) // 2) :])
-        worst = max(last, loss)
-        if worst > self._final():
+        few = 0.0 if self._is_fresh else SLACK  # in fine-tuning a handful of answers
+        if last > self._final() or loss - few > self._final():
             raise Diverged(
-                f"The loss ends at {worst:.3f}, and guessing every token costs {self.guessing:.3f}: the model is worse "
-                f"than an untrained one; it began with {self.first:.3f}."
+                f"The loss ends at {max(last, loss):.3f}, and guessing every token costs {self.guessing:.3f}: the "
+                f"model is worse than an untrained one; it began with {self.first:.3f}."
             )
         return self.trend.remark()
 
@@ -174,11 +174,17 @@ class SpikeGuard:
         """The bound by what the model is worth, in nats."""
         return max(self.guessing, self.guessing if self.first is None else self.first) + SLACK
 
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether training began with weights that guess."""
+        return self.first is not None and abs(self.first - self.guessing) <= ROUNDING
+
     def _final(self) -> float:
-        """The largest loss to end with: guessing's. A stage that began above that has to have had the steps to fall."""
-        begun_above = self.first is not None and self.first > self.guessing + ROUNDING
+        """The largest loss to end with: guessing's. A stage that began near it or above has to have had the steps to
+        fall."""
         falls = math.isfinite(self.margin) and len(self.recent) >= self.patience
-        return self._worth() if begun_above and not falls else self.guessing + ROUNDING
+        guessing = self.guessing + ROUNDING
+        return guessing if self._is_fresh or falls or self.first is None else max(guessing, self.first + SLACK)
 
     def state(self) -> dict[str, Any]:
         """The guard's part of a checkpoint."""

@@ -139,4 +139,5 @@ def test_a_run_under_a_limit_goes_on_with_fewer_rows(tmp_path: Path, groups: lis
     said = run("tight", "base", group=new_group(groups, most * 3 // 4))
     assert "out of memory: again with 64 rows at a time" in said and "attempts without progress" not in said
     assert len(losses("free")) == 2
-    assert all(close(tight, loss) for tight, loss in zip(losses("tight"), losses("free"), strict=True))
+    pairs = zip(losses("tight"), losses("free"), strict=True)
+    assert all(close(tight, loss, 5e-5) for tight, loss in pairs), "a sum of 32,768 losses in fp32"

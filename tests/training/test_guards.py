@@ -129,7 +129,8 @@ def test_a_stage_may_begin_above_guessing() -> None:
         ([8.0, 8.5, 9.0], 9.0, False),  # it began above guessing, and did not fall
         ([8.0, *[7.0] * 30], 7.0, False),  # it fell, and had the steps to fall below
         ([5.0, *[5.5] * 5], 30.0, True),
-        ([7.0, *[7.0] * 30], 7.6, True),
+        ([7.0, *[7.0] * 30], 8.1, True),
+        ([5.0, *[5.2] * 30], 6.6, False),
     ],
 )
 def test_nothing_ends_above_guessing(losses: list[float], final: float, rl: bool) -> None:
@@ -141,7 +142,15 @@ def test_nothing_ends_above_guessing(losses: list[float], final: float, rl: bool
 
 
 @pytest.mark.parametrize(
-    ("losses", "rl"), [([6.0], False), ([8.0, 7.5, 7.2], False), ([7.0, *[7.2] * 30], True), ([], False)]
+    ("losses", "rl"),
+    [
+        ([6.0], False),
+        ([8.0, 7.5, 7.2], False),
+        ([5.8, 6.2], False),  # a step or two of fine-tuning, of few tokens
+        ([*[5.5] * 30, 6.4], False),  # so is the last
+        ([7.0, *[7.2] * 30], True),
+        ([], False),
+    ],
 )
 def test_what_was_not_better_before_may_end_so(losses: list[float], rl: bool) -> None:
     guard = SpikeGuard(guessing=GUESSING, margin=math.inf if rl else 0.5)
