@@ -24,6 +24,7 @@ from s3_server import S3Server
 
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
+from nanochat.training.host_copy import HostCopy
 from nanochat.training.trainer import Trainer
 from tests.training.rig import FakeLoader, Rig
 
@@ -45,7 +46,7 @@ class Measured:
     """A training that is about to go on, and the server's process."""
 
     def __init__(self, trainer: Trainer, server: psutil.Process) -> None:
-        self.trainer, self.server = trainer, server
+        self.trainer, self.server, self.copy = trainer, server, HostCopy()
 
     def cpu(self) -> float:
         times = self.server.cpu_times()
@@ -54,11 +55,13 @@ class Measured:
     def save(self) -> tuple[float, float]:
         """Save alone -> CPU seconds of the copy, and of all else."""
         before = self.cpu()
+        self.copy.take({"model": self.trainer.model.state_dict(), "optimizer": self.trainer.optimizer.own_state()})
+        copy = self.cpu() - before
+        before = self.cpu()
         self.trainer._save(due=True)
-        copied = self.cpu()
         self.trainer.checkpointer.wait()
         self.trainer.state.step += 1  # so that the next save is another one
-        return copied - before, self.cpu() - copied
+        return copy, self.cpu() - before - copy
 
     def interval(self, seconds: float, *, saves: bool) -> Interval:
         began, before, steps, waited = time.perf_counter(), self.cpu(), 0, 0.0
