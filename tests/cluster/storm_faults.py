@@ -270,8 +270,8 @@ def stop_s3(target: Target) -> None:
 def read_only_s3(target: Target) -> None:
     command, flag = "/spec/template/spec/containers/0/command/1", "--readonly"
     for change in ({"op": "add", "path": command, "value": flag}, {"op": "remove", "path": command}):
-        patch = ("patch", "deployment", "s3", "--type=json", "-p", json.dumps([change]))
-        target.site.kubectl("-n", "storage", *patch)
+        patch = ("-n", "storage", "patch", "deployment", "s3", "--type=json", "-p", json.dumps([change]))
+        patiently(lambda patch=patch: target.site.kubectl(*patch))  # Kueue's webhook may be on its way back
         target.site.kubectl("-n", "storage", "rollout", "status", "deployment/s3", "--timeout=120s")
         time.sleep(20)
 
