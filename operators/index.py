@@ -44,6 +44,7 @@ from operators.kueue import JOB_UID, WORKLOADS, Queues, Workload, read_workload
 from operators.objects import Job, Meta, Pod, read_meta
 
 DEFAULT_STORE = str(PipelineSpec.model_fields["store"].default)
+MOST_PODS = 1024  # of an attempt: what the setting `nodes` allows
 GONE_SECONDS = 600.0  # that the uid of a deleted object is kept: no answer is under way for so long
 
 
@@ -239,9 +240,11 @@ class Index:
         for record in attempts:
             if record.job not in jobs and (job := self.job(namespace, uid, record.job)):
                 jobs[record.job] = job
-            for index, pod_uid in record.pods.items():
-                name = self._backend.pod_name(record.job, index)
-                body = self._kube.get(PODS, namespace, name) if pod_uid not in known else None
+            for index in map(str, range(MOST_PODS)):  # counted here: in a record they may be anything
+                pod_uid = record.pods.get(index)
+                if pod_uid is None or pod_uid in known:
+                    continue
+                body = self._kube.get(PODS, namespace, self._backend.pod_name(record.job, index))
                 if body is not None and body["metadata"]["uid"] == pod_uid:
                     pods.append(self.pods.read(body))
         return _owned(uid, jobs.values(), pods)

@@ -28,7 +28,7 @@ class Bucket:
 
     def take(self, now: float) -> bool:
         """Take one, where there is one."""
-        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.refill)
+        self.tokens = min(self.burst, self.tokens + max(0.0, now - self.at) * self.refill)
         self.at = now
         if self.tokens < 1:
             return False

@@ -33,10 +33,10 @@ def measure_data(asked: Measurement) -> dict[str, Any]:
         )
         for name in SOURCES
     ]
+    training = next(iter(ours(asked, stage="base", steps=1)))
+    contenders = [*sources, *peer_loader(asked), training]
     with Workers() as workers:
         machine = measure_machine(asked, workers)
-        training = next(iter(ours(asked, stage="base", steps=1)))
-        contenders = [*sources, *peer_loader(asked), training]
         found = take_turns([each.start(workers) for each in contenders], rounds=asked.rounds, profile=False)
     *sides, trained = found
     return {

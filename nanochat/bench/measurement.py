@@ -110,16 +110,26 @@ def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]
 
 def peer_loader(asked: Measurement) -> Iterator[Contender]:
     """The loader of a peer of another project, which makes its tokens while it trains."""
-    if asked.peer is not None and not asked.peer.own:
-        task = {"module": "peer", "measure": "loader", "root": str(asked.peer.root), **shape_of(asked)}
-        yield Contender(f"{asked.peer.name}, loader", task, {"OMP_NUM_THREADS": str(asked.threads)})
+    if peer := another_project(asked):
+        task = {"module": "peer", "measure": "loader", "root": str(peer.root), **shape_of(asked)}
+        yield Contender(f"{peer.name}, loader", task, {"OMP_NUM_THREADS": str(asked.threads)})
 
 
 def peer_checkpoint(asked: Measurement, folder: str) -> Iterator[Contender]:
     """The checkpoints of a peer of another project, in a folder of this machine."""
-    if asked.peer is not None and not asked.peer.own:
-        task = {"module": "peer", "measure": "checkpoint", "root": str(asked.peer.root), "folder": folder}
-        yield Contender(asked.peer.name, task | shape_of(asked), {"OMP_NUM_THREADS": str(asked.threads)})
+    if peer := another_project(asked):
+        task = {"module": "peer", "measure": "checkpoint", "root": str(peer.root), "folder": folder}
+        yield Contender(peer.name, task | shape_of(asked), {"OMP_NUM_THREADS": str(asked.threads)})
+
+
+def another_project(asked: Measurement) -> Checkout | None:
+    """The peer, if there is one; UserError where it is another commit of this project."""
+    if asked.peer is not None and asked.peer.own:
+        raise UserError(
+            f"--peer {asked.peer.root} is a commit of this project, which only `nanochat bench train` and "
+            "`nanochat bench startup` measure: leave out --peer, or name a checkout of karpathy/nanochat"
+        )
+    return asked.peer
 
 
 def shape_of(asked: Measurement) -> dict[str, Any]:

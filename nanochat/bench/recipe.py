@@ -183,8 +183,12 @@ class Ablation:
         task = {"spec": variant.spec(self.data).to_yaml_dict(), "seed": seed, "seconds": self.seconds}
         task |= {"shards": [path.name for path in self.shards()], "threads": self.threads}
         task |= {"save": variant.name in (CLASSIC, MODERN, KEPT)}  # the weights that are scored
-        digest = hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / "runs" / digest, task
+        return self.folder / "runs" / self._digest(task), task
+
+    def _digest(self, decided_by: Mapping[str, Any]) -> str:
+        """The name of what follows from this and from the text, which is known by the names and sizes of its files."""
+        text = [(path.name, path.stat().st_size) for path in self.shards()]
+        return hashlib.sha256(json.dumps([decided_by, text], sort_keys=True).encode()).hexdigest()[:16]
 
     def shards(self) -> list[Path]:
         """The text's shards: all but two train, the last but one chooses, the last scores."""
@@ -194,9 +198,9 @@ class Ablation:
         return found
 
     def _tokens(self, variant: Variant, say: Callable[[str], None]) -> Path:
-        """The folder with the vocabulary of a variant's size and all shards as its tokens."""
+        """The folder with a variant's vocabulary and all shards as its tokens."""
         settings = variant.spec(self.data).stages.tokenizer
-        folder = self.folder / f"tokens-{settings.vocab_size}"
+        folder = self.folder / "tokens" / self._digest(settings.to_yaml_dict())
         if not folder.exists():
             say(f"a vocabulary of {settings.vocab_size:,} tokens, and the text in it")
             write_tokens(self.shards(), settings, folder)

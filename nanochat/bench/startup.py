@@ -105,15 +105,18 @@ def run(home: Path, variables: Mapping[str, str]) -> dict[str, float]:
     file = home / "bench.yaml"
     file.write_text(PIPELINE)
     before, began = psutil.Process().cpu_times(), time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "nanochat.cli.main", "run", str(file)],
-        env=with_package({**variables, "NANOCHAT_HOME": str(home), **DEFAULTS}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LONGEST,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "nanochat.cli.main", "run", str(file)],
+            env=with_package({**variables, "NANOCHAT_HOME": str(home), **DEFAULTS}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LONGEST,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the small pipeline that is run to be cached has not ended in {LONGEST:.0f} s") from None
     whole, after = time.monotonic() - began, psutil.Process().cpu_times()
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]

@@ -17,9 +17,9 @@ STAGES = ("base", "sft", "rl")
 
 def measure_train(asked: Measurement, *, stage: str, steps: int) -> dict[str, Any]:
     """Measure the machine, then steps in turns -> the document for programs."""
+    contenders = [*ours(asked, stage=stage, steps=steps), *theirs(asked, stage=stage, steps=steps)]
     with Workers() as workers:
         machine = measure_machine(asked, workers)
-        contenders = [*ours(asked, stage=stage, steps=steps), *theirs(asked, stage=stage, steps=steps)]
         found = take_turns([contender.start(workers) for contender in contenders], rounds=asked.rounds, warm=1)
     return {
         "bench": "train",

@@ -67,10 +67,10 @@ def muon_update(
 ) -> None:
     """One step in place, all (n, rows, cols): mean momentum, Nesterov, orthogonalised, scaled by shape.
 
-    Decay is cautious (arXiv 2510.12402): it shrinks only the weights that the step moves towards 0.
+    Decay is cautious (arXiv 2510.12402): it shrinks only the weights that the step moves towards 0, and none beyond it.
     """
     momenta.lerp_(gradients, 1.0 - momentum)
     direction = orthogonalise(gradients.lerp(momenta, momentum), dtype, method)
     if decay:
-        matrices.sub_(torch.where(direction * matrices >= 0, matrices, 0.0), alpha=lr * decay)
+        matrices.sub_(torch.where(direction * matrices >= 0, matrices, 0.0), alpha=min(1.0, lr * decay))
     matrices.sub_(direction, alpha=lr * math.sqrt(max(1.0, matrices.size(-2) / matrices.size(-1))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.model.scaling import REFERENCE_DEPTH, Scaling
@@ -68,15 +68,16 @@ class Horizon:
 
 
 def model_config(spec: PipelineSpec, depth: int | None = None) -> ModelConfig:
-    """The model's shape from `model.depth` and its overrides; with `depth` that of another model of the family."""
+    """The model's shape from `model.depth` and its overrides; with `depth` that of another model of the family, which
+    has the most key-value heads up to `model.kvHeads` that its own heads can share."""
     model = spec.model
-    return ModelConfig.from_depth(
+    config = ModelConfig.from_depth(
         depth or model.depth,
         vocab_size=spec.stages.tokenizer.vocab_size,
         sequence_length=model.sequence_length,
         aspect_ratio=model.aspect_ratio,
         head_dim=model.head_dim,
-        kv_heads=model.kv_heads,
+        kv_heads=None if depth else model.kv_heads,
         width=None if depth else model.width,
         value_embeddings=model.value_embeddings,
         residual_scalars=model.residual_scalars,
@@ -84,6 +85,10 @@ def model_config(spec: PipelineSpec, depth: int | None = None) -> ModelConfig:
         smear=model.smear,
         backout=model.backout,
     )
+    if not depth or model.kv_heads is None:
+        return config
+    shared = (count for count in range(1, model.kv_heads + 1) if config.heads % count == 0)
+    return replace(config, kv_heads=max(shared))
 
 
 def scaling(spec: PipelineSpec) -> Scaling:

@@ -113,8 +113,9 @@ class Cache:
         try:
             self._pin(name)
             with _locked(lock):
-                for left in folder.rglob(f"{files.TEMPORARY}*"):  # by a process that was killed
-                    files.remove(left)
+                for left in _paths(folder):
+                    if left.name.startswith(files.TEMPORARY):  # by a process that was killed
+                        files.remove(left)
                 missing = [record for record in records if not self._holds(folder, record)]
                 if missing:
                     self._make_room(sum(record.size for record in missing))
@@ -197,7 +198,7 @@ class Cache:
         with _locked(self.folder / "lock"):
             entries = self.folder / "entries"
             sizes = {
-                entry.name: sum(path.stat().st_size for _, path in files.walk(entry))
+                entry.name: sum(_size(path) for path in _paths(entry))
                 for entry in (entries.iterdir() if entries.is_dir() else ())
             }
             total, used = sum(sizes.values()) + needed, self._used | self._others()
@@ -215,6 +216,19 @@ class Cache:
             return (self.folder / "locks" / name).stat().st_mtime
         except FileNotFoundError:
             return 0.0
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """Files below a folder. Compiled code changes at any time: what goes away meanwhile is passed over."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _state(info: os.stat_result) -> tuple[int, int, int, int]:

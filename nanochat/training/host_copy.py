@@ -41,4 +41,5 @@ class HostCopy:
     def wait(self) -> None:
         """Return when the copy is whole."""
         if self._copied is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._copied.device):  # a thread begins on the first GPU, which is another rank's
+                self._copied.synchronize()

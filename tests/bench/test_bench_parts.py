@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from bench_schema import DOCUMENT
-from bench_shapes import SETS, bench, document, refused, write_peer
+from bench_shapes import SETS, bench, document, refused, sentence, write_peer
 
 from nanochat.bench import startup
 from nanochat.bench.checkout import find_checkout
@@ -19,6 +19,7 @@ from nanochat.bench.startup import startup_tables
 from nanochat.bench.synthetic import lengths, texts, zipf
 from nanochat.bench.workers import Workers, take_turns
 from nanochat.pipeline.profiles import resolve_profile
+from tests.cli.small_pipeline import called
 
 
 def test_data_is_compared_with_what_training_takes(tmp_path: Path) -> None:
@@ -111,6 +112,15 @@ def test_loaders_and_checkpoints_of_a_peer_are_its_own(tmp_path: Path) -> None:
     assert loading.spread("tokens").median == 20 * 128
     assert saving.spread("bytes").low > 4 * 2 * 300 * 32
     assert not list(tmp_path.glob("*/state.pt"))
+
+
+@pytest.mark.parametrize("what", ["data", "checkpoint"])
+def test_another_commit_is_refused_where_only_another_project_is_measured(tmp_path: Path, what: str) -> None:
+    other = tmp_path / "other" / "nanochat" / "stages"
+    other.mkdir(parents=True)
+    (other / "session.py").touch()
+    said = sentence(called(tmp_path, "bench", what, "--peer", str(tmp_path / "other")))
+    assert "is a commit of this project, which only `nanochat bench train` and `nanochat bench startup` measure" in said
 
 
 def test_made_up_data_is_the_same_each_time() -> None:

@@ -128,6 +128,26 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(made) == count
 
 
+def test_another_text_is_trained_on_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its files have the same names, and the folder has runs and tokens of the text before."""
+    text(tmp_path / "text")
+    places: list[tuple[str, str]] = []
+
+    def start(task: Mapping[str, Any], threads: int, name: str) -> None:
+        places.append((task["folder"], task["tokens"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "_start", start)
+    monkeypatch.setattr(recipe, "write_tokens", lambda shards, settings, folder: folder.mkdir(parents=True))
+    for documents in (None, None, ["Something else."]):
+        if documents:
+            pq.write_table(pa.table({"text": documents}), tmp_path / "text" / "shard_00000.parquet")
+        with pytest.raises(KeyboardInterrupt):
+            ablation(tmp_path).run(say=lambda line: None)
+    first, again, other = places
+    assert first == again and first[0] != other[0] and first[1] != other[1]
+
+
 def test_too_little_text_is_one_sentence(tmp_path: Path) -> None:
     text(tmp_path / "text", shards=2)
     with pytest.raises(UserError, match="holds 2 parquet files; an ablation needs 3"):

@@ -11,6 +11,7 @@ import pytest
 from two_pipelines import FORGED, GIGABYTE, UIDS, WELL, TwoPipelines
 
 from operators.attempts import Attempts
+from operators.index import MOST_PODS
 from operators.kube_client import CONFIG_MAPS, PODS
 from operators.pytorchjob import PYTORCHJOBS
 
@@ -79,6 +80,14 @@ def test_a_forged_record_harms_no_one_else(two: TwoPipelines, kind: str) -> None
     assert two.run_to_its_end(WELL) == "Succeeded"
     created = [name for name in two.cluster.created if name.startswith(FORGED)]
     assert all(name.startswith(f"{FORGED}-12ab-") for name in created), "names are derived, not read"
+
+
+def test_the_pods_of_a_record_are_asked_for_by_names_that_are_counted(two: TwoPipelines) -> None:
+    pods = {str(number): "others" for number in range(3000)}
+    pods |= {f"{number}/../../../team-well/pods/{OTHERS}": "others" for number in range(2000)}
+    forge(two, "base/0001", ENDED | {"ended": None, "pods": pods})
+    two.reconcile(FORGED)
+    assert two.cluster.asked.count("get pods") == MOST_PODS
 
 
 def test_of_ten_thousand_records_the_newest_are_read(two: TwoPipelines, caplog: pytest.LogCaptureFixture) -> None:

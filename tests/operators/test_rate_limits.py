@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from operators.rate_limits import IDLE_SECONDS, PROGRESS_BURST, PROGRESS_RATE, PROGRESS_SECONDS, ProgressLimit
+from operators.rate_limits import (
+    IDLE_SECONDS,
+    PROGRESS_BURST,
+    PROGRESS_RATE,
+    PROGRESS_SECONDS,
+    Bucket,
+    ProgressLimit,
+)
 
 LOOK = 5.0  # seconds between the looks of one pipeline
 
@@ -55,3 +62,8 @@ def test_those_that_run_no_more_take_no_turn() -> None:
     pipelines.wrote = {"uid-0": []}
     pipelines.run(10 * IDLE_SECONDS)
     assert set(pipelines.gaps()[-10:]) == {PROGRESS_SECONDS} and len(pipelines.limit._asked) == 1
+
+
+def test_a_clock_that_is_set_back_takes_nothing_away() -> None:
+    bucket = Bucket(burst=2, refill=1, tokens=2, at=10_000.0)
+    assert [bucket.take(now) for now in (6_400.0, 6_400.0, 6_400.0, 6_401.0)] == [True, True, False, True]

@@ -117,6 +117,17 @@ def test_decay_is_cautious() -> None:
     torch.testing.assert_close(decayed, torch.where(agreeing, plain - 0.02 * 0.3 * weights, plain), rtol=0, atol=1e-7)
 
 
+def test_decay_takes_no_weight_beyond_0() -> None:
+    """Scaling rules give a training of a few steps a decay of more than all."""
+    generator = torch.Generator().manual_seed(0)
+    weights, gradient = torch.randn(2, 6, 4, generator=generator), torch.randn(2, 6, 4, generator=generator)
+    whole, more = weights.clone(), weights.clone()
+    for case, decay in ((whole, 1.0), (more, 7000.0)):
+        muon_update(case, gradient, torch.zeros_like(case), lr=1.0, momentum=0.9, dtype=torch.float32, decay=decay)
+    assert torch.equal(more, whole)
+    assert not torch.equal(more, weights)
+
+
 def test_the_schedule_scales_the_decay() -> None:
     settings = OptimSettings(matrix_decay=0.1)
     cases = []

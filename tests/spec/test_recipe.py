@@ -93,6 +93,15 @@ def test_the_batch_grows_with_the_tokens(depth: int, batch: int) -> None:
     assert rules.rates == pytest.approx((batch / 2**19) ** 0.5)
 
 
+@pytest.mark.parametrize(("given", "shared"), [(None, 6), (1, 1), (2, 2), (5, 3), (10, 6)])
+def test_the_reference_has_the_key_value_heads_that_it_can_share(given: int | None, shared: int) -> None:
+    """Of the 6 heads of depth 12; the model of depth 20 has 10."""
+    grouped = spec({"model": {"recipe": "modern", "kvHeads": given}})
+    assert model_config(grouped).kv_heads == (given or 10)
+    assert model_config(grouped, 12).kv_heads == shared
+    assert scaling(grouped).batch_tokens == 1 << 20
+
+
 def test_the_horizon_is_of_the_scaled_batch() -> None:
     modern = spec({"model": {"recipe": "modern"}})
     plan, rules = horizon(modern), scaling(modern)

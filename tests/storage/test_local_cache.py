@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,6 +140,49 @@ def test_what_is_in_use_stays_until_it_is_released(
     user.release("a")
     other.fetch("d", [RECORD], remote.download)
     assert [(folder / "deep" / "file").exists() for folder in used] == [False, True]
+
+
+class Listing:
+    """What `os.scandir` returns, of entries that were read before."""
+
+    def __init__(self, entries: list[os.DirEntry[str]]) -> None:
+        self.entries = iter(entries)
+
+    def __iter__(self) -> Iterator[os.DirEntry[str]]:
+        return self
+
+    def __next__(self) -> os.DirEntry[str]:
+        return next(self.entries)
+
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_compiled_code_that_changes_meanwhile_is_no_trouble(
+    cache_folder: Path, remote: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler in another thread or process removes files and folders between a look at what there is and at each."""
+    compiled = Cache(cache_folder, 1500).fetch("compiled code", (), remote.download)
+    real = os.scandir
+
+    def scandir(folder: Path | str | int) -> Listing:
+        is_compiled = str(folder) == str(compiled)
+        if is_compiled:
+            (compiled / "kernel").mkdir(exist_ok=True)
+            (compiled / ".1.2.tmp").touch()
+        with real(folder) as found:
+            entries = list(found)
+        if is_compiled:
+            (compiled / "kernel").rmdir()
+            (compiled / ".1.2.tmp").unlink()
+        return Listing(entries)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert Cache(cache_folder, 1500).fetch("compiled code", (), remote.download) == compiled
+    assert (Cache(cache_folder, 1500).fetch("a", [RECORD], remote.download) / "deep" / "file").exists()
 
 
 def test_what_cannot_fit_is_named(cache_folder: Path, remote: FakeStore) -> None:
