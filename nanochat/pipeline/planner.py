@@ -329,7 +329,9 @@ def decide_retry(
                 device_batch_size=size, memory=memory, why=f"out of memory: again with {memory:g} times as much"
             )
         if not rows:
-            return Retry(failure=f"out of memory: give the stage more memory, in a pod by a larger memory request ({message})")
+            return Retry(
+                failure=f"out of memory: give the stage more memory, in a pod by a larger memory request ({message})"
+            )
         if size is not None and size < 1:
             return Retry(
                 failure=f"out of memory with one row at a time: use a smaller model or sequence length ({message})"
