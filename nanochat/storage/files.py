@@ -135,4 +135,5 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(IsADirectoryError):  # nothing was there, and somebody has made a folder since
+            path.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def test_training_bears_a_server_that_hangs_and_one_that_is_gone(
     write_pipeline(
         tmp_path,
         retries={"delaySeconds": 0.5},
-        base={"steps": 600, "checkpointEverySeconds": 1, "evalEvery": 0, "sampleEvery": 0},
+        base={"steps": 4000, "checkpointEverySeconds": 1, "evalEvery": 0, "sampleEvery": 0},
         evalBase={"enabled": False},
         mid={"enabled": False},
         sft={"enabled": False},

@@ -143,6 +143,16 @@ def test_listings_miss_nothing_while_others_write_and_remove(store: Store) -> No
             task.result()
 
 
+def test_a_folder_that_is_made_while_it_is_deleted_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(Profile(root=str(tmp_path)))
+    store.write("made/since", b"")
+    monkeypatch.setattr(Path, "is_dir", lambda _path: False)  # as it was when it was looked for
+    store.delete("made")
+    assert store.read("made/since", 10) == b""
+
+
 @pytest.mark.parametrize("size", [0, 1, 40 << 20])
 def test_uploads_come_back_verified(store: Store, tmp_path: Path, size: int) -> None:
     local, back = tmp_path / "local", tmp_path / "deep" / "back"

@@ -78,7 +78,7 @@ def test_training_goes_on_during_a_save_which_is_of_its_own_step(
 ) -> None:
     """The save of step 4 is held until step 7 is done; what it holds is what a run has that ends with step 4."""
     later = threading.Event()
-    hook(monkeypatch, "folder", lambda call: None if later.wait(60) else pytest.fail("step 7 was waited for"))
+    hook(monkeypatch, "folder", lambda call: None if later.wait(300) else pytest.fail("step 7 was waited for"))
 
     def release(step: int) -> dict[str, float]:
         if step == 7:
