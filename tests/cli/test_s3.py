@@ -76,7 +76,7 @@ def test_training_bears_a_server_that_hangs_and_one_that_is_gone(
     write_pipeline(
         tmp_path,
         retries={"delaySeconds": 0.5},
-        base={"steps": 4000, "checkpointEverySeconds": 1, "evalEvery": 0, "sampleEvery": 0},
+        base={"steps": 2500, "checkpointEverySeconds": 1, "evalEvery": 0, "sampleEvery": 0},
         evalBase={"enabled": False},
         mid={"enabled": False},
         sft={"enabled": False},
@@ -102,7 +102,7 @@ def test_training_bears_a_server_that_hangs_and_one_that_is_gone(
         time.sleep(20)  # longer than one operation tries
         assert process.poll() is None, output(tmp_path)
         own_server.restart()
-        assert process.wait(timeout=120) == 0, output(tmp_path)
+        assert process.wait(timeout=400) == 0, output(tmp_path)
     finally:
         process.kill()
     assert lines(output(tmp_path))["base"].startswith("done")
