@@ -40,7 +40,7 @@ class Product:
 
 def products(config: ModelConfig) -> Iterator[Product]:
     """The matrices of a model by shape."""
-    d, d_kv, depth = config.width, config.kv_heads * config.head_dim, config.depth
+    d, d_kv, depth = config.width, config.kv_width, config.depth
     yield Product("query and output", d, d, 2 * depth)
     yield Product("key and value", d, d_kv, 2 * depth)
     yield Product("into the MLP", d, MLP_RATIO * d, depth)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,9 +10,10 @@ from nanochat.bench.checkout import Checkout
 from nanochat.bench.figures import Measured, Spread, times_faster
 from nanochat.bench.shapes import Shape, batch
 from nanochat.bench.tables import Table, times
-from nanochat.bench.workers import Worker, Workers
+from nanochat.bench.workers import Worker, Workers, asleep
 from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.resolve import model_config
+from nanochat.runtime.compiler import cxx_compiler
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 
@@ -33,7 +32,7 @@ class Measurement:
     @property
     def variables(self) -> dict[str, str]:
         """The environment of this project's processes, which wait asleep."""
-        return {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        return asleep(self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +70,7 @@ def ours(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]:
 def modes(stage: str) -> Sequence[tuple[str, str]]:
     """How a stage is run: its name and the setting `compile`."""
     eager = ("eager", "never")
-    return (("compiled", "always"), eager) if stage == "base" and has_compiler() else (eager,)
-
-
-def has_compiler() -> bool:
-    """Whether what torch.compile writes for a CPU can be built here."""
-    return bool(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
+    return (("compiled", "always"), eager) if stage == "base" and cxx_compiler() else (eager,)
 
 
 def own_task(shape: Shape, stage: str, steps: int, compile_: str) -> dict[str, Any]:
@@ -101,7 +95,7 @@ def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]
         raise UserError(
             f"--stage {stage}: a peer of another project is measured in base only: leave out --peer or --stage"
         )
-    if not has_compiler():
+    if not cxx_compiler():
         raise UserError("--peer compiles its model, and there is no C++ compiler here: install g++, or set CXX to one")
     task = {"module": "peer", "measure": "steps", "root": root, **shape_of(asked)}
     yield Contender(f"{peer.name}, as shipped", task, plain)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +22,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from nanochat.bench.tables import Table
+from nanochat.bench.workers import asleep, with_package
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import apply_override, check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
@@ -106,18 +106,13 @@ class Verdict:
 def judge(part: str, modern: Sequence[float], without: Sequence[float]) -> Verdict:
     """The verdict of a part, from the figures of the same seeds."""
     differences = [more - less for more, less in zip(without, modern, strict=True)]
-    return Verdict(part, average(without), average(differences), standard_error(differences))
+    return Verdict(part, fmean(without), fmean(differences), standard_error(differences))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
     """The mean's; None of one value, and where a run diverged."""
     known = len(values) > 1 and all(map(math.isfinite, values))
     return stdev(values) / math.sqrt(len(values)) if known else None
-
-
-def average(values: Sequence[float]) -> float:
-    """The mean, NaN where one is: of a run that diverged."""
-    return math.fsum(values) / len(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +144,7 @@ class Ablation:
             "seconds": self.seconds,
             "seeds": self.seeds,
             "runs": found,
-            "choosing": {name: average(values) for name, values in chosen.items()},
+            "choosing": {name: fmean(values) for name, values in chosen.items()},
             "verdicts": [
                 {"part": v.part, "without": v.without, "difference": v.difference, "error": v.error, "verdict": v.word}
                 for v in verdicts
@@ -217,7 +212,7 @@ def recipe_tables(document: Mapping[str, Any]) -> list[Table]:
     scores = [
         [name, f"{document['choosing'][name]:.4f}", f"{mean:.4f}", _error(error)]
         for name, values in document["scores"].items()
-        for mean, error in [(average(values), standard_error(values))]
+        for mean, error in [(fmean(values), standard_error(values))]
     ]
     each = f"{document['seconds']:g} s of CPU time, {document['seeds']} seeds"
     return [
@@ -272,7 +267,7 @@ def _start(task: Mapping[str, Any], threads: int, name: str) -> None:
         input=json.dumps(task),
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+        env=with_package(asleep(threads)),
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]

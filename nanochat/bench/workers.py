@@ -62,6 +62,11 @@ class Workers(ExitStack):
         return worker
 
 
+def asleep(threads: int) -> dict[str, str]:
+    """The environment of a process that computes on so many threads, which wait asleep."""
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def with_package(variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of a Python process that imports this package, wherever it lies."""
     places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]

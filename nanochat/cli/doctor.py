@@ -24,6 +24,7 @@ from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.pipeline.task_selection import find_task, used_tasks
+from nanochat.runtime.compiler import cxx_compiler
 from nanochat.spec.errors import NO_TORCH, TORCH_ADVICE, NanochatError, UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
@@ -123,10 +124,10 @@ def device_check() -> Check:
 
 def compiler_check() -> Check:
     """torch.compile on a CPU needs a C++ compiler."""
-    found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    found = cxx_compiler()
     if found is None:
         return Check("compiler", "warn", "no C++ compiler: torch.compile is off, training is slower", "install g++")
-    return Check("compiler", "ok", found)
+    return Check("compiler", "ok", Path(found).name)
 
 
 def memory_check(plan: Horizon | None) -> Check:

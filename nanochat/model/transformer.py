@@ -72,8 +72,8 @@ class Attention(nn.Module):
         self.is_short = config.window(layer) is not None
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.query = Linear(config.width, config.heads * config.head_dim)
-        self.key = Linear(config.width, config.kv_heads * config.head_dim)
-        self.value = Linear(config.width, config.kv_heads * config.head_dim)
+        self.key = Linear(config.width, config.kv_width)
+        self.value = Linear(config.width, config.kv_width)
         self.project = Linear(config.heads * config.head_dim, config.width)
         self.value_embedding = ValueEmbedding(config) if config.has_value_embedding(layer) else None
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from typing import Literal
 import torch
 
 from nanochat.model.sizes import ModelConfig
+from nanochat.runtime.compiler import cxx_compiler
 from nanochat.storage.cache import Cache
 
 GAIN = 30e-9  # seconds of a core that a token gains for each layer and unit of width
@@ -56,16 +56,11 @@ def decide(
         return Decision(True, "compiled: on a GPU it always pays")
     if device.type != "cpu":
         return Decision(False, f"not compiled: whether that pays is not known for {device.type}")
-    if compiler() is None:
+    if cxx_compiler() is None:
         return Decision(False, "not compiled: there is no C++ compiler; install g++")
     gain = GAIN * config.depth * config.width * tokens / torch.get_num_threads()
     figures = f"it would save an estimated {gain:,.0f} s of training and take {COST:,.0f} s"
     return Decision(gain > COST, f"{'compiled' if gain > COST else 'not compiled'}: {figures}")
-
-
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile needs on a CPU."""
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 def keep_code(cache: Cache) -> None:
