@@ -4,8 +4,9 @@ Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at 
 
 - training on CPUs: (P x (0.8 GiB + 16 N + 4 r T (34 W L + 3 V)) + 12 N) x 1.2. 16 N is weights, gradients and optimizer
   in fp32; 34 W values are kept of each token and block for the backward pass (arXiv 2205.05198, eq. 1, without
-  attention's square); the logits, their softmax and their gradient are 3 V; 12 N is the copy of weights and optimizer
-  that a checkpoint is written from.
+  attention's square); the logits, their softmax and their gradient would be 3 V, of which the loss holds a chunk of
+  rows at a time, so that this asks for more than is taken; 12 N is the copy of weights and optimizer that a checkpoint
+  is written from.
 - training on GPUs: P x 4 GiB + 16 N, of which that copy is 12 N.
 - evaluation: the same with 8 N.
 - the stages before training and after it: 1 GiB, 4 bytes for each character that the tokenizer trains on, and 256 MiB
