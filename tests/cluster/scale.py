@@ -229,7 +229,7 @@ class Controller:
         began = time.monotonic()
         self.process = self._stack.enter_context(program(
             command, self.site.folder / "controller.log", KUBECONFIG=str(self.site.folder / "controller.kubeconfig"),
-            NANOCHAT_CACHE=str(self.site.folder / "cache"), PYTHONPATH=str(self.checkout), POD_NAMESPACE=NAMESPACE,
+            NANOCHAT_CACHE=str(self.site.folder / "cache"), PYTHONPATH=str(self.checkout), PYTHONSAFEPATH="1", POD_NAMESPACE=NAMESPACE,
             NANOCHAT_SERVICE=f"{NAMESPACE}/nanochat-controller:8080", PYTHONWARNINGS="ignore",
         ))  # fmt: skip
         self.peak = 0
