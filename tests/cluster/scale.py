@@ -229,8 +229,9 @@ class Controller:
         began = time.monotonic()
         self.process = self._stack.enter_context(program(
             command, self.site.folder / "controller.log", KUBECONFIG=str(self.site.folder / "controller.kubeconfig"),
-            NANOCHAT_CACHE=str(self.site.folder / "cache"), PYTHONPATH=str(self.checkout), PYTHONSAFEPATH="1", POD_NAMESPACE=NAMESPACE,
+            NANOCHAT_CACHE=str(self.site.folder / "cache"), POD_NAMESPACE=NAMESPACE,
             NANOCHAT_SERVICE=f"{NAMESPACE}/nanochat-controller:8080", PYTHONWARNINGS="ignore",
+            PYTHONPATH=str(self.checkout), PYTHONSAFEPATH="1",
         ))  # fmt: skip
         self.peak = 0
         threading.Thread(target=self._sample, args=(self.process,), daemon=True).start()
