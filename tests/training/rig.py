@@ -75,6 +75,7 @@ class Rig:
     """Everything that a launch is made of; several launches share a folder."""
 
     folder: Path
+    device: Device = CPU
     world: World = field(default_factory=World)
     loader: FakeLoader = field(default_factory=FakeLoader)
     steps: int = 12
@@ -118,7 +119,7 @@ class Rig:
                 measurements=self.measurements,
             ),
             world=self.world,
-            device=CPU,
+            device=self.device,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
             optimizer=build_optimizer(self.model, self.rates, world=self.world),
