@@ -1,4 +1,4 @@
-"""What the loop is asked to do: how many steps, at which rates, what is measured and how often the state is saved."""
+"""The plan of a training loop: its steps and rates, what is measured, and how often the state is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the loop stands: all that a checkpoint says of it in `loop.json`, but for the guard's part."""
+"""The state of a training loop: all that a checkpoint says of it in `loop.json`, but for the guard's part."""
 
 from __future__ import annotations
 
