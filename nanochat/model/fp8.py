@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+scaled_mm: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+
 MULTIPLE = 16  # of which every size of a product has to be one
 SMALLEST = 128  # size of a matrix that gains by it
 TINY = 1e-12  # a largest element below it counts as this
@@ -45,16 +47,16 @@ class Fp8Product(torch.autograd.Function):
         a, scale_a = quantize(x, torch.float8_e4m3fn)
         b, scale_b = quantize(weight, torch.float8_e4m3fn)
         ctx.save_for_backward(a, scale_a, b, scale_b)
-        return torch._scaled_mm(a, b.t(), scale_a, scale_b, out_dtype=x.dtype, use_fast_accum=True)
+        return scaled_mm(a, b.t(), scale_a, scale_b, out_dtype=x.dtype, use_fast_accum=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         a, scale_a, b, scale_b = ctx.saved_tensors
         to_y, scale = quantize(gradients[0], torch.float8_e5m2)
-        to_x = torch._scaled_mm(to_y, by_columns(b), scale, scale_b, out_dtype=gradients[0].dtype)
+        to_x = scaled_mm(to_y, by_columns(b), scale, scale_b, out_dtype=gradients[0].dtype)
         turned = to_y.t().contiguous()  # (outputs, N)
-        return to_x, torch._scaled_mm(turned, by_columns(a), scale, scale_a, out_dtype=torch.float32)
+        return to_x, scaled_mm(turned, by_columns(a), scale, scale_a, out_dtype=torch.float32)
 
 
 def by_columns(x: Tensor) -> Tensor:
