@@ -280,8 +280,9 @@ class Trainer:
         return bool(every and self.made % every == 0) or bool(seconds and self.clock() - self._saved_at >= seconds)
 
     def _save(self, *, due: bool) -> None:
-        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined; raises
-        Diverged where the step under way has."""
+        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined.
+
+        Raises Diverged where the step under way has diverged."""
         self._settle()
         if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge()):
             return
