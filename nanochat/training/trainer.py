@@ -165,6 +165,8 @@ class Trainer:
         """One step, or a stop before it."""
         state = self.state
         began = self.clock()
+        if not self.objective.is_likelihood:
+            self.optimizer.wait()  # its samples are drawn with the weights
         local = self.objective.local_batch(state.data_step(state.step))
         weight, tokens, counts = self._agree(local)
         self.model.train()
@@ -182,6 +184,7 @@ class Trainer:
             float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
+            self.optimizer.wait()
             self._save(local, due=not stop)
         if stop:
             self.checkpointer.wait()
@@ -194,10 +197,13 @@ class Trainer:
         device = self.device.device
         total = torch.zeros((), device=device)
         with deterministic(device, wanted=self.plan.deterministic):
-            for batch in local.batches:
+            for number, batch in enumerate(local.batches, 1):
                 loss = micro_loss(self.forward, batch.to(device))
+                if number == len(local.batches):
+                    self.optimizer.reduce_in_backward()
                 (loss / weight).backward()
                 total += loss.detach()
+            self.optimizer.start_reduce()
         (summed,) = self.world.sum(float(total))
         mean = summed / weight
         self.guard.check(state.step + 1, mean if self.objective.is_likelihood else self._judge())
@@ -257,6 +263,7 @@ class Trainer:
         due = [item for item in self.plan.measurements if item.due(step, self.plan.steps)]
         if not due:
             return
+        self.optimizer.wait()
         self.model.eval()
         with kept_random_state(self.device.device):
             for item in due:
@@ -267,6 +274,7 @@ class Trainer:
 
     def _judge(self, local: LocalBatch | None = None) -> float:
         """The mean loss of a few rows of the next step under the present weights, over all ranks; -inf without any."""
+        self.optimizer.wait()
         batch = self.objective.text(self.state.data_step(self.state.step), local)
         total, weight = 0.0, 0
         if batch is not None:
@@ -308,6 +316,8 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go to the newest checkpoint, or to the start."""
+        self.optimizer.wait()
+        self.optimizer.zero_grad()
         loop = self.checkpointer.restore(model=self.model, optimizer=self.optimizer)
         for sentence in self.checkpointer.warnings:
             self.progress.warn(sentence)
@@ -332,7 +342,6 @@ class Trainer:
             ) from error
         end = failed.data_step(failed.step) + 1
         first_bad = end - max(1, self.guard.suspect)
-        self.optimizer.zero_grad()
         self._restore()
         self.checkpointer.discard(after=self.state.step)  # what could not be read is no place to go on from later
         begin = max(self.state.data_step(self.state.step), min(first_bad, end - self.plan.skip_steps))
