@@ -52,7 +52,7 @@ def train(
                 optimizer.reduce_in_backward()
             loss.backward()
         optimizer.start_reduce()
-        norm = optimizer.step(0.9, 0.9, clip)
+        norm = float(optimizer.step(0.9, 0.9, clip))
     optimizer.wait()
     state = optimizer.own_state()
     save_file(state, f"{save}.state-{rank}")
