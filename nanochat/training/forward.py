@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -42,7 +43,9 @@ class Forward:
         if self.proven:
             return self._loss(ids, targets, factors, reduction)
         try:
-            result = self._loss(ids, targets, factors, reduction)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The .grad attribute")  # the compiler looks at each layer's input
+                result = self._loss(ids, targets, factors, reduction)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -103,7 +103,7 @@ def lose_a_peer_in_backward(folder: Path) -> None:
         rig = Rig(folder, world=world)
         if not world.first:
             weight = rig.model.get_parameter("blocks.0.mlp.contract.weight")
-            weight.register_post_accumulate_grad_hook(lambda _: os._exit(0) if rig.trainer.optimizer.steps == 2 else None)
+            weight.register_post_accumulate_grad_hook(lambda _: rig.trainer.optimizer.steps == 2 and os._exit(0))
             rig.run()
         with pytest.raises(PeerLost, match="communication with the other processes failed: "):
             rig.run()
