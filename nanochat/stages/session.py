@@ -85,7 +85,13 @@ class TrainingSession:
         )
         if decision.compiled:
             keep_code(context.artifacts.cache)
-        attention = choose_attention(self.device, self.model.config)
+        attention = choose_attention(
+            self.device,
+            self.model.config,
+            deterministic=settings.deterministic,
+            world=self.world,
+            cache=context.artifacts.cache,
+        )
         self.model.attend = attention.attend
         product = "FP8" if self.use_fp8() else self.precision
         if self.world.first:
