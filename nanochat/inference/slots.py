@@ -100,17 +100,17 @@ def worth_waiting(slots: Sequence[Slot], request: Request, taken: int) -> bool:
 def next_pass(unready: Sequence[Slot], budget: int) -> list[tuple[Slot, int]]:
     """(slot, tokens of its prompt) for one pass of at most `budget` tokens; `unready` are in the order of arrival.
 
-    A repeatable request goes alone and in whole chunks, so that the shape depends on its prompt alone. Others go
-    together where their lengths are much the same, and their chunks end where the budget does.
+    A repeatable request goes alone, so that the shape depends on its prompt alone. Others go together where their
+    lengths are much the same. Nothing goes where the first one's next chunk does not fit: a short prompt is not split.
     """
     if not unready:
         return []
     first, *others = unready
-    size = min(CHUNK, first.remaining)
-    if first.repeatable:
-        return [(first, size)] if size <= budget else []
-    batch = [(first, width := min(size, budget))]
-    for slot in others:
+    width = min(CHUNK, first.remaining)
+    if width > budget:
+        return []
+    batch = [(first, width)]
+    for slot in [] if first.repeatable else others:
         each = slot.remaining
         if not slot.repeatable and abs(each - width) <= PADDING and max(each, width) * (len(batch) + 1) <= budget:
             batch.append((slot, each))
