@@ -24,7 +24,7 @@ from nanochat.runtime.device import choose_device
 from nanochat.tokenizer import Tokenizer
 
 SHORT = 16  # tokens of a short prompt and of a second question
-MODES = {field.name for field in fields(Sampling)} & {"repeatable"}
+MODES: dict[str, Any] = {field.name: False for field in fields(Sampling) if field.name == "repeatable"}
 
 
 class Letters(Tokenizer):
@@ -90,7 +90,7 @@ class Generation:
         return Engine(self.model, Letters(), slots=slots)
 
     def _submit(self, engine: Engine, prompt: list[int], *, tokens: int) -> Request:
-        return engine.submit(prompt, Sampling(max_tokens=tokens, min_tokens=tokens, **dict.fromkeys(MODES, False)))
+        return engine.submit(prompt, Sampling(max_tokens=tokens, min_tokens=tokens, **MODES))
 
     def _ids(self, count: int) -> list[int]:
         return torch.randint(256, (count,), generator=self._draw).tolist()
