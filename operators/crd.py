@@ -16,7 +16,6 @@ from pydantic.fields import FieldInfo
 
 import tasks
 from nanochat.spec.chatpipeline import GROUP, KIND, PLURAL, VERSION
-from nanochat.spec.comments import limits
 from nanochat.spec.fields import LABEL_VALUE, Section
 from nanochat.spec.pipeline import Pipeline
 from nanochat.spec.pods import PodSettings
@@ -35,14 +34,14 @@ KEPT = (
 
 
 def section(model: type[Section], *, brief: bool = False) -> Schema:
-    """The structural schema of one section, with defaults in place; `brief` leaves limits out of the descriptions."""
+    """The structural schema of one section, with defaults in place; `brief` only names who describes its fields."""
     known = model.model_json_schema(by_alias=True)
     properties = {}
     for name, info in model.model_fields.items():
         alias = info.alias or name
         properties[alias] = _field(model, info, known["properties"][alias], known.get("$defs", {}), brief)
     schema: Schema = {"type": "object", "properties": properties}
-    if model.__doc__:
+    if model.__doc__ and not brief:
         schema["description"] = " ".join(model.__doc__.split())
     if known.get("required"):
         schema["required"] = known["required"]
@@ -56,11 +55,10 @@ def section(model: type[Section], *, brief: bool = False) -> Schema:
 def _field(model: type[Section], info: FieldInfo, source: Schema, defs: Schema, brief: bool) -> Schema:
     # The settings of pods are there for each stage again, and the file must not be larger than kubectl can apply.
     of_stage = issubclass(model, Stage) and info.annotation is PodSettings
-    description = source["description"]
-    if brief and (limited := limits(source)):
-        description = description.replace(f" {limited}", "")
+    alias = info.alias or ""
+    description = f"{alias} is described in spec.pods, which has its default." if brief else source["description"]
     schema = _value(source, defs, brief or of_stage) | {"description": description}
-    if model in (MixturePart, TaskSelection) and info.alias == "task":
+    if model in (MixturePart, TaskSelection) and alias == "task":
         schema["enum"] = sorted(tasks.names())
     if model.is_input and source.get("x-key") and not _is_section(info.annotation):
         schema["description"] += " A change runs the affected stages again."

@@ -136,13 +136,13 @@ def _message(inputs: StatusInputs) -> str:
 
 def refused(found: Object, why: str, now: float) -> Object:
     """The status of a pipeline that never passed the checks."""
-    meta, before = found["metadata"], found.get("status") or {}
-    conditions = {"Accepted": ("False", "Refused", why)}
+    meta, before = found["metadata"], (found.get("status") or {}).get("conditions") or []
+    before = [item for item in before if item.get("reason") != "Slow"]  # nothing is asked of the store any more
     return {
         "observedGeneration": meta["generation"],
         "phase": str(Phase.FAILED),
         "message": why[:LONGEST],
-        "conditions": _conditions(before.get("conditions") or [], meta["generation"], now, conditions),
+        "conditions": _conditions(before, meta["generation"], now, {"Accepted": ("False", "Refused", why)}),
     }
 
 

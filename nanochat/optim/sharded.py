@@ -12,7 +12,6 @@ goes the same way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,10 +130,11 @@ class ShardedOptimizer:
         self.steps = 0
 
     @torch.no_grad()
-    def step(self, lr_scale: float, muon_momentum: float, clip: float | None, decay_scale: float = 1.0) -> float:
-        """Update all weights from the gradients' sum -> its norm over all parameters, before clipping.
+    def step(self, lr_scale: float, muon_momentum: float, clip: float | None, decay_scale: float = 1.0) -> Tensor:
+        """Update all weights from the gradients' sum -> its norm over all parameters before clipping, () float64.
 
-        Where clip is given, gradients are scaled down to this norm. `decay_scale` is of the matrices' decay.
+        Where clip is given, gradients are scaled down to this norm. `decay_scale` is of the matrices' decay. A GPU is
+        not waited for.
         """
         self.steps += 1
         for shard in self.shards:
@@ -142,9 +142,10 @@ class ShardedOptimizer:
         for shard in self.shards:
             shard.finish_reduce()
         norm = self._norm()
-        if clip is not None and norm > clip:
+        if clip is not None and (norm.is_cuda or norm > clip):  # to look at a GPU's number is to wait for it
+            scale = torch.clamp(clip / norm, max=1.0)
             for shard in self.shards:
-                shard.gradient.mul_(clip / norm)
+                shard.gradient.mul_(scale)
         for shard in self.shards:
             shard.start_update(step=self.steps, lr_scale=lr_scale, muon_momentum=muon_momentum, decay_scale=decay_scale)
         for shard in self.shards:
@@ -179,9 +180,9 @@ class ShardedOptimizer:
         for shard in self.shards:
             shard.load_state_dict(state)
 
-    def _norm(self) -> float:
+    def _norm(self) -> Tensor:
         squares = [torch.linalg.vector_norm(shard.gradient).double().square() for shard in self.shards]
-        return math.sqrt(self.world.all_reduce(torch.stack(squares).sum()).item())
+        return self.world.all_reduce(torch.stack(squares).sum()).sqrt()
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, *, world: World = ALONE) -> ShardedOptimizer:

@@ -2,7 +2,7 @@
 
     fault = random.choice(FAULTS)
     fault.inject(target)                      # returns when it is over
-    fault.outcomes                            # how the attempts that it hits may end; none: they go on
+    fault.outcomes                            # how the attempts that it hits end; none: they go on
 
 All is done as a person with the cluster's machines would do it: with kubectl, kind, and signals to the programs, which
 in the local cluster are processes of this machine.
@@ -84,6 +84,7 @@ class Fault:
     name: str
     inject: Callable[[Target], object]
     outcomes: frozenset[str] = frozenset()
+    may: frozenset[str] = frozenset()  # outcomes that depend on what the stage was at
 
 
 # ---- processes --------------------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ def drain(target: Target) -> None:
 
 def lose_node(target: Target) -> None:
     node = target.node()
-    target.site.run("kind", "stop-node", node)
+    patiently(lambda: target.site.run("kind", "stop-node", node))  # it may miss a pod that ends just then
     try:
         wait_ended(target)
     finally:
@@ -380,7 +381,7 @@ FAULTS = (
     Fault("S3 stopped", stop_s3),
     Fault("S3 paused", lambda t: pause(part(t, *S3), 20.0)),
     Fault("S3 slow", lambda t: slow(part(t, *S3))),
-    Fault("S3 read-only", read_only_s3),
+    Fault("S3 read-only", read_only_s3, may=frozenset({"UserError"})),  # a save that is refused is for a person to mend
     Fault("MLflow killed", lambda t: kill(t, *TRACKING, MLFLOW)),
     Fault("MLflow paused", lambda t: pause(part(t, *TRACKING), 30.0)),
     Fault("training operator killed", lambda t: kill(t, *OPERATOR, "training-operator")),

@@ -126,6 +126,9 @@ def test_the_largest_status() -> None:
 def test_before_and_without_the_run() -> None:
     for told in (status.refused(found(), LONG, NOW), status.unreachable(found(), LONG, NOW)):
         assert written(told)["conditions"][0]["status"] == "False"
+    one = found()
+    one["status"] = {"conditions": status.slow(one, 20.0, NOW)["conditions"]}
+    assert [item["type"] for item in status.refused(one, LONG, NOW)["conditions"]] == ["Accepted"]
 
 
 @pytest.mark.parametrize(

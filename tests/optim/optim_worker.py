@@ -46,7 +46,7 @@ def train(
         optimizer.zero_grad()
         if rank in workers:
             (model.loss(batch(step)[workers.index(rank) :: len(workers)]) / ROWS).backward()
-        norm = optimizer.step(0.9, 0.9, clip)
+        norm = float(optimizer.step(0.9, 0.9, clip))
     state = optimizer.own_state()
     save_file(state, f"{save}.state-{rank}")
     if rank == 0:

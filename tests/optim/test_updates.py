@@ -192,7 +192,7 @@ def test_clipping_by_the_norm_of_all() -> None:
             assert parameter.grad is not None
             parameter.grad.mul_(factor)
         expected = math.sqrt(sum(p.grad.square().sum().item() for p in case.parameters() if p.grad is not None))
-        norms.append(build_optimizer(case, SETTINGS).step(1.0, 0.9, 0.01))
+        norms.append(float(build_optimizer(case, SETTINGS).step(1.0, 0.9, 0.01)))
         assert norms[-1] == pytest.approx(expected, rel=1e-5)
     assert norms[1] == pytest.approx(2 * norms[0])
     torch.testing.assert_close(model.state_dict(), doubled.state_dict(), rtol=1e-4, atol=1e-5)
