@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Sampling:
         """Whether the model's logits are changed at all."""
         return self.penalised or bool(self.logit_bias)
 
-    def split(self, count: int) -> list[Sampling]:
+    def split(self, count: int) -> list[Self]:
         """`count` settings that differ in their seeds, for samples of one prompt; the first is this one."""
         seeds = [self.seed, *(_mix(self.seed, index) >> 1 for index in range(1, count))]
         return [replace(self, seed=seed) for seed in seeds]
