@@ -111,7 +111,7 @@ $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json
 # Debian's package chromium, or another that CHROMIUM names.
 test-browser: $(VENV)/.dev $(BROWSER)/node_modules/.done ## try the chat page in Chromium
 	@command -v $${CHROMIUM:-chromium} > /dev/null || { echo "chromium is missing: install it, or name it in CHROMIUM." >&2; exit 1; }
-	$(BIN)/python -m pytest tests/browser -m browser -s
+	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) $(BIN)/python -m pytest tests/browser -m browser -s
 
 $(BROWSER)/node_modules/.done: $(BROWSER)/package-lock.json
 	@command -v npm > /dev/null || { echo "npm is missing: install Node.js 20 or newer." >&2; exit 1; }

@@ -39,7 +39,7 @@ def refresh(folder: Path, versions: dict[str, str]) -> None:
         raise UserError(f"The page uses no library {min(unknown)!r}; name one of those in {folder / INDEX}.")
     contents: dict[str, bytes] = {}
     for library in libraries:
-        version = versions.get(library["package"], library["version"])
+        version: str = versions.get(library["package"]) or library["version"]
         for file, content in zip(library["files"], _fetch(library, version), strict=True):
             digest = hashlib.sha256(content).hexdigest()
             if version == library["version"] and digest != file["sha256"]:

@@ -25,7 +25,8 @@ const freePort = () => new Promise((resolve) => {
 export async function serve(options = [], { keys, port } = {}) {
   const chosen = port ?? (await freePort());
   const env = { ...process.env, OMP_NUM_THREADS: "1", ...(keys ? { NANOCHAT_API_KEYS: keys } : {}) };
-  const child = spawn(PYTHON, [`${HERE}/page_server.py`, String(chosen), ...options], { stdio: ["ignore", "ignore", "inherit"], env });
+  const command = [`${HERE}/page_server.py`, String(chosen), ...options];
+  const child = spawn(PYTHON, command, { stdio: ["ignore", "ignore", "inherit"], env });
   const ended = new Promise((resolve) => child.once("exit", resolve));
   const stop = () => (child.kill("SIGKILL"), ended);
   endings.push(stop);
@@ -53,11 +54,13 @@ export async function open(browser, url, options = {}) {
   page.faults = [];
   await page.exposeFunction("fault", (what) => page.faults.push(what));
   await page.addInitScript(() => {
-    addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) => window.fault(`${violatedDirective} ${blockedURI}`));
+    addEventListener("securitypolicyviolation", (event) => window.fault(`${event.violatedDirective} ${event.blockedURI}`));
     window.alert = (said) => window.fault(`alert ${said}`);
   });
   page.on("pageerror", (error) => page.faults.push(String(error)));
-  page.on("request", (request) => request.url().startsWith(url) || /^(data|blob):/.test(request.url()) || page.faults.push(request.url()));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(`${url}/`) && !/^(data|blob):/.test(request.url())) page.faults.push(request.url());
+  });
   context.on("page", () => page.faults.push("another page was opened"));
   await page.goto(url);
   await page.locator("#model", { hasText: /./ }).or(page.locator("#said", { hasText: /./ })).first().waitFor();

@@ -1,11 +1,12 @@
 // Chats are kept in the browser: several, named, searched, deleted, exported and imported; what comes in is checked.
 
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
-import { before, test } from "node:test";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { after, before, test } from "node:test";
 import { accessible, ask, browse, open, serve } from "./browser.mjs";
 
-let browser, url, page;
+let browser, url, page, folder;
 const names = () => page.locator("#list li button:first-child").allInnerTexts();
 const said = () => page.locator("article .said").allInnerTexts();
 const fresh = () => page.locator("#fresh").click();
@@ -13,7 +14,9 @@ const fresh = () => page.locator("#fresh").click();
 before(async () => {
   [{ url }, browser] = await Promise.all([serve(), browse()]);
   page = await open(browser, url);
+  folder = await mkdtemp(`${tmpdir()}/chats-`);
 });
+after(() => rm(folder, { recursive: true }));
 
 test("chats are kept over a reload, the newest first, and named by their first question", async () => {
   await ask(page, "say: one");
@@ -50,7 +53,7 @@ test("another tab sees what this one keeps", async () => {
   await other.goto(url);
   await other.locator("#list li").nth(1).waitFor();
   await ask(page, "say: three");
-  await other.locator("article .said", { hasText: /^three$/ }).waitFor();
+  await other.locator("article.assistant .said", { hasText: "three" }).waitFor();
   await other.close();
 });
 
@@ -59,8 +62,9 @@ async function exported() {
   return readFile(await download.path(), "utf8");
 }
 
-async function take(text, name = "chats.json") {
-  await page.locator("#file").setInputFiles({ name, mimeType: "application/json", buffer: Buffer.from(text) });
+async function take(text) {
+  await writeFile(`${folder}/chats.json`, text);
+  await page.locator("#file").setInputFiles(`${folder}/chats.json`);
 }
 
 test("chats are exported, deleted and imported as they were", async () => {
@@ -86,6 +90,7 @@ const reply = (change = {}) => message({ parent: 0, role: "assistant", ...change
 const chat = (change = {}) => ({ name: "n", changed: 1, settings: {}, messages: [message()], leaf: 0, ...change });
 const file = (conversations, change = {}) => JSON.stringify({ format: "nanochat-conversations", version: 1, conversations, ...change });
 const withMessages = (...messages) => file([chat({ messages, leaf: messages.length - 1 })]);
+const LONG = [{ type: "text", text: "x".repeat(600_000) }];
 const WRONG = [
   ["no JSON", "{", "is not JSON"],
   ["a list", "[]", "The file must be an object"],
@@ -111,7 +116,7 @@ const WRONG = [
   ["a question with a tool", withMessages(message({ parts: [{ type: "python", text: "1" }] })), "must be text in a question"],
   ["a number for a text", withMessages(message({ parts: [{ type: "text", text: 1 }] })), "text must be a text"],
   ["too long a text", withMessages(message({ parts: [{ type: "text", text: "x".repeat(1_000_001) }] })), "at most 1,000,000"],
-  ["texts too long together", withMessages(message({ parts: [{ type: "text", text: "x".repeat(600_000) }] }), reply({ parts: [{ type: "text", text: "x".repeat(600_000) }] })), "at most 400,000"],
+  ["texts too long together", withMessages(message({ parts: LONG }), reply({ parts: LONG })), "at most 400,000"],
   ["an endless note", withMessages(message(), reply({ note: "x".repeat(1001) })), "note must be a text"],
   ["no figures", withMessages(message({ figures: null })), "figures must be an object"],
   ["a figure that is none", withMessages(message(), reply({ figures: { tokens: "5" } })), "figures.tokens must be a number"],
@@ -139,7 +144,8 @@ test("hostile texts of a file are only texts", async () => {
   const hostile = "<img src=x onerror=alert(1)>[a](javascript:alert(1))";
   const parts = [{ type: "text", text: hostile }, { type: "python", text: hostile }, { type: "python_output", text: hostile }];
   const messages = [message({ parts: parts.slice(0, 1) }), reply({ parts, note: hostile, figures: { model: hostile } })];
-  await take(file([chat({ name: hostile, messages, leaf: 1, settings: { system: hostile }, __proto__: { a: 1 }, id: "../x", other: hostile })]));
+  const extra = { ["__proto__"]: { name: "x" }, id: "../x", other: hostile };
+  await take(file([chat({ name: hostile, messages, leaf: 1, settings: { system: hostile }, ...extra })]));
   await page.getByRole("button", { name: hostile, exact: true }).click();
   assert.equal((await said())[0], hostile);
   assert.equal(await page.locator("#log :is(img, a, script)").count(), 0);
@@ -158,7 +164,9 @@ test("a browser without room says so, and the chat goes on", async () => {
   });
   assert.equal(await (await ask(page, "say: no room")).innerText(), "no room");
   assert.match(await page.locator("#said").innerText(), /has no room for the chat: it is shown here and will be lost/);
-  await page.evaluate(() => Object.keys(localStorage).filter((each) => each.startsWith("fill.")).forEach((each) => localStorage.removeItem(each)));
+  await page.evaluate(() => {
+    for (const name of Object.keys(localStorage)) if (name.startsWith("fill.")) localStorage.removeItem(name);
+  });
   await ask(page, "say: room");
   await page.reload();
   await page.locator("article .said").last().waitFor();

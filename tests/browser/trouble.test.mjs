@@ -29,14 +29,17 @@ test("the key is asked for, a wrong one is told of, and a right one kept for the
   await page.locator("#model", { hasText: "parrot" }).waitFor();
   assert.equal(await (await ask(page, "say: let in")).innerText(), "let in");
   assert.equal(await page.evaluate(() => JSON.stringify(localStorage).includes("secret")), false);
-  const [other] = await Promise.all([page.context().waitForEvent("page"), page.evaluate(() => { window.open("/", "_blank", "noopener"); })]);
+  const opened = page.context().waitForEvent("page");
+  await page.evaluate(() => { window.open("/", "_blank", "noopener"); });
+  const other = await opened;
   await other.locator("#said", { hasText: "asks for an API key" }).waitFor();
 });
 
 test("a server that is full says so, and when to come again; the question is kept and asked again", async () => {
   const headers = { Authorization: "Bearer secret", "Content-Type": "application/json" };
   const body = JSON.stringify({ messages: [{ role: "user", content: `slowly: ${"word ".repeat(80)}` }], stream: true });
-  const held = await fetch(`${locked.url}/v1/chat/completions`, { method: "POST", headers, body });
+  const hold = () => fetch(`${locked.url}/v1/chat/completions`, { method: "POST", headers, body });
+  let held = await hold();
   const page = await open(browser, locked.url);
   await page.locator("#key").fill("secret");
   await page.locator("#key").press("Tab");
@@ -52,6 +55,12 @@ test("a server that is full says so, and when to come again; the question is kep
     if (await page.locator("article.assistant").count()) break;
   }
   assert.deepEqual(await page.locator("article .said").allInnerTexts(), ["say: at last", "at last"]);
+  held = await hold();
+  await page.getByRole("button", { name: "Regenerate" }).click();
+  await trouble(page, /Too many requests/);
+  await page.getByRole("button", { name: "Try again" }).waitFor();
+  assert.deepEqual(await page.locator("article .said").allInnerTexts(), ["say: at last", "at last"]);
+  await held.body.cancel();
 });
 
 test("a full context lets the oldest exchange go, which is greyed", async () => {

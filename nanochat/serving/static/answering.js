@@ -53,7 +53,10 @@ async function listen(message, chunks, changed) {
   const seconds = () => (performance.now() - begun) / 1000;
   for await (const { choices: [choice], usage, model } of chunks) {
     message.figures.model = model.slice(0, 200);
-    if (usage) Object.assign(message.figures, { prompt: usage.prompt_tokens, tokens: usage.completion_tokens, seconds: seconds() });
+    if (usage) {
+      const { prompt_tokens: prompt, completion_tokens: tokens } = usage;
+      Object.assign(message.figures, { prompt, tokens, seconds: seconds() });
+    }
     if (choice?.finish_reason === "length") message.note = "cut at the token limit";
     const part = choice?.delta.content ? { type: "text", text: choice.delta.content } : choice?.delta.part;
     if (!part) continue;

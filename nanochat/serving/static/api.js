@@ -41,7 +41,8 @@ async function request(path, options) {
   const { error } = await response.json().catch(() => ({}));
   const wait = Number(response.headers.get("Retry-After"));
   const later = wait > 0 ? ` It asks to wait ${wait} ${wait === 1 ? "second" : "seconds"}.` : "";
-  throw new ApiError((error?.message ?? `The server answered ${response.status}.`) + later, { status: response.status, code: error?.code });
+  const sentence = error?.message ?? `The server answered ${response.status}.`;
+  throw new ApiError(sentence + later, { status: response.status, code: error?.code });
 }
 
 async function* events(body) {

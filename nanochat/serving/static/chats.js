@@ -6,13 +6,14 @@ import { at, button, element } from "./dom.js";
 // `actions` are {open(id), remove(id)}.
 export function list(conversations, openId, actions) {
   const sought = at("search").value.trim().toLowerCase();
-  const found = conversations.filter((each) => !sought || has(each, sought)).sort((one, other) => other.changed - one.changed);
+  const found = conversations.filter((each) => !sought || has(each, sought));
+  found.sort((one, other) => other.changed - one.changed);
   at("list").replaceChildren(...found.map((each) => item(each, each.id === openId, actions)));
   at("none").hidden = found.length > 0 || !sought;
 }
 
 function has({ name, messages }, sought) {
-  return name.toLowerCase().includes(sought) || messages.some((message) => text(message).toLowerCase().includes(sought));
+  return [name, ...messages.map(text)].some((each) => each.toLowerCase().includes(sought));
 }
 
 function item({ id, name }, current, actions) {

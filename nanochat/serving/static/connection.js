@@ -42,7 +42,8 @@ export class Connection {
   // The server wants another key.
   refuse() {
     this.lost = true;
-    this.trouble(apiKey() ? "The server does not know this API key; enter another." : "The server asks for an API key; enter it.");
+    const unknown = "The server does not know this API key; enter another.";
+    this.trouble(apiKey() ? unknown : "The server asks for an API key; enter it.");
     at("keyed").hidden = false;
     at("key").focus();
   }

@@ -1,7 +1,7 @@
 // A conversation: a tree of messages, of which one branch is shown.
 //
-// `messages` only grows. A message's number is its place in it, `parent` the number of the message before it (-1: none),
-// `leaf` the number of the last one of the branch that is shown. Edited questions and answers written again are siblings.
+// `messages` only grows. A message's number is its place in it, `parent` the number of the one before it (-1: none),
+// `leaf` that of the last one of the branch that is shown. Edited questions and answers written again are siblings.
 
 export const LIMITS = { name: 200, messages: 2048, parts: 10_000, characters: 1_000_000 };
 
@@ -17,7 +17,7 @@ export function add(conversation, parent, role, parts) {
   }
   const characters = length(conversation.messages) + length([{ parts }]);
   if (characters > LIMITS.characters / 2) {      // answers come on top
-    throw new Error(`This chat would have ${characters.toLocaleString("en")} characters, which is too many; begin a new one.`);
+    throw new Error("This chat would have more than 500,000 characters, which is the most; begin a new one.");
   }
   conversation.messages.push({ parent, role, parts, note: "", figures: {} });
   conversation.leaf = conversation.messages.length - 1;

@@ -19,23 +19,27 @@ const connection = new Connection({ found: () => running || redraw(), trouble })
 const fields = new SettingFields(at("fields"), (name, value) => {
   if (open.settings[name] === value) return;
   open.settings[name] = value;
-  if (chats.has(open.id)) save();
+  if (chats.has(open.id)) save(open);
 });
 
 function fresh() {
   return { ...create(), settings: usual() };
 }
 
-function trouble(sentence, retry = false) {
+// Says what went wrong; `retry` does it again.
+function trouble(sentence, retry = null) {
   at("said").textContent = sentence;
   at("trouble").hidden = !sentence;
   at("retry").hidden = !retry;
+  at("retry").onclick = retry;
 }
 
-function save(conversation = open) {
-  chats.set(conversation.id, conversation);
+function save(...conversations) {
   try {
-    keep(conversation);
+    for (const conversation of conversations) {
+      chats.set(conversation.id, conversation);
+      keep(conversation);
+    }
   } catch (error) {
     trouble(error.message);
   }
@@ -47,12 +51,12 @@ function show() {
 }
 
 function redraw() {
-  draw(open, running?.number ?? -1, { edit, again: regenerate, select: turn });
+  draw(open, running?.number, { edit, again: regenerate, select: turn });
   measure(open, connection.context);
   at("send").hidden = Boolean(running);
   at("stop").hidden = !running;
   const asked = path(open).length > 0 && open.messages[open.leaf].role === "user";
-  if (asked && !running && at("trouble").hidden) trouble("This question has no answer yet.", true);
+  if (asked && !running && at("trouble").hidden) trouble("This question has no answer yet.", again);
 }
 
 async function enter(id) {
@@ -92,6 +96,10 @@ function settled() {
   return !wrong;
 }
 
+function again() {
+  if (!running && settled()) reply();
+}
+
 async function reply() {
   trouble("");
   running = { controller: new AbortController(), number: -1 };
@@ -107,7 +115,7 @@ async function written(conversation, { controller }) {
     at("announced").textContent = text(lastAnswer(conversation));
   } catch (error) {
     if (error.status === 401) connection.refuse();
-    else trouble(error.message, true);
+    else trouble(error.message, again);
     if (!error.status) connection.look();
   }
   running = null;
@@ -142,14 +150,20 @@ function edit(number, question) {
 async function regenerate(number) {
   if (!settled()) return;
   while (running) await stop();
+  const [conversation, before] = [open, open.leaf];
   open.leaf = open.messages[number].parent;
   await reply();
+  if (conversation !== open || open.messages[open.leaf].role === "assistant") return;
+  open.leaf = before;      // nothing came: the answer that there was is shown again
+  save(open);
+  redraw();
+  trouble(at("said").textContent, () => regenerate(number));
 }
 
 async function turn(number) {
   while (running) await stop();
   select(open, number);
-  save();
+  save(open);
   redraw();
 }
 
@@ -164,8 +178,8 @@ async function send() {
 async function take(file) {
   try {
     const found = await read(file);
-    found.forEach(save);
-    at("announced").textContent = `${found.length} chats were imported.`;
+    save(...found);
+    at("announced").textContent = `Imported chats: ${found.length}.`;
   } catch (error) {
     trouble(error.message);
   }
@@ -173,7 +187,6 @@ async function take(file) {
 
 at("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 at("stop").addEventListener("click", stop);
-at("retry").addEventListener("click", () => !running && settled() && reply());
 at("fresh").addEventListener("click", () => enter(""));
 at("search").addEventListener("input", show);
 at("export").addEventListener("click", () => download([...chats.values()]));
@@ -182,7 +195,7 @@ at("file").addEventListener("change", async ({ target }) => {
   if (target.files[0]) await take(target.files[0]);
   target.value = "";
 });
-at("name").addEventListener("change", () => { open.name = at("name").value.trim(); save(); });
+at("name").addEventListener("change", () => { open.name = at("name").value.trim(); save(open); });
 at("toggle").addEventListener("click", () => {
   at("toggle").setAttribute("aria-expanded", String(document.body.classList.toggle("chats-open")));
 });

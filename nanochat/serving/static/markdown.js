@@ -1,17 +1,17 @@
-// A model's Markdown as elements. marked reads it, highlight.js colours its code, DOMPurify lets through nothing but the
-// tags and attributes below: HTML that the model wrote is shown as the text that it is.
+// A model's Markdown as elements. marked reads it, highlight.js colours its code, DOMPurify lets through nothing but
+// the tags and attributes below: HTML that the model wrote is shown as the text that it is.
 
 import hljs from "./vendor/highlight.js";
 import { Marked } from "./vendor/marked.js";
 import DOMPurify from "./vendor/purify.js";
 import { copyButton, element } from "./dom.js";
 
-const MAX_TEXT = 200_000;      // characters; what is longer is shown as plain text
+const MAX_TEXT = 32_000;       // characters; what is longer is shown as plain text, for some of it is slow to read
 const MAX_CODE = 20_000;       // characters of code that are coloured
 const ALLOWED = {
   ALLOWED_TAGS: [
-    "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "span",
-    "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
+    "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre",
+    "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
   ],
   ALLOWED_ATTR: ["class", "href", "start"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
@@ -69,7 +69,8 @@ function frame(code, index) {
   pre.tabIndex = 0;
   pre.setAttribute("role", "region");
   pre.setAttribute("aria-label", `Code ${index + 1}`);
-  const caption = element("figcaption", {}, language || "Code", copyButton(() => code.textContent, `code ${index + 1}`));
+  const copying = copyButton(() => code.textContent, `code ${index + 1}`);
+  const caption = element("figcaption", {}, language || "Code", copying);
   const figure = element("figure", { className: "code" }, caption);
   pre.replaceWith(figure);
   figure.append(pre);

@@ -4,13 +4,14 @@ import { siblings, text } from "./conversation.js";
 import { button, copyButton, element } from "./dom.js";
 import { render } from "./markdown.js";
 
-// `actions` are {edit(number, text), again(number), select(number)}; `running`: it is being written.
+// `actions` are {edit(number, text), again(number), select(number)}, or null; `running`: it is being written.
 export function article(conversation, number, { omitted, running, actions }) {
   const message = conversation.messages[number];
   const made = element("article", { className: message.role + (omitted ? " omitted" : "") });
-  made.append(element("h2", { textContent: message.role === "user" ? "You" : "nanochat" }), element("div", { className: "said" }));
+  const title = element("h2", { textContent: message.role === "user" ? "You" : "nanochat" });
+  made.append(title, element("div", { className: "said" }));
   say(made, message, running);
-  if (omitted) made.append(element("p", { className: "note", textContent: "The context is full: the model no longer sees this." }));
+  if (omitted) made.append(note("The context is full: the model no longer sees this."));
   if (!running) made.append(below(made, conversation, number, actions));
   return made;
 }
@@ -35,6 +36,8 @@ function blocks(parts) {
 
 const step = (call) => element("div", { className: "step" }, "Calculator: ", element("code", { textContent: call }));
 
+const note = (textContent) => element("span", { className: "note", textContent });
+
 function waiting() {
   const dots = [1, 2, 3].map(() => element("i"));
   return element("span", { className: "waiting" }, ...dots, " Waiting for the first word");
@@ -44,10 +47,12 @@ function below(made, conversation, number, actions) {
   const message = conversation.messages[number];
   const row = element("div", { className: "actions" });
   const all = siblings(conversation, number);
-  if (all.length > 1) row.append(...branches(all, number, actions));
-  if (message.role === "user") row.append(button("Edit", () => edit(made, message, number, actions), { className: "change" }));
-  else row.append(copyButton(() => text(message), "the answer"), button("Regenerate", () => actions.again(number)));
-  row.append(element("span", { className: "note", textContent: figures(message) }));
+  const asked = message.role === "user";
+  if (!asked) row.append(copyButton(() => text(message), "the answer"));
+  if (actions && asked) row.append(button("Edit", () => edit(made, message, number, actions), { className: "change" }));
+  if (actions && !asked) row.append(button("Regenerate", () => actions.again(number)));
+  if (actions && all.length > 1) row.append(...branches(all, number, actions));
+  row.append(note(figures(message)));
   return row;
 }
 
@@ -60,7 +65,7 @@ function branches(all, number, actions) {
   };
   return [
     turn("‹", "The version before", all[at - 1]),
-    element("span", { className: "note", textContent: `${at + 1} of ${all.length}` }),
+    note(`${at + 1} of ${all.length}`),
     turn("›", "The next version", all[at + 1]),
   ];
 }
@@ -87,7 +92,8 @@ function edit(made, message, number, actions) {
     event.preventDefault();
     event.stopPropagation();
   });
-  const row = element("div", { className: "row" }, button("Ask again", send, { className: "main" }), button("Cancel", close));
+  const buttons = [button("Ask again", send, { className: "main" }), button("Cancel", close)];
+  const row = element("div", { className: "row" }, ...buttons);
   made.querySelector(".said").replaceChildren(element("div", { className: "edit" }, field, row));
   field.focus();
 }

@@ -43,8 +43,9 @@ export class SettingFields {
     const wrong = element("span", { id: `${name}-problem`, className: "problem", hidden: true });
     input.setAttribute("aria-describedby", wrong.id);
     place.append(element("label", { className: longest ? "wide" : "" }, label, input, wrong));
+    const given = () => (input.value === "" ? undefined : longest ? input.value : Number(input.value));
     const check = () => {
-      const value = input.validity.badInput ? NaN : input.value === "" ? undefined : longest ? input.value : Number(input.value);
+      const value = input.validity.badInput ? NaN : given();
       wrong.textContent = problem(setting, value);
       wrong.hidden = !wrong.textContent;
       input.setAttribute("aria-invalid", String(!wrong.hidden));

@@ -34,19 +34,22 @@ function messageFrom(value, number, all, characters, place) {
   const parts = list(value.parts, LIMITS.parts, `${place}.parts`).map((part, index) => {
     object(part, `${place}.parts.${index}`);
     need(KINDS.includes(part.type), `${place}.parts.${index}.type must be one of ${KINDS.join(", ")}.`);
-    need(value.role === "assistant" || part.type === "text", `${place}.parts.${index}.type must be text in a question.`);
+    const textual = value.role === "assistant" || part.type === "text";
+    need(textual, `${place}.parts.${index}.type must be text in a question.`);
     const text = words(part.text, characters.left, `${place}.parts.${index}.text`);
     characters.left -= text.length;
     return { type: part.type, text };
   });
-  return { parent, role: value.role, parts, note: words(value.note, 1000, `${place}.note`), figures: figuresFrom(value.figures, place) };
+  const note = words(value.note, 1000, `${place}.note`);
+  return { parent, role: value.role, parts, note, figures: figuresFrom(value.figures, place) };
 }
 
 function figuresFrom(value, place) {
   object(value, `${place}.figures`);
   const figures = {};
   for (const name of FIGURES.filter((each) => each in value)) {
-    need(Number.isFinite(value[name]) && value[name] >= 0 && value[name] <= 1e9, `${place}.figures.${name} must be a number from 0 to 1e9.`);
+    const good = Number.isFinite(value[name]) && value[name] >= 0 && value[name] <= 1e9;
+    need(good, `${place}.figures.${name} must be a number from 0 to 1e9.`);
     figures[name] = value[name];
   }
   if ("model" in value) figures.model = words(value.model, 200, `${place}.figures.model`);
@@ -73,7 +76,8 @@ export function object(value, place) {
 }
 
 export function list(value, most, place) {
-  need(Array.isArray(value) && value.length <= most, `${place} must be a list of at most ${most.toLocaleString("en")}.`);
+  const good = Array.isArray(value) && value.length <= most;
+  need(good, `${place} must be a list of at most ${most.toLocaleString("en")}.`);
   return value;
 }
 
@@ -84,6 +88,7 @@ function words(value, longest, place) {
 }
 
 function whole(value, least, most, place) {
-  need(Number.isSafeInteger(value) && value >= least && value <= most, `${place} must be a whole number from ${least} to ${most}.`);
+  const good = Number.isSafeInteger(value) && value >= least && value <= most;
+  need(good, `${place} must be a whole number from ${least} to ${most}.`);
   return value;
 }

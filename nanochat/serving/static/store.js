@@ -11,11 +11,12 @@ export function load() {
   try {
     names = Object.keys(localStorage).filter((each) => each.startsWith(PREFIX));
   } catch {
-    return { conversations: [], problem: "This browser keeps nothing for this page: chats are lost when it is closed." };
+    return { conversations: [], problem: "This browser keeps nothing for this page: chats are lost with it." };
   }
   const conversations = names.map(read).filter(Boolean);
   const damaged = names.length - conversations.length;
-  return { conversations, problem: damaged ? `${damaged} of the chats kept here can't be read; they are left as they are.` : "" };
+  const problem = damaged ? `${damaged} of the chats kept here can't be read; they are left as they are.` : "";
+  return { conversations, problem };
 }
 
 function read(name) {
@@ -31,7 +32,8 @@ export function keep({ id, ...rest }) {
   try {
     localStorage.setItem(PREFIX + id, JSON.stringify(rest));
   } catch {
-    throw new Error("This browser has no room for the chat: it is shown here and will be lost. Export it, or delete others.");
+    const advice = "Export it, or delete others.";
+    throw new Error(`This browser has no room for the chat: it is shown here and will be lost. ${advice}`);
   }
 }
 

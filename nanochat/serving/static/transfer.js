@@ -17,7 +17,7 @@ export function download(conversations) {
 
 // The conversations of a file, all or none; an Error that says what is wrong with it.
 export async function read(file) {
-  need(file.size <= MAX_BYTES, `${file.name} is larger than the ${MAX_BYTES >> 20} MiB that are read; export fewer chats.`);
+  need(file.size <= MAX_BYTES, `${file.name} is larger than the ${MAX_BYTES >> 20} MiB that are read; split it.`);
   let value;
   try {
     value = JSON.parse(await file.text());
