@@ -32,7 +32,7 @@ def test_the_page_allows_only_itself(start: Any) -> None:
         again = httpx.get(url + path, headers={"If-None-Match": answer.headers.get("ETag", "")})
         assert again.status_code == (200 if path == "/" else 304)
     assert "unsafe" not in POLICY and "http" not in POLICY and "*" not in POLICY
-    assert httpx.get(f"{url}/page/main.js").headers["Content-Type"].startswith("text/javascript")
+    assert "/javascript" in httpx.get(f"{url}/page/main.js").headers["Content-Type"]
 
 
 @pytest.mark.parametrize("path", ["/page/none", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/page/", "/page/vendor"])
