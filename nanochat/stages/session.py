@@ -39,7 +39,9 @@ from nanochat.training.compiling import decide, keep_code
 from nanochat.training.forward import Forward
 from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
-from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
+from nanochat.training.plan import Measurement, Rates, TrainerPlan
+from nanochat.training.state import TrainerState
+from nanochat.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled),
+            forward=Forward(self.model, compiled=decision.compiled, optimizer=optimizer),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
