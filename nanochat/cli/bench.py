@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +57,9 @@ def train(
     steps: Annotated[int, option(integer(1, 1000), help="Steps that a round times together.")] = 1,
     rounds: Rounds = 5,
     threads: Threads = None,
+    processes: Annotated[
+        int, option(integer(1, 64), help="Processes that train together; figures are those of the first.")
+    ] = 1,
     peer: Peer = None,
     set_: Set = None,
     store: Store = "default",
@@ -64,6 +68,7 @@ def train(
 ) -> None:
     """Time training steps against the matrix products that this machine can do, and against a peer's."""
     asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    asked = replace(asked, processes=processes)
     show(measure_train(asked, stage=stage, steps=steps), train_tables, json_=json_, markdown=markdown)
 
 

@@ -214,13 +214,14 @@ class Transformer(nn.Module):
             weight.requires_grad_(False)
             weight.data = weight.data.to(self.compute_dtype)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype."""
+    def hidden(self, ids: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+        """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype; `blocks` are called instead of the own."""
         self._check_length(ids.size(1))
         rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
         short = self._short_mask(ids.size(1))
         x = self.stream.smear(self._embed(ids))
-        return self._through(x, lambda layer, x: self.blocks[layer](x, ids, rotary, short))
+        called = self.blocks if blocks is None else blocks
+        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, short))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""

@@ -112,7 +112,7 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled),
+            forward=Forward(self.model, compiled=decision.compiled, optimizer=optimizer),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,

@@ -104,7 +104,7 @@ def test_without_a_model_it_lives_and_says_why(tmp_path: Path, begin: Callable[[
             assert answer.status_code == 503 and answer.headers["Retry-After"] == "5"
             error = answer.json()["error"]
             assert error["code"] == "no_model" and "no model is named to this server yet" in error["message"]
-        assert "setTimeout(describe" in client.get("/").text, "the page looks again"
+        assert "setTimeout(() => this.look()" in client.get("/page/connection.js").text, "the page looks again"
         assert 'nanochat_rejected_total{reason="no_model"} 2.0' in client.get("/metrics").text
 
 
