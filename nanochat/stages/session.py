@@ -82,6 +82,7 @@ class TrainingSession:
             self.model.config,
             tokens=step_tokens * steps / self.world.size,
             fixed_shapes=fixed_shapes,
+            deterministic=settings.deterministic,
         )
         if decision.compiled:
             keep_code(context.artifacts.cache)
@@ -123,7 +124,7 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled, optimizer=optimizer),
+            forward=Forward(self.model, compiled=decision.compiled, tuned=decision.tuned, optimizer=optimizer),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
