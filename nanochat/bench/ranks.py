@@ -38,7 +38,7 @@ class TimedWaits(Waits):
         self._seconds.append(time.monotonic() - self._began)
 
     def take(self) -> list[float]:
-        """Those since the last call."""
+        """The seconds of each since the last call."""
         seconds, self._seconds = self._seconds, []
         return seconds
 
