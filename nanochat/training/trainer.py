@@ -146,7 +146,6 @@ class Trainer:
             float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
-            self._settle()
             self._save(due=not stop)
         if stop:
             self.checkpointer.wait()
@@ -287,7 +286,10 @@ class Trainer:
         return bool(every and self.made % every == 0) or bool(seconds and self.clock() - self._saved_at >= seconds)
 
     def _save(self, *, due: bool) -> None:
-        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined."""
+        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined.
+
+        Raises Diverged where the step under way has diverged."""
+        self._settle()
         if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge()):
             return
         loop = asdict(self.state) | {"guard": self.guard.state()}
