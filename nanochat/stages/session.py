@@ -35,7 +35,8 @@ from nanochat.spec.training import BaseStage, MixturePart, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.compiling import decide, keep_code
+from nanochat.training.compiled_code import CompiledCode, program
+from nanochat.training.compiling import decide
 from nanochat.training.forward import Forward
 from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
@@ -80,8 +81,9 @@ class TrainingSession:
             tokens=step_tokens * steps / self.world.size,
             fixed_shapes=fixed_shapes,
         )
-        if decision.compiled:
-            keep_code(context.artifacts.cache)
+        code = self._compiled_code() if decision.compiled else None
+        if code is not None:
+            code.prepare()
         if self.world.first:
             log.info(
                 "%s: %s parameters, %s steps, on %s x %s in %s; %s",
@@ -110,7 +112,9 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled),
+            forward=Forward(
+                self.model, compiled=decision.compiled, done=code.share if code and self.world.first else None
+            ),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
@@ -128,6 +132,18 @@ class TrainingSession:
             stop=lambda: bool(context.stop),
         )
         return trainer.run()
+
+    def _compiled_code(self) -> CompiledCode:
+        """The code of this session's model, for batches of its settings."""
+        settings, context = self.settings, self.context
+        compiled = program(
+            self.model.config,
+            self.device.device,
+            rows=settings.device_batch_size,
+            precision=str(self.device.compute_dtype),
+            deterministic=settings.deterministic,
+        )
+        return CompiledCode(context.artifacts, context.launch, compiled)
 
     def commit(self, state: TrainerState, extra: Mapping[str, Any] | None = None) -> None:
         """Commit model, configuration and tokenizer as the stage's output; rank 0's work."""

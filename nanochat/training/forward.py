@@ -22,8 +22,9 @@ class Forward:
     kernels otherwise. On a CPU that is faster as it is (see `nanochat.model.loss`).
     """
 
-    def __init__(self, model: Transformer, *, compiled: bool) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, *, compiled: bool, done: Callable[[], None] | None = None) -> None:
+        """`done` is called once all is compiled, backward too: when a second pass begins."""
+        self.model, self.done = model, done if compiled else None
         if compiled and torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(True)  # tells the compiler, too
         self.hidden: Callable[[Tensor], Tensor] = (
@@ -37,6 +38,9 @@ class Forward:
     ) -> Tensor:
         """ids, targets and factors (B, T) -> `Transformer.loss`."""
         if self.proven:
+            if self.done is not None:
+                self.done()
+                self.done = None
             return self._loss(ids, targets, factors, reduction)
         try:
             result = self._loss(ids, targets, factors, reduction)
@@ -45,7 +49,7 @@ class Forward:
                 raise
             reason = str(error).strip().splitlines()
             log.warning("torch.compile does not work here, so training is slower: %s", reason[0] if reason else error)
-            self.hidden, self.tile = self.model.hidden, cross_entropy_
+            self.hidden, self.tile, self.done = self.model.hidden, cross_entropy_, None
             result = self._loss(ids, targets, factors, reduction)
         self.proven = True
         return result
