@@ -36,8 +36,8 @@ from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.objective import LocalBatch, Objective, Supervised
+from nanochat.training.plan import Measurement, Rates
 from nanochat.training.reinforce import Prompt, Reinforce, RolloutSettings, seed_of
-from nanochat.training.trainer import Measurement, Rates
 
 ENDLESS = 1_000_000  # steps: training ends when nothing more is asked for
 SMALL = 1e-3  # scale of learning rates: made-up tokens must not diverge, however many steps are timed

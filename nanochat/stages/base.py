@@ -16,7 +16,7 @@ from nanochat.spec.training import BaseStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised
-from nanochat.training.trainer import Measurement, Rates
+from nanochat.training.plan import Measurement, Rates
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from nanochat.spec.training import MidStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
 from nanochat.training.objective import Supervised
-from nanochat.training.trainer import Measurement, Rates
+from nanochat.training.plan import Measurement, Rates
 from nanochat.training.validation import packed_batches
 
 

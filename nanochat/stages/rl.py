@@ -19,8 +19,8 @@ from nanochat.stages.evaluate import task_errors
 from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
 from nanochat.tokenizer.chat import render_prompt
 from nanochat.training.guards import Trend
+from nanochat.training.plan import Measurement
 from nanochat.training.reinforce import Prompt, Reinforce, RolloutSettings
-from nanochat.training.trainer import Measurement
 
 log = logging.getLogger(__name__)
 

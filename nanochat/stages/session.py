@@ -40,7 +40,9 @@ from nanochat.training.compiling import decide
 from nanochat.training.forward import Forward
 from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
-from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
+from nanochat.training.plan import Measurement, Rates, TrainerPlan
+from nanochat.training.state import TrainerState
+from nanochat.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

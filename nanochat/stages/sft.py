@@ -9,7 +9,7 @@ from nanochat.spec.training import SftStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
 from nanochat.training.objective import Supervised
-from nanochat.training.trainer import Measurement
+from nanochat.training.plan import Measurement
 from nanochat.training.validation import mean_loss, row_batches
 
 log = logging.getLogger(__name__)

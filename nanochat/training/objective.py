@@ -11,7 +11,7 @@ which is the mean over supervised tokens where every factor is 1, and REINFORCE 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -30,10 +30,14 @@ class MicroBatch:
     targets: Tensor  # (R, T) int64, IGNORED where there is no loss
     factors: Tensor | None = None  # (R, T) float32: what the loss of each token is multiplied by; None is 1
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        return [self.inputs, self.targets, *([] if self.factors is None else [self.factors])]
+
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on a device."""
-        factors = None if self.factors is None else self.factors.to(device)
-        return MicroBatch(self.inputs.to(device), self.targets.to(device), factors)
+        """The same on a device; the copy to a GPU is only begun, in the current stream."""
+        return MicroBatch(*(send(tensor, device) for tensor in self.tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,24 @@ class LocalBatch:
     tokens: int = 0  # tokens that go through the model, for rates
     counts: tuple[float, ...] = ()
 
+    def to(self, device: torch.device) -> LocalBatch:
+        """The same with its micro-batches on a device; see `MicroBatch.to`."""
+        return replace(self, batches=tuple(batch.to(device) for batch in self.batches))
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from pinned memory, so that whoever sends it to a GPU need not wait for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
 
 class Objective(Protocol):
     """A stage's data and loss."""
 
     learns_from: ClassVar[str]  # a step without it changes no weight
     is_likelihood: ClassVar[bool]  # whether its loss is that of predicting a text
+    reads_ahead: ClassVar[bool]  # whether its data is the same whatever the weights: made while the step before trains
 
     @property
     def counts(self) -> tuple[str, ...]:
@@ -65,8 +81,9 @@ class Objective(Protocol):
         """Metrics for the journal from one step's counts, which are summed over ranks."""
         ...
 
-    def text(self, step: int, local: LocalBatch | None = None) -> MicroBatch | None:
-        """This rank's part of a step's text, by which the model is judged before that step; `local` is the step's."""
+    def text(self, step: int, local_batch: Callable[[int], LocalBatch]) -> MicroBatch | None:
+        """This rank's part of a step's text, by which the model is judged before that step; `local_batch` gives all
+        of the step, as the method does."""
         ...
 
     def figure(self, loss: float | None, counts: Mapping[str, float]) -> float | None:
@@ -99,14 +116,15 @@ class Supervised:
     counts: tuple[str, ...] = ()
     learns_from: ClassVar[str] = "a token to train on"
     is_likelihood: ClassVar[bool] = True
+    reads_ahead: ClassVar[bool] = True
 
     def metrics(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Nothing is counted."""
         return {}
 
-    def text(self, step: int, local: LocalBatch | None = None) -> MicroBatch | None:
+    def text(self, step: int, local_batch: Callable[[int], LocalBatch]) -> MicroBatch | None:
         """The step's first micro-batch."""
-        return next(iter((local or self.local_batch(step)).batches), None)
+        return next(iter(local_batch(step).batches), None)
 
     def figure(self, loss: float | None, counts: Mapping[str, float]) -> float | None:
         """The loss."""

@@ -54,6 +54,7 @@ class Reinforce:
     counts = ("prompts", "samples", "reward", "groups_without_advantage", "sampled_tokens", "unfinished")
     learns_from: ClassVar[str] = "a prompt whose samples had different rewards"
     is_likelihood: ClassVar[bool] = False
+    reads_ahead: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Reinforce:
             "train/unfinished": counts["unfinished"] / counts["samples"],
         }
 
-    def text(self, step: int, local: LocalBatch | None = None) -> MicroBatch:
+    def text(self, step: int, local_batch: Callable[[int], LocalBatch] | None = None) -> MicroBatch:
         """This rank's part of the step's prompts: a model that rl ruins no longer predicts them."""
         numbers = self.numbers(step)
         return prompt_batch([self.prompts[number].ids for number in numbers[self.world.part(len(numbers))]])

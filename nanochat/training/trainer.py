@@ -6,6 +6,10 @@
 Every step: get this rank's part of the global batch, agree with all ranks on its weight and on whether to save or
 to stop, run the micro-batches, update. A stop lets the step that has not begun go: what is saved is the state
 before it. A step without supervised tokens changes no weight.
+
+The host waits for none of it. The next batch is made while this one trains, and a step's loss and norm are read once
+the next step was begun: so `state` is that of the last step but one, and one step is under way. Before the state is
+saved or measured, and at the end, that one's numbers are read too: no save is of a step that was not judged.
 """
 
 from __future__ import annotations
@@ -13,25 +17,31 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from nanochat.model.loss import IGNORED
 from nanochat.model.transformer import Transformer
 from nanochat.optim import ShardedOptimizer
 from nanochat.runtime.device import Device, deterministic
 from nanochat.runtime.distributed import World
+from nanochat.runtime.garbage import Garbage
+from nanochat.runtime.reading import Reading
 from nanochat.spec.errors import Diverged, Stopped
 from nanochat.tracking.journal import Journal
 from nanochat.tracking.progress import Progress
+from nanochat.training.batches import Batches
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, MicroBatch, Objective, micro_loss
+from nanochat.training.plan import TrainerPlan
+from nanochat.training.state import TrainerState
 
 log = logging.getLogger(__name__)
 
@@ -40,70 +50,14 @@ SMOOTHING = 0.9  # of the loss that people read
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """The schedule's values for one step."""
+class Begun:
+    """A step that the device was given and whose numbers were not read yet. Sums are over all ranks."""
 
-    lr_scale: float  # what every group's learning rate is multiplied by
-    momentum: float = 0.95  # Muon's
-    decay_scale: float = 1.0  # what the matrices' decay is multiplied by
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Something to measure every few steps, and after the last. All ranks call it and get the same values."""
-
-    every: int  # steps; 0 is never
-    call: Callable[[int], Mapping[str, float]]
-
-    def due(self, step: int, last: int) -> bool:
-        """Whether it is due after `step` steps of `last`."""
-        return self.every > 0 and (step % self.every == 0 or step == last)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerPlan:
-    """The training that a stage asks for."""
-
-    steps: int
-    schedule: Callable[[int], Rates]  # of the step that is about to be made, from 0
-    clip: float | None = None  # largest global gradient norm
-    flops_per_token: float = 0.0
-    checkpoint_steps: int | None = None
-    checkpoint_seconds: float | None = None
-    log_every: int = 1  # steps
-    skip_steps: int = 50  # steps of data that are skipped when training diverges
-    deterministic: bool = False  # on a GPU; a CPU always is
-    measurements: tuple[Measurement, ...] = ()
-
-
-@dataclass(slots=True)
-class TrainerState:
-    """Where training stands; all of it is in a checkpoint."""
-
-    step: int = 0  # steps made
-    skipped: list[tuple[int, int]] = field(default_factory=list)  # data steps that were left out: from, to (not incl.)
-    empty: int = 0  # steps without supervised tokens
-    tokens: int = 0  # that went through the model
-    weight: float = 0.0  # of which were trained on
-    seconds: float = 0.0  # of training, without the warm-up of each launch, measurements and checkpoints
-    loss: float | None = None  # the last step's
-    smooth_loss: float | None = None
-    counts: dict[str, float] = field(default_factory=dict)  # what the objective counted
-    metrics: dict[str, float] = field(default_factory=dict)  # the newest measurements
-
-    def data_step(self, step: int) -> int:
-        """The data of a step: the step's number, moved on by the ranges that were skipped before it."""
-        for first, end in sorted(self.skipped):
-            if step >= first:
-                step += end - first
-        return step
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainerState:
-        """From a checkpoint's JSON."""
-        state = cls(**{item.name: values[item.name] for item in fields(cls)})
-        state.skipped = [(first, end) for first, end in state.skipped]
-        return state
+    weight: float
+    tokens: int
+    counts: Mapping[str, float]
+    reading: Reading | None  # see `Trainer._update`; None for a step without weight
+    at: float  # when all of it was given
 
 
 class Trainer:
@@ -143,36 +97,46 @@ class Trainer:
         self.stop = stop
         self.clock = clock
         self.state = TrainerState()
+        self._batches = Batches(objective, device.device)
+        self._garbage = Garbage()
+        self._begun: deque[Begun] = deque()
         self._saved_step = 0  # the newest checkpoint's
-        self._saved_at = clock()
+        self._saved_at = self._since = clock()  # since when the next step's time counts
         self._warm = False  # whether this launch has made a step: the first one compiles
         self._window = [0, 0.0]  # tokens and seconds since the last log line
 
+    @property
+    def made(self) -> int:
+        """Steps made, the one that is under way included."""
+        return self.state.step + len(self._begun)
+
     def run(self) -> TrainerState:
         """Train to the end; raises Stopped after a stop and Diverged where skipping data did not help."""
-        with self.checkpointer:
+        with self.checkpointer, self._batches, self._garbage:
             self._restore()
             while True:
                 try:
-                    while self.state.step < self.plan.steps:
+                    while self.made < self.plan.steps:
                         self._advance()
+                    self._settle()
                     self._finish()
                     return self.state
                 except Diverged as error:
                     self._recover(error)
 
     def _advance(self) -> None:
-        """One step, or a stop before it."""
-        state = self.state
-        began = self.clock()
-        local = self.objective.local_batch(state.data_step(state.step))
+        """Begin one step and take in the one before it, or stop before it."""
+        if not self.objective.reads_ahead:
+            self._settle()  # what it draws comes of the weights, which have to be sound
+        local = self._batches.get(self.state.data_step(self.made))
         weight, tokens, counts = self._agree(local)
+        self._batches.prepare(self.state.data_step(self.made + 1))
         self.model.train()
-        loss, norm = self._update(local, weight) if weight else (None, None)
-        self._account(loss, weight=weight, tokens=tokens, counts=counts, seconds=self.clock() - began)
-        if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
-            self._log(norm, counts)
+        reading = self._update(local, weight) if weight else None
+        self._begun.append(Begun(weight, tokens, counts, reading, self.clock()))
+        self._settle(leave=int(self._warm))  # a launch's first step takes long, and people wait for it
         self._measure()
+        self._garbage.collect_if_much()
 
     def _agree(self, local: LocalBatch) -> tuple[float, int, dict[str, float]]:
         """The step's weight, tokens and counts over all ranks; saves and stops where that is what all ranks do now."""
@@ -182,39 +146,56 @@ class Trainer:
             float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
-            self._save(local, due=not stop)
+            self._settle()
+            self._save(due=not stop)
         if stop:
             self.checkpointer.wait()
             raise Stopped(f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on.")
         return weight, int(tokens), dict(zip(names, counts, strict=False))
 
-    def _update(self, local: LocalBatch, weight: float) -> tuple[float, float]:
-        """Gradients of the global batch's mean loss, and one step of the optimizer -> loss, gradient norm."""
-        state = self.state
+    def _update(self, local: LocalBatch, weight: float) -> Reading:
+        """Gradients of the global batch's mean loss, and one step of the optimizer -> this rank's summed loss, the
+        gradient norm and, where the loss is no likelihood, what `_judged` says of the weights before."""
         device = self.device.device
         total = torch.zeros((), device=device)
         with deterministic(device, wanted=self.plan.deterministic):
             for batch in local.batches:
-                loss = micro_loss(self.forward, batch.to(device))
+                loss = micro_loss(self.forward, batch)
                 (loss / weight).backward()
                 total += loss.detach()
-        (summed,) = self.world.sum(float(total))
-        mean = summed / weight
-        self.guard.check(state.step + 1, mean if self.objective.is_likelihood else self._judge())
-        rates = self.plan.schedule(state.step)
-        norm = float(self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip, rates.decay_scale))
+        judged = () if self.objective.is_likelihood else self._judged()
+        rates = self.plan.schedule(self.made)
+        norm = self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip, rates.decay_scale)
         self.optimizer.zero_grad()
-        self.guard.check_norm(state.step + 1, norm)
-        return mean, norm
+        return Reading(total, norm, *judged)
 
-    def _account(
-        self, loss: float | None, *, weight: float, tokens: int, counts: Mapping[str, float], seconds: float
-    ) -> None:
+    def _settle(self, *, leave: int = 0) -> None:
+        """Take in the steps that were begun, all but the newest so many; raises Diverged."""
+        while len(self._begun) > leave:
+            step, state = self._begun.popleft(), self.state
+            loss, norm = self._read(step) if step.reading else (None, None)
+            ended = step.at if step.reading is None or step.reading.is_whole else self.clock()
+            self._account(step, loss, seconds=max(0.0, ended - self._since))
+            self._since = ended
+            if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
+                self._log(norm, step.counts)
+
+    def _read(self, step: Begun) -> tuple[float, float]:
+        """The loss and the gradient norm of a step, over all ranks, once they are there and the guard has seen them."""
+        assert step.reading is not None
+        total, norm, *judged = step.reading.values()
+        total, *judged = self.world.sum(total, *judged)
+        loss, number = total / step.weight, self.state.step + 1
+        self.guard.check(number, loss if self.objective.is_likelihood else mean(*judged))
+        self.guard.check_norm(number, norm)
+        return loss, norm
+
+    def _account(self, step: Begun, loss: float | None, *, seconds: float) -> None:
         state = self.state
         state.step += 1
-        state.tokens += tokens
-        state.weight += weight
-        for name, value in counts.items():
+        state.tokens += step.tokens
+        state.weight += step.weight
+        for name, value in step.counts.items():
             state.counts[name] = state.counts.get(name, 0.0) + value
         if loss is None:
             state.empty += 1
@@ -224,10 +205,10 @@ class Trainer:
             state.smooth_loss = SMOOTHING * smooth + (1 - SMOOTHING) * loss
         if self._warm:
             state.seconds += seconds
-            self._window[0] += tokens
+            self._window[0] += step.tokens
             self._window[1] += seconds
         self._warm = True
-        figure = self.objective.figure(loss, counts)
+        figure = self.objective.figure(loss, step.counts)
         if figure is not None:
             self.guard.trend.add(figure)
 
@@ -253,10 +234,11 @@ class Trainer:
 
     def _measure(self) -> None:
         """Whatever is due after this step; the training's random state is left as it was."""
-        step = self.state.step
+        step = self.made
         due = [item for item in self.plan.measurements if item.due(step, self.plan.steps)]
         if not due:
             return
+        self._settle()
         self.model.eval()
         with kept_random_state(self.device.device):
             for item in due:
@@ -264,19 +246,22 @@ class Trainer:
                 self.state.metrics |= values
                 if values:
                     self.journal.metrics(step, values)
+        self._garbage.collect()
+        self._since = self.clock()
 
-    def _judge(self, local: LocalBatch | None = None) -> float:
-        """The mean loss of a few rows of the next step under the present weights, over all ranks; -inf without any."""
-        batch = self.objective.text(self.state.data_step(self.state.step), local)
-        total, weight = 0.0, 0
-        if batch is not None:
-            rows = max(1, JUDGED_TOKENS // max(1, batch.inputs.size(1)))
-            few = MicroBatch(batch.inputs[:rows], batch.targets[:rows]).to(self.device.device)
-            with torch.no_grad():
-                total = float(self.model(few.inputs, few.targets, reduction="sum"))
-            weight = int((few.targets != IGNORED).sum())
-        summed, counted = self.world.sum(total, weight)
-        return summed / counted if counted else -math.inf
+    def _judged(self) -> tuple[Tensor, Tensor]:
+        """This rank's summed loss of a few rows of the next step under the present weights, and their targets: ()."""
+        batch = self.objective.text(self.state.data_step(self.made), self._batches.get)
+        if batch is None:
+            return torch.zeros(()), torch.zeros(())
+        rows = max(1, JUDGED_TOKENS // max(1, batch.inputs.size(1)))
+        few = MicroBatch(batch.inputs[:rows], batch.targets[:rows]).to(self.device.device)
+        with torch.no_grad():
+            return self.model(few.inputs, few.targets, reduction="sum"), (few.targets != IGNORED).sum()
+
+    def _judge(self) -> float:
+        """The mean loss of these rows over all ranks; -inf without any."""
+        return mean(*self.world.sum(*(float(each) for each in self._judged())))
 
     def _finish(self) -> None:
         """Look at what training came to: raises Diverged where that is worse than guessing."""
@@ -290,21 +275,20 @@ class Trainer:
 
     def _save_due(self) -> bool:
         """Whether rank 0 wants a checkpoint before the next step."""
-        done = self.state.step - self._saved_step
-        if not self.world.first or not done:
+        if not self.world.first or self.made == self._saved_step:
             return False
         every, seconds = self.plan.checkpoint_steps, self.plan.checkpoint_seconds
-        return bool(every and self.state.step % every == 0) or bool(
-            seconds and self.clock() - self._saved_at >= seconds
-        )
+        return bool(every and self.made % every == 0) or bool(seconds and self.clock() - self._saved_at >= seconds)
 
-    def _save(self, local: LocalBatch | None = None, *, due: bool) -> None:
+    def _save(self, *, due: bool) -> None:
         """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined."""
-        if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge(local)):
+        if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge()):
             return
         loop = asdict(self.state) | {"guard": self.guard.state()}
         self.checkpointer.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop, due=due)
+        self._garbage.collect()
         self._saved_step, self._saved_at = self.state.step, self.clock()
+        self._since = self._saved_at
 
     def _restore(self) -> None:
         """Go to the newest checkpoint, or to the start."""
@@ -320,7 +304,9 @@ class Trainer:
             self.guard.restore(loop["guard"])
             self.state = TrainerState.from_dict(loop)
             log.info("resumed after step %s of %s", f"{self.state.step:,}", f"{self.plan.steps:,}")
+        self._begun.clear()
         self._saved_step, self._saved_at = self.state.step, self.clock()
+        self._since = self._saved_at
 
     def _recover(self, error: Diverged) -> None:
         """Go back to the newest checkpoint and leave out the data that training diverged on; once."""
@@ -343,6 +329,11 @@ class Trainer:
         )
         log.warning(message)
         self.journal.event("divergence", step=failed.step + 1, message=message, skipped=[begin, end])
+
+
+def mean(total: float, count: float) -> float:
+    """-inf of nothing."""
+    return total / count if count else -math.inf
 
 
 @contextmanager

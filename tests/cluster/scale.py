@@ -6,7 +6,8 @@
 It starts an API server with etcd, an S3 server and a controller, all on this machine, makes the pipelines while the
 controller is down, and prints one JSON object: seconds until each has a status, after a start and a restart; seconds
 from an edit to its status, over 200 edits; memory; CPU and requests at rest, counted in the API server's audit log and
-the S3 server's log; memory after 200 edits of one pipeline. No pods are needed: what runs has a job and no operator.
+the S3 server's log; memory after 200 edits of one pipeline. No pods run: what has a job gets a pod that says that it
+does, so that the others wait for a pipeline which can make what they need.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile
-from operators.kube_client import MERGE, PIPELINES, KubeClient, Resource
+from operators.kube_client import MERGE, PIPELINES, PODS, KubeClient, Resource
 from operators.kube_error import KubeError
+from operators.pytorchjob import PYTORCHJOBS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from store_servers import free_port
@@ -59,7 +61,7 @@ POLICY = {
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata", "users": ["controller"]}, {"level": "None"}],
 }
-PYTORCHJOBS = """
+JOBS_DEFINITION = """
 {apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: pytorchjobs.kubeflow.org,
  annotations: {api-approved.kubernetes.io: unapproved}},
  spec: {group: kubeflow.org, scope: Namespaced,
@@ -166,7 +168,7 @@ class Site:
     def define(self) -> None:
         """The kinds of objects and the namespace."""
         definition = ROOT / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"
-        for body in (yaml.safe_load(definition.read_text()), yaml.safe_load(PYTORCHJOBS)):
+        for body in (yaml.safe_load(definition.read_text()), yaml.safe_load(JOBS_DEFINITION)):
             self.kube.json("create", CRDS.path(), what=body["metadata"]["name"], body=body)
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         self.kube.json("create", NAMESPACES.path(), what=NAMESPACE, body=body)
@@ -227,8 +229,9 @@ class Controller:
         began = time.monotonic()
         self.process = self._stack.enter_context(program(
             command, self.site.folder / "controller.log", KUBECONFIG=str(self.site.folder / "controller.kubeconfig"),
-            NANOCHAT_CACHE=str(self.site.folder / "cache"), PYTHONPATH=str(self.checkout), POD_NAMESPACE=NAMESPACE,
+            NANOCHAT_CACHE=str(self.site.folder / "cache"), POD_NAMESPACE=NAMESPACE,
             NANOCHAT_SERVICE=f"{NAMESPACE}/nanochat-controller:8080", PYTHONWARNINGS="ignore",
+            PYTHONPATH=str(self.checkout), PYTHONSAFEPATH="1",
         ))  # fmt: skip
         self.peak = 0
         threading.Thread(target=self._sample, args=(self.process,), daemon=True).start()
@@ -323,6 +326,40 @@ def declaration(name: str, kind: str) -> dict[str, Any]:
     }
 
 
+def play_operator(site: Site) -> None:
+    """Give each job its first pod, which runs for ever; a deleted job's is deleted too."""
+    while True:
+        with suppress(KubeError):
+            jobs = {job["metadata"]["uid"]: job for job in site.kube.listing(PYTORCHJOBS, NAMESPACE).items}
+            there = {pod["metadata"]["ownerReferences"][0]["uid"]: pod for pod in site.kube.listing(PODS).items}
+            for uid in jobs.keys() - there.keys():
+                run_pod(site, jobs[uid])
+            for uid in there.keys() - jobs.keys():
+                site.kube.delete(PODS, NAMESPACE, there[uid]["metadata"]["name"], grace=0)
+        time.sleep(1.0)
+
+
+def run_pod(site: Site, job: dict[str, Any]) -> None:
+    """The first pod of a job, as the training operator and a kubelet would leave it."""
+    meta, (replicas,) = job["metadata"], job["spec"]["pytorchReplicaSpecs"].values()
+    labels = {"training.kubeflow.org/job-name": meta["name"], "training.kubeflow.org/replica-index": "0"}
+    owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": meta["name"], "uid": meta["uid"]}
+    name = f"{meta['name']}-worker-0"
+    body = {
+        "metadata": {
+            "name": name, "namespace": NAMESPACE, "ownerReferences": [{**owner, "controller": True}],
+            "labels": {**replicas["template"]["metadata"]["labels"], **labels},
+        },
+        "spec": {"nodeName": "node", "containers": [{"name": "pytorch", "image": "trainer"}]},
+    }  # fmt: skip
+    site.kube.create(PODS, body)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    states = [{"name": "pytorch", "image": "", "imageID": "", "ready": True, "restartCount": 0}]
+    states[0]["state"] = {"running": {"startedAt": now}}
+    body = {"status": {"phase": "Running", "startTime": now, "containerStatuses": states}}
+    site.kube.json("patch", PODS.path(NAMESPACE, name, "status"), what=name, body=body, content_type=MERGE)
+
+
 KINDS = ("suspended", "sharing", "finished")
 
 
@@ -365,6 +402,7 @@ def measure(site: Site, options: argparse.Namespace) -> dict[str, Any]:
     names = [f"p{number:04d}" for number in range(options.pipelines)]
     if options.kind == "finished":
         fill(site)
+    threading.Thread(target=play_operator, args=(site,), daemon=True).start()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: create(site, name, options.kind), names))
     statuses, controller = Statuses(site), Controller(site, options.checkout)

@@ -212,7 +212,7 @@ def drain(target: Target) -> None:
 
 def lose_node(target: Target) -> None:
     node = target.node()
-    target.site.run("kind", "stop-node", node)
+    patiently(lambda: target.site.run("kind", "stop-node", node))  # it may miss a pod that ends just then
     try:
         wait_ended(target)
     finally:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from conftest import CPU, STOPPED, Site
 
+from nanochat.model.transformer import Transformer
+from nanochat.runtime.device import Device
 from nanochat.training.host_copy import HostCopy
-from tests.training.rig import same
+from nanochat.training.plan import Measurement
+from tests.training.rig import CONFIG, Rig, losses, same
 
 pytestmark = pytest.mark.gpu
 
@@ -81,6 +84,29 @@ def test_every_stage_runs(data: Site, tmp_path: Path) -> None:
         assert site.output(stage)[0].metadata["device"] == "cuda"
     assert site.results("eval-base")["metrics"]["val_bpb"]["value"] > 0
     assert site.results("eval-rl")["metrics"]["world-sums"]["n"] == 4
+
+
+def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
+    """From the second step on CUDA refuses whatever would wait for it, but where something is measured."""
+
+    def forward(rig: Rig, *args: torch.Tensor, **options: str) -> torch.Tensor:
+        if rig.trainer.made:
+            torch.cuda.set_sync_debug_mode("error")
+        return rig.plain(*args, **options)
+
+    def measure(step: int) -> dict[str, float]:
+        torch.cuda.set_sync_debug_mode("default")
+        return {}
+
+    with torch.device("cuda"):
+        model = Transformer(CONFIG)
+    device = Device(torch.device("cuda", 0), torch.float32)
+    rig = Rig(tmp_path, device, model=model, forward=forward, measurements=(Measurement(6, measure),))
+    try:
+        assert rig.run().step == 12
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(map(math.isfinite, losses(tmp_path)))
 
 
 def test_a_copy_of_the_state_is_of_its_moment() -> None:

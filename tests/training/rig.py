@@ -25,7 +25,9 @@ from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.forward import Forward
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import IGNORED, Objective, Supervised
-from nanochat.training.trainer import Measurement, Rates, Trainer, TrainerPlan, TrainerState
+from nanochat.training.plan import Measurement, Rates, TrainerPlan
+from nanochat.training.state import TrainerState
+from nanochat.training.trainer import Trainer
 from tests.model import recipe_models
 
 CONFIG = ModelConfig(depth=2, width=32, heads=2, kv_heads=2, sequence_length=16, vocab_size=64)
@@ -43,6 +45,17 @@ class FakeLoader:
 
     def batch(self, step: int, rows: slice | None = None) -> tuple[np.ndarray, np.ndarray]:
         self.asked.append(step)
+        inputs, targets = self.made(step)
+        part = rows or slice(None)
+        return inputs[part].copy(), targets[part]
+
+    def step_of(self, ids: torch.Tensor) -> int:
+        """The step that these rows are of."""
+        found = [step for step in set(self.asked) if has_rows(self.made(step)[0], ids.numpy())]
+        assert len(found) == 1
+        return found[0]
+
+    def made(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(step)
         first, stride = random.integers(0, 64, (self.rows, 1)), random.integers(1, 4, (self.rows, 1))
         tokens = (first + stride * np.arange(17)) % 64
@@ -50,8 +63,11 @@ class FakeLoader:
         targets[random.random(targets.shape) < 0.3] = IGNORED
         if step in self.masked:
             targets[:] = IGNORED
-        part = rows or slice(None)
-        return tokens[:, :-1][part].copy(), targets[part]
+        return tokens[:, :-1], targets
+
+
+def has_rows(inputs: np.ndarray, rows: np.ndarray) -> bool:
+    return any(np.array_equal(inputs[i : i + len(rows)], rows) for i in range(len(inputs)))
 
 
 @dataclass
@@ -59,6 +75,7 @@ class Rig:
     """Everything that a launch is made of; several launches share a folder."""
 
     folder: Path
+    device: Device = CPU
     world: World = field(default_factory=World)
     loader: FakeLoader = field(default_factory=FakeLoader)
     steps: int = 12
@@ -102,7 +119,7 @@ class Rig:
                 measurements=self.measurements,
             ),
             world=self.world,
-            device=CPU,
+            device=self.device,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
             optimizer=build_optimizer(self.model, self.rates, world=self.world),
@@ -119,7 +136,7 @@ class Rig:
             guard=self.guard,
             journal=self.journal,
             progress=self.progress,
-            stop=lambda: self._stop(trainer.state.step),
+            stop=lambda: self._stop(trainer.made),
         )
         return trainer
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.storage import Checkpoints, Profile, open_store
-from nanochat.training.trainer import Measurement
+from nanochat.training.plan import Measurement
 from tests.training.rig import Rig
 
 # 9 MB of state: a save takes longer than a step, so that one is under way nearly always.

@@ -13,8 +13,10 @@ from nanochat.inference import Completion, Engine
 from nanochat.model.loss import IGNORED
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World, join
+from nanochat.runtime.reading import Reading
 from nanochat.spec.errors import Diverged
 from nanochat.tokenizer import Tokenizer
+from nanochat.training import trainer
 from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, MicroBatch, micro_loss
 from nanochat.training.reinforce import (
@@ -72,8 +74,15 @@ def random_model() -> Transformer:
     return model
 
 
-def objective(model: Transformer, *, world: World | None = None, count: int = 5, **changes: object) -> Reinforce:
-    return Reinforce(
+def objective(
+    model: Transformer,
+    *,
+    world: World | None = None,
+    count: int = 5,
+    kind: type[Reinforce] = Reinforce,
+    **changes: object,
+) -> Reinforce:
+    return kind(
         prompts(count),
         engine=Engine(model, LETTERS, slots=4),
         world=world or World(),
@@ -183,6 +192,28 @@ def rl_rig(folder: Path, *, launch: str = "first", stop_at: int | None = None) -
         objective=lambda rig: objective(rig.model),
         guard=SpikeGuard(margin=math.inf),
     )
+
+
+def test_nothing_is_drawn_by_weights_of_a_step_that_was_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Told(Reading):
+        def values(self) -> list[float]:
+            told.append("read")
+            return super().values()
+
+    class Drawn(Reinforce):
+        def local_batch(self, step: int) -> LocalBatch:
+            told.append(f"drawn {step}")
+            return super().local_batch(step)
+
+    monkeypatch.setattr(trainer, "Reading", Told)
+    rig = rl_rig(tmp_path)
+    rig.objective = lambda rig: objective(rig.model, kind=Drawn)
+    rig.run()
+    assert told == [each for step in range(4) for each in (f"drawn {step}", "read")]
 
 
 def test_stopped_and_resumed_is_equal_bit_for_bit(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from nanochat.storage.checkpoints import Checkpoints
 from nanochat.training import saving
 from nanochat.training.checkpoint import SLOW
 from nanochat.training.host_copy import HostCopy
-from nanochat.training.trainer import Measurement
+from nanochat.training.plan import Measurement
 from tests.optim.optim_problem import Tables
 from tests.training.rig import Rig, losses, same
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ from safetensors import SafetensorError
 
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import join
+from nanochat.runtime.reading import Reading
 from nanochat.spec.errors import Diverged, NanochatError, StorageError, UserError
 from nanochat.storage import checkpoints
 from nanochat.tracking.journal import JournalReader
-from nanochat.training import checkpoint
+from nanochat.training import checkpoint, trainer
 from nanochat.training.guards import SpikeGuard
-from nanochat.training.trainer import Measurement, TrainerState
+from nanochat.training.plan import Measurement
+from nanochat.training.state import TrainerState
 from tests.training.rig import MODERN, FakeLoader, Rig, close, losses, same
 
 
@@ -166,7 +169,7 @@ def poisoned(first: int, *, last: int = 10**9, value: float) -> Callable[..., to
 
     def forward(rig: Rig, *args: torch.Tensor, **options: str) -> torch.Tensor:
         loss = rig.plain(*args, **options)
-        return loss * value if first <= rig.loader.asked[-1] <= last else loss
+        return loss * value if first <= rig.loader.step_of(args[0]) <= last else loss
 
     return forward
 
@@ -177,7 +180,8 @@ def test_divergence_goes_back_and_leaves_the_data_out_once(tmp_path: Path) -> No
     # Step 6 was saved and data step 7 failed: of the 5 last steps' data that of 6 and 7 came after the checkpoint.
     assert state.skipped == [(6, 8)]
     assert state.step == 12
-    assert rig.loader.asked == [*range(8), *range(8, 15)]
+    # Step 7's loss was read when 8 was begun and 9 prepared.
+    assert rig.loader.asked == [*range(10), *range(8, 15)]
 
 
 def test_divergence_removes_what_was_saved_after_the_step_it_goes_back_to(tmp_path: Path) -> None:
@@ -238,7 +242,7 @@ def test_divergence_before_the_first_checkpoint_starts_again(tmp_path: Path) -> 
     rig = Rig(tmp_path, forward=poisoned(2, last=2, value=math.inf), steps=6)
     state = rig.run()
     assert state.skipped == [(0, 3)]
-    assert rig.loader.asked == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert rig.loader.asked == [0, 1, 2, 3, 4, 3, 4, 5, 6, 7, 8, 9]
 
 
 GUESSING = math.log(64)
@@ -273,6 +277,82 @@ def test_a_run_that_learns_nothing_says_so(tmp_path: Path, changes: dict[str, An
     (event,) = JournalReader(rig.store, "run").history("base").events
     assert event.kind == "remark" and event.message.startswith(remark)
     assert rig.store.read_json(f"run/progress/{rig.launch}.json", 1 << 20)["warnings"] == [event.message]
+
+
+def tell_readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In what order steps are begun and their numbers read."""
+    told: list[str] = []
+
+    class Told(Reading):
+        def __init__(self, *numbers: torch.Tensor) -> None:
+            super().__init__(*numbers)
+            self.step = 1 + sum(each.startswith("begun") for each in told)
+            told.append(f"begun {self.step}")
+
+        def values(self) -> list[float]:
+            told.append(f"read {self.step}")
+            return super().values()
+
+    monkeypatch.setattr(trainer, "Reading", Told)
+    return told
+
+
+def test_numbers_are_read_when_the_next_step_is_begun_and_before_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tell_readings(monkeypatch)
+    Rig(tmp_path, steps=7, checkpoint_steps=4).run()
+    assert told == [
+        *("begun 1", "read 1", "begun 2", "begun 3", "read 2", "begun 4", "read 3", "read 4"),
+        *("begun 5", "begun 6", "read 5", "begun 7", "read 6", "read 7"),
+    ]
+
+
+def test_what_is_logged_does_not_depend_on_when_it_is_read(tmp_path: Path) -> None:
+    at_once = Rig(tmp_path / "at once", measurements=(Measurement(1, lambda step: {}),))
+    late = Rig(tmp_path / "late")
+    assert late.run().seconds > 0 < at_once.run().seconds
+    told = [JournalReader(rig.store, "run").history("base").metrics for rig in (at_once, late)]
+    for name in ("train/loss", "train/grad_norm", "train/lr_scale"):
+        values = [[(point.step, point.value) for point in metrics[name]] for metrics in told]
+        assert values[0] == values[1] and len(values[0]) == 12
+    assert same(at_once.weights, late.weights)
+
+
+def test_a_step_that_diverged_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is read when the step after it would be begun, where a save is due: before that save."""
+    saved: list[tuple[int, bool]] = []
+    real = checkpoint.Checkpointer.save
+
+    def save(self: checkpoint.Checkpointer, step: int, *, model: Transformer, **options: Any) -> None:
+        saved.append((step, all(bool(weight.isfinite().all()) for weight in model.parameters())))
+        real(self, step, model=model, **options)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", save)
+    rig = Rig(tmp_path, forward=poisoned(7, last=7, value=math.nan), checkpoint_steps=4, steps=10)
+    assert rig.run().skipped == [(4, 8)]
+    assert saved == [(4, True), (8, True)]
+
+
+def test_garbage_is_collected_at_saves_and_measurements_alone(tmp_path: Path) -> None:
+    collected: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            collected.append(rig.trainer.made)
+
+    def measure(step: int) -> dict[str, float]:
+        assert not gc.isenabled()
+        return {}
+
+    rig = Rig(tmp_path, steps=8, checkpoint_steps=3, measurements=(Measurement(5, measure),))
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        rig.run()
+    finally:
+        gc.callbacks.remove(note)
+    assert collected[:4] == [3, 5, 6, 8] and gc.isenabled()
 
 
 def test_skipped_ranges_move_the_data_on() -> None:

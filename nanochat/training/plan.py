@@ -1,0 +1,43 @@
+"""The plan of a training loop: its steps and rates, what is measured, and how often the state is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The schedule's values for one step."""
+
+    lr_scale: float  # what every group's learning rate is multiplied by
+    momentum: float = 0.95  # Muon's
+    decay_scale: float = 1.0  # what the matrices' decay is multiplied by
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Something to measure every few steps, and after the last. All ranks call it and get the same values."""
+
+    every: int  # steps; 0 is never
+    call: Callable[[int], Mapping[str, float]]
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether it is due after `step` steps of `last`."""
+        return self.every > 0 and (step % self.every == 0 or step == last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerPlan:
+    """The training that a stage asks for."""
+
+    steps: int
+    schedule: Callable[[int], Rates]  # of the step that is about to be made, from 0
+    clip: float | None = None  # largest global gradient norm
+    flops_per_token: float = 0.0
+    checkpoint_steps: int | None = None
+    checkpoint_seconds: float | None = None
+    log_every: int = 1  # steps
+    skip_steps: int = 50  # steps of data that are skipped when training diverges
+    deterministic: bool = False  # on a GPU; a CPU always is
+    measurements: tuple[Measurement, ...] = ()
