@@ -44,7 +44,6 @@ ARCHIVE = "code.zip"
 LARGEST = 64 << 20  # bytes in an archive; a model's for CPUs has 4 MB
 SECONDS = 10.0  # that a start waits for the store: a third of what compiling takes
 ASKED, WHOLE = "asked", "whole"  # files beside the code: the store was asked; all that the program needs is there
-HEADERS = "cpp_cache_precompile_headers"
 
 
 def program(model: ModelConfig, device: torch.device, **settings: Any) -> dict[str, Any]:
@@ -84,7 +83,8 @@ class CompiledCode:
                     archive = self._fetch_in_time(key)
                     if archive is not None:
                         unpack(archive, self.artifacts.cache.scratch("compiled-code"), folder)
-        compile_headers(not (folder / WHOLE).exists())
+        if (folder / WHOLE).exists():
+            skip_headers()
 
     def share(self) -> None:
         """Store the code where the store has none, in the background. A failure is told, and that is all."""
@@ -157,15 +157,14 @@ class CompiledCode:
         return hmac.new(key, b"code " + self._digest().encode() + archive, "sha256").hexdigest()
 
 
-def compile_headers(wanted: bool) -> None:
-    """Whether PyTorch compiles its headers (156 MB) before CPU kernels, which it does even where no kernel is missing.
+def skip_headers() -> None:
+    """Keep PyTorch from compiling its headers (156 MB, 14 s) before it looks whether a kernel is missing at all.
 
-    Code is kept under a name made of all options but those that are to be ignored.
+    One that is missing is compiled without, some seconds slower. PyTorch's own option for that renames all kernels.
     """
-    from torch._inductor import config  # takes a while, and torch.compile imports it anyway
+    from torch._inductor import codecache  # takes a while, and torch.compile imports it anyway
 
-    setattr(config, HEADERS, wanted)
-    config._cache_config_ignore_prefix.append(HEADERS)
+    codecache._precompile_header = lambda *_, **__: None
 
 
 def pack(folder: Path) -> bytes | None:

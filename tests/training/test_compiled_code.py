@@ -34,7 +34,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLACE, "")
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")
     monkeypatch.setenv(KEY, OURS)
-    monkeypatch.setattr(compiled_code, "compile_headers", lambda _: None)
+    monkeypatch.setattr(compiled_code, "skip_headers", lambda: None)
     monkeypatch.setattr(compiled_code, "SECONDS", 600.0)
 
 
@@ -265,7 +265,7 @@ def test_nothing_is_compiled_where_another_machine_has(tmp_path: Path) -> None:
             check=True,
         )
         assert done.stdout == "64.0\n"
-        return [line for line in log.read_text().splitlines() if ".cpp" in line or ".h" in line]
+        return [line[-200:] for line in log.read_text().splitlines() if ".cpp" in line or ".h" in line]
 
     assert launch("first")
     assert launch("second") == []
