@@ -22,6 +22,7 @@ GPU_SETUP ?= $(VENV)/.dev
 GPU_PYTHON ?= $(BIN)/python
 
 CLIENTS := tests/clients
+BROWSER := tests/browser
 NOT_INSTALLED := packages could not be installed: see above and check network and disk space; make goes on where it stopped
 
 CODE := nanochat operators tasks tests docs/examples docs/pictures
@@ -32,7 +33,7 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-cluster test-cluster-smoke lint format generate lock \
+.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser test-cluster test-cluster-smoke lint format generate refresh-vendored lock \
     lock-upstream check-locks images kind-tools kind-up kind-demo kind-down
 
 help: ## list the targets
@@ -72,7 +73,7 @@ demo: setup ## train a small chat model on this machine, and ask it five questio
 	$(BIN)/nanochat report demo
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu and not clients" $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests -m "not slow and not cluster and not gpu and not clients and not browser" $(SIDE_BY_SIDE)
 
 fuzz: $(VENV)/.dev ## send 20,000 requests, valid and almost valid, to a chat server; some minutes
 	$(BIN)/python tests/serving/request_fuzzer.py --requests 20000
@@ -106,6 +107,20 @@ $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json
 	@echo "Installing the clients in JavaScript."
 	@npm ci --silent --no-audit --no-fund --prefix $(CLIENTS)
 	@touch $@
+
+# Debian's package chromium, or another that CHROMIUM names.
+test-browser: $(VENV)/.dev $(BROWSER)/node_modules/.done ## try the chat page in Chromium
+	@command -v $${CHROMIUM:-chromium} > /dev/null || { echo "chromium is missing: install it, or name it in CHROMIUM." >&2; exit 1; }
+	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) $(BIN)/python -m pytest tests/browser -m browser -s
+
+$(BROWSER)/node_modules/.done: $(BROWSER)/package-lock.json
+	@command -v npm > /dev/null || { echo "npm is missing: install Node.js 20 or newer." >&2; exit 1; }
+	@echo "Installing what drives the browser."
+	@npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(BROWSER)
+	@touch $@
+
+refresh-vendored: $(VENV)/.done ## fetch the libraries of the chat page again, by their versions and hashes
+	$(BIN)/python -m nanochat.serving.vendored
 
 # It makes the cluster with kind and removes it again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.
 test-cluster: $(VENV)/.dev ## run the tests on a cluster that it makes with kind

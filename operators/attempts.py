@@ -30,12 +30,23 @@ from operators.objects import Job
 
 # What the annotation of a job tells of its attempt: `operators.pytorchjob` writes it.
 TOLD = ("keys", "device_batch_size", "memory", "started", "nodes", "processes", "gpus")
+ROOM = "-room"  # end of a job's name
 Host = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]  # a node's name
 
 
 def job_name(pipeline: str, uid: str, stage: str, number: int) -> str:
     """The name of an attempt's objects: a DNS-1035 label of at most 32 + 20 characters."""
     return f"{pipeline}-{uid[:4]}-{stage}-{number}"
+
+
+def room_name(pipeline: str, uid: str, stage: str) -> str:
+    """The name of the job that holds room for a stage (`operators.room`); no attempt's ends like it."""
+    return f"{pipeline}-{uid[:4]}-{stage}{ROOM}"
+
+
+def is_room(job: str) -> bool:
+    """Whether a job of a pipeline holds room, and is none of an attempt."""
+    return job.endswith(ROOM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +68,7 @@ class JobAttempt(AttemptRecord):
     running_since: Seconds | None = None
     used: Seconds = 0.0  # seconds that launches before ran
     form: Name | None = None  # digest of its job as it was created
+    resize: Count = 0  # nodes of the attempt after it, where it was stopped to have others
     decided: Outcome | None = None  # how it will have ended, once nothing of it runs any more
     cleaned: bool = False  # its job and plan are deleted
 

@@ -20,8 +20,8 @@ from nanochat.spec.fields import LABEL_VALUE, Section
 from nanochat.spec.pipeline import Pipeline
 from nanochat.spec.pods import PodSettings
 from nanochat.spec.stages import ComputeStage, Stage, TaskSelection
-from nanochat.spec.training import MixturePart
-from operators.crd_rules import PROCESSES, RULES, Schema, rule
+from nanochat.spec.training import MixturePart, TrainingStage
+from operators.crd_rules import NODES, PROCESSES, RULES, Schema, rule
 from operators.status_schema import PipelineStatus
 
 FILE = Path(__file__).parents[1] / "helm" / "nanochat" / "files" / "chatpipelines.nanochat.dev.yaml"
@@ -48,7 +48,7 @@ def section(model: type[Section], *, brief: bool = False) -> Schema:
     if model in RULES:
         schema["x-kubernetes-validations"] = RULES[model]
     if issubclass(model, ComputeStage):
-        schema["x-kubernetes-validations"] = [PROCESSES]
+        schema["x-kubernetes-validations"] = [PROCESSES, *([NODES] if issubclass(model, TrainingStage) else ())]
     return schema
 
 

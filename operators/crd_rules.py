@@ -52,6 +52,10 @@ PROCESSES = rule(
     "!has(self.processesPerNode) || self.gpusPerNode == 0 || self.processesPerNode <= self.gpusPerNode",
     "processesPerNode is above gpusPerNode: each process takes a GPU",
 )
+NODES = rule(
+    "!has(self.minNodes) || !has(self.nodes) || self.minNodes <= self.nodes",
+    "minNodes is above nodes: a stage does with fewer nodes, never with more",
+)
 RULES: dict[type[Section], list[Schema]] = {
     PipelineSpec: [
         *(

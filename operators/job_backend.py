@@ -20,7 +20,7 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.pods import PodSettings
 from operators import resources
 from operators.admission import Accepted
-from operators.attempts import job_name
+from operators.attempts import job_name, room_name
 from operators.config import Config, StoreProfile
 from operators.kube_client import Resource
 from operators.kube_error import Object
@@ -38,11 +38,21 @@ class JobRequest:
     config: Config
     started: float
     avoid: Mapping[str, float] = field(default_factory=dict)  # suspected node -> how much
+    beside: str = ""  # job of the attempt for which this one holds room, and does nothing else
 
     @property
     def name(self) -> str:
         """The name of the attempt's objects."""
-        return job_name(self.accepted.pipeline.metadata.name, self.uid, self.launch.stage, self.launch.attempt)
+        pipeline, stage = self.accepted.pipeline.metadata.name, self.launch.stage
+        if self.beside:
+            return room_name(pipeline, self.uid, stage)
+        return job_name(pipeline, self.uid, stage, self.launch.attempt)
+
+    @property
+    def nodes(self) -> int:
+        """Pods of the attempt."""
+        declared = resources.nodes(self.spec, self.launch.stage)
+        return declared if self.launch.nodes is None else self.launch.nodes
 
     @property
     def spec(self) -> PipelineSpec:

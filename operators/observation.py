@@ -10,7 +10,7 @@ had failed, are consequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nanochat.parse.json_text import read_json
@@ -44,6 +44,7 @@ class AttemptObservation:
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime
     placement: Mapping[str, str] = field(default_factory=dict)  # replica index -> node, of the present launch
+    placed: int = 0  # pods that nodes have taken up
 
     @property
     def is_stuck(self) -> bool:
@@ -88,7 +89,15 @@ def observe(record: JobAttempt, job: Job | None, pods: Sequence[Pod], now: float
         pods={**before, **present},
         job_started=job.started,
         placement={**(record.placement if same else {}), **placement},
+        placed=placed(pods),
     )
+
+
+def placed(pods: Iterable[Pod]) -> int:
+    """The number of pods that run on a node or are being started by it: one that is bound to a node which has just been
+    lost is not."""
+    running = [pod for pod in pods if pod.node and not pod.meta.deleting and not pod.unreachable]
+    return sum(pod.phase == "Running" or (pod.phase == "Pending" and bool(pod.waiting)) for pod in running)
 
 
 def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> JobAttempt:

@@ -31,6 +31,7 @@ WORK = "/work"
 PORT = 23456
 USER = 1000
 GPU = "nvidia.com/gpu"
+IDLE = ["sleep", "infinity"]
 SHARED_MEMORY = {"cpu": (64, "Mi"), "gpu": (1, "Gi")}  # of each process
 
 
@@ -54,7 +55,9 @@ def metadata_of(request: JobRequest) -> client.V1ObjectMeta:
         controller=True,
         block_owner_deletion=False,
     )
-    labels = {PIPELINE: meta.name, UID: request.uid, STAGE: launch.stage, ATTEMPT: str(launch.attempt)}
+    labels = {PIPELINE: meta.name, UID: request.uid}
+    if not request.beside:
+        labels |= {STAGE: launch.stage, ATTEMPT: str(launch.attempt)}
     return client.V1ObjectMeta(name=request.name, namespace=meta.namespace, labels=labels, owner_references=[owner])
 
 
@@ -82,7 +85,7 @@ def plan_of(request: JobRequest) -> str:
         profile=asdict(request.profile.location()),
         cache=f"{WORK}/cache",
         work="",
-        nodes=resources.nodes(request.spec, stage),
+        nodes=request.nodes,
         processes=processes,
         # From the request, not from the node: sums are split by thread, and a resumed run has to add as before.
         threads=max(1, int(cores / processes)),
@@ -108,7 +111,7 @@ def _spec(request: JobRequest, cores: float) -> Object:
 
 def build_template(request: JobRequest, placement: Placement) -> client.V1PodTemplateSpec:
     """The template of an attempt's pods."""
-    spec, stage, settings = request.spec, request.launch.stage, request.settings
+    spec, settings = request.spec, request.settings
     network = PRESETS[settings.network] if settings.network else Network()
     user = settings.run_as_user or USER
     pod = client.V1PodSpec(
@@ -133,19 +136,31 @@ def build_template(request: JobRequest, placement: Placement) -> client.V1PodTem
         priority_class_name=settings.priority_class,
         affinity=_avoiding(request.avoid) if request.avoid else None,
     )
-    if resources.nodes(spec, stage) > 1:
+    selector = client.V1LabelSelector(match_labels={placement.job_label: request.name})
+    if request.beside:
+        pods = {"key": placement.job_label, "operator": "In", "values": [request.name, request.beside]}
+        selector = client.V1LabelSelector(match_expressions=[client.V1LabelSelectorRequirement(**pods)])
+        _make_idle(pod)
+    if request.nodes > 1 or request.beside:
         spread = client.V1TopologySpreadConstraint(
             max_skew=1,
             topology_key=settings.topology_key or "kubernetes.io/hostname",
             when_unsatisfiable="DoNotSchedule",
             node_taints_policy="Honor",
-            label_selector=client.V1LabelSelector(match_labels={placement.job_label: request.name}),
+            label_selector=selector,
         )
         pod.topology_spread_constraints = [spread]
     labels = {**settings.labels, **(metadata_of(request).labels or {})}
     return client.V1PodTemplateSpec(
         metadata=client.V1ObjectMeta(labels=labels, annotations=settings.annotations), spec=pod
     )
+
+
+def _make_idle(pod: client.V1PodSpec) -> None:
+    """Leave of a pod what decides where it fits: it runs nothing, reads nothing and ends at once."""
+    container: client.V1Container = pod.containers[0]  # type: ignore[index]
+    container.command, pod.termination_grace_period_seconds = IDLE, 1
+    container.env = container.env_from = container.volume_mounts = pod.volumes = None
 
 
 def _container(request: JobRequest, placement: Placement, network: Network) -> client.V1Container:

@@ -38,6 +38,8 @@ class PyTorchJobs:
 
     def build(self, request: JobRequest) -> models.KubeflowOrgV1PyTorchJob:
         """The job of an attempt, in the backend's own model."""
+        if request.beside:
+            return self._job(request, {})
         return self._job(request, {ATTEMPT: json.dumps(_record_of(request) | {"form": self.form(request)})})
 
     def form(self, request: JobRequest) -> str:
@@ -52,7 +54,7 @@ class PyTorchJobs:
         metadata.labels, metadata.annotations = {**(metadata.labels or {}), **queue, **urgent}, annotations
         placement = Placement(self.pod_name(request.name, "0"), JOB_LABEL, INDEX_LABEL)
         worker = models.KubeflowOrgV1ReplicaSpec(
-            replicas=resources.nodes(spec, launch.stage),
+            replicas=request.nodes,
             restart_policy="Never",
             template=build_template(request, placement),
         )
@@ -130,7 +132,6 @@ class PyTorchJobs:
 def _record_of(request: JobRequest) -> Object:
     """The beginning of the attempt's record, by which a controller adopts a job that has none."""
     spec, launch = request.spec, request.launch
-    nodes = resources.nodes(spec, launch.stage)
     return {
         "stage": launch.stage,
         "number": launch.attempt,
@@ -138,7 +139,7 @@ def _record_of(request: JobRequest) -> Object:
         "device_batch_size": launch.device_batch_size,
         "memory": launch.memory,
         "started": request.started,
-        "nodes": nodes,
+        "nodes": request.nodes,
         "processes": resources.processes(spec, launch.stage),
-        "gpus": nodes * resources.gpus(spec, launch.stage),
+        "gpus": request.nodes * resources.gpus(spec, launch.stage),
     }

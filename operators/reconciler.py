@@ -24,6 +24,7 @@ from nanochat.spec.chatpipeline import API_VERSION, KIND
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from operators import metrics, status
 from operators.admission import admit_object
+from operators.attempts import is_room
 from operators.index import read_pipeline
 from operators.kube_error import KubeError, Object
 from operators.kueue import queue_state
@@ -222,7 +223,7 @@ class Run:
 
     def _status(self, scope: Scope, planned: Status) -> Object:
         found, ready = scope.found, scope.ready
-        workloads = (scope.queues.of(job) for job in scope.owned.jobs.values())
+        workloads = (scope.queues.of(job) for name, job in scope.owned.jobs.items() if not is_room(name))
         inputs = status.StatusInputs(
             accepted=ready.accepted,
             planned=planned,

@@ -16,8 +16,9 @@ from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, 
 from nanochat.pipeline.run_status import RunStatus
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
-from operators import actions, metrics, observation, resources, sharing, status
+from operators import actions, metrics, observation, resources, room, sharing, status
 from operators.attempts import JobAttempt
+from operators.elastic import Elastic
 from operators.index import Owned
 from operators.scope import Scope
 from operators.suspicion import blame
@@ -32,6 +33,7 @@ def reconcile(scope: Scope) -> Status:
     _observe(scope)
     for record, why in sharing.yielding(scope):
         actions.stop(scope, Stop(record.stage, record.number, YIELDED), f"it could not start: {why}")
+    room.adapt(scope)
     decided, planned = _plan_held(scope)
     ready.phase = planned.phase
     starts = {action.stage for action in decided if isinstance(action, Start)}
@@ -232,6 +234,11 @@ def _observed(scope: Scope) -> Observed:
         memory_limits=resources.memory_limits(scope.services.config, accepted.spec, accepted.graph),
         hold=hold,
         refusals=scope.ready.refusals,
+        nodes={
+            stage: elastic.next_nodes(scope.ready.attempts.last(stage))
+            for stage in accepted.graph.stages
+            if (elastic := Elastic.of(accepted.spec, stage))
+        },
     )
 
 
@@ -249,12 +256,15 @@ def _attempt(scope: Scope, record: JobAttempt) -> Attempt:
     outputs = {out.key for out in scope.ready.accepted.graph.node(record.stage).outputs}
     observed = scope.observations.get(record.job)
     runs = record.outcome is None
+    waiting = observed.waiting if runs and observed else None
+    elastic = Elastic.of(scope.ready.accepted.spec, record.stage) if runs else None
     heartbeat = scope.ready.heartbeat(record, scope.steady) if runs else None
     return record.observed(
         silence=scope.steady - heartbeat.heard if heartbeat else 0.0,
         begun=heartbeat is None or heartbeat.begun,
         stopping=runs and record.decided is not None,
-        waiting=observed.waiting if runs and observed else None,
+        waiting=elastic.told(record, waiting) if elastic else waiting,
+        remark=elastic.remark(record) if elastic else None,
         stale=not outputs.issuperset(record.keys) or (runs and _is_outdated(scope, record)),
         made=runs and scope.ready.outputs.others_made(record.keys, record.launches),
     )
@@ -266,7 +276,9 @@ def _is_outdated(scope: Scope, record: JobAttempt) -> bool:
     if not record.form or observed is None or not observed.is_stuck:
         return False
     outputs = tuple(out for out in node.outputs if out.key in record.keys)
-    start = Start(record.stage, record.number, outputs, record.device_batch_size, record.memory)
+    elastic = Elastic.of(scope.ready.accepted.spec, record.stage)
+    nodes = elastic.within(record.nodes) if elastic else None
+    start = Start(record.stage, record.number, outputs, record.device_batch_size, record.memory, nodes)
     return scope.services.backend.form(actions.request(scope, start)) != record.form
 
 

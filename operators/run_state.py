@@ -100,6 +100,8 @@ class Ready:
     progress: dict[str, State] = field(default_factory=dict)
     heartbeats: dict[str, Heartbeat] = field(default_factory=dict)  # by job, of the present launch
     stuck: Mapping[str, float] = field(default_factory=dict)  # job -> since when its pods do not get to run
+    lacking: dict[str, float] = field(default_factory=dict)  # job -> since when it lacks room for all its pods
+    held: dict[str, tuple[int, float]] = field(default_factory=dict)  # job that holds room -> for how many, since when
     looked: float = 0.0  # when all outputs were looked for last; 0 makes the next reconciliation do it
 
     @classmethod

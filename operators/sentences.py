@@ -96,6 +96,15 @@ class Wait(Sentence):
         return Waiting(self.reason, cause + limit, self, values)
 
 
+class Resize(Sentence):
+    """All sentences about the number of nodes of a stage with `minNodes` (`operators.elastic`)."""
+
+    FOLLOWS = "Resized", "(after {patience} it goes on with fewer nodes, if there is room for {least})"
+    FEWER = "FewerNodes", "runs on {nodes} of {most} nodes, and takes all again when there is room"
+    SHRINKS = "Resized", "there was no room for all nodes within {patience}: it goes on with {nodes} of {most}"
+    GROWS = "Resized", "there is room again: it goes on with {nodes} of {most} nodes"
+
+
 class End(Sentence):
     """How an attempt ended, where its objects say so; the reason is an outcome's."""
 

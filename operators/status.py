@@ -263,6 +263,7 @@ def _attempt(record: JobAttempt) -> Object:
         "started": to_time(record.started),
         "ended": to_time(record.ended),
         "nodes": list(record.hosts)[:NODES],
+        "nodeCount": record.nodes,
         "suspects": list(record.blame)[:MOST_NODES] or None,
         "batch": record.device_batch_size,
     }
@@ -278,7 +279,8 @@ def _current(planned: Status, progress: Mapping[str, State]) -> str:
 
 def _why(planned: Status) -> str:
     """The message of the first stage that waits for something outside the pipeline."""
-    waiting = [i for i in planned.stages if i.message and (i.outside or i.phase in (Phase.PENDING, Phase.RETRYING))]
+    pending = (Phase.PENDING, Phase.RETRYING)
+    waiting = [i for i in planned.stages if i.message and (i.outside or i.reason or i.phase in pending)]
     return f"{waiting[0].stage}: {waiting[0].message}" if waiting else ""
 
 

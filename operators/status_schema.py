@@ -98,6 +98,9 @@ class AttemptStatus(StatusSection):
     nodes: Annotated[tuple[Word, ...], Field(max_length=64)] = setting(
         help="nodes are the names of the nodes that pods of the attempt ran on; of too many the first by name."
     )
+    node_count: int | None = setting(
+        None, "nodeCount is the number of nodes that the attempt was started for: nodes, or fewer down to minNodes."
+    )
     suspects: Annotated[tuple[Word, ...], Field(max_length=16)] | None = setting(
         None,
         "suspects are the names of the nodes that the attempt's end speaks against: the next attempts prefer others.",

@@ -28,6 +28,7 @@ class Measurement:
     threads: int
     peer: Checkout | None
     profile: ResolvedProfile
+    processes: int = 1  # that train together
 
     @property
     def variables(self) -> dict[str, str]:
@@ -42,9 +43,10 @@ class Contender:
     name: str
     task: Mapping[str, Any]
     variables: Mapping[str, str]
+    processes: int = 1
 
     def start(self, workers: Workers) -> Worker:
-        return workers.start(self.name, self.task, self.variables)
+        return workers.start(self.name, self.task, self.variables, processes=self.processes)
 
 
 def measure_machine(asked: Measurement, workers: Workers) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def measure_machine(asked: Measurement, workers: Workers) -> dict[str, Any]:
 def ours(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]:
     """This project: base compiled and eager, the others as they come, with rows of many widths."""
     for name, compile_ in modes(stage):
-        yield Contender(f"ours, {name}", own_task(asked.shape, stage, steps, compile_), asked.variables)
+        task = own_task(asked.shape, stage, steps, compile_)
+        yield Contender(f"ours, {name}", task, asked.variables, asked.processes)
 
 
 def modes(stage: str) -> Sequence[tuple[str, str]]:
@@ -89,8 +92,12 @@ def theirs(asked: Measurement, *, stage: str, steps: int) -> Iterator[Contender]
     if peer.own:
         for name, compile_ in modes(stage):
             task = own_task(asked.shape, stage, steps, compile_) | {"root": root}
-            yield Contender(f"{peer.name}, {name}", task, asked.variables)
+            yield Contender(f"{peer.name}, {name}", task, asked.variables, asked.processes)
         return
+    if asked.processes > 1:
+        raise UserError(
+            "--processes: a peer of another project is measured in one process only: leave out --peer or --processes"
+        )
     if stage != "base":
         raise UserError(
             f"--stage {stage}: a peer of another project is measured in base only: leave out --peer or --stage"

@@ -1,7 +1,8 @@
 """Training steps of base, sft and rl through the stage's own session, on synthetic tokens, for `nanochat bench train`.
 
 The data loaders, objectives, optimizer, clipping, journal and progress are those of the stage. Tokens follow Zipf's
-law, so that there is something to learn; rl's samples are given instead of drawn.
+law, so that there is something to learn; rl's samples are given instead of drawn. Of several processes that train
+together the first answers, and tells the others when to go on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from nanochat.bench.pacing import Paced
+from nanochat.bench.ranks import boundary, join_timed
 from nanochat.bench.shapes import Shape
 from nanochat.bench.synthetic import SEED, lengths, zipf
 from nanochat.data.loader import Shard, TextLoader
@@ -29,7 +32,7 @@ from nanochat.pipeline.graph import Output
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.resolve import model_config
 from nanochat.runtime.device import choose_device
-from nanochat.runtime.distributed import ALONE
+from nanochat.runtime.distributed import ALONE, World
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages.context import StageContext
@@ -61,11 +64,13 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
     """Train, `task["steps"]` steps at a time; UserError where that is not done as it was asked for."""
     paced.stamp("imports")
     spec = Shape.from_dict(task["shape"]).read()
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         context = make_context(spec, task["stage"], Path(folder), {"root": f"{folder}/store"})
         context.store.check()
         paced.stamp("store")
-        session = open_session(context)
+        world, waits = stack.enter_context(join_timed(choose_device(context.settings.precision).device))
+        session = open_session(context, world)
         paced.stamp("build model")
         opened = OBJECTIVES[task["stage"]](session, Path(folder))
         paced.skip()  # the files were made here, and are there in a stage
@@ -78,7 +83,13 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         def between(step: int) -> dict[str, float]:
             if remarks.sentences:
                 raise UserError(remarks.sentences[0])
-            paced.boundary(lambda: work(config, [counted.local_batch(made) for made in range(step - every, step)]))
+            (waited,) = world.sum(waits.take() / world.size)
+
+            def done() -> dict[str, float]:
+                return work(config, [counted.local_batch(made) for made in range(step - every, step)])
+
+            boundary(world, paced, lambda: {"waited": waited, **done()}, begun=step > every)
+            waits.take()
             return {}
 
         session.train(
@@ -104,8 +115,8 @@ def make_context(
     return StageContext(plan)
 
 
-def open_session(context: StageContext) -> TrainingSession:
-    """A session with a fresh model, in one process."""
+def open_session(context: StageContext, world: World = ALONE) -> TrainingSession:
+    """A session with a fresh model."""
     device = choose_device(context.settings.precision)
     with torch.device(device.device):
         model = Transformer(model_config(context.spec))
@@ -113,7 +124,7 @@ def open_session(context: StageContext) -> TrainingSession:
     return TrainingSession(
         context=context,
         settings=context.settings,
-        world=ALONE,
+        world=world,
         device=device,
         model=model,
         tokenizer=Tokenizer([bytes([value]) for value in range(256)]),

@@ -25,6 +25,7 @@ def measure_train(asked: Measurement, *, stage: str, steps: int) -> dict[str, An
         "bench": "train",
         "stage": stage,
         "shape": describe(asked.spec),
+        "processes": asked.processes,
         "machine": machine,
         "measured": [item.to_dict() | derived(item, machine["bound"]) for item in found],
         "times_faster": compare(found),
@@ -34,10 +35,12 @@ def measure_train(asked: Measurement, *, stage: str, steps: int) -> dict[str, An
 def derived(item: Measured, bound: float) -> dict[str, Any]:
     """Figures that follow from those of each round."""
     flops = [given["flops"] / given["seconds"] / bound for given in item.rounds]
+    waiting = [given.get("waited", 0.0) / given["seconds"] for given in item.rounds]  # a peer waits for nobody
     return {
         "tokens_per_second": asdict(item.rate("tokens")),
         "flops_per_second": asdict(item.rate("flops")),
         "flop_utilisation": asdict(Spread.of(flops)),
+        "waiting_for_others": asdict(Spread.of(waiting)),
         "tokens_per_cpu_second": asdict(item.rate("tokens", "cpu_seconds")),
     }
 
@@ -50,13 +53,15 @@ def train_tables(document: Mapping[str, Any]) -> list[Table]:
             seconds(item["figures"]["seconds"], each=item["figures"]["steps"]["median"]),
             number(item["tokens_per_second"]),
             percent(item["flop_utilisation"]),
+            *([percent(item["waiting_for_others"])] if document["processes"] > 1 else []),
             seconds(item["figures"]["cpu_seconds"], each=item["figures"]["steps"]["median"]),
             bytes_(item["figures"]["peak_memory"]),
             number(item["figures"]["minor_faults"]),
         ]
         for item in document["measured"]
     ]
-    head = ["", "a step", "tokens/s", "of the bound", "CPU time", "peak memory", "page faults"]
+    waiting = ["waiting for others"] if document["processes"] > 1 else []
+    head = ["", "a step", "tokens/s", "of the bound", *waiting, "CPU time", "peak memory", "page faults"]
     largest = [[item["name"], costs(item["costs"])] for item in document["measured"]]
     tables = [
         machine_table(document["machine"]),

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import selectors
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,8 +44,21 @@ class Workers(ExitStack):
         self.logs = Path(self.enter_context(tempfile.TemporaryDirectory()))
         return self
 
-    def start(self, name: str, task: Mapping[str, Any], environment: Mapping[str, str]) -> Worker:
-        """Start a process that will measure; it goes on while others are started."""
+    def start(
+        self, name: str, task: Mapping[str, Any], environment: Mapping[str, str], *, processes: int = 1
+    ) -> Worker:
+        """Start a process that will measure, or several that train together, of which the first is told and answers;
+        it goes on while others are started."""
+        if processes == 1:
+            return self._start(name, task, environment)
+        port = str(free_port())
+        *_, first = [
+            self._start(name, task, {**environment, **rank_variables(rank, processes, port)})
+            for rank in reversed(range(processes))
+        ]
+        return first
+
+    def _start(self, name: str, task: Mapping[str, Any], environment: Mapping[str, str]) -> Worker:
         log = self.logs / f"{len(list(self.logs.iterdir()))}.log"
         began = time.monotonic()
         with log.open("wb") as output:
@@ -65,6 +79,19 @@ class Workers(ExitStack):
 def asleep(threads: int) -> dict[str, str]:
     """The environment of a process that computes on so many threads, which wait asleep."""
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def rank_variables(rank: int, processes: int, port: str) -> dict[str, str]:
+    """torchrun's variables for one of several processes on this machine."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), **place}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def with_package(variables: Mapping[str, str]) -> dict[str, str]:

@@ -43,7 +43,13 @@ def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: st
     runner.select(only=only, start=start)
     runner.store.check()
     name = pipeline.metadata.name
-    tracker = Tracker(runner.store, runner.outputs.artifacts, run=runner.paths.root, uri=resolved.tracking)
+    tracker = Tracker(
+        runner.store,
+        runner.outputs.artifacts,
+        run=runner.paths.root,
+        uri=resolved.tracking,
+        moved=lambda: runner.moved,
+    )
     with Display(runner) as display, tracker:
         status = runner.run(display.update)
     if runner.interrupts:

@@ -2,7 +2,7 @@
 
 The parameters of a shard are seen as one tensor of units, (units, ...): the rows of a table, or matrices of one
 shape. Each process owns an even run of units; the last processes own fewer, or none, where they don't divide.
-One process is the case of one owner of everything.
+One process is the case of one owner of everything. Training computes between the start of a transfer and its end.
 """
 
 from __future__ import annotations
@@ -64,9 +64,15 @@ class Shard(ABC):
             return
         self._buffer = self._pad(whole, self.local_units * self.world.size)
         self.gradient = torch.empty_like(self._buffer[: self.local_units])
-        self._transfer = self.world.reduce_scatter(self.gradient, self._buffer.split(self.local_units))
+        self._transfer = self.world.reduce_scatter(self.gradient, self._buffer)
+        self.zero_grad()  # they are in the buffer
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def finish_reduce(self) -> None:
+        """Return when the own part of the sum is there."""
         self._wait()
         self.gradient = self.gradient[: self.own.stop - self.own.start]
 
@@ -77,6 +83,7 @@ class Shard(ABC):
         self._start_gather(own)
 
     def finish_update(self) -> None:
+        """Return when the weights are all processes'."""
         self._wait()
         for parameter, value in zip(self.parameters, self.split(self._buffer[: self.units]), strict=True):
             parameter.copy_(value)
@@ -99,7 +106,7 @@ class Shard(ABC):
             return
         self._buffer = own.new_empty(self.local_units * self.world.size, *own.shape[1:])
         mine = self._pad(own, self.local_units).contiguous()
-        self._transfer = self.world.all_gather(self._buffer.split(self.local_units), mine)
+        self._transfer = self.world.all_gather(self._buffer, mine)
 
     def _wait(self) -> None:
         self._transfer.wait()

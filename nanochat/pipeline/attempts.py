@@ -47,6 +47,7 @@ class AttemptRecord:
     started: Seconds = 0.0
     device_batch_size: Count = 1
     keys: tuple[Name, ...] = ()  # of the outputs that it has to make
+    nodes: Count = 0  # 0 is as many as the stage declares
     launch: str = ""  # id of the present launch, on a cluster that of rank 0
     memory: Seconds = 1.0  # factor on the host memory request
     heartbeat: Seconds | None = None  # the last sign of life
@@ -84,6 +85,7 @@ class AttemptRecord:
         waiting: Said | None = None,
         stale: bool = False,
         made: bool = False,
+        remark: Said | None = None,
     ) -> Attempt:
         """The attempt as the planner sees it."""
         return Attempt(
@@ -101,6 +103,7 @@ class AttemptRecord:
             waiting=waiting,
             stale=stale,
             memory=self.memory,
+            remark=remark,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class LocalRunner:
         self.progress: dict[str, State] = {}
         self.interrupts = 0
         self.cancelled = False
+        self.moved = False  # whether an attempt has begun or come to its end: else all is as it was
         self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
         self._turn = 0
         self._dates = Dates()
@@ -297,6 +298,7 @@ class LocalRunner:
 
     def _abandon(self, record: AttemptRecord) -> None:
         """End an attempt whose runner is gone, and it with it; its launcher may still have come to an outcome."""
+        self.moved = True
         path = self.paths.outcome(record.stage, record.launch)
         ended = record.heartbeat or record.started
         outcome = Outcome(reason=Reason.PREEMPTED, message="the runner was gone", time=ended)
@@ -355,6 +357,7 @@ class LocalRunner:
             launch=launch,
             reached=self.attempts.reached(action.stage, before=action.attempt),
         )
+        self.moved = True
         self.running[action.stage] = RunningAttempt.start(record, work, processes)
         self.attempts.put(record)
 

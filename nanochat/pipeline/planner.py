@@ -22,7 +22,8 @@ STAGES = GOALS | {"dataset", "tokenizer", "tokens"}
 
 # Why an attempt was stopped, where that is no fault of its own: it never counts as a failed one.
 SUSPENDED, CANCELLED, EDITED, YIELDED, MADE = "suspended", "cancelled", "edited", "yielded", "made by another run"
-ASKED = frozenset({SUSPENDED, CANCELLED, EDITED, YIELDED, MADE})
+RESIZED = "resized"  # the next attempt has another number of nodes
+ASKED = frozenset({SUSPENDED, CANCELLED, EDITED, YIELDED, MADE, RESIZED})
 
 MOST_NAMED = 3  # of those that a stage waits for
 MOST_DOUBLED = 30  # times that a delay doubles
@@ -71,6 +72,7 @@ class Attempt:
     waiting: Said | None = None  # why its processes do not run yet: then its silence is no stall
     stale: bool = False  # it makes what an edit has since replaced: it is stopped, and counts for nothing
     memory: float = 1.0  # factor on the host memory that it asked for
+    remark: Said | None = None  # what is to be told of it while it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Observed:
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # stage -> largest factor; 1 where not named
     hold: str = ""  # why nothing may start at the moment; what runs goes on
     refusals: Mapping[str, Said] = field(default_factory=dict)  # stage -> why it could not be started the last time
+    nodes: Mapping[str, int] = field(default_factory=dict)  # stage -> of the next attempt; as declared where not named
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Start:
     outputs: tuple[Output, ...]
     device_batch_size: int
     memory: float = 1.0
+    nodes: int | None = None  # None is as many as are declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +255,7 @@ def _stage(
         return StageStatus(stage, Phase.WAITING, "; ".join(others[:MOST_NAMED]) + own, count, outside=True), None
     size = decision.device_batch_size or _batch_size(spec, stage)
     number = attempts[-1].number + 1 if attempts else 1
-    start = Start(stage, number, outputs=missing, device_batch_size=size, memory=decision.memory)
+    start = Start(stage, number, missing, size, memory=decision.memory, nodes=observed.nodes.get(stage))
     if stage in observed.refusals:
         said = observed.refusals[stage]
         return StageStatus(stage, Phase.PENDING, said.message, count, reason=said.reason), start
@@ -276,7 +280,8 @@ def _watch(
     if attempt.silence > (limit if attempt.begun else max(limit, spec.retries.start_seconds)):
         message = f"no sign of life for {attempt.silence:.0f} s"
         return StageStatus(stage, Phase.STOPPING, message, count), Stop(stage, attempt.number, "stalled")
-    return StageStatus(stage, Phase.RUNNING, "", count), None
+    remark = attempt.remark or Said("", "")
+    return StageStatus(stage, Phase.RUNNING, remark.message, count, reason=remark.reason), None
 
 
 def _batch_size(spec: PipelineSpec, stage: str) -> int:

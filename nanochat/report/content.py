@@ -12,7 +12,7 @@ from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
 from nanochat.report.metrics import label
-from nanochat.report.record import RunRecord, StageRecord
+from nanochat.report.record import RunRecord, StageRecord, gpu_seconds
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
@@ -227,7 +227,7 @@ def _made(stage: StageRecord) -> str:
 def _total_cost(record: RunRecord) -> str:
     if not any(stage.gpus for stage in record.stages):
         return "$0 (no GPUs)"
-    hours = sum(stage.gpus * attempt.duration for stage in record.stages for attempt in stage.attempts) / 3600
+    hours = sum(gpu_seconds(record.spec, stage.name, stage.attempts) for stage in record.stages) / 3600
     return f"{money(hours * record.price)} at {money(record.price)} per GPU hour"
 
 

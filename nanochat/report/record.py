@@ -8,7 +8,7 @@ What is missing is left out, never guessed: a run that is under way, or that fai
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,12 +76,13 @@ class StageRecord:
     made: int = 0  # outputs that this run made
     reused: int = 0  # outputs that were there
     seconds: float | None = None  # of work, also where another run did it
-    gpus: int = 0
+    gpus: int = 0  # as declared
+    gpu_seconds: float = 0.0  # of that work: attempts may have had fewer nodes
     history: History | None = None
 
     def cost(self, price: float) -> float | None:
         """In the currency of `price` (of one GPU hour); None where the time is not known."""
-        return None if self.seconds is None else self.gpus * self.seconds / 3600 * price
+        return None if self.seconds is None else self.gpu_seconds / 3600 * price
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,7 @@ def _stage(
         reused=len(outputs) - made,
         seconds=seconds or None,
         gpus=_gpus(spec, name),
+        gpu_seconds=gpu_seconds(spec, name, worked) or _gpus(spec, name) * history.seconds,
         history=history if history.metrics or history.events else None,
     )
 
@@ -244,6 +246,13 @@ def stage_settings(spec: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
 def _gpus(spec: Mapping[str, Any], stage: str) -> int:
     settings = stage_settings(spec, stage)
     return int(settings.get("gpusPerNode", 0)) * int(settings.get("nodes", 1))
+
+
+def gpu_seconds(spec: Mapping[str, Any], stage: str, attempts: Iterable[AttemptRecord]) -> float:
+    """The time of all GPUs together in attempts of a stage, by the number of nodes that each had."""
+    settings = stage_settings(spec, stage)
+    declared, per_node = int(settings.get("nodes", 1)), int(settings.get("gpusPerNode", 0))
+    return per_node * sum((attempt.nodes or declared) * attempt.duration for attempt in attempts)
 
 
 def _environment(stages: tuple[StageRecord, ...]) -> Mapping[str, Any]:

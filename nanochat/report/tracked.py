@@ -1,12 +1,14 @@
 """A run's record as MLflow shows it, and a thread that keeps MLflow up to date while a run is live.
 
 with Tracker(store, artifacts, run=folder, uri=uri):
-    ...                          # MLflow is told every half minute, and once more at the end
+    ...                          # MLflow is told now, every half minute, and once more at the end
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import chain, repeat
 
 from nanochat.pipeline.graph import TRAINING
 from nanochat.report.record import RunRecord, StageRecord, gather, stage_settings
@@ -105,9 +107,26 @@ class RunTracker:
 class Tracker:
     """Projects a live run into MLflow in the background. Nothing that goes wrong in it reaches the run."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, *, run: str, uri: str, interval: float = _INTERVAL) -> None:
+    def __init__(
+        self,
+        store: Store,
+        artifacts: Artifacts,
+        *,
+        run: str,
+        uri: str,
+        interval: float = _INTERVAL,
+        moved: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`moved` says whether the run has come to anything new since: where it has not, the end waits for nothing more
+        than the first look, which may tell what an earlier one missed."""
         tracker = RunTracker(store, artifacts, run=run, uri=uri)
-        self._ticker = Ticker("mlflow", tracker.sync, lambda: interval, last=True)
+        pauses = chain([0.0], repeat(interval))
+        self._ticker = Ticker(
+            "mlflow",
+            tracker.sync,
+            lambda: next(pauses),
+            last=lambda: moved() or not (tracker.ended or tracker.trouble),
+        )
 
     def close(self) -> None:
         """Send the rest and stop."""

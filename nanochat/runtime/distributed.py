@@ -7,14 +7,14 @@ makes no process group at all; sums and what is broadcast are then its own:
         total, = world.sum(weight)
 
 Numbers and JSON travel over gloo, even between GPUs: agreeing never waits for a kernel. Tensors on a GPU (the
-optimizer's gradients) travel over NCCL in the same group. Every collective operation is called here, and one that
-fails raises PeerLost.
+optimizer's gradients) travel over NCCL in the same group, those on a CPU in a group of their own, so that no number
+queues behind them. Every collective operation is called here, and one that fails raises PeerLost.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -48,16 +48,19 @@ def collective(waits: Waits) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A collective operation under way; None is one that is done."""
+    """A collective operation under way, in parts, and the work that ends it; without parts it is done."""
 
-    work: dist.Work | None = None
+    parts: Sequence[dist.Work | None] = ()
     waits: Waits = field(default_factory=Waits, compare=False)
+    finish: Callable[[], object] = lambda: None
 
     def wait(self) -> None:
         """Return when what was sent may be changed and what is received may be read."""
-        if self.work is not None:
-            with collective(self.waits):
-                self.work.wait()
+        for part in self.parts:
+            if part is not None:
+                with collective(self.waits):
+                    part.wait()
+        self.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +91,29 @@ class World:
                 dist.all_reduce(value, group=self.group)
         return value
 
-    def reduce_scatter(self, own: Tensor, pieces: Sequence[Tensor]) -> Transfer:
-        """Begin to sum each piece over all ranks, piece r into rank r's `own`."""
-        with collective(self.waits):
-            return Transfer(dist.reduce_scatter(own, list(pieces), group=self.group, async_op=True), self.waits)
+    def reduce_scatter(self, own: Tensor, whole: Tensor) -> Transfer:
+        """Begin to sum each of `whole`'s even parts over all ranks, part r into rank r's `own`.
 
-    def all_gather(self, pieces: Sequence[Tensor], own: Tensor) -> Transfer:
-        """Begin to put each rank's `own` into piece r on all ranks."""
+        gloo's operation of that name sums all parts everywhere, and copies them while it is called: there each rank is
+        sent its part of all, and adds them up in order of rank.
+        """
         with collective(self.waits):
-            return Transfer(dist.all_gather(list(pieces), own, group=self.group, async_op=True), self.waits)
+            if own.is_cuda:
+                parts = list(whole.view(self.size, *own.shape))
+                return Transfer((dist.reduce_scatter(own, parts, group=self.group, async_op=True),), self.waits)
+            parts = torch.empty_like(whole)
+            work = dist.all_to_all_single(parts, whole, group=self.group, async_op=True)
+        return Transfer((work,), self.waits, lambda: torch.sum(parts.view(self.size, *own.shape), dim=0, out=own))
+
+    def all_gather(self, whole: Tensor, own: Tensor) -> Transfer:
+        """Begin to put each rank's `own` into part r of `whole`, on all ranks; over gloo each sends its own to all."""
+        with collective(self.waits):
+            parts = list(whole.view(self.size, *own.shape))
+            if own.is_cuda:
+                return Transfer((dist.all_gather(parts, own, group=self.group, async_op=True),), self.waits)
+            parts[self.rank].copy_(own)
+            sent = [dist.broadcast(part, rank, group=self.group, async_op=True) for rank, part in enumerate(parts)]
+        return Transfer(sent, self.waits)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank."""
@@ -118,18 +135,24 @@ class World:
         if self.group is None:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        sizes = torch.empty(self.size, dtype=torch.int64)
         self.all_gather(sizes, torch.tensor([len(text)])).wait()
-        longest = int(max(sizes))
-        texts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+        longest = int(sizes.max())
+        texts = torch.empty(self.size, longest, dtype=torch.uint8)
         self.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text)))).wait()
-        return [json.loads(each[:size].numpy().tobytes()) for each, size in zip(texts, sizes, strict=True)]
+        return [json.loads(each[:size].numpy().tobytes()) for each, size in zip(texts, sizes.tolist(), strict=True)]
 
     def apart(self) -> World:
         """The same processes in a group of its own: what another thread sends there meets nothing of this thread's."""
         if self.group is None:
             return self
-        return replace(self, group=dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT), waits=Waits())
+        with collective(self.waits):
+            group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return replace(self, group=group, waits=Waits())
+
+    def for_tensors(self, device: torch.device) -> World:
+        """The same processes for tensors of this device, behind which no number queues."""
+        return self if device.type == "cuda" else replace(self.apart(), waits=self.waits)
 
     def part(self, count: int) -> slice:
         """This rank's part of `count` things: contiguous, all used, sizes at most one apart."""

@@ -16,7 +16,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,7 +31,7 @@ from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.messages import conversation
 from nanochat.serving.objects import ModelList, ModelObject
 from nanochat.serving.openapi import ANSWER, BEARER, documented
-from nanochat.serving.page import content_security_policy, read_page
+from nanochat.serving.page import FOLDER, PageFiles, page_router
 from nanochat.serving.protocol import ANY_MODEL, MODEL, ChatRequest
 from nanochat.serving.responder import ChatResponder, EventStream, unless_disconnected
 from nanochat.serving.service import EngineFailed, Overloaded
@@ -99,7 +99,8 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, internal_error)
-    app.include_router(_page_router())
+    app.include_router(page_router())
+    app.mount(FOLDER, PageFiles())
     app.include_router(health_router(host))
     app.include_router(_Api(host, settings=settings).router())
     return app
@@ -118,22 +119,6 @@ class CloseConnectionsMiddleware:
             await send(message)
 
         await self._app(scope, receive, sent)
-
-
-def _page_router() -> APIRouter:
-    router = APIRouter()
-    page = read_page()
-    headers = {
-        "Content-Security-Policy": content_security_policy(page),
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }
-
-    @router.get("/", include_in_schema=False)
-    async def chat_page() -> HTMLResponse:
-        return HTMLResponse(page, headers=headers)
-
-    return router
 
 
 class _Api:
@@ -244,6 +229,7 @@ class _Api:
             top_k=settings.top_k if body.top_k is None else max(body.top_k, 0) or None,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=secrets.randbits(62) if body.seed is None else body.seed,
+            repeatable=body.seed is not None,
             stop=body.stops,
             min_tokens=body.min_tokens or 0,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,

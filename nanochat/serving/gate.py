@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serving.errors import ApiError
+from nanochat.serving.page import FOLDER
 
 OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})  # paths that need no key
 MAX_HEADERS = 100
@@ -99,7 +100,8 @@ class Gate:
             raise ApiError(403, message, code="host_not_allowed")
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         known = scheme.lower() == "bearer" and _among(given.strip(), self._keys)
-        if self._keys and not known and scope["path"] not in OPEN:
+        path = scope["path"]
+        if self._keys and not known and path not in OPEN and not path.startswith(f"{FOLDER}/"):
             message = "The API key is missing or unknown; send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from nanochat.spec.fields import IdentityAddress, Name, Section, setting
 from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
@@ -47,6 +48,23 @@ class TrainingStage(ComputeStage):
 
     nodes: int = setting(
         1, "nodes is the number of nodes, and so of pods, that an attempt runs on.", ge=1, le=1024, key=False
+    )
+    min_nodes: int | None = setting(
+        None,
+        "minNodes is the number of nodes that are enough where a cluster has no room for all: the batch stays the "
+        "same, and the stage grows back when there is room. It means nothing on a machine of your own. Defaults to "
+        "nodes.",
+        ge=1,
+        le=1024,
+        key=False,
+    )
+    patience_seconds: float = setting(
+        300.0,
+        "patienceSeconds is the time in seconds that an attempt waits for all its nodes before it does with fewer, and "
+        "that one with fewer runs before it grows.",
+        unit="seconds",
+        ge=1,
+        key=False,
     )
     compile: Literal["auto", "always", "never"] = setting(
         "auto",
@@ -96,6 +114,18 @@ class TrainingStage(ComputeStage):
         unit="steps",
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def _has_nodes_enough(self) -> TrainingStage:
+        if self.least_nodes > self.nodes:
+            problem = "minNodes ({least}) is above nodes ({nodes}): a stage does with fewer nodes, never with more"
+            raise PydanticCustomError("nodes", problem, {"least": self.min_nodes, "nodes": self.nodes})
+        return self
+
+    @property
+    def least_nodes(self) -> int:
+        """Nodes without which an attempt waits."""
+        return self.min_nodes or self.nodes
 
 
 class BaseStage(TrainingStage):

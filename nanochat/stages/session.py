@@ -115,7 +115,10 @@ class TrainingSession:
             device=self.device,
             model=self.model,
             forward=Forward(
-                self.model, compiled=decision.compiled, done=code.share if code and self.world.first else None
+                self.model,
+                compiled=decision.compiled,
+                optimizer=optimizer,
+                done=code.share if code and self.world.first else None,
             ),
             optimizer=optimizer,
             objective=objective,
@@ -142,6 +145,7 @@ class TrainingSession:
             self.model.config,
             self.device.device,
             rows=settings.device_batch_size,
+            processes=self.world.size,
             precision=str(self.device.compute_dtype),
             deterministic=settings.deterministic,
         )

@@ -9,11 +9,16 @@ from collections.abc import Callable
 class Ticker:
     """Calls `action` every `interval()` seconds until closed; what `action` raises is its own to handle.
 
-    With `last`, it is called once more on closing, by the thread, so that the closing may be given up.
+    Where `last()` says so it is called once more on closing, by the thread, so that the closing may be given up.
     """
 
     def __init__(
-        self, name: str, action: Callable[[], object], interval: Callable[[], float], *, last: bool = False
+        self,
+        name: str,
+        action: Callable[[], object],
+        interval: Callable[[], float],
+        *,
+        last: Callable[[], bool] = lambda: False,
     ) -> None:
         self._action = action
         self._interval = interval
@@ -25,7 +30,7 @@ class Ticker:
     def _work(self) -> None:
         while not self._closing.wait(self._interval()):
             self._action()
-        if self._last:
+        if self._last():
             self._action()
 
     def close(self, timeout: float | None = None) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nanochat.model.loss import Tile, cross_entropy_
 from nanochat.model.transformer import Reduction, Transformer
+from nanochat.optim import LAST, ShardedOptimizer
 from nanochat.runtime.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -19,17 +22,25 @@ class Forward:
     """The model's loss, compiled where asked; falls back to the plain one, and says so, if that fails.
 
     What is compiled is the model up to its last layer; of the loss on a GPU what works on each logit, which is as many
-    kernels otherwise. On a CPU that is faster as it is (see `nanochat.model.loss`).
+    kernels otherwise. On a CPU that is faster as it is (see `nanochat.model.loss`). Where several processes train, each
+    layer is compiled for itself: it begins when its weights are there, and backward ends with its gradients.
     """
 
-    def __init__(self, model: Transformer, *, compiled: bool, done: Callable[[], None] | None = None) -> None:
-        """`done` is called once all is compiled, backward too: when a second pass begins."""
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        compiled: bool,
+        optimizer: ShardedOptimizer | None = None,
+        done: Callable[[], None] | None = None,
+    ) -> None:
+        """With the `optimizer` weights may be read that it has under way. `done` is called once all is compiled,
+        backward too: when a second pass begins."""
         self.model, self.done = model, done if compiled else None
+        self.optimizer = optimizer
         if compiled and torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(True)  # tells the compiler, too
-        self.hidden: Callable[[Tensor], Tensor] = (
-            torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
-        )
+        self.hidden = self._hidden(compiled=compiled)
         self.tile: Tile = torch.compile(cross_entropy_) if compiled and model.device.type == "cuda" else cross_entropy_
         self.proven = not compiled  # whether a compiled pass has worked once
 
@@ -43,16 +54,43 @@ class Forward:
                 self.done = None
             return self._loss(ids, targets, factors, reduction)
         try:
-            result = self._loss(ids, targets, factors, reduction)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The .grad attribute")  # the compiler looks at each layer's input
+                result = self._loss(ids, targets, factors, reduction)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()
             log.warning("torch.compile does not work here, so training is slower: %s", reason[0] if reason else error)
-            self.hidden, self.tile, self.done = self.model.hidden, cross_entropy_, None
+            self.hidden, self.tile, self.done = self._hidden(compiled=False), cross_entropy_, None
             result = self._loss(ids, targets, factors, reduction)
         self.proven = True
         return result
 
     def _loss(self, ids: Tensor, targets: Tensor, factors: Tensor | None, reduction: Reduction) -> Tensor:
-        return self.model.loss(self.hidden(ids), targets, factors, reduction=reduction, tile=self.tile)
+        hidden = self.hidden(ids)
+        self._wait()
+        return self.model.loss(hidden, targets, factors, reduction=reduction, tile=self.tile)
+
+    def _hidden(self, *, compiled: bool) -> Callable[[Tensor], Tensor]:
+        """`Transformer.hidden`, which waits for each layer's weights where they may be under way."""
+        if self.optimizer is None or self.optimizer.world.size == 1:
+            return torch.compile(self.model.hidden, dynamic=False) if compiled else self.model.hidden
+        blocks = [
+            partial(self._block, layer, torch.compile(block, dynamic=False) if compiled else block)
+            for layer, block in enumerate(self.model.blocks, 1)
+        ]
+
+        def hidden(ids: Tensor) -> Tensor:
+            self._wait(0)
+            return self.model.hidden(ids, blocks)
+
+        return hidden
+
+    def _block(self, layer: int, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        self._wait(layer)
+        return block(*inputs)
+
+    def _wait(self, layer: int = LAST) -> None:
+        if self.optimizer is not None:
+            self.optimizer.wait(layer)

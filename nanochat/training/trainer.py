@@ -146,7 +146,6 @@ class Trainer:
             float(self.stop()), float(self._save_due()), local.weight, local.tokens, *local.counts
         )
         if stop or save:
-            self._settle()
             self._save(due=not stop)
         if stop:
             self.checkpointer.wait()
@@ -159,10 +158,13 @@ class Trainer:
         device = self.device.device
         total = torch.zeros((), device=device)
         with deterministic(device, wanted=self.plan.deterministic):
-            for batch in local.batches:
+            for number, batch in enumerate(local.batches, 1):
                 loss = micro_loss(self.forward, batch)
+                if number == len(local.batches):
+                    self.optimizer.reduce_in_backward()
                 (loss / weight).backward()
                 total += loss.detach()
+            self.optimizer.start_reduce()
         judged = () if self.objective.is_likelihood else self._judged()
         rates = self.plan.schedule(self.made)
         norm = self.optimizer.step(rates.lr_scale, rates.momentum, self.plan.clip, rates.decay_scale)
@@ -170,7 +172,9 @@ class Trainer:
         return Reading(total, norm, *judged)
 
     def _settle(self, *, leave: int = 0) -> None:
-        """Take in the steps that were begun, all but the newest so many; raises Diverged."""
+        """Take in the steps that were begun, all but the newest so many, or all and their weights; raises Diverged."""
+        if not leave:
+            self.optimizer.wait()
         while len(self._begun) > leave:
             step, state = self._begun.popleft(), self.state
             loss, norm = self._read(step) if step.reading else (None, None)
@@ -251,6 +255,7 @@ class Trainer:
 
     def _judged(self) -> tuple[Tensor, Tensor]:
         """This rank's summed loss of a few rows of the next step under the present weights, and their targets: ()."""
+        self.optimizer.wait()
         batch = self.objective.text(self.state.data_step(self.made), self._batches.get)
         if batch is None:
             return torch.zeros(()), torch.zeros(())
@@ -281,7 +286,10 @@ class Trainer:
         return bool(every and self.made % every == 0) or bool(seconds and self.clock() - self._saved_at >= seconds)
 
     def _save(self, *, due: bool) -> None:
-        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined."""
+        """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined.
+
+        Raises Diverged where the step under way has diverged."""
+        self._settle()
         if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge()):
             return
         loop = asdict(self.state) | {"guard": self.guard.state()}
@@ -292,6 +300,7 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go to the newest checkpoint, or to the start."""
+        self.optimizer.wait()
         loop = self.checkpointer.restore(model=self.model, optimizer=self.optimizer)
         for sentence in self.checkpointer.warnings:
             self.progress.warn(sentence)

@@ -62,6 +62,7 @@ DOCUMENT = {
         "bench": {"enum": ["train", "data", "checkpoint", "startup"]},
         "stage": {"enum": ["base", "sft", "rl"]},
         "shape": {"type": "object"},
+        "processes": {"type": "integer", "minimum": 1},
         "machine": MACHINE,
         "measured": {"type": "array", "items": MEASURED, "minItems": 1},
         "times_faster": {"type": "array", "items": RATIO},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def test_every_stage_is_measured(tmp_path: Path, stage: str) -> None:
     assert list(ours["parts"]) == PARTS
     assert found["shape"]["depth"] == 1 and found["machine"]["threads"] == 1
     assert not list((tmp_path / "state").rglob("bench*")), "what was written to measure is removed"
+
+
+@pytest.mark.parametrize("stage", ["base", "rl"])
+def test_several_processes_train_together(tmp_path: Path, stage: str) -> None:
+    """Figures are those of one process, which has its part of the step and waits for the others."""
+    found = document(bench(tmp_path, "train", "--stage", stage, "--processes", "2", "--json"))
+    jsonschema.validate(found, DOCUMENT)
+    (ours,) = found["measured"]
+    assert found["processes"] == 2 and 0 < ours["waiting_for_others"]["low"] < 1
+    assert ours["figures"]["tokens"]["median"] == 64 if stage == "base" else ours["figures"]["tokens"]["low"] > 0
 
 
 def test_a_peer_and_another_commit_take_turns(tmp_path: Path) -> None:
@@ -85,6 +96,7 @@ def test_tables_are_for_people(tmp_path: Path) -> None:
         (["--set", "model.depth=0"], "model.depth"),
         (["missing.yaml"], "missing.yaml"),
         (["--rounds", "4"], "4 is not a number from 5 to 1,000"),
+        (["--processes", "0"], "0 is not a number from 1 to 64"),
         (["--stage", "tokens"], "'tokens' is none of base, sft, rl"),
         (["--store", "nowhere"], "'nowhere'"),
     ],
@@ -124,6 +136,8 @@ def test_what_a_peer_cannot_be_asked_is_one_sentence(tmp_path: Path, monkeypatch
         profile=resolve_profile(),
     )
     assert "is measured in base only" in refused(lambda: list(theirs(asked, stage="sft", steps=1)))
+    several = replace(asked, processes=2)
+    assert "is measured in one process only" in refused(lambda: list(theirs(several, stage="base", steps=1)))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert "there is no C++ compiler here: install g++" in refused(lambda: list(theirs(asked, stage="base", steps=1)))

@@ -22,7 +22,7 @@ def files() -> Iterator[Path]:
     yield from (path for path in ROOT.glob("*") if path.is_file() and path.name != ".git")
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and path.suffix not in (".pyc", ".lock"):
+            if path.is_file() and path.suffix not in (".pyc", ".lock", ".png"):
                 yield path
 
 

@@ -1,4 +1,8 @@
-"""An API server in memory: it makes a job's pods at once, and they run until a test says otherwise."""
+"""An API server in memory: it makes a job's pods at once, and they run until a test says otherwise.
+
+Where a test names `nodes`, each has room for one pod: the others wait. Where there is a `queue`, jobs in it get their
+pods when a test admits them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from operators.cluster import Cluster
 from operators.index import Index
 from operators.kube_client import CONFIG_MAPS, EVENTS, PIPELINES, PODS, Listing, Resource
 from operators.kube_error import KubeError, Object
-from operators.kueue import WORKLOADS
+from operators.kueue import LOCAL_QUEUES, WORKLOADS
 from operators.pytorchjob import PYTORCHJOBS, PyTorchJobs
 from operators.status_schema import PipelineStatus
 
@@ -25,11 +29,13 @@ class FakeKube:
     def __init__(self, now: float) -> None:
         self.now = now
         self.objects: dict[Resource, dict[str, Object]] = {
-            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS, EVENTS, WORKLOADS)
+            resource: {} for resource in (PIPELINES, PYTORCHJOBS, PODS, CONFIG_MAPS, EVENTS, WORKLOADS, LOCAL_QUEUES)
         }
         self.created: list[str] = []  # names of all jobs, in their order
         self.asked: list[str] = []  # verb and plural of every request
         self.refuses_jobs: KubeError | None = None
+        self.nodes: list[str] | None = None  # None: room for all
+        self.queue: set[str] | None = None  # names of jobs that are admitted to the queue; None: all are
         self.lose_answer = False  # to the next creation of a job
         self._numbers = itertools.count(1)
 
@@ -141,6 +147,7 @@ class FakeKube:
         del self[resource][name]
         if resource is PYTORCHJOBS:
             self.objects[PODS] = {n: p for n, p in self[PODS].items() if not n.startswith(f"{name}-worker-")}
+            self.place_pods()
 
     def json(self, verb: str, path: str, *, body: Object, **_options: Any) -> Object:
         """Only patches of a pipeline's status and of a job are asked for so."""
@@ -169,8 +176,10 @@ class FakeKube:
         self._start(self[PYTORCHJOBS][job])
 
     def _start(self, job: Object) -> None:
-        """The training operator and the kubelets."""
+        """The training operator."""
         meta, worker = job["metadata"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
+        if self.queue is not None and job["spec"]["runPolicy"]["suspend"]:
+            return
         owner = {"apiVersion": PYTORCHJOBS.api_version, "kind": PYTORCHJOBS.kind, "name": meta["name"]}
         owner |= {"uid": meta["uid"], "controller": True}
         for index in range(worker["replicas"]):
@@ -186,7 +195,39 @@ class FakeKube:
                     "ownerReferences": [owner],
                     "creationTimestamp": self.stamp(),
                 },
-                "spec": {"nodeName": f"node-{index}"},
-                "status": {"phase": "Running", "startTime": self.stamp()},
+                "spec": {},
+                "status": {"phase": "Pending"},
             }
             self._store(PODS, pod)
+        self.place_pods()
+
+    def place_pods(self) -> None:
+        """The scheduler and the kubelets."""
+        used = {pod["spec"].get("nodeName") for pod in self[PODS].values()}
+        for name, pod in [*self[PODS].items()]:
+            if "nodeName" in pod["spec"]:
+                continue
+            index = pod["metadata"]["labels"]["training.kubeflow.org/replica-index"]
+            free = [f"node-{index}"] if self.nodes is None else [node for node in self.nodes if node not in used]
+            if free:
+                used.add(free[0])
+                state = {"phase": "Running", "startTime": self.stamp()}
+                self._store(PODS, pod | {"spec": {"nodeName": free[0]}, "status": state})
+            else:
+                reason = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no room"}
+                self[PODS][name]["status"] = {"phase": "Pending", "conditions": [reason]}
+
+    def lose_node(self, node: str) -> None:
+        """A node goes, and its pods with it."""
+        assert self.nodes is not None
+        self.nodes.remove(node)
+        self.objects[PODS] = {n: p for n, p in self[PODS].items() if p["spec"].get("nodeName") != node}
+
+    def admit(self, job: str) -> None:
+        """Kueue admits a job."""
+        assert self.queue is not None
+        self.queue.add(job)
+        found = self[PYTORCHJOBS][job]
+        found["spec"]["runPolicy"]["suspend"] = False
+        self._store(PYTORCHJOBS, found | {"status": {"startTime": self.stamp()}})
+        self._start(self[PYTORCHJOBS][job])

@@ -56,6 +56,7 @@ ACCEPTED = {
     "a local hub": spec(sources__text__kind="world"),
     "no rl": spec(stages__rl__enabled=False),
     "a mixture": spec(stages__mid__mixture=[{"task": "gsm8k", "rows": 5, "epochs": 2}]),
+    "an elastic stage": spec(stages__base={"nodes": 4, "minNodes": 2, "patienceSeconds": 60}),
     "suspended in a queue": spec(suspend=True, queue="team.a", priority="urgent"),
     "a quantity as a number": pods(resources={"requests": {"cpu": 2, "memory": "4Gi", "rdma/hca": "1"}}),
     "variables": pods(
@@ -147,6 +148,7 @@ REFUSED = {
     "a unit in small letters": pods(resources={"requests": {"memory": "4gi"}}),
     "an amount below nothing": pods(resources={"requests": {"memory": "-1Gi"}}),
     "an amount beyond all": pods(resources={"requests": {"memory": 1e37}}),
+    "enough nodes that are more than all": spec(stages__base={"nodes": 2, "minNodes": 3}),
     "steps beyond all": spec(stages__base__steps=1e37),
     "a rate beyond all": spec(stages__base__matrixLr=1e37),
     "a list for a spec": HEAD | {"spec": ["model"]},

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from optim_problem import ROWS, Tables, batch
 from safetensors.torch import load_file, save_file
 
-from nanochat.optim import OptimSettings, StateFiles, build_optimizer
+from nanochat.optim import OptimSettings, StateFiles, build_optimizer, sharded
 from nanochat.runtime.distributed import World
 
 
@@ -27,7 +27,7 @@ def train(
     clip: float | None = None,
     idle: int | None = None,
 ) -> dict[str, float]:
-    """Steps first .. first + steps - 1 on this rank's rows; rank `idle` has none, and no gradients at all.
+    """Steps first .. first + steps - 1 on this rank's rows, two at a time; rank `idle` has none, and no gradients.
 
     Every rank saves its state, and rank 0 the weights; from these another run goes on.
     """
@@ -44,9 +44,16 @@ def train(
     norm = 0.0
     for step in range(first, first + steps):
         optimizer.zero_grad()
-        if rank in workers:
-            (model.loss(batch(step)[workers.index(rank) :: len(workers)]) / ROWS).backward()
+        parts = batch(step)[workers.index(rank) :: len(workers)].split(2) if rank in workers else ()
+        for number, part in enumerate(parts, 1):
+            optimizer.wait()
+            loss = model.loss(part) / ROWS
+            if number == len(parts):
+                optimizer.reduce_in_backward()
+            loss.backward()
+        optimizer.start_reduce()
         norm = float(optimizer.step(0.9, 0.9, clip))
+    optimizer.wait()
     state = optimizer.own_state()
     save_file(state, f"{save}.state-{rank}")
     if rank == 0:
@@ -65,6 +72,7 @@ def saved_state(save: str) -> StateFiles:
 
 def main(rank: int, jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
+    sharded.BUCKET = 1  # byte: as many buckets as there can be
     print(json.dumps([train(rank, **job) for job in jobs if rank < job["world"]]))
 
 

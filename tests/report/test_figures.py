@@ -6,11 +6,12 @@ import math
 
 import pytest
 
+from nanochat.pipeline.attempts import AttemptRecord
 from nanochat.report.document import Answer, Document, Exchange, Line, Section
 from nanochat.report.markdown import render_markdown
 from nanochat.report.metrics import brief, cell, label, ordered
 from nanochat.report.plots import Curve, draw, smoothed
-from nanochat.report.record import Result
+from nanochat.report.record import Result, gpu_seconds
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
 
@@ -33,6 +34,13 @@ def test_counts_and_sizes() -> None:
     assert count(None) == "-"
     assert scientific(3.92e19) == "3.92e19"
     assert size(512) == "512 B" and size(80 << 30) == "80.0 GiB"
+
+
+def test_the_time_of_gpus_goes_by_the_nodes_that_each_attempt_had() -> None:
+    spec = {"stages": {"base": {"nodes": 4, "gpusPerNode": 8}}}
+    attempts = [AttemptRecord(stage="base", number=n, ended=100.0, nodes=nodes) for n, nodes in enumerate((0, 4, 2))]
+    assert gpu_seconds(spec, "base", attempts) == 8 * (4 + 4 + 2) * 100.0
+    assert gpu_seconds(spec, "eval-base", attempts) == 0.0
 
 
 def test_money() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from nanochat.report.build import build, write_report
 from nanochat.report.content import describe
 from nanochat.report.document import Bullets, Document, Facts, Table
 from nanochat.report.record import RunRecord, gather
-from nanochat.report.tracked import Tracker, tracked_run
+from nanochat.report.tracked import RunTracker, Tracker, tracked_run
 from nanochat.spec.errors import StorageError
 from nanochat.tracking.client import connect
 from nanochat.tracking.mlflow import EXPERIMENT, find_run
@@ -204,6 +205,33 @@ def test_mlflow_is_told_of_results_and_attempts(record: RunRecord) -> None:
     assert base.tags["nanochat.outcomes"] == "Infrastructure Succeeded"
     assert base.tags["key.model/base"] == "key-model-base"
     assert [stage.name for stage in run.stages] == ["tokenizer", "base", "eval-base", "mid", "eval-mid"]
+
+
+@pytest.mark.parametrize(
+    ("moved", "ended", "trouble", "looks"),
+    [
+        (False, True, "", 1),
+        (True, True, "", 2),
+        pytest.param(False, False, "", 2, id="it was under way when it was told last"),
+        pytest.param(False, False, "no answer", 1, id="MLflow is out of reach"),
+    ],
+)
+def test_the_end_of_a_run_that_came_to_nothing_new_waits_for_no_second_look(
+    run: FakeRun, monkeypatch: pytest.MonkeyPatch, moved: bool, ended: bool, trouble: str, looks: int
+) -> None:
+    told: list[RunTracker] = []
+    first = threading.Event()
+
+    def sync(self: RunTracker) -> bool:
+        told.append(self)
+        self.ended, self.trouble = ended, trouble
+        first.set()
+        return not trouble
+
+    monkeypatch.setattr(RunTracker, "sync", sync)
+    with Tracker(run.store, run.artifacts, run=RUN, uri="none", interval=1e9, moved=lambda: moved):
+        assert first.wait(60), "the first look is made at once"
+    assert len(told) == looks
 
 
 @pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning")

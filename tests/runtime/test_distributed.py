@@ -53,12 +53,12 @@ def lose_a_peer(folder: Path) -> None:
         world.sum(1.0)
         if not world.first:
             os._exit(0)
-        own, pieces = torch.zeros(1), list(torch.zeros(2).split(1))
+        own, whole = torch.zeros(1), torch.zeros(2)
         calls: dict[str, Callable[[], object]] = {
             "sum": lambda: world.sum(1.0),
             "broadcast": lambda: world.broadcast(1),
-            "reduce_scatter": lambda: world.reduce_scatter(own, pieces).wait(),
-            "all_gather": lambda: world.all_gather(pieces, own).wait(),
+            "reduce_scatter": lambda: world.reduce_scatter(own, whole).wait(),
+            "all_gather": lambda: world.all_gather(whole, own).wait(),
         }
         for name, call in calls.items():
             with pytest.raises(PeerLost, match="communication with the other processes failed: "):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,6 @@ from nanochat.inference.reply import Reply
 from nanochat.inference.sampling import Sampler
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
-from nanochat.serving.page import content_security_policy, read_page
 from nanochat.serving.server import bind
 from nanochat.serving.service import EngineFailed, EngineService, Overloaded, RequestFailed
 from nanochat.spec.errors import UserError
@@ -187,17 +185,6 @@ def test_a_process_whose_engine_has_failed_ends(folder: Path, until: Callable[..
     finally:
         process.kill()
         process.wait()
-
-
-def test_the_page_allows_only_itself(server: Any) -> None:
-    answer = httpx.get(f"{server.url}/")
-    assert answer.headers["Content-Type"].startswith("text/html")
-    policy = answer.headers["Content-Security-Policy"]
-    assert policy == content_security_policy(answer.text)
-    assert "unsafe" not in policy and policy.count("'sha256-") == 2
-    page = read_page()
-    assert "innerHTML" not in page and "https://" not in page and "http://" not in page
-    assert len(re.findall(r"<script", page)) == 1 and len(re.findall(r"<style", page)) == 1
 
 
 def test_a_port_in_use_is_one_sentence() -> None:

@@ -108,7 +108,8 @@ class Rig:
     def loop(self) -> Trainer:
         self.journal = Journal(self.store, "run", stage="base", launch=self.launch, enabled=self.world.first)
         self.progress = Progress(self.store, "run/progress", stage="base", launch=self.launch, enabled=self.world.first)
-        self.plain = Forward(self.model, compiled=False)
+        optimizer = build_optimizer(self.model, self.rates, world=self.world)
+        self.plain = Forward(self.model, compiled=False, optimizer=optimizer)
         trainer = Trainer(
             TrainerPlan(
                 steps=self.steps,
@@ -122,7 +123,7 @@ class Rig:
             device=self.device,
             model=self.model,
             forward=self.plain if self.forward is None else self._forward,  # type: ignore[arg-type]
-            optimizer=build_optimizer(self.model, self.rates, world=self.world),
+            optimizer=optimizer,
             objective=self.objective(self),
             initialise=lambda: self.start(self.model),
             checkpointer=Checkpointer(

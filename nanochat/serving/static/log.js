@@ -1,0 +1,46 @@
+// The conversation that is open, and how much of the model's context it fills.
+
+import { lastAnswer, path } from "./conversation.js";
+import { at } from "./dom.js";
+import { article, say } from "./message.js";
+
+let due = 0;         // the frame in which an answer that is being written is shown again
+let rested = 0;      // when that may be, in milliseconds
+
+// Draws all of it; `running` is the number of the message that is being written, if one is.
+export function draw(conversation, running, actions) {
+  cancelAnimationFrame(due);
+  due = 0;
+  const omitted = lastAnswer(conversation)?.figures.omitted ?? 0;
+  const usable = running === undefined ? actions : null;
+  const made = path(conversation).map((number, place) =>
+    article(conversation, number, { omitted: place < omitted, running: number === running, actions: usable }));
+  at("log").replaceChildren(...made);
+  if (document.activeElement !== at("name")) at("name").value = conversation.name;
+}
+
+// Shows more of the last message, at most once a frame, and a fifth of the time at most.
+export function grow(message) {
+  due ||= requestAnimationFrame(() => {
+    const begun = performance.now();
+    due = 0;
+    if (begun < rested) return grow(message);
+    say(at("log").lastElementChild, message, true);
+    scroll(false);
+    rested = performance.now() + 4 * (performance.now() - begun);
+  });
+}
+
+// Goes to the end; unless `always`, only where the end was about to be seen.
+export function scroll(always) {
+  const view = at("scroll");
+  if (always || view.scrollHeight - view.scrollTop - view.clientHeight < 160) view.scrollTop = view.scrollHeight;
+}
+
+export function measure(conversation, context) {
+  const { prompt = 0, tokens = 0 } = lastAnswer(conversation)?.figures ?? {};
+  at("full").hidden = !context;
+  Object.assign(at("meter"), { max: context || 1, high: context * 0.9, value: prompt + tokens });
+  const [used, all] = [prompt + tokens, context].map((count) => count.toLocaleString("en"));
+  at("used").textContent = `${used} of ${all} tokens of context`;
+}
