@@ -87,7 +87,7 @@ class Forward:
 
         return hidden
 
-    def _block(self, layer: int, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    def _block(self, layer: int, block: Callable[..., Tensor], *inputs: object) -> Tensor:
         self._wait(layer)
         return block(*inputs)
 

@@ -243,6 +243,8 @@ def test_a_lost_node_does_not_stop_training_and_comes_back(rig: Rig) -> None:
     told = rig.reconcile()
     assert told["message"] == "base: runs on 1 of 2 nodes, and takes all again when there is room"
     assert (told["phase"], told["stages"][3]["reason"]) == ("Running", "FewerNodes")
+    rig.reconcile(after=PATIENCE - 20)
+    assert rig.jobs() == {"demo-12ab-base-3": 1}, "first it is to get further"
     rig.train(3)
     rig.reconcile(after=PATIENCE)
     rig.train(3)
@@ -421,7 +423,8 @@ def test_nothing_is_stopped_while_nothing_could_follow(rig: Rig) -> None:
     rig.cluster.place_pods()
     rig.base["minNodes"] = 5
     told = rig.reconcile()
-    assert "minNodes (5) is above nodes (2)" in told["message"] and rig.attempts()[-1] == ("Running", 1)
+    assert "minNodes (5) is above nodes (2)" in told["message"]
+    assert rig.jobs() == {"demo-12ab-base-3": 1, ROOM: 1} and rig.attempts()[-1] == ("Running", 1)
     rig.base["minNodes"] = 1
     rig.reconcile()
     rig.reconcile()
