@@ -16,6 +16,7 @@ import typer
 from nanochat.bench.checkout import find_checkout
 from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
 from nanochat.bench.data import data_tables, measure_data
+from nanochat.bench.infer import infer_tables, measure_infer
 from nanochat.bench.measurement import Measurement
 from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
 from nanochat.bench.shapes import Shape
@@ -117,6 +118,23 @@ def startup(
     """Time a process from its start to its first step, by parts, and a run that finds everything in the store."""
     asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
     show(measure_startup(asked), startup_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def infer(
+    file: File = None,
+    tokens: Annotated[int, option(integer(1, 10_000), help="Tokens that each row decodes in a round.")] = 16,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    peer: Peer = None,
+    set_: Set = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time prompts, answers of 1 to 16 rows and second turns, against reading the weights once and another commit."""
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
+    show(measure_infer(asked, tokens=tokens), infer_tables, json_=json_, markdown=markdown)
 
 
 @app.command()

@@ -74,6 +74,7 @@ class LocalBackend:
             temperature=settings.temperature,
             top_k=settings.top_k or None,
             seed=secrets.randbits(62),
+            repeatable=False,
         )
         request = self._engine.submit(prompt, sampling)
         try:

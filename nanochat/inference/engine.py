@@ -7,16 +7,22 @@
     while request.finish_reason is None:
         for event in engine.step(): ...
 
-A step computes about CHUNK prompt tokens of new requests, chooses one token for every row that is ready,
-and decodes all rows at once in one fixed shape. Rows come and go between steps. What a row says depends on
-its own prompt, settings and seed; the other rows cannot change it, but for the rounding of matrix products.
+A step computes up to CHUNK prompt tokens of new requests, chooses one token for every row that is ready, and decodes
+all rows at once. Rows come and go between steps. What a row says depends on its own prompt, settings and seed; the
+other rows cannot change it, but for the rounding of matrix products. A request has one of two modes:
+
+- `Sampling.repeatable` (evaluation, RL, requests with a seed): the same whatever runs beside it. While one of them
+  runs, all slots are decoded in one fixed shape, and its prompt is computed alone.
+- others: the fewest rows of the ladder 1, 2, 4, 8, ... that hold those that run, and short prompts together. The same
+  tokens as long as the likeliest two differ by more than rounding.
+
 An engine belongs to one thread.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,7 +31,7 @@ from nanochat.inference.errors import ContextTooLong
 from nanochat.inference.reply import Reply, Vocabulary
 from nanochat.inference.request import Completion, Event, FinishReason, Request
 from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
-from nanochat.inference.slots import CHUNK, Slot, choose
+from nanochat.inference.slots import CHUNK, Slot, choose, decoded, next_pass, worth_waiting
 from nanochat.model.cache import KVCache
 from nanochat.model.transformer import IDLE, Transformer
 from nanochat.spec.errors import UserError
@@ -53,6 +59,7 @@ class Engine:
         vocabulary, device = self._model.config.vocab_size, self._device
         self._slots = [Slot(index) for index in range(len(self._slots))]
         self._waiting: deque[Request] = deque()
+        self._unready: dict[Request, Slot] = {}  # those whose prompts are being computed, in the order of arrival
         self._sampler = Sampler(self.slots, vocabulary=vocabulary, terminal=self._vocabulary.terminal, device=device)
         self._clock = 0
         # Logits of each row's next token, and those at the end of each slot's prompt, which samples share.
@@ -124,7 +131,7 @@ class Engine:
         """Drop what free slots remember, as when the weights have changed: an idle engine is then as if new."""
         for slot in self._slots:
             if slot.request is None:
-                slot.prompt, slot.filled, slot.written, slot.released = (), 0, 0, 0
+                slot.forget()
 
     # ----------------------------------------------------------------------------------------------------
     # Steps
@@ -143,70 +150,89 @@ class Engine:
     def _prefill(self) -> None:
         budget = CHUNK
         while budget > 0:
-            unready = (slot for slot in self._slots if slot.request is not None and not slot.ready)
-            slot = next(unready, None) or self._admit()
-            if slot is None:
+            while self._admit():
+                pass
+            if not (batch := next_pass(list(self._unready.values()), budget)):
                 return
-            if not slot.ready:
-                budget -= self._prefill_chunk(slot)
+            budget -= self._compute(batch)
 
-    def _admit(self) -> Slot | None:
-        """Give the next waiting request a slot, with what can be taken over from another one's prompt."""
-        found = choose(self._slots, self._waiting[0].prompt, self._cache.reach) if self._waiting else None
-        if found is None:
-            return None
+    def _admit(self) -> bool:
+        """Give the next waiting request a slot, with what can be taken over from another one; False: not now."""
+        request = self._waiting[0] if self._waiting else None
+        found = choose(self._slots, request, self._cache.reach) if request else None
+        if request is None or found is None:
+            return False
         slot, source, length = found
-        request = self._waiting.popleft()
-        if length and slot is not source:
-            self._cache.copy_slot(source.index, slot.index, length)
+        if worth_waiting(self._slots, request, length):
+            return False
+        self._waiting.popleft()
+        if length:
+            self._used(source)
+            if slot is not source:
+                self._cache.copy_slot(source.index, slot.index, length)
         if length == len(request.prompt):
             self._prompt_logits[slot.index] = self._prompt_logits[source.index]
             self._logits[slot.index] = self._prompt_logits[slot.index]
-        slot.request, slot.prompt, slot.filled = request, request.prompt, length
-        slot.written = source.written if length else 0
+        slot.exact, slot.written = min(source.exact, length), source.written if length else 0
+        slot.request, slot.prompt, slot.filled, slot.reply = request, request.prompt, length, ()
+        request.reused = length
+        if not slot.ready:
+            self._unready[request] = slot
         with self._blaming(slot):
             self._sampler.put(slot.index, request.sampling)
-        return slot
+        return True
 
-    def _prefill_chunk(self, slot: Slot) -> int:
-        """Compute one chunk, one row at a time, so that its shape depends on this prompt alone."""
-        chunk = slot.prompt[slot.filled : slot.filled + CHUNK]
-        logits = self._model.extend(
-            self._tensor([chunk]),  # (1, T)
-            start=self._tensor([slot.filled]),
-            slots=self._tensor([slot.index]),
+    def _compute(self, batch: list[tuple[Slot, int]]) -> int:
+        """Compute the next tokens of prompts in one pass; how many tokens that were, padding included."""
+        width = max(count for _, count in batch)
+        chunks = [slot.prompt[slot.filled : slot.filled + count] for slot, count in batch]
+        hidden = self._model.extend(
+            self._tensor([(*chunk, *[0] * (width - len(chunk))) for chunk in chunks]),  # (B, T)
+            start=self._tensor([slot.filled for slot, _ in batch]),
+            slots=[slot.index for slot, _ in batch],
             cache=self._cache,
-        )  # (1, T, V)
-        slot.filled += len(chunk)
-        slot.written = max(slot.written, slot.filled)
-        if slot.ready:
-            self._logits[slot.index] = self._prompt_logits[slot.index] = logits[0, -1]
-        return len(chunk)
+            lengths=self._tensor([count for _, count in batch]) if len(batch) > 1 else None,
+        )  # (B, T, D)
+        for slot, count in batch:
+            alone = len(batch) == 1 and slot.filled == slot.exact and slot.exact % CHUNK == 0
+            slot.filled += count
+            slot.written = max(slot.written, slot.filled)
+            if alone and (count == CHUNK or slot.ready):
+                slot.exact = slot.filled
+        # Only the last position of a prompt has a next token.
+        if done := [(row, slot) for row, (slot, _) in enumerate(batch) if slot.ready]:
+            rows, slots = [row for row, _ in done], [slot.index for _, slot in done]
+            logits = self._model.logits(hidden[rows, [batch[row][1] - 1 for row in rows]])  # (n, V)
+            self._logits[slots] = self._prompt_logits[slots] = logits
+            for _, slot in done:
+                del self._unready[_occupant(slot)]
+        return width * len(batch)
 
     def _choose(self, ready: list[Slot]) -> list[Event]:
-        rows = len(self._slots)
-        uniforms, no_end = [0.0] * rows, [False] * rows
-        top: list[int | None] = [None] * rows
+        rows = decoded(ready, self.slots)
+        at = {slot: row for row, slot in enumerate(rows)}
+        uniforms, no_end = [0.0] * len(rows), [False] * len(rows)
+        top: list[int | None] = [None] * len(rows)
         for slot in ready:
-            request = _occupant(slot)
+            request, row = _occupant(slot), at[slot.index]
             if request.reply.forced:
                 continue
             with self._blaming(slot):
-                uniforms[slot.index] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
-                no_end[slot.index] = len(request.ids) < request.sampling.min_tokens
-                top[slot.index] = request.sampling.logprobs
+                uniforms[row] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
+                no_end[row] = len(request.ids) < request.sampling.min_tokens
+                top[row] = request.sampling.logprobs
         ready = [slot for slot in ready if slot.request is not None]
-        scores = self._sampler.shifted(self._logits, no_end=no_end)
-        chosen = self._sampler.choose(scores, uniforms=uniforms).tolist()
+        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end)  # (B, V)
+        chosen = self._sampler.choose(scores, rows=rows, uniforms=uniforms).tolist()
         logprobs = token_logprobs(scores, chosen, top)
-        self._count(ready, chosen)
+        self._count(ready, {slot: chosen[row] for slot, row in at.items()})
         events: list[Event] = []
         for slot in ready:
             with self._blaming(slot):
-                events.append(self._accept(slot, chosen[slot.index], logprobs[slot.index]))
+                events.append(self._accept(slot, chosen[at[slot.index]], logprobs[at[slot.index]]))
         return events
 
-    def _count(self, ready: list[Slot], chosen: list[int]) -> None:
+    def _count(self, ready: list[Slot], chosen: Mapping[int, int]) -> None:
         """Tell the sampler the tokens that penalties are about: sampled ones of the text, not of a reply's form."""
         penalised = [slot.index for slot in ready if (r := _occupant(slot)).sampling.penalised and not r.reply.forced]
         special = self._vocabulary.special
@@ -234,23 +260,22 @@ class Engine:
         return Event(request, token, kind, forced, pieces, logprob, reason)
 
     def _decode(self) -> None:
-        """One token for all rows in one shape (slots, 1), whatever is in them; rows without a reply are IDLE."""
-        decoding = [slot.request is not None and slot.ready for slot in self._slots]
-        if not any(decoding):
+        """One token for every row that has a reply, in one shape; rows without one are IDLE."""
+        decoding = [slot for slot in self._slots if slot.request is not None and slot.ready]
+        if not decoding:
             return
-        ids, start = [[0]] * len(self._slots), [IDLE] * len(self._slots)
-        for slot in self._slots:
-            if decoding[slot.index]:
-                request = _occupant(slot)
-                ids[slot.index] = [request.ids[-1]]
-                start[slot.index] = len(request.prompt) + len(request.ids) - 1
-                slot.written = max(slot.written, start[slot.index] + 1)
-        logits = self._model.extend(self._tensor(ids), start=self._tensor(start), slots=None, cache=self._cache)
-        rows = [slot.index for slot in self._slots if decoding[slot.index]]
-        if len(rows) == len(self._slots):
-            self._logits = logits[:, 0]  # (slots, V)
-        else:
-            self._logits[rows] = logits[rows, 0]
+        slots = decoded(decoding, self.slots)
+        at = {slot: row for row, slot in enumerate(slots)}
+        ids, start = [[0]] * len(slots), [IDLE] * len(slots)
+        for slot in decoding:
+            request, row = _occupant(slot), at[slot.index]
+            ids[row] = [request.ids[-1]]
+            start[row] = len(request.prompt) + len(request.ids) - 1
+            slot.written = max(slot.written, start[row] + 1)
+        hidden = self._model.extend(self._tensor(ids), start=self._tensor(start), slots=slots, cache=self._cache)
+        logits = self._model.logits(hidden)[:, 0]  # (B, V)
+        told = [slot.index for slot in decoding]
+        self._logits[told] = logits[[at[slot] for slot in told]]
 
     @contextmanager
     def _blaming(self, slot: Slot) -> Iterator[None]:
@@ -267,9 +292,15 @@ class Engine:
             self.on_error(request, error)
 
     def _release(self, slot: Slot) -> None:
-        self._clock += 1
-        slot.request, slot.released = None, self._clock
+        request = _occupant(slot)
+        self._unready.pop(request, None)
+        slot.request, slot.reply = None, tuple(request.ids[:-1])  # the last one was chosen and not computed
+        self._used(slot)
         self._sampler.put(slot.index, None)
+
+    def _used(self, slot: Slot) -> None:
+        self._clock += 1
+        slot.used = self._clock
 
     def _tensor(self, values: object) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -30,6 +30,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: Sampling
     reply: Reply
+    reused: int = 0  # tokens of the prompt whose keys and values were there already
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob | None] = field(default_factory=list)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    repeatable: bool = True  # the same whatever runs beside it, which takes a fixed shape: see the engine
 
     @property
     def hot(self) -> bool:
@@ -58,7 +60,7 @@ class Sampling:
         """Whether the model's logits are changed at all."""
         return self.penalised or bool(self.logit_bias)
 
-    def split(self, count: int) -> list[Sampling]:
+    def split(self, count: int) -> list[Self]:
         """`count` settings that differ in their seeds, for samples of one prompt; the first is this one."""
         seeds = [self.seed, *(_mix(self.seed, index) >> 1 for index in range(1, count))]
         return [replace(self, seed=seed) for seed in seeds]
@@ -113,31 +115,33 @@ class Sampler:
             self._shift[row] = 0.0
         self._add([(row, token, bias) for token, bias in sampling.logit_bias] if sampling else [])
 
-    def shifted(self, logits: Tensor, *, no_end: Sequence[bool]) -> Tensor:
-        """Logits (B, V) as float32 with each row's bias and penalties; `no_end` rows can't choose a terminal token."""
+    def shifted(self, logits: Tensor, *, rows: Sequence[int], no_end: Sequence[bool]) -> Tensor:
+        """Logits (B, V) of these rows as float32 with each one's bias and penalties; where `no_end` (B,) is set, a
+        terminal token can't be chosen."""
         scores = logits.float()  # (B, V)
         if self._shift is not None and any(s is not None and s.shifts for s in self._settings):
-            scores = scores + self._shift
+            scores = scores + self._shift[rows]
         if any(no_end):
-            rows = torch.tensor(no_end, device=scores.device)  # (B,)
+            held = torch.tensor(no_end, device=scores.device)  # (B,)
             scores = scores.clone()
-            scores[:, self._terminal] = scores[:, self._terminal].masked_fill(rows[:, None], -torch.inf)
+            scores[:, self._terminal] = scores[:, self._terminal].masked_fill(held[:, None], -torch.inf)
         return scores
 
-    def choose(self, scores: Tensor, *, uniforms: list[float]) -> Tensor:
-        """Tokens (B,) for the shifted logits (B, V)."""
+    def choose(self, scores: Tensor, *, rows: Sequence[int], uniforms: list[float]) -> Tensor:
+        """Tokens (B,) for the shifted logits (B, V) of these rows."""
         greedy = scores.argmax(dim=-1)  # (B,)
-        settings = [s for s in self._settings if s is not None and s.hot]
+        settings = [s for row in rows if (s := self._settings[row]) is not None and s.hot]
         if not settings:
             return greedy
-        hot = self._temperature > 0  # (B,)
-        scores = scores / torch.where(hot, self._temperature, 1.0)[:, None]
+        temperature = self._temperature[rows]  # (B,)
+        hot = temperature > 0
+        scores = scores / torch.where(hot, temperature, 1.0)[:, None]
         most = min(max((s.top_k or 0) for s in settings), scores.size(-1))
         if most > 0:
-            scores = scores.masked_fill(~top_k_mask(scores, self._top_k, most=most), -torch.inf)
+            scores = scores.masked_fill(~top_k_mask(scores, self._top_k[rows], most=most), -torch.inf)
         probabilities = torch.softmax(scores, dim=-1)
         if any(s.top_p < 1 for s in settings):
-            probabilities = probabilities * top_p_mask(probabilities, self._top_p)
+            probabilities = probabilities * top_p_mask(probabilities, self._top_p[rows])
         draw = torch.tensor(uniforms, dtype=torch.float32, device=scores.device)
         return torch.where(hot, invert(probabilities, draw), greedy)
 

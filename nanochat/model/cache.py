@@ -1,7 +1,7 @@
 """The key-value cache: slots of one sequence each, which `Transformer.extend` reads and writes.
 
     cache = KVCache(model.config, slots=8, length=1024, device=device, dtype=model.compute_dtype)
-    model.extend(prompt, start=torch.tensor([0]), slots=torch.tensor([3]), cache=cache)
+    model.extend(prompt, start=torch.tensor([0]), slots=[3], cache=cache)
 
 A slot needs no clearing: a sequence only ever attends to the positions that it has written itself. A layer with a
 short window keeps a ring of no more than the window and CHUNK positions.
@@ -10,6 +10,7 @@ short window keeps a ring of no more than the window and CHUNK positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +44,12 @@ class Span:
         return torch.where(positions < 0, -1, positions % self.size)
 
     def mask(self, positions: Tensor, attended: int) -> Tensor:
-        """Which of the first entries each position sees, once its own are written: (B, 1, T, attended or size)."""
-        positions = positions.clamp(min=0)
-        last = positions[:, -1:]  # (B, 1)
+        """Which of the first entries each position sees, once its own are written: (B, 1, T, attended or size).
+
+        What is no position sees as the row's last one does: nothing at all would be NaN, which spreads.
+        """
+        last = positions.amax(dim=1, keepdim=True).clamp(min=0)  # (B, 1)
+        positions = torch.where(positions < 0, last, positions)
         entries = torch.arange(min(self.size, attended), device=positions.device)
         held = last - (last - entries) % self.size  # (B, entries): the newest position that is in each, or below 0
         distance = positions[..., None] - held[:, None]  # (B, T, entries)
@@ -86,3 +90,13 @@ class KVCache:
             for tensor in tensors:
                 tensor[target, :kept] = tensor[source, :kept]
         self.ids[target, :length] = self.ids[source, :length]
+
+
+def side_by_side(slots: Sequence[int]) -> list[tuple[slice, slice]]:
+    """(rows, slots) of each stretch of rows whose slots follow one another."""
+    begins = [row for row, slot in enumerate(slots) if row == 0 or slot != slots[row - 1] + 1]
+    ends = [*begins[1:], len(slots)]
+    return [
+        (slice(begin, end), slice(slots[begin], slots[begin] + end - begin))
+        for begin, end in zip(begins, ends, strict=True)
+    ]

@@ -6,7 +6,8 @@ The modern recipe adds value embeddings, short windows, and learned scalars on t
     model.init_weights(seed)
     model.compute_dtype = torch.bfloat16
     loss = model(ids, targets)           # (B, T) each; -1 in targets is not trained on
-    logits = model.extend(ids, start=start, slots=slots, cache=cache)     # the same numbers, step by step
+    hidden = model.extend(ids, start=start, slots=[0, 3], cache=cache)    # the same numbers, step by step
+    logits = model.logits(hidden[:, -1])
 
 Weights are fp32 and cast at each use, so that gradients arrive and add up in fp32; `cast_weights` makes the
 cast once for a model that is only read. Shapes: B rows, T positions, D width, H heads, hd head size,
@@ -23,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.cache import BUCKET, KVCache
+from nanochat.model import fp8
+from nanochat.model.attention import Attend, masked_sdpa, sdpa
+from nanochat.model.cache import BUCKET, KVCache, side_by_side
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
 from nanochat.model.residual import ResidualStream
 from nanochat.model.sizes import MLP_RATIO, ModelConfig
@@ -59,8 +62,11 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32))
+        self.fp8 = False  # whether it is trained in FP8; without gradients it never is
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 and torch.is_grad_enabled():
+            return fp8.fp8_linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -69,7 +75,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.is_short = config.window(layer) is not None
+        self.window = config.window(layer)
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.query = Linear(config.width, config.heads * config.head_dim)
         self.key = Linear(config.width, config.kv_width)
@@ -77,10 +83,9 @@ class Attention(nn.Module):
         self.project = Linear(config.heads * config.head_dim, config.width)
         self.value_embedding = ValueEmbedding(config) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, short: Tensor | None) -> Tensor:
-        """The pass over whole rows; `short` (T, T) is what positions see in layers with a short window."""
-        q, k, v = self._project(x, ids, rotary)
-        return self._attend(q, k, v, mask=short if self.is_short else None)
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        """The pass over whole rows."""
+        return self.project(attend(*self._project(x, ids, rotary), self.window).flatten(2))
 
     def extend(
         self,
@@ -91,20 +96,21 @@ class Attention(nn.Module):
         k: Tensor,
         v: Tensor,
         where: tuple[Tensor, Tensor],
-        slots: Tensor | None,
+        stretches: Sequence[tuple[slice, slice]],
         mask: Tensor,
     ) -> Tensor:
         """As forward, against this layer's k and v (slots, length, H_kv, hd), written at `where` first.
 
-        mask (B, 1, T, attended): what each position sees.
+        mask (B, 1, T, attended): what each position sees. `stretches` are the rows and slots that lie side by side.
         """
         attended = mask.size(-1)
         q, new_k, new_v = self._project(x, ids, rotary)
         k[where], v[where] = new_k, new_v
-        k, v = k[:, :attended], v[:, :attended]  # (slots, attended, H_kv, hd)
-        if slots is not None:
-            k, v = k[slots], v[slots]  # (B, attended, H_kv, hd)
-        return self._attend(q, k, v, mask=mask)
+        seen = [
+            masked_sdpa(q[rows], k[slots, :attended], v[slots, :attended], mask[rows]).flatten(2)
+            for rows, slots in stretches
+        ]
+        return self.project(seen[0] if len(seen) == 1 else torch.cat(seen))
 
     def _project(self, x: Tensor, ids: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D), ids (B, T) -> q (B, T, H, hd), k and v (B, T, H_kv, hd)."""
@@ -115,18 +121,6 @@ class Attention(nn.Module):
         if self.value_embedding is not None:
             v = self.value_embedding(v, x, ids)
         return norm(rotate(q, rotary)).to(x.dtype), norm(rotate(k, rotary)).to(x.dtype), v
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None) -> Tensor:
-        """q (B, T, H, hd), k and v (B, S, H_kv, hd) -> (B, T, D); without a mask it is causal and S = T."""
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.kv_heads != self.heads,
-        )  # (B, H, T, hd)
-        return self.project(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -149,8 +143,8 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, short: Tensor | None) -> Tensor:
-        x = x + self.attention(norm(x), ids, rotary, short)
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attention(norm(x), ids, rotary, attend)
         return x + self.mlp(norm(x))
 
 
@@ -161,10 +155,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.attend: Attend = sdpa  # over whole rows
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.stream = ResidualStream(config)
-        self.short_window = min((w for layer in range(config.depth) if (w := config.window(layer))), default=None)
         self.head = Linear(config.width, config.vocab_size)
         self.rotary: Tensor
         self.register_buffer("rotary", self._rotary_table(), persistent=False)
@@ -212,14 +206,20 @@ class Transformer(nn.Module):
             weight.requires_grad_(False)
             weight.data = weight.data.to(self.compute_dtype)
 
+    def use_fp8(self) -> int:
+        """Train the blocks' matrices in FP8, but for small ones -> how many. Head and embeddings stay as they are."""
+        matrices = [m for m in self.blocks.modules() if isinstance(m, Linear) and fp8.fits(m.weight)]
+        for matrix in matrices:
+            matrix.fp8 = True
+        return len(matrices)
+
     def hidden(self, ids: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
         """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype; `blocks` are called instead of the own."""
         self._check_length(ids.size(1))
         rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
-        short = self._short_mask(ids.size(1))
         x = self.stream.smear(self._embed(ids))
         called = self.blocks if blocks is None else blocks
-        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, short))
+        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, self.attend))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""
@@ -258,40 +258,45 @@ class Transformer(nn.Module):
         return self.logits(hidden) if targets is None else self.loss(hidden, targets, factors, reduction=reduction)
 
     @torch.inference_mode()
-    def extend(self, ids: Tensor, *, start: Tensor, slots: Tensor | None, cache: KVCache) -> Tensor:
-        """Continue sequences that the cache holds: ids (B, T) from position start on -> logits (B, T, V).
+    def extend(
+        self, ids: Tensor, *, start: Tensor, slots: Sequence[int], cache: KVCache, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Continue sequences that the cache holds: ids (B, T) from position start on -> as `hidden` (B, T, D).
 
-        start (B,) says how much of each sequence is in the cache already. slots (B,) are the rows' slots, all
-        different; None means that row b is slot b of all of them, which saves gathering the cache. Row b sees
-        positions 0..start+t of its own slot (in a short window the newest of them) and nothing of its neighbours.
-        What is attended is cut to the longest row, in steps of BUCKET positions: what is beyond a row's own end has
-        weight exactly 0.
-        A row that starts at IDLE (with T = 1) is not in use: it writes to its slot's last position alone.
+        start (B,) says how much of each sequence is in the cache already, `slots` which slots the rows are, all
+        different; slots side by side are read where they are, without a copy. Row b sees positions 0..start+t of its
+        own slot (in a short window the newest of them) and nothing of its neighbours. What is attended is cut to the
+        longest row, in steps of BUCKET positions: what is beyond a row's own end has weight exactly 0.
+        Of a row with `lengths` (B,) only so many tokens count; what stands behind them, and a row that starts at IDLE
+        (with T = 1), writes to its slot's last position alone, which the others must not reach.
         """
-        b, t = ids.shape
-        end = int(start.max()) + t
+        t = ids.size(1)
+        end = int(start.max()) + t if lengths is None else int((start + lengths).max())
         self._check_length(end)
         cache.check_room(end, t)
 
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
+        if lengths is not None:
+            positions = positions.masked_fill(positions >= (start + lengths)[:, None], IDLE)
         rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
-        rows = torch.arange(b, device=ids.device) if slots is None else slots
+        rows = torch.tensor(slots, device=ids.device)
         attended = min(cache.length, -(-end // BUCKET) * BUCKET)
         spans = {span: (span.entries(positions), span.mask(positions, attended)) for span in set(cache.spans)}
+        stretches = side_by_side(slots)
 
         def run(layer: int, x: Tensor) -> Tensor:
             block, (entries, mask) = self.blocks[layer], spans[cache.spans[layer]]
             assert isinstance(block, Block)
             where = (rows[:, None], entries)
             k, v = cache.k[layer], cache.v[layer]
-            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where, slots=slots, mask=mask)
+            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where, stretches=stretches, mask=mask)
             return x + block.mlp(norm(x))
 
         before = None
         if self.config.smear:
             before = self._embed(cache.ids[rows, start - 1][:, None]).masked_fill((start < 1)[:, None, None], 0)
             cache.ids[rows[:, None], positions] = ids
-        return self.logits(self._through(self.stream.smear(self._embed(ids), before), run))
+        return self._through(self.stream.smear(self._embed(ids), before), run)
 
     def _through(self, x: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
         """The stream (B, T, D) through all blocks, each by `run`, up to the norm before the head."""
@@ -301,14 +306,6 @@ class Transformer(nn.Module):
             if layer == self.stream.middle:
                 middle = x
         return norm(self.stream.leave(x, middle))
-
-    def _short_mask(self, length: int) -> Tensor | None:
-        """The mask (T, T) of layers with a short window; None where it holds all positions before one."""
-        if self.short_window is None or self.short_window >= length:
-            return None
-        positions = torch.arange(length, device=self.device)
-        distance = positions[:, None] - positions
-        return (distance >= 0) & (distance < self.short_window)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, D); the rows that are looked up are cast, not the table."""

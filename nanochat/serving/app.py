@@ -229,6 +229,7 @@ class _Api:
             top_k=settings.top_k if body.top_k is None else max(body.top_k, 0) or None,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=secrets.randbits(62) if body.seed is None else body.seed,
+            repeatable=body.seed is not None,
             stop=body.stops,
             min_tokens=body.min_tokens or 0,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from nanochat.model.artifact import SERVED, combined
 from nanochat.model.export import load_model
+from nanochat.model.packing import pack
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import choose_device
 from nanochat.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 def load(folder: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
@@ -18,6 +22,7 @@ def load(folder: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     device = choose_device()
     model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
     model.cast_weights()
+    _log.info("%s", pack(model))
     return model, Tokenizer.load(folder), extra
 
 

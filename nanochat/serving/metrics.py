@@ -43,6 +43,9 @@ class Metrics:
         )  # fmt: skip
         self.generated = Counter("nanochat_generated_tokens", "Tokens of replies.", registry=registry)
         self.prompt = Counter("nanochat_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.reused = Counter(
+            "nanochat_prompt_tokens_reused", "Tokens of prompts that were in the key-value cache.", registry=registry
+        )
         self.rejected = Counter("nanochat_rejected", "Requests that were turned away.", ["reason"], registry=registry)
         self.cancelled = Counter("nanochat_cancelled", "Requests given up before their end.", registry=registry)
         self._model = Gauge(

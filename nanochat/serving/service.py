@@ -222,6 +222,8 @@ class EngineService:
     def _deliver(self, event: Event) -> None:
         submission, now = self._submissions[event.request], time.monotonic()
         (self._metrics.inter_token if submission.tokens else self._metrics.first_token).observe(now - submission.at)
+        if not submission.tokens:
+            self._metrics.reused.inc(event.request.reused)
         submission.tokens, submission.at = submission.tokens + 1, now
         self._metrics.generated.inc()
         if event.finish_reason is not None:

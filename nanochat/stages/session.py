@@ -28,12 +28,13 @@ from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.schedule import lr_scale
-from nanochat.runtime.device import Device, choose_device
+from nanochat.runtime.device import Device, choose_device, has_fp8
 from nanochat.runtime.distributed import World, join
-from nanochat.spec.errors import StorageError
-from nanochat.spec.training import BaseStage, MixturePart, TrainingStage
+from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.training import BaseStage, MixturePart, PackedStage, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
+from nanochat.training.attention import choose_attention
 from nanochat.training.checkpoint import Checkpointer
 from nanochat.training.compiling import decide, keep_code
 from nanochat.training.forward import Forward
@@ -81,18 +82,29 @@ class TrainingSession:
             self.model.config,
             tokens=step_tokens * steps / self.world.size,
             fixed_shapes=fixed_shapes,
+            deterministic=settings.deterministic,
         )
         if decision.compiled:
             keep_code(context.artifacts.cache)
+        attention = choose_attention(
+            self.device,
+            self.model.config,
+            deterministic=settings.deterministic,
+            world=self.world,
+            cache=context.artifacts.cache,
+        )
+        self.model.attend = attention.attend
+        product = "FP8" if self.use_fp8() else self.precision
         if self.world.first:
             log.info(
-                "%s: %s parameters, %s steps, on %s x %s in %s; %s",
+                "%s: %s parameters, %s steps, on %s x %s in %s; %s; %s",
                 context.stage,
                 f"{parameters(self.model.config):,}",
                 f"{steps:,}",
                 self.world.size,
                 self.device.device.type,
-                str(self.device.compute_dtype).removeprefix("torch."),
+                product,
+                attention.reason,
                 decision.reason,
             )
         optimizer = build_optimizer(self.model, optim_settings(settings), world=self.world)
@@ -112,7 +124,7 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled, optimizer=optimizer),
+            forward=Forward(self.model, compiled=decision.compiled, tuned=decision.tuned, optimizer=optimizer),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
@@ -130,6 +142,25 @@ class TrainingSession:
             stop=lambda: bool(context.stop),
         )
         return trainer.run()
+
+    @property
+    def precision(self) -> str:
+        """The number format of the computation by its name in PyTorch."""
+        return str(self.device.compute_dtype).removeprefix("torch.")
+
+    def use_fp8(self) -> bool:
+        """Train matrices in FP8 where the stage asks for it; UserError where that cannot be."""
+        if not (isinstance(self.settings, PackedStage) and self.settings.fp8):
+            return False
+        name, device = f"stages.{self.context.stage}.fp8", self.device
+        if not has_fp8(device.device) or device.compute_dtype != torch.bfloat16:
+            raise UserError(
+                f"{name} is set, and a {device.device.type} device such as this one does not multiply in FP8 beside "
+                f"{self.precision}: use a GPU of compute capability 8.9 or newer (L4, H100, B200), or take {name} out."
+            )
+        if not self.model.use_fp8():
+            raise UserError(f"{name} is set, and no matrix of the blocks is large enough to gain by it: take it out.")
+        return True
 
     def commit(self, state: TrainerState, extra: Mapping[str, Any] | None = None) -> None:
         """Commit model, configuration and tokenizer as the stage's output; rank 0's work."""
@@ -159,7 +190,7 @@ class TrainingSession:
             "parameters": parameters(self.model.config),
             "flops": flops_per_token(self.model.config) * state.tokens,
             "device": self.device.device.type,
-            "precision": str(self.device.compute_dtype).removeprefix("torch."),
+            "precision": self.precision,
             "processes": self.world.size,
         }
 

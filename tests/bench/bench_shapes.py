@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,16 @@ def write_peer(folder: Path, **changed: str) -> Path:
     return folder
 
 
-def bench(home: Path, *arguments: str, shape: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`nanochat bench` on one thread and, unless CXX says otherwise, without a compiler."""
+def bench(
+    home: Path, *arguments: str, shape: bool = True, last: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`nanochat bench` on one thread and, unless CXX says otherwise, without a compiler; `last` changes the shape."""
     sets = [word for item in SETS for word in ("--set", item)] if shape else []
     bare = home / "no-programs"
     bare.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NANOCHAT_", "CXX"))}
     return subprocess.run(
-        [sys.executable, "-m", "nanochat.cli.main", "bench", *arguments, "--threads", "1", *sets],
+        [sys.executable, "-m", "nanochat.cli.main", "bench", *arguments, "--threads", "1", *sets, *last],
         env={**kept, "PATH": str(bare), "NANOCHAT_HOME": str(home / "state"), "COLUMNS": "200", **environment},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip

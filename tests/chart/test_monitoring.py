@@ -24,6 +24,7 @@ SERVER = {
     "nanochat_inter_token_seconds",
     "nanochat_generated_tokens",
     "nanochat_prompt_tokens",
+    "nanochat_prompt_tokens_reused",
     "nanochat_rejected",
     "nanochat_cancelled",
     "nanochat_model_info",

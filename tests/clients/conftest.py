@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -34,7 +34,12 @@ class CalculatingModel:
         self._tokenizer = tokenizer
         self._heard: list[int] = []  # the tokens of the engine's only slot
 
-    def extend(self, ids: Tensor, *, start: Tensor, slots: Tensor | None, cache: KVCache) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def extend(
+        self, ids: Tensor, *, start: Tensor, slots: Sequence[int], cache: KVCache, lengths: Tensor | None = None
+    ) -> Tensor:
         self._heard[int(start[0]) :] = ids[0].tolist()
         logits = torch.zeros(*ids.shape, self.config.vocab_size)
         logits[0, -1, self._next()] = 1000.0

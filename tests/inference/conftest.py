@@ -48,7 +48,13 @@ class ScriptedModel:
         self.prompt = prompt
         self.script = list(script)
 
-    def extend(self, ids: Tensor, *, start: Tensor, slots: Tensor | None, cache: KVCache) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def extend(
+        self, ids: Tensor, *, start: Tensor, slots: Sequence[int], cache: KVCache, lengths: Tensor | None = None
+    ) -> Tensor:
+        """What `logits` returns as it is."""
         b, t = ids.shape
         logits = torch.zeros(b, t, self.config.vocab_size)
         for row in range(b):

@@ -68,7 +68,8 @@ def test_a_row_says_the_same_while_neighbours_come_and_go(model: Transformer, to
     requests = []
     for index, (prompt, sampling) in enumerate(cases):
         requests.append(engine.submit(prompt, sampling))
-        passing = engine.submit(ids(50 + index, 40), Sampling(max_tokens=200, temperature=1.0, seed=index))
+        others = Sampling(max_tokens=200, temperature=1.0, seed=index, repeatable=index % 2 == 0)
+        passing = engine.submit(ids(50 + index, 40), others)
         for _ in range(5 + 3 * index):
             engine.step()
         engine.cancel(passing)
@@ -117,6 +118,7 @@ def test_samples_of_one_prompt_share_it_and_differ(model: Transformer, tokenizer
 
     class Counting:
         config, device, compute_dtype = model.config, model.device, model.compute_dtype
+        logits = model.logits
 
         def extend(self, ids: torch.Tensor, **rest: object) -> torch.Tensor:
             computed.append(ids.numel() if ids.size(0) == 1 else 0)

@@ -98,8 +98,12 @@ def test_a_row_chooses_the_same_whatever_its_neighbours_want(row: int) -> None:
         together.put(index, each)
     alone.put(row, MIXED[row])
     only = [value if index == row else False for index, value in enumerate(no_end)]
-    expected = alone.choose(alone.shifted(logits, no_end=only), uniforms=draws)[row]
-    assert together.choose(together.shifted(logits, no_end=no_end), uniforms=draws)[row] == expected
+    rows = list(range(len(MIXED)))
+    expected = alone.choose(alone.shifted(logits, rows=rows, no_end=only), rows=rows, uniforms=draws)[row]
+    scores = together.shifted(logits, rows=rows, no_end=no_end)
+    assert together.choose(scores, rows=rows, uniforms=draws)[row] == expected
+    single = together.shifted(logits[[row]], rows=[row], no_end=[no_end[row]])
+    assert together.choose(single, rows=[row], uniforms=[draws[row]]) == expected
 
 
 @given(
@@ -127,17 +131,17 @@ def test_penalties_and_biases_are_openais_formula(
     expected = logits[1] - counts * frequency - (counts > 0) * presence
     for token, value in bias.items():
         expected[token] += value
-    shifted = sampler.shifted(logits, no_end=[False, False])
+    shifted = sampler.shifted(logits, rows=[0, 1], no_end=[False, False])
     torch.testing.assert_close(shifted[1], expected, rtol=1e-5, atol=1e-4)
     assert torch.equal(shifted[0], logits[0])
-    assert sampler.choose(shifted, uniforms=[0.0, 0.0])[1] == shifted[1].argmax()
+    assert sampler.choose(shifted, rows=[0, 1], uniforms=[0.0, 0.0])[1] == shifted[1].argmax()
 
 
 def test_without_biases_and_penalties_the_logits_are_the_models() -> None:
     logits = logits_of(1, 2, 16)
     sampler = Sampler(2, vocabulary=16, terminal=(), device=CPU)
     sampler.put(0, BASE)
-    assert sampler.shifted(logits, no_end=[False, False]) is logits
+    assert sampler.shifted(logits, rows=[0, 1], no_end=[False, False]) is logits
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-323, 1e-45, 1e-39, 1e-30, 9e-6])
@@ -149,7 +153,7 @@ def test_the_smallest_temperatures_are_greedy(temperature: float, options: dict)
     for row, setting in enumerate((replace(BASE, temperature=temperature, **options), BASE)):
         sampler.put(row, setting)
     for draw in (0.0, 0.5, 1 - 2.0**-24):
-        assert sampler.choose(logits, uniforms=[draw, draw])[0] == 3
+        assert sampler.choose(logits, rows=[0, 1], uniforms=[draw, draw])[0] == 3
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-4, 2.0])
@@ -158,8 +162,8 @@ def test_the_coldest_draws_have_a_distribution(temperature: float) -> None:
     sampler = Sampler(1, vocabulary=16, terminal=(15,), device=CPU)
     bias = tuple((token, -100.0 if token % 2 else 100.0) for token in range(16))
     sampler.put(0, replace(BASE, temperature=temperature, logit_bias=bias))
-    scores = sampler.shifted(logits, no_end=[True])
-    drawn = {int(sampler.choose(scores, uniforms=[step / 64])) for step in range(64)}
+    scores = sampler.shifted(logits, rows=[0], no_end=[True])
+    drawn = {int(sampler.choose(scores, rows=[0], uniforms=[step / 64])) for step in range(64)}
     assert drawn <= set(range(0, 15, 2)) and int(scores.argmax()) in drawn
 
 
@@ -169,7 +173,9 @@ def test_terminal_tokens_wait_for_min_tokens() -> None:
     sampler = Sampler(2, vocabulary=8, terminal=(6, 7), device=CPU)
     for row in range(2):
         sampler.put(row, replace(BASE, min_tokens=2))
-    chosen = sampler.choose(sampler.shifted(logits, no_end=[True, False]), uniforms=[0.5, 0.5]).tolist()
+    chosen = sampler.choose(
+        sampler.shifted(logits, rows=[0, 1], no_end=[True, False]), rows=[0, 1], uniforms=[0.5, 0.5]
+    ).tolist()
     assert chosen[0] < 6
     assert chosen[1] == 7
 

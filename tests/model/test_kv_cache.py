@@ -34,9 +34,14 @@ def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(61, shape, generator=torch.Generator().manual_seed(seed))
 
 
+@torch.inference_mode()
+def extend(model: Transformer, ids: torch.Tensor, **where: Any) -> torch.Tensor:
+    return model.logits(model.extend(ids, **where))
+
+
 def prefill(model: Transformer, cache: KVCache, slot: int, ids: torch.Tensor) -> torch.Tensor:
     pieces = [
-        model.extend(piece[None], start=torch.tensor([100 * i]), slots=torch.tensor([slot]), cache=cache)[0]
+        extend(model, piece[None], start=torch.tensor([100 * i]), slots=[slot], cache=cache)[0]
         for i, piece in enumerate(ids.split(100))
     ]
     return torch.cat(pieces)
@@ -49,9 +54,9 @@ def test_chunks_and_steps_equal_the_plain_forward(model: Transformer) -> None:
     cache = cache_for(model, slots=3)
     pieces, position = [], 0
     for length in (1, 50, 14, 70, *[1] * 15):
-        start, slots = torch.tensor([position]), torch.tensor([2])
+        start, slots = torch.tensor([position]), [2]
         chunk = ids[:, position : position + length]
-        pieces.append(model.extend(chunk, start=start, slots=slots, cache=cache))
+        pieces.append(extend(model, chunk, start=start, slots=slots, cache=cache))
         position += length
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, rtol=1e-5, atol=1e-5)
 
@@ -67,7 +72,7 @@ def test_slots_at_different_positions(model: Transformer) -> None:
     start = torch.tensor(lengths)
     for _ in range(20):
         step = ids.gather(1, start[:, None])
-        logits = model.extend(step, start=start, slots=None, cache=cache)  # (4, 1, V)
+        logits = extend(model, step, start=start, slots=range(start.numel()), cache=cache)  # (4, 1, V)
         torch.testing.assert_close(logits[:, 0], expected[torch.arange(4), start], rtol=1e-5, atol=1e-5)
         start = start + 1
 
@@ -76,9 +81,9 @@ def test_slots_at_different_positions(model: Transformer) -> None:
 def test_named_slots_equal_all_slots(model: Transformer) -> None:
     ids, start = tokens(3, 2), torch.tensor([0, 5, 70])
     by_name, in_order = cache_for(model, slots=3), cache_for(model, slots=3)
-    named = model.extend(ids[[2, 0, 1]], start=start[[2, 0, 1]], slots=torch.tensor([2, 0, 1]), cache=by_name)
+    named = extend(model, ids[[2, 0, 1]], start=start[[2, 0, 1]], slots=[2, 0, 1], cache=by_name)
     # Where a row stands among the others decides how a matrix product rounds it, so bits may differ.
-    plain = model.extend(ids, start=start, slots=None, cache=in_order)
+    plain = extend(model, ids, start=start, slots=range(start.numel()), cache=in_order)
     torch.testing.assert_close(named[[1, 2, 0]], plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_name.k, in_order.k, rtol=1e-5, atol=1e-5)
 
@@ -97,7 +102,7 @@ def test_a_row_does_not_see_its_neighbours(model: Transformer, dtype: torch.dtyp
         step = tokens(3, 1, seed=seed)
         step[1] = 7
         start = torch.tensor([length, 20, length])
-        outputs.append(model.extend(step, start=start, slots=None, cache=cache)[1])
+        outputs.append(extend(model, step, start=start, slots=range(start.numel()), cache=cache)[1])
     assert torch.equal(outputs[0], outputs[1])
 
 
@@ -116,11 +121,37 @@ def test_an_idle_row_keeps_its_prompt_and_costs_no_attention(model: Transformer)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", watched)
-        logits = model.extend(ids[:, 10:11], start=torch.tensor([IDLE, 10]), slots=None, cache=cache)
+        logits = extend(model, ids[:, 10:11], start=torch.tensor([IDLE, 10]), slots=range(2), cache=cache)
     assert set(shapes) == {BUCKET}
     assert logits.isfinite().all()
     assert all(torch.equal(k[0, :140], before) for k, before in zip(cache.k, kept, strict=True))
     torch.testing.assert_close(logits[1, 0], model(ids[1:, :11])[0, -1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_of_several_lengths_go_in_one_pass(model: Transformer) -> None:
+    """Padding changes nothing: not for its own row, whose next tokens follow, and not for a full neighbour."""
+    begun, lengths = [0, 30, 100, 10], [150, 7, 20, 1]
+    ids = tokens(4, 200)
+    expected = model(ids)
+    cache = cache_for(model, slots=6)
+    slots = [5, 1, 2, 0]
+    for row, start in enumerate(begun):
+        if start:
+            prefill(model, cache, slots[row], ids[row, :start])
+    padded = torch.full((4, 150), 7)
+    for row, (start, length) in enumerate(zip(begun, lengths, strict=True)):
+        padded[row, :length] = ids[row, start : start + length]
+    start, length = torch.tensor(begun), torch.tensor(lengths)
+    logits = extend(model, padded, start=start, slots=slots, cache=cache, lengths=length)
+    for row in range(4):
+        told = expected[row, begun[row] : begun[row] + lengths[row]]
+        torch.testing.assert_close(logits[row, : lengths[row]], told, rtol=1e-5, atol=1e-5)
+    start = start + length
+    for _ in range(200 - int(start.max())):
+        logits = extend(model, ids.gather(1, start[:, None]), start=start, slots=slots, cache=cache)
+        torch.testing.assert_close(logits[:, 0], expected[torch.arange(4), start], rtol=1e-5, atol=1e-5)
+        start = start + 1
 
 
 @torch.no_grad()
@@ -130,7 +161,7 @@ def test_a_copied_prefix_goes_on_alone(model: Transformer) -> None:
     cache = cache_for(model, slots=2)
     prefill(model, cache, 0, ids[0, :20])
     cache.copy_slot(0, 1, 20)
-    logits = model.extend(ids[:, 20:], start=torch.tensor([20, 20]), slots=None, cache=cache)
+    logits = extend(model, ids[:, 20:], start=torch.tensor([20, 20]), slots=range(2), cache=cache)
     torch.testing.assert_close(logits, model(ids)[:, 20:], rtol=1e-5, atol=1e-5)
 
 
@@ -161,11 +192,13 @@ def test_ragged_rows_in_any_chunks_equal_the_plain_forward(
     for slot, prompt in enumerate(prompts):
         for start in range(0, prompt, chunk):
             piece = ids[slot : slot + 1, start : min(start + chunk, prompt)]
-            logits = model.extend(piece, start=torch.tensor([start]), slots=torch.tensor([slot]), cache=cache)
+            logits = extend(model, piece, start=torch.tensor([start]), slots=[slot], cache=cache)
             torch.testing.assert_close(logits[0], expected[slot, start : start + piece.size(1)], rtol=1e-4, atol=1e-4)
     start = torch.tensor(prompts)
     for _ in range(steps):
-        logits = model.extend(ids.gather(1, start[:, None]), start=start, slots=None, cache=cache)[:, 0]
+        logits = extend(model, ids.gather(1, start[:, None]), start=start, slots=range(start.numel()), cache=cache)[
+            :, 0
+        ]
         torch.testing.assert_close(logits, expected[torch.arange(len(prompts)), start], rtol=1e-4, atol=1e-4)
         start = start + 1
 
@@ -185,9 +218,7 @@ def test_a_prefix_is_copied_from_a_slot_that_has_gone_on(
     assert beyond <= cache.reach
     prefill(model, cache, 0, ids[0, : prefix + beyond])
     cache.copy_slot(0, 1, prefix)
-    logits = model.extend(
-        ids[1:, prefix : prefix + 150], start=torch.tensor([prefix]), slots=torch.tensor([1]), cache=cache
-    )
+    logits = extend(model, ids[1:, prefix : prefix + 150], start=torch.tensor([prefix]), slots=[1], cache=cache)
     torch.testing.assert_close(logits, model(ids[1:])[:, prefix : prefix + 150], rtol=1e-4, atol=1e-4)
 
 
