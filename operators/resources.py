@@ -111,10 +111,8 @@ def _memory(spec: PipelineSpec, stage: str, graph: Graph) -> float:
 def _compiles(spec: PipelineSpec, stage: str) -> bool:
     """Whether a stage may be compiled: by itself only one whose batches have one shape."""
     settings = spec.of_stage(stage)
-    automatic = stage in ("base", "mid")
-    return isinstance(settings, TrainingStage) and settings.compile in (
-        ("auto", "always") if automatic else ("always",)
-    )
+    unasked = ("never",) if stage in ("base", "mid") else ("never", "auto")
+    return isinstance(settings, TrainingStage) and settings.compile not in unasked
 
 
 def memory_limits(config: Config, spec: PipelineSpec, graph: Graph) -> Mapping[str, float]:

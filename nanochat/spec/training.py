@@ -66,9 +66,10 @@ class TrainingStage(ComputeStage):
         ge=1,
         key=False,
     )
-    compile: Literal["auto", "always", "never"] = setting(
+    compile: Literal["auto", "always", "never", "max-autotune"] = setting(
         "auto",
-        "compile says whether torch.compile compiles the model; auto does so where that saves more time than it takes.",
+        "compile says whether torch.compile compiles the model; auto does so where that saves more time than it takes. "
+        "On a GPU max-autotune tries kernels for each product first, which takes minutes, but not with deterministic.",
         key=False,
     )
     deterministic: bool = setting(

@@ -83,6 +83,7 @@ class TrainingSession:
             self.model.config,
             tokens=step_tokens * steps / self.world.size,
             fixed_shapes=fixed_shapes,
+            deterministic=settings.deterministic,
         )
         attention = choose_attention(
             self.device,
@@ -93,7 +94,7 @@ class TrainingSession:
         )
         self.model.attend = attention.attend
         product = "FP8" if self.use_fp8() else self.precision
-        code = self._compiled_code(product, attention.reason) if decision.compiled else None
+        code = self._compiled_code(product, attention.reason, decision.tuned) if decision.compiled else None
         if code is not None:
             code.prepare()
         if self.world.first:
@@ -128,6 +129,7 @@ class TrainingSession:
             forward=Forward(
                 self.model,
                 compiled=decision.compiled,
+                tuned=decision.tuned,
                 optimizer=optimizer,
                 done=code.share if code and self.world.first else None,
             ),
@@ -149,7 +151,7 @@ class TrainingSession:
         )
         return trainer.run()
 
-    def _compiled_code(self, product: str, attention: str) -> CompiledCode:
+    def _compiled_code(self, product: str, attention: str, tuned: bool) -> CompiledCode:
         """The code of this session's model, for batches of its settings."""
         settings, context = self.settings, self.context
         compiled = program(
@@ -159,6 +161,7 @@ class TrainingSession:
             processes=self.world.size,
             product=product,
             attention=attention,
+            tuned=tuned,
             deterministic=settings.deterministic,
         )
         return CompiledCode(context.artifacts, context.launch, compiled)

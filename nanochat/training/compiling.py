@@ -28,21 +28,29 @@ COST = 31.0  # seconds of a core that compiling takes
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to compile, and the sentence that says why."""
+    """Whether to compile, and the sentence that says why; `tuned`: with kernels that are chosen by trying them."""
 
     compiled: bool
     reason: str
+    tuned: bool = False
 
 
 def decide(
-    setting: Literal["auto", "always", "never"],
+    setting: Literal["auto", "always", "never", "max-autotune"],
     device: torch.device,
     config: ModelConfig,
     *,
     tokens: float,
     fixed_shapes: bool,
+    deterministic: bool = False,
 ) -> Decision:
     """For training of so many tokens on this process; each shape of a batch is compiled anew."""
+    if setting == "max-autotune":
+        if device.type != "cuda":
+            return Decision(True, "compiled, not tuned: only kernels of a CUDA GPU are")
+        if deterministic:
+            return Decision(True, "compiled, not tuned: a stopwatch would choose, and deterministic is set")
+        return Decision(True, "compiled: kernels are chosen by trying them", tuned=True)
     if setting != "auto":
         return Decision(setting == "always", f"compile is {setting}")
     if not fixed_shapes:

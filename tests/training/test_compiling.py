@@ -58,3 +58,11 @@ def test_what_is_set_and_what_the_device_is_come_first(tokens: float, monkeypatc
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "/nowhere")
     assert choose(DEMO, tokens).reason == "not compiled: there is no C++ compiler; install g++"
+
+
+def test_kernels_are_tried_where_that_is_set_and_no_bits_are_promised() -> None:
+    tried = choose(DEMO, 1.0, "max-autotune", CUDA)
+    assert tried.tuned and tried.compiled and not choose(DEMO, 1e12, device=CUDA).tuned
+    for device, deterministic in ((CUDA, True), (CPU, False)):
+        plain = choose(DEMO, 1.0, "max-autotune", device, deterministic=deterministic)
+        assert plain.compiled and not plain.tuned and plain.reason.startswith("compiled, not tuned: ")
