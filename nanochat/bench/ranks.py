@@ -2,8 +2,9 @@
 
 with join_timed(device) as (world, waits):
     ...
-    boundary(world, paced, work, begun=step > 1)     # between two steps, in every process
-    waits.take()                                     # seconds for which this one has waited for others since
+    figures = waiting(world, waits)                  # between two steps, in every process
+    boundary(world, paced, lambda: figures, begun=step > 1)
+    waits.take()                                     # what was waited for in there is part of no step
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from nanochat.runtime.waits import Waits
 
 
 class TimedWaits(Waits):
-    """Counts the seconds, too, for which a process waits for others."""
+    """Notes the seconds, too, of each wait for others."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = self._began = 0.0
+        self._seconds: list[float] = []
+        self._began = 0.0
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -33,11 +35,11 @@ class TimedWaits(Waits):
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        self.seconds += time.monotonic() - self._began
+        self._seconds.append(time.monotonic() - self._began)
 
-    def take(self) -> float:
-        """The seconds since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
+    def take(self) -> list[float]:
+        """The seconds of each since the last call."""
+        seconds, self._seconds = self._seconds, []
         return seconds
 
 
@@ -47,6 +49,13 @@ def join_timed(device: torch.device) -> Iterator[tuple[World, TimedWaits]]:
     waits = TimedWaits()
     with join(device) as world:
         yield replace(world, waits=waits), waits
+
+
+def waiting(world: World, waits: TimedWaits) -> dict[str, float]:
+    """Seconds of the last step: `waited` for others, the mean of all processes; and `exposed`, what is left of that
+    without the wait for the slowest: of each operation the wait of whoever came last."""
+    operations = list(zip(*world.gather(waits.take()), strict=True))
+    return {"waited": sum(map(sum, operations)) / world.size, "exposed": sum(map(min, operations))}
 
 
 def boundary(world: World, paced: Paced, work: Callable[[], Mapping[str, float]], *, begun: bool) -> None:

@@ -34,6 +34,7 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages.base import LOADERS, rates
 from nanochat.stages.session import optim_settings
 from nanochat.tokenizer import Tokenizer
+from nanochat.training.attention import choose_attention
 from nanochat.training.forward import Forward
 from nanochat.training.objective import Supervised, micro_loss
 
@@ -56,6 +57,7 @@ class Run:
         with torch.device(self.device.device):
             self.model = Transformer(config)
         self.model.compute_dtype = self.device.compute_dtype
+        self.model.attend = choose_attention(self.device, config).attend
         self.forward = Forward(self.model, compiled=self.settings.compile == "always")
         optimizer = build_optimizer(self.model, optim_settings(self.settings))
         self.model.init_weights(seed)

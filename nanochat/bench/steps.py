@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from nanochat.bench.pacing import Paced
-from nanochat.bench.ranks import boundary, join_timed
+from nanochat.bench.ranks import boundary, join_timed, waiting
 from nanochat.bench.shapes import Shape
 from nanochat.bench.synthetic import SEED, lengths, zipf
 from nanochat.data.loader import Shard, TextLoader
@@ -83,12 +83,12 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
         def between(step: int) -> dict[str, float]:
             if remarks.sentences:
                 raise UserError(remarks.sentences[0])
-            (waited,) = world.sum(waits.take() / world.size)
+            others = waiting(world, waits)
 
             def done() -> dict[str, float]:
                 return work(config, [counted.local_batch(made) for made in range(step - every, step)])
 
-            boundary(world, paced, lambda: {"waited": waited, **done()}, begun=step > every)
+            boundary(world, paced, lambda: others | done(), begun=step > every)
             waits.take()
             return {}
 

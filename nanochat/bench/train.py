@@ -35,33 +35,37 @@ def measure_train(asked: Measurement, *, stage: str, steps: int) -> dict[str, An
 def derived(item: Measured, bound: float) -> dict[str, Any]:
     """Figures that follow from those of each round."""
     flops = [given["flops"] / given["seconds"] / bound for given in item.rounds]
-    waiting = [given.get("waited", 0.0) / given["seconds"] for given in item.rounds]  # a peer waits for nobody
+    waited, exposed = (
+        [given.get(name, 0.0) / given["seconds"] for given in item.rounds] for name in ("waited", "exposed")
+    )  # another project's process waits for nobody
     return {
         "tokens_per_second": asdict(item.rate("tokens")),
         "flops_per_second": asdict(item.rate("flops")),
         "flop_utilisation": asdict(Spread.of(flops)),
-        "waiting_for_others": asdict(Spread.of(waiting)),
+        "waiting_for_others": asdict(Spread.of(waited)),
+        "communication_not_hidden": asdict(Spread.of(exposed)),
         "tokens_per_cpu_second": asdict(item.rate("tokens", "cpu_seconds")),
     }
 
 
 def train_tables(document: Mapping[str, Any]) -> list[Table]:
     """The document for people."""
+    together = ("waiting_for_others", "communication_not_hidden") if document["processes"] > 1 else ()
     rows = [
         [
             item["name"],
             seconds(item["figures"]["seconds"], each=item["figures"]["steps"]["median"]),
             number(item["tokens_per_second"]),
             percent(item["flop_utilisation"]),
-            *([percent(item["waiting_for_others"])] if document["processes"] > 1 else []),
+            *[percent(item[name]) for name in together],
             seconds(item["figures"]["cpu_seconds"], each=item["figures"]["steps"]["median"]),
             bytes_(item["figures"]["peak_memory"]),
             number(item["figures"]["minor_faults"]),
         ]
         for item in document["measured"]
     ]
-    waiting = ["waiting for others"] if document["processes"] > 1 else []
-    head = ["", "a step", "tokens/s", "of the bound", *waiting, "CPU time", "peak memory", "page faults"]
+    names = [name.replace("_", " ") for name in together]
+    head = ["", "a step", "tokens/s", "of the bound", *names, "CPU time", "peak memory", "page faults"]
     largest = [[item["name"], costs(item["costs"])] for item in document["measured"]]
     tables = [
         machine_table(document["machine"]),

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.model import fp8
+from nanochat.model.attention import Attend, masked_sdpa, sdpa
 from nanochat.model.cache import BUCKET, KVCache, side_by_side
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
 from nanochat.model.residual import ResidualStream
@@ -60,8 +62,11 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32))
+        self.fp8 = False  # whether it is trained in FP8; without gradients it never is
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 and torch.is_grad_enabled():
+            return fp8.fp8_linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -70,7 +75,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.is_short = config.window(layer) is not None
+        self.window = config.window(layer)
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.query = Linear(config.width, config.heads * config.head_dim)
         self.key = Linear(config.width, config.kv_width)
@@ -78,10 +83,9 @@ class Attention(nn.Module):
         self.project = Linear(config.heads * config.head_dim, config.width)
         self.value_embedding = ValueEmbedding(config) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, short: Tensor | None) -> Tensor:
-        """The pass over whole rows; `short` (T, T) is what positions see in layers with a short window."""
-        q, k, v = self._project(x, ids, rotary)
-        return self.project(self._attend(q, k, v, mask=short if self.is_short else None))
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        """The pass over whole rows."""
+        return self.project(attend(*self._project(x, ids, rotary), self.window).flatten(2))
 
     def extend(
         self,
@@ -103,7 +107,7 @@ class Attention(nn.Module):
         q, new_k, new_v = self._project(x, ids, rotary)
         k[where], v[where] = new_k, new_v
         seen = [
-            self._attend(q[rows], k[slots, :attended], v[slots, :attended], mask=mask[rows])
+            masked_sdpa(q[rows], k[slots, :attended], v[slots, :attended], mask[rows]).flatten(2)
             for rows, slots in stretches
         ]
         return self.project(seen[0] if len(seen) == 1 else torch.cat(seen))
@@ -117,18 +121,6 @@ class Attention(nn.Module):
         if self.value_embedding is not None:
             v = self.value_embedding(v, x, ids)
         return norm(rotate(q, rotary)).to(x.dtype), norm(rotate(k, rotary)).to(x.dtype), v
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None) -> Tensor:
-        """q (B, T, H, hd), k and v (B, S, H_kv, hd) -> (B, T, H * hd); without a mask it is causal and S = T."""
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.kv_heads != self.heads,
-        )  # (B, H, T, hd)
-        return y.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
@@ -151,8 +143,8 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, short: Tensor | None) -> Tensor:
-        x = x + self.attention(norm(x), ids, rotary, short)
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attention(norm(x), ids, rotary, attend)
         return x + self.mlp(norm(x))
 
 
@@ -163,10 +155,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.attend: Attend = sdpa  # over whole rows
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.stream = ResidualStream(config)
-        self.short_window = min((w for layer in range(config.depth) if (w := config.window(layer))), default=None)
         self.head = Linear(config.width, config.vocab_size)
         self.rotary: Tensor
         self.register_buffer("rotary", self._rotary_table(), persistent=False)
@@ -214,14 +206,20 @@ class Transformer(nn.Module):
             weight.requires_grad_(False)
             weight.data = weight.data.to(self.compute_dtype)
 
+    def use_fp8(self) -> int:
+        """Train the blocks' matrices in FP8, but for small ones -> how many. Head and embeddings stay as they are."""
+        matrices = [m for m in self.blocks.modules() if isinstance(m, Linear) and fp8.fits(m.weight)]
+        for matrix in matrices:
+            matrix.fp8 = True
+        return len(matrices)
+
     def hidden(self, ids: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
         """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype; `blocks` are called instead of the own."""
         self._check_length(ids.size(1))
         rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
-        short = self._short_mask(ids.size(1))
         x = self.stream.smear(self._embed(ids))
         called = self.blocks if blocks is None else blocks
-        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, short))
+        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, self.attend))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""
@@ -308,14 +306,6 @@ class Transformer(nn.Module):
             if layer == self.stream.middle:
                 middle = x
         return norm(self.stream.leave(x, middle))
-
-    def _short_mask(self, length: int) -> Tensor | None:
-        """The mask (T, T) of layers with a short window; None where it holds all positions before one."""
-        if self.short_window is None or self.short_window >= length:
-            return None
-        positions = torch.arange(length, device=self.device)
-        distance = positions[:, None] - positions
-        return (distance >= 0) & (distance < self.short_window)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, D); the rows that are looked up are cast, not the table."""

@@ -94,6 +94,11 @@ def compute_dtype_for(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies FP8 matrices in hardware."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def peak_flops(device: torch.device) -> float | None:
     """The device's dense bf16 peak in FLOPs a second, where it is known."""
     if device.type != "cuda":

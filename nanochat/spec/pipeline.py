@@ -245,6 +245,11 @@ class PipelineSpec(Section):
                     f"stages.{name}.totalBatchTokens ({total}) must be a multiple of model.sequenceLength ({length}): "
                     f"set it to {near}"
                 )
+            if stage.fp8 and (length % 16 or stage.precision == "fp32"):
+                raise ValueError(
+                    f"stages.{name}.fp8 needs bf16 for all other numbers, and a model.sequenceLength that is a "
+                    f"multiple of 16: they are {stage.precision} and {length}"
+                )
         if self.priority is not None and self.queue is None:
             raise ValueError("priority is Kueue's and needs queue; that of pods is pods.priorityClass")
         base, measured = self.stages.base, self.stages.eval_base

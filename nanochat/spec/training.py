@@ -66,9 +66,10 @@ class TrainingStage(ComputeStage):
         ge=1,
         key=False,
     )
-    compile: Literal["auto", "always", "never"] = setting(
+    compile: Literal["auto", "always", "never", "max-autotune"] = setting(
         "auto",
-        "compile says whether torch.compile compiles the model; auto does so where that saves more time than it takes.",
+        "compile says whether torch.compile compiles the model; auto does so where that saves more time than it takes. "
+        "On a GPU max-autotune tries kernels for each product first, which takes minutes, but not with deterministic.",
         key=False,
     )
     deterministic: bool = setting(
@@ -128,7 +129,18 @@ class TrainingStage(ComputeStage):
         return self.min_nodes or self.nodes
 
 
-class BaseStage(TrainingStage):
+class PackedStage(TrainingStage):
+    """Settings of base and mid, whose rows are all as long as the trained context."""
+
+    fp8: bool = setting(
+        False,
+        "fp8 says whether the blocks' matrices are multiplied in FP8, which takes a GPU of compute capability 8.9 or "
+        "newer, such as an H100, and gains at depth 20 and beyond.",
+        key="changed",
+    )
+
+
+class BaseStage(PackedStage):
     """Pretraining. The horizon is `steps`, else `targetFlops`, else `tokensPerParameter`."""
 
     tokens_per_parameter: float = setting(
@@ -219,7 +231,7 @@ def _mid_validation() -> Mixture:
     )
 
 
-class MidStage(TrainingStage):
+class MidStage(PackedStage):
     """Midtraining: one epoch of packed conversations, every token trained."""
 
     mixture: Mixture = setting(_mid_mixture, MIXTURE, min_length=1)

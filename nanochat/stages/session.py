@@ -28,14 +28,16 @@ from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.schedule import lr_scale
-from nanochat.runtime.device import Device, choose_device
+from nanochat.runtime.device import Device, choose_device, has_fp8
 from nanochat.runtime.distributed import World, join
-from nanochat.spec.errors import StorageError
-from nanochat.spec.training import BaseStage, MixturePart, TrainingStage
+from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.training import BaseStage, MixturePart, PackedStage, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
+from nanochat.training.attention import choose_attention
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.compiling import decide, keep_code
+from nanochat.training.compiled_code import CompiledCode, program
+from nanochat.training.compiling import decide
 from nanochat.training.forward import Forward
 from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
@@ -81,18 +83,30 @@ class TrainingSession:
             self.model.config,
             tokens=step_tokens * steps / self.world.size,
             fixed_shapes=fixed_shapes,
+            deterministic=settings.deterministic,
         )
-        if decision.compiled:
-            keep_code(context.artifacts.cache)
+        attention = choose_attention(
+            self.device,
+            self.model.config,
+            deterministic=settings.deterministic,
+            world=self.world,
+            cache=context.artifacts.cache,
+        )
+        self.model.attend = attention.attend
+        product = "FP8" if self.use_fp8() else self.precision
+        code = self._compiled_code(product, attention.reason, decision.tuned) if decision.compiled else None
+        if code is not None:
+            code.prepare()
         if self.world.first:
             log.info(
-                "%s: %s parameters, %s steps, on %s x %s in %s; %s",
+                "%s: %s parameters, %s steps, on %s x %s in %s; %s; %s",
                 context.stage,
                 f"{parameters(self.model.config):,}",
                 f"{steps:,}",
                 self.world.size,
                 self.device.device.type,
-                str(self.device.compute_dtype).removeprefix("torch."),
+                product,
+                attention.reason,
                 decision.reason,
             )
         optimizer = build_optimizer(self.model, optim_settings(settings), world=self.world)
@@ -112,7 +126,13 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled, optimizer=optimizer),
+            forward=Forward(
+                self.model,
+                compiled=decision.compiled,
+                tuned=decision.tuned,
+                optimizer=optimizer,
+                done=code.share if code and self.world.first else None,
+            ),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
@@ -130,6 +150,40 @@ class TrainingSession:
             stop=lambda: bool(context.stop),
         )
         return trainer.run()
+
+    def _compiled_code(self, product: str, attention: str, tuned: bool) -> CompiledCode:
+        """The code of this session's model, for batches of its settings."""
+        settings, context = self.settings, self.context
+        compiled = program(
+            self.model.config,
+            self.device.device,
+            rows=settings.device_batch_size,
+            processes=self.world.size,
+            product=product,
+            attention=attention,
+            tuned=tuned,
+            deterministic=settings.deterministic,
+        )
+        return CompiledCode(context.artifacts, context.launch, compiled)
+
+    @property
+    def precision(self) -> str:
+        """The number format of the computation by its name in PyTorch."""
+        return str(self.device.compute_dtype).removeprefix("torch.")
+
+    def use_fp8(self) -> bool:
+        """Train matrices in FP8 where the stage asks for it; UserError where that cannot be."""
+        if not (isinstance(self.settings, PackedStage) and self.settings.fp8):
+            return False
+        name, device = f"stages.{self.context.stage}.fp8", self.device
+        if not has_fp8(device.device) or device.compute_dtype != torch.bfloat16:
+            raise UserError(
+                f"{name} is set, and a {device.device.type} device such as this one does not multiply in FP8 beside "
+                f"{self.precision}: use a GPU of compute capability 8.9 or newer (L4, H100, B200), or take {name} out."
+            )
+        if not self.model.use_fp8():
+            raise UserError(f"{name} is set, and no matrix of the blocks is large enough to gain by it: take it out.")
+        return True
 
     def commit(self, state: TrainerState, extra: Mapping[str, Any] | None = None) -> None:
         """Commit model, configuration and tokenizer as the stage's output; rank 0's work."""
@@ -159,7 +213,7 @@ class TrainingSession:
             "parameters": parameters(self.model.config),
             "flops": flops_per_token(self.model.config) * state.tokens,
             "device": self.device.device.type,
-            "precision": str(self.device.compute_dtype).removeprefix("torch."),
+            "precision": self.precision,
             "processes": self.world.size,
         }
 

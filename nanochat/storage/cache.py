@@ -103,6 +103,10 @@ class Cache:
         with _locked(self.folder / "locks" / _digest(address)):
             yield
 
+    def folder_for(self, address: str) -> Path:
+        """The folder of an entry that somebody else fills; it stays as one that is fetched does."""
+        return self.fetch(address, (), lambda *_: None)
+
     def fetch(self, address: str, records: Sequence[FileRecord], download: Callable[[FileRecord, Path], None]) -> Path:
         """The folder of an entry, holding all `records`, each verified; `download` gets what is missing.
 

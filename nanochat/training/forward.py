@@ -26,9 +26,19 @@ class Forward:
     layer is compiled for itself: it begins when its weights are there, and backward ends with its gradients.
     """
 
-    def __init__(self, model: Transformer, *, compiled: bool, optimizer: ShardedOptimizer | None = None) -> None:
-        """With the `optimizer` weights may be read that it has under way."""
-        self.model = model
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        compiled: bool,
+        tuned: bool = False,
+        optimizer: ShardedOptimizer | None = None,
+        done: Callable[[], None] | None = None,
+    ) -> None:
+        """With the `optimizer` weights may be read that it has under way; `tuned` tries kernels before it takes one.
+        `done` is called once all is compiled, backward too: when a second pass begins."""
+        self.model, self.done = model, done if compiled else None
+        self.tuned = tuned
         self.optimizer = optimizer
         if compiled and torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(True)  # tells the compiler, too
@@ -41,6 +51,9 @@ class Forward:
     ) -> Tensor:
         """ids, targets and factors (B, T) -> `Transformer.loss`."""
         if self.proven:
+            if self.done is not None:
+                self.done()
+                self.done = None
             return self._loss(ids, targets, factors, reduction)
         try:
             with warnings.catch_warnings():
@@ -50,8 +63,13 @@ class Forward:
             if is_out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()
-            log.warning("torch.compile does not work here, so training is slower: %s", reason[0] if reason else error)
-            self.hidden, self.tile = self._hidden(compiled=False), cross_entropy_
+            what = "max-autotune" if self.tuned else "torch.compile"
+            log.warning("%s does not work here, so training is slower: %s", what, reason[0] if reason else error)
+            if self.tuned:
+                self.tuned = False
+                self.hidden = self._hidden(compiled=True)
+                return self(ids, targets, factors, reduction=reduction)
+            self.hidden, self.tile, self.done = self._hidden(compiled=False), cross_entropy_, None
             result = self._loss(ids, targets, factors, reduction)
         self.proven = True
         return result
@@ -63,10 +81,12 @@ class Forward:
 
     def _hidden(self, *, compiled: bool) -> Callable[[Tensor], Tensor]:
         """`Transformer.hidden`, which waits for each layer's weights where they may be under way."""
+        mode = "max-autotune-no-cudagraphs" if self.tuned else None
+        compile = partial(torch.compile, dynamic=False, mode=mode)
         if self.optimizer is None or self.optimizer.world.size == 1:
-            return torch.compile(self.model.hidden, dynamic=False) if compiled else self.model.hidden
+            return compile(self.model.hidden) if compiled else self.model.hidden
         blocks = [
-            partial(self._block, layer, torch.compile(block, dynamic=False) if compiled else block)
+            partial(self._block, layer, compile(block) if compiled else block)
             for layer, block in enumerate(self.model.blocks, 1)
         ]
 
@@ -76,7 +96,7 @@ class Forward:
 
         return hidden
 
-    def _block(self, layer: int, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    def _block(self, layer: int, block: Callable[..., Tensor], *inputs: object) -> Tensor:
         self._wait(layer)
         return block(*inputs)
 

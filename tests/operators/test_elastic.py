@@ -243,6 +243,8 @@ def test_a_lost_node_does_not_stop_training_and_comes_back(rig: Rig) -> None:
     told = rig.reconcile()
     assert told["message"] == "base: runs on 1 of 2 nodes, and takes all again when there is room"
     assert (told["phase"], told["stages"][3]["reason"]) == ("Running", "FewerNodes")
+    rig.reconcile(after=PATIENCE - 20)
+    assert rig.jobs() == {"demo-12ab-base-3": 1}, "first it is to get further"
     rig.train(3)
     rig.reconcile(after=PATIENCE)
     rig.train(3)
@@ -421,7 +423,8 @@ def test_nothing_is_stopped_while_nothing_could_follow(rig: Rig) -> None:
     rig.cluster.place_pods()
     rig.base["minNodes"] = 5
     told = rig.reconcile()
-    assert "minNodes (5) is above nodes (2)" in told["message"] and rig.attempts()[-1] == ("Running", 1)
+    assert "minNodes (5) is above nodes (2)" in told["message"]
+    assert rig.jobs() == {"demo-12ab-base-3": 1, ROOM: 1} and rig.attempts()[-1] == ("Running", 1)
     rig.base["minNodes"] = 1
     rig.reconcile()
     rig.reconcile()
@@ -525,6 +528,8 @@ def test_a_queue_gets_a_smaller_workload_and_is_asked_for_the_rest(tmp_path: Pat
     told = rig.reconcile(after=PATIENCE)
     assert told["queue"]["workload"] == "job-demo-12ab-base-2", "what waits for room is not the stage's job"
     assert rig.attempts()[-1] == ("Running", 3), "it is not admitted"
+    del rig.cluster[WORKLOADS]["job-demo-12ab-base-2"]
+    assert rig.reconcile().get("queue") is None, "nor is it where the stage's job is in none"
     workload(ROOM, "Admitted")
     rig.cluster.admit(ROOM)
     rig.reconcile()
@@ -554,7 +559,9 @@ def test_a_pod_whose_node_takes_long_to_start_it_has_room(rig: Rig) -> None:
     rig.cluster.change(PODS, replace_status(pod, {"phase": "Pending", "containerStatuses": [container]}))
     for _ in range(3):
         rig.reconcile(after=PATIENCE)
-    assert rig.attempts() == [("Running", 2)]
+    rig.cluster.change(PODS, replace_status(pod, {"phase": "Pending"}))
+    rig.reconcile()
+    assert rig.jobs() == {"demo-12ab-base-1": 2}, "that node is lost now: another one has time to come"
 
 
 def replace_status(pod: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,57 @@ def test_where_compiling_fails_the_plain_model_goes_on_and_it_is_said(caplog: py
     ]
 
 
+def test_where_tuning_fails_the_model_is_compiled_without_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str | None] = []
+
+    def compile(call: Callable[..., Tensor], *, dynamic: bool, mode: str | None) -> Callable[..., Tensor]:
+        modes.append(mode)
+        return broken(RuntimeError("no kernel")) if mode else call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    forward = Forward(plain := model(), compiled=True, tuned=True)
+    with caplog.at_level(logging.WARNING):
+        assert forward(IDS, TARGETS) == plain(IDS, TARGETS, reduction="sum")
+    assert modes == ["max-autotune-no-cudagraphs", None]
+    assert [record.getMessage() for record in caplog.records] == [
+        "max-autotune does not work here, so training is slower: no kernel"
+    ]
+    assert forward.proven
+
+
 def test_want_of_memory_is_not_a_failure_of_compiling() -> None:
     forward = Forward(model(), compiled=False)
     forward.hidden, forward.proven = broken(torch.OutOfMemoryError("full")), False
     with pytest.raises(torch.OutOfMemoryError):
         forward(IDS, TARGETS)
+
+
+@pytest.fixture
+def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        return function
+
+    monkeypatch.setattr(torch, "compile", plain)
+
+
+@pytest.mark.usefixtures("no_compiling")
+def test_that_all_is_compiled_is_told_once_when_a_second_pass_begins() -> None:
+    told: list[int] = []
+    forward = Forward(model(), compiled=True, done=lambda: told.append(len(told)))
+    found = []
+    for _ in range(3):
+        forward(IDS, TARGETS)
+        found.append(len(told))
+    assert found == [0, 1, 1]
+
+
+@pytest.mark.usefixtures("no_compiling")
+def test_where_compiling_fails_nothing_is_told() -> None:
+    told: list[str] = []
+    forward = Forward(model(), compiled=True, done=lambda: told.append("done"))
+    forward.hidden = broken(RuntimeError("no compiler"))
+    for _ in range(2):
+        forward(IDS, TARGETS)
+    assert told == []
