@@ -7,6 +7,7 @@ Memory of a pod in bytes, with N parameters, P processes, r rows of T tokens at 
   attention's square); the logits, their softmax and their gradient would be 3 V, of which the loss holds a chunk of
   rows at a time, so that this asks for more than is taken; 12 N is the copy of weights and optimizer that a checkpoint
   is written from.
+  Where torch.compile may be at work, 12 r T V is 0.5 GiB at least: itself, and the C++ compiler, which takes 0.35 GiB.
 - training on GPUs: P x 4 GiB + 16 N, of which that copy is 12 N.
 - evaluation: the same with 8 N.
 - the stages before training and after it: 1 GiB, 4 bytes for each character that the tokenizer trains on, and 256 MiB
@@ -101,9 +102,17 @@ def _memory(spec: PipelineSpec, stage: str, graph: Graph) -> float:
     if compute.gpus_per_node:
         return compute.processes * 4 * GIB + state
     tokens = compute.device_batch_size * model.sequence_length
-    activations = 4 * tokens * (34 * model.width * model.depth + 3 * model.vocab_size)
+    loss = max(12 * tokens * model.vocab_size, 0.5 * GIB if _compiles(spec, stage) else 0)
+    activations = 4 * tokens * 34 * model.width * model.depth + loss
     copy = 12 * parameters(model) if stage in TRAINING else 0
     return 1.2 * (compute.processes * (0.8 * GIB + state + activations) + copy)
+
+
+def _compiles(spec: PipelineSpec, stage: str) -> bool:
+    """Whether a stage may be compiled: by itself only one whose batches have one shape."""
+    settings = spec.of_stage(stage)
+    unasked = ("never",) if stage in ("base", "mid") else ("never", "auto")
+    return isinstance(settings, TrainingStage) and settings.compile not in unasked
 
 
 def memory_limits(config: Config, spec: PipelineSpec, graph: Graph) -> Mapping[str, float]:

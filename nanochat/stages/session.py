@@ -36,7 +36,8 @@ from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.attention import choose_attention
 from nanochat.training.checkpoint import Checkpointer
-from nanochat.training.compiling import decide, keep_code
+from nanochat.training.compiled_code import CompiledCode, program
+from nanochat.training.compiling import decide
 from nanochat.training.forward import Forward
 from nanochat.training.guards import MARGIN, SpikeGuard, Trend
 from nanochat.training.objective import Objective
@@ -84,8 +85,6 @@ class TrainingSession:
             fixed_shapes=fixed_shapes,
             deterministic=settings.deterministic,
         )
-        if decision.compiled:
-            keep_code(context.artifacts.cache)
         attention = choose_attention(
             self.device,
             self.model.config,
@@ -95,6 +94,9 @@ class TrainingSession:
         )
         self.model.attend = attention.attend
         product = "FP8" if self.use_fp8() else self.precision
+        code = self._compiled_code(product, attention.reason, decision.tuned) if decision.compiled else None
+        if code is not None:
+            code.prepare()
         if self.world.first:
             log.info(
                 "%s: %s parameters, %s steps, on %s x %s in %s; %s; %s",
@@ -124,7 +126,13 @@ class TrainingSession:
             world=self.world,
             device=self.device,
             model=self.model,
-            forward=Forward(self.model, compiled=decision.compiled, tuned=decision.tuned, optimizer=optimizer),
+            forward=Forward(
+                self.model,
+                compiled=decision.compiled,
+                tuned=decision.tuned,
+                optimizer=optimizer,
+                done=code.share if code and self.world.first else None,
+            ),
             optimizer=optimizer,
             objective=objective,
             initialise=self.initialise,
@@ -142,6 +150,21 @@ class TrainingSession:
             stop=lambda: bool(context.stop),
         )
         return trainer.run()
+
+    def _compiled_code(self, product: str, attention: str, tuned: bool) -> CompiledCode:
+        """The code of this session's model, for batches of its settings."""
+        settings, context = self.settings, self.context
+        compiled = program(
+            self.model.config,
+            self.device.device,
+            rows=settings.device_batch_size,
+            processes=self.world.size,
+            product=product,
+            attention=attention,
+            tuned=tuned,
+            deterministic=settings.deterministic,
+        )
+        return CompiledCode(context.artifacts, context.launch, compiled)
 
     @property
     def precision(self) -> str:

@@ -1,8 +1,7 @@
-"""Whether torch.compile pays, and where compiled code is kept.
+"""Whether torch.compile pays.
 
     decision = decide("auto", device, config, tokens=steps * step_tokens, fixed_shapes=True)
     log.info("%s", decision.reason)
-    keep_code(cache)
 
 Decided by what is known before training, never by a stopwatch or by what a former launch left: a resumed run must
 choose again what it chose before, or its weights would not be equal bit for bit.
@@ -15,17 +14,13 @@ alike with its speed; docs/performance.md says how they were measured.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from nanochat.model.sizes import ModelConfig
 from nanochat.runtime.compiler import cxx_compiler
-from nanochat.storage.cache import Cache
 
 GAIN = 30e-9  # seconds of a core that a token gains for each layer and unit of width
 COST = 31.0  # seconds of a core that compiling takes
@@ -69,25 +64,3 @@ def decide(
     gain = GAIN * config.depth * config.width * tokens / torch.get_num_threads()
     figures = f"it would save an estimated {gain:,.0f} s of training and take {COST:,.0f} s"
     return Decision(gain > COST, f"{'compiled' if gain > COST else 'not compiled'}: {figures}")
-
-
-def keep_code(cache: Cache) -> None:
-    """Let torch.compile find what earlier launches on this machine compiled, in the cache, which bounds it.
-
-    Code is of one PyTorch and for one kind of CPU: a cache that machines share keeps it apart.
-    """
-    kind = hashlib.sha256(f"{torch.__version__} {_cpu()}".encode()).hexdigest()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.fetch(f"compiled code for {kind}", (), _nothing)))
-
-
-def _cpu() -> str:
-    """The instructions that this machine's CPU has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return torch.backends.cpu.get_cpu_capability()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _nothing(*_: object) -> None:
-    raise AssertionError("nothing is to be fetched")

@@ -27,10 +27,17 @@ class Forward:
     """
 
     def __init__(
-        self, model: Transformer, *, compiled: bool, tuned: bool = False, optimizer: ShardedOptimizer | None = None
+        self,
+        model: Transformer,
+        *,
+        compiled: bool,
+        tuned: bool = False,
+        optimizer: ShardedOptimizer | None = None,
+        done: Callable[[], None] | None = None,
     ) -> None:
-        """With the `optimizer` weights may be read that it has under way; `tuned` tries kernels before it takes one."""
-        self.model = model
+        """With the `optimizer` weights may be read that it has under way; `tuned` tries kernels before it takes one.
+        `done` is called once all is compiled, backward too: when a second pass begins."""
+        self.model, self.done = model, done if compiled else None
         self.tuned = tuned
         self.optimizer = optimizer
         if compiled and torch.are_deterministic_algorithms_enabled():
@@ -44,6 +51,9 @@ class Forward:
     ) -> Tensor:
         """ids, targets and factors (B, T) -> `Transformer.loss`."""
         if self.proven:
+            if self.done is not None:
+                self.done()
+                self.done = None
             return self._loss(ids, targets, factors, reduction)
         try:
             with warnings.catch_warnings():
@@ -59,7 +69,7 @@ class Forward:
                 self.tuned = False
                 self.hidden = self._hidden(compiled=True)
                 return self(ids, targets, factors, reduction=reduction)
-            self.hidden, self.tile = self._hidden(compiled=False), cross_entropy_
+            self.hidden, self.tile, self.done = self._hidden(compiled=False), cross_entropy_, None
             result = self._loss(ids, targets, factors, reduction)
         self.proven = True
         return result

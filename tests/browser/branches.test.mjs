@@ -85,7 +85,12 @@ test("the settings are those of the chat, and survive a reload", async () => {
   await page.locator("#fresh").click();
   assert.equal(await page.locator("#temperature").inputValue(), "0.8");
   assert.equal(await page.locator("#system").inputValue(), "");
-  await page.locator("#list li button").first().click();
+  await page.locator("#settings summary").click();
+  await page.locator("#top_k").fill("9");
+  await page.reload();
+  await page.locator("#model", { hasText: /./ }).waitFor();
+  assert.equal(await page.locator("#top_k").inputValue(), "9", "before the first question too");
+  await page.getByRole("button", { name: "say: one", exact: true }).click();
   assert.equal(await page.locator("#temperature").inputValue(), "0.5");
 });
 

@@ -1,4 +1,4 @@
-"""A real server with a model that says what its question asks for: `python page_server.py PORT [--slots N] ...`.
+"""A real server with a model that says what its question asks for: `python page_server.py PORT [--queue N] ...`.
 
 The question `say: TEXT` is answered with the text, `slowly: TEXT` with a pause before each token, `calculate` with a
 call of the tool, and any other with `You said: ` and the question. NANOCHAT_API_KEYS sets keys, as for every server.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,14 +37,17 @@ class ObedientModel:
         self.device = torch.device("cpu")
         self.compute_dtype = torch.float32
         self._tokenizer = tokenizer
-        self._heard: dict[int, list[int]] = {}  # the tokens of each slot
+        self._heard: list[int] = []  # the tokens of the engine's only slot
 
-    def extend(self, ids: Tensor, *, start: Tensor, slots: Tensor | None, cache: KVCache) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def extend(
+        self, ids: Tensor, *, start: Tensor, slots: Sequence[int], cache: KVCache, lengths: Tensor | None = None
+    ) -> Tensor:
+        self._heard[int(start[0]) :] = ids[0].tolist()
         logits = torch.zeros(*ids.shape, self.config.vocab_size)
-        for row in range(len(ids)):
-            heard = self._heard.setdefault(int(slots[row]) if slots is not None else row, [])
-            heard[int(start[row]) :] = ids[row].tolist()
-            logits[row, -1, self._next(heard)] = 1000.0
+        logits[0, -1, self._next(self._heard)] = 1000.0
         return logits
 
     def _next(self, heard: list[int]) -> int:
@@ -72,7 +76,6 @@ class ObedientModel:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--context", type=int, default=1024)
     options = parser.parse_args()
@@ -80,7 +83,7 @@ def main() -> None:
     tokenizer = Tokenizer.train([TEXT], vocab_size=320)
     host = ModelHolder()
     model = ObedientModel(tokenizer, context=options.context)
-    engine = Engine(model, tokenizer, slots=options.slots)  # pyright: ignore[reportArgumentType]
+    engine = Engine(model, tokenizer, slots=1)  # pyright: ignore[reportArgumentType]
     service = EngineService(engine, queue=options.queue, metrics=host.metrics)
     host.open(Model(Served("parrot", "f00dfeed", version="3"), service, tokenizer))
     with bind("127.0.0.1", options.port) as socket:

@@ -8,7 +8,7 @@ let browser, locked, small;
 
 before(async () => {
   [locked, small, browser] = await Promise.all([
-    serve(["--slots", "1", "--queue", "0"], { keys: "secret" }), serve(["--context", "192"]), browse(),
+    serve(["--queue", "0"], { keys: "secret" }), serve(["--context", "192"]), browse(),
   ]);
 });
 

@@ -89,8 +89,10 @@ test("screen readers hear that it is written, and the whole answer once", async 
 for (const colorScheme of ["light", "dark"]) {
   test(`a phone, ${colorScheme}: nothing is wider than it, and chats come and go`, async () => {
     const phone = await open(browser, url, { viewport: { width: 360, height: 640 }, colorScheme, hasTouch: true });
-    await ask(phone, `say: ${"w".repeat(150)} \`\`\`python\\nprint("${"x".repeat(100)}")\\n\`\`\``);
-    assert.equal(await phone.evaluate(() => document.documentElement.scrollWidth), 360);
+    await ask(phone, `say: ${"w".repeat(150)}\\n\\n\`\`\`python\\nprint("${"x".repeat(100)}")\\n\`\`\``);
+    const beyond = () => [document.documentElement, document.getElementById("scroll")].map((box) => box.scrollWidth - box.clientWidth);
+    assert.deepEqual(await phone.evaluate(beyond), [0, 0]);
+    assert.equal(await phone.locator("pre").count(), 1);
     assert(await phone.locator("#model").isVisible() && await phone.locator("#send").isVisible());
     await accessible(phone);
     await phone.locator("#toggle").tap();

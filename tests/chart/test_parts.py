@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from base64 import b64decode
 from typing import Any
 
 import pytest
 import yaml
 from rendered_chart import CHART, VALUES, Chart, Rendered
 
+from nanochat.training.compiled_code import KEY, SHORTEST
 from operators.config import Config
 from operators.crd import crd
 
@@ -90,6 +92,16 @@ def test_the_server_has_keys_that_only_read(chart: Chart) -> None:
     assert rendered.env(SERVER)["NANOCHAT_ENDPOINT"] == "http://r"
     server = dict(chart.render(S3).pods())[SERVER]["spec"]["containers"][0]
     assert server["envFrom"] == [{"secretRef": {"name": "own"}}], "where nothing else is named"
+
+
+def test_each_namespace_has_a_key_of_its_own_for_compiled_code(chart: Chart) -> None:
+    rendered = chart.render({"devStore": {"enabled": True, "namespaces": ["chat"]}})
+    stores = [item for item in rendered.of("Secret") if item["metadata"]["name"] == "nanochat-store"]
+    assert {item["metadata"]["namespace"] for item in stores} == {"ns", "chat"}
+    keys = {b64decode(item["data"][KEY]) for item in stores}
+    assert len(keys) == 2 and min(map(len, keys)) >= SHORTEST
+    reader = rendered.one("Secret", "nanochat-store-reader")
+    assert KEY not in reader["data"], "the server compiles nothing"
 
 
 def test_stores_at_other_clouds(chart: Chart) -> None:

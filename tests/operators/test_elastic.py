@@ -528,6 +528,8 @@ def test_a_queue_gets_a_smaller_workload_and_is_asked_for_the_rest(tmp_path: Pat
     told = rig.reconcile(after=PATIENCE)
     assert told["queue"]["workload"] == "job-demo-12ab-base-2", "what waits for room is not the stage's job"
     assert rig.attempts()[-1] == ("Running", 3), "it is not admitted"
+    del rig.cluster[WORKLOADS]["job-demo-12ab-base-2"]
+    assert rig.reconcile().get("queue") is None, "nor is it where the stage's job is in none"
     workload(ROOM, "Admitted")
     rig.cluster.admit(ROOM)
     rig.reconcile()
@@ -557,7 +559,9 @@ def test_a_pod_whose_node_takes_long_to_start_it_has_room(rig: Rig) -> None:
     rig.cluster.change(PODS, replace_status(pod, {"phase": "Pending", "containerStatuses": [container]}))
     for _ in range(3):
         rig.reconcile(after=PATIENCE)
-    assert rig.attempts() == [("Running", 2)]
+    rig.cluster.change(PODS, replace_status(pod, {"phase": "Pending"}))
+    rig.reconcile()
+    assert rig.jobs() == {"demo-12ab-base-1": 2}, "that node is lost now: another one has time to come"
 
 
 def replace_status(pod: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,15 @@
-"""When torch.compile pays, and where its code is kept."""
+"""When torch.compile pays."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from nanochat.model.sizes import ModelConfig
-from nanochat.storage.cache import Cache
 from nanochat.training import compiling
-from nanochat.training.compiling import Decision, decide, keep_code
+from nanochat.training.compiling import Decision, decide
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DEMO = ModelConfig.from_depth(4, width=192, head_dim=64, vocab_size=640, sequence_length=256)
@@ -69,24 +66,3 @@ def test_kernels_are_tried_where_that_is_set_and_no_bits_are_promised() -> None:
     for device, deterministic in ((CUDA, True), (CPU, False)):
         plain = choose(DEMO, 1.0, "max-autotune", device, deterministic=deterministic)
         assert plain.compiled and not plain.tuned and plain.reason.startswith("compiled, not tuned: ")
-
-
-def test_compiled_code_is_kept_in_the_cache_for_the_next_launch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is as before in the end
-
-    def folder() -> Path:
-        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-        keep_code(Cache(tmp_path, 10**6))
-        return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-
-    first = folder()
-    assert first.is_relative_to(tmp_path / "entries")
-    (first / "kernel.so").write_bytes(b"code")
-    assert folder() == first and (first / "kernel.so").read_bytes() == b"code"
-    monkeypatch.setattr(compiling, "_cpu", lambda: "flags: of another machine")
-    assert folder() != first
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/chosen")
-    keep_code(Cache(tmp_path, 10**6))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/chosen"

@@ -63,3 +63,32 @@ def test_want_of_memory_is_not_a_failure_of_compiling() -> None:
     forward.hidden, forward.proven = broken(torch.OutOfMemoryError("full")), False
     with pytest.raises(torch.OutOfMemoryError):
         forward(IDS, TARGETS)
+
+
+@pytest.fixture
+def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        return function
+
+    monkeypatch.setattr(torch, "compile", plain)
+
+
+@pytest.mark.usefixtures("no_compiling")
+def test_that_all_is_compiled_is_told_once_when_a_second_pass_begins() -> None:
+    told: list[int] = []
+    forward = Forward(model(), compiled=True, done=lambda: told.append(len(told)))
+    found = []
+    for _ in range(3):
+        forward(IDS, TARGETS)
+        found.append(len(told))
+    assert found == [0, 1, 1]
+
+
+@pytest.mark.usefixtures("no_compiling")
+def test_where_compiling_fails_nothing_is_told() -> None:
+    told: list[str] = []
+    forward = Forward(model(), compiled=True, done=lambda: told.append("done"))
+    forward.hidden = broken(RuntimeError("no compiler"))
+    for _ in range(2):
+        forward(IDS, TARGETS)
+    assert told == []

@@ -11,7 +11,7 @@ import { SettingFields, usual } from "./settings.js";
 import { apiKey, forget, keep, load, watch } from "./store.js";
 import { download, read } from "./transfer.js";
 
-const chats = new Map();      // by id, those that were kept or have a message
+const chats = new Map();      // by id, those that have a message, a name or settings of their own
 let open = fresh();           // the one that is shown
 let running = null;           // {controller, done, number} of the answer that is being written
 
@@ -19,7 +19,7 @@ const connection = new Connection({ found: () => running || redraw(), trouble })
 const fields = new SettingFields(at("fields"), (name, value) => {
   if (open.settings[name] === value) return;
   open.settings[name] = value;
-  if (chats.has(open.id)) save(open);
+  save(open);
 });
 
 function fresh() {
@@ -206,6 +206,7 @@ watch((id, conversation) => {
   else chats.delete(id);
   if (id === open.id && !running && conversation) {
     open = conversation;
+    fields.show(open.settings);
     redraw();
   }
   show();
