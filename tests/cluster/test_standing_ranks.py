@@ -47,14 +47,14 @@ def attempt(status: Status, number: int) -> dict[str, Any]:
 
 
 def test_a_node_whose_ranks_stand_is_left_out(site: Site, run: str) -> None:
-    """Three times a rank stands: on one node, as long as that is not left out."""
+    """Three times a rank stands: on one node, until that is left out."""
     site.wait(run, lambda status: trained(status, 1), seconds=300, what="the first step")
     pods = site.pods(run, "base")
     victim = next(pod["spec"]["nodeName"] for pod in pods if pod["spec"]["nodeName"] != site.nodes()[-1])
     for number in range(1, TIMES + 1):
         pods = site.pods(run, "base")
         there = [pod for pod in pods if pod["spec"]["nodeName"] == victim]
-        assert number == 1 or not there, f"{victim} is left out of attempt {number}"
+        assert number < 3 or not there, f"{victim} is left out when ranks have stood on it twice"
         stood = (there or pods[1:])[0]
         site.kubectl("-n", NAMESPACE, "exec", stood["metadata"]["name"], "--", "python", "-c", FREEZE)
         began = time.time()
