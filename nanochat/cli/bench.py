@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,8 +66,7 @@ def train(
     markdown: Markdown = False,
 ) -> None:
     """Time training steps against the matrix products that this machine can do, and against a peer's."""
-    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
-    asked = replace(asked, processes=processes)
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store, processes=processes)
     show(measure_train(asked, stage=stage, steps=steps), train_tables, json_=json_, markdown=markdown)
 
 
@@ -168,9 +166,16 @@ def recipe(
 
 
 def read_options(
-    file: Path | None, set_: list[str] | None, *, rounds: int, threads: int | None, peer: Path | None, store: str
+    file: Path | None,
+    set_: list[str] | None,
+    *,
+    rounds: int,
+    threads: int | None,
+    peer: Path | None,
+    store: str,
+    processes: int = 1,
 ) -> Measurement:
-    """The options that all measurements have."""
+    """The options that all measurements have, and how many processes train together."""
     require_torch()
     shape = Shape(file, tuple(set_ or ()))
     return Measurement(
@@ -180,6 +185,7 @@ def read_options(
         threads=threads or cores(),
         peer=find_checkout(peer),
         profile=resolve_profile(store),
+        processes=processes,
     )
 
 
