@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -120,9 +121,12 @@ def run_tests(tests: Path, *, ends: float) -> dict[str, Any]:
     """The tests of training, inference and evaluation: how many passed, and whether resuming gives the same bits."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", str(tests), "-m", "gpu", "-q", "-n", "4", f"--junitxml={report}"]
+        pytest = [sys.executable, "-m", "pytest", "-p", "xdist.plugin", "-n", "4"]
+        command = [*pytest, str(tests), "-m", "gpu", "-q", "-W", "default", f"--junitxml={report}"]
+        left = max(1.0, ends - time.monotonic())
+        alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others' plugins do not know of -n
         try:
-            done = subprocess.run(command, timeout=max(1.0, ends - time.monotonic()), check=False)
+            done = subprocess.run(command, timeout=left, env=alone, check=False)
         except subprocess.TimeoutExpired:
             raise UserError(
                 "the tests did not end in the time that was left: run them alone with make test-gpu"

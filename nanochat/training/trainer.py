@@ -134,7 +134,11 @@ class Trainer:
         self.model.train()
         reading = self._update(local, weight) if weight else None
         self._begun.append(Begun(weight, tokens, counts, reading, self.clock()))
-        self._settle(leave=int(self._warm))  # a launch's first step takes long, and people wait for it
+        warm = self._warm
+        self._settle(leave=int(warm))  # a launch's first step takes long, and people wait for it
+        if not warm:
+            self._garbage.keep()
+            self._since = self.clock()
         self._measure()
         self._garbage.collect_if_much()
 

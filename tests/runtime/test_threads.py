@@ -20,7 +20,7 @@ REPORT = """
 import os, resource, sys
 from nanochat.runtime.threads import settle
 settle()
-print("torch" in sys.modules, os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"])
+print("torch" in sys.modules, os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT"))
 for _ in range(3):
     bytearray(b"x") * (32 << 20)
 begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -28,7 +28,7 @@ for _ in range(10):
     bytearray(b"x") * (32 << 20)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin) * resource.getpagesize() >> 20)
 """
-UNSET = ("OMP_", "MALLOC_", "GLIBC_TUNABLES")
+UNSET = ("OMP_", "GOMP_", "MALLOC_", "GLIBC_TUNABLES")
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="mallopt is glibc's")
 
 
@@ -42,12 +42,13 @@ def settled(**variables: str) -> tuple[str, int]:
     return first, int(second)
 
 
-def test_threads_are_the_cores_and_wait_asleep() -> None:
-    assert settled()[0] == f"False {cores()} PASSIVE"
+def test_threads_are_the_cores_and_wait_asleep_after_a_moment() -> None:
+    assert settled()[0] == f"False {cores()} PASSIVE 1000"
 
 
 def test_what_the_environment_says_counts() -> None:
-    assert settled(OMP_NUM_THREADS="7", OMP_WAIT_POLICY="ACTIVE")[0] == "False 7 ACTIVE"
+    assert settled(OMP_NUM_THREADS="7", OMP_WAIT_POLICY="ACTIVE")[0] == "False 7 ACTIVE None"
+    assert settled(GOMP_SPINCOUNT="5")[0] == f"False {cores()} PASSIVE 5"
 
 
 @glibc

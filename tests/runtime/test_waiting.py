@@ -49,6 +49,19 @@ def test_nothing_is_collected_but_when_it_is_asked_for(enabled: bool) -> None:
     assert gc.isenabled() == enabled
 
 
+def test_what_is_kept_is_looked_at_again_after_the_block_only() -> None:
+    with Garbage() as garbage:
+        staying = Node()
+        kept = weakref.ref(staying)
+        garbage.keep()
+        del staying
+        gone = weakref.ref(Node())
+        garbage.collect()
+        assert gone() is None and kept() is not None
+    gc.collect()
+    assert kept() is None
+
+
 def test_much_garbage_is_collected_without_being_asked_for() -> None:
     with Garbage() as garbage:
         gone = weakref.ref(Node())
