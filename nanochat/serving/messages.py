@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
+from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_list
 
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function")
@@ -134,6 +134,12 @@ class ChatMessage(Body):
         if isinstance(content, list):
             return [("text" if part.type == "refusal" else part.type, part.said or "") for part in content]
         return [("text", content)] if content else []
+
+
+def check_length(messages: Sequence[ChatMessage]) -> None:
+    """ValueError, for a validator of messages, where they are longer together than is read."""
+    if sum(len(text) for message in messages for _, text in message.said()) > MAX_TEXT:
+        raise ValueError(f"have more than {MAX_TEXT:,} characters; shorten the conversation")
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -36,7 +36,8 @@ from nanochat.model.export import save_model
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.serving.messages import ChatMessage, Part
-from nanochat.serving.protocol import MAX_STOP_CHARACTERS, MAX_STOPS, ChatRequest
+from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.sampled import MAX_STOP_CHARACTERS, MAX_STOPS
 from nanochat.tokenizer import Tokenizer
 
 CHAT = "/v1/chat/completions"
