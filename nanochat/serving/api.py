@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -15,13 +16,13 @@ from fastapi.responses import JSONResponse
 
 from nanochat.inference import ContextTooLong, Sampling
 from nanochat.serving.bodies import UnknownFields
+from nanochat.serving.chat_prompt import chat_prompt
 from nanochat.serving.completion_answers import CompletionResponder
 from nanochat.serving.completion_request import CompletionRequest, rendered
 from nanochat.serving.errors import ApiError
 from nanochat.serving.exchange import Exchange
 from nanochat.serving.holder import Model, ModelHolder
 from nanochat.serving.json_route import JsonRoute
-from nanochat.serving.messages import conversation
 from nanochat.serving.objects import ChatCompletion, ModelList, ModelObject, TextCompletion
 from nanochat.serving.openapi import BEARER, answered, documented
 from nanochat.serving.protocol import ChatRequest
@@ -40,7 +41,6 @@ from nanochat.serving.tokenizing import (
     tokenizer_info,
 )
 from nanochat.spec.errors import UserError
-from nanochat.tokenizer.chat import least_prompt, render_prompt
 
 T = TypeVar("T")
 
@@ -136,10 +136,19 @@ class Api:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         longest = body.max_completion_tokens or body.max_tokens or model.service.length
-        prompt = await _prompted(lambda: _rendered_chat(model, body), "messages")
+        fitting = partial(
+            chat_prompt,
+            body.messages,
+            model.tokenizer,
+            context=model.service.length,
+            answer=longest,
+            continued=bool(body.continue_final_message),
+            truncate=body.truncation == "auto",
+        )
+        prompt = await _prompted(fitting, "messages")
         settings = self._sampling(model, body, longest=longest, logprobs=logprobs)
-        exchange = self._submit(model, [_samples(model, prompt, settings, body.choices)], param="messages")
-        talk = ChatResponder(model, exchange, body, prompt=len(prompt))
+        exchange = self._submit(model, [_samples(model, prompt.ids, settings, body.choices)], param="messages")
+        talk = ChatResponder(model, exchange, body, prompt)
         return await self._answer(request, exchange, talk, stream=bool(body.stream))
 
     async def _complete(self, body: CompletionRequest, request: Request) -> Response:
@@ -211,11 +220,3 @@ def _samples(model: Model, prompt: Sequence[int], settings: Sampling, choices: i
     """So many samples of a prompt, none longer than the context has room for."""
     room = max(1, model.service.length - len(prompt))
     return prompt, replace(settings, max_tokens=min(settings.max_tokens, room)).split(choices)
-
-
-def _rendered_chat(model: Model, body: ChatRequest) -> list[int]:
-    messages = conversation(body.messages)
-    least, limit = least_prompt(model.tokenizer, messages), model.service.length
-    if least >= limit:
-        raise ContextTooLong(prompt=least, limit=limit, at_least=True)
-    return render_prompt(model.tokenizer, messages)

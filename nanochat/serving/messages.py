@@ -142,6 +142,17 @@ def check_length(messages: Sequence[ChatMessage]) -> None:
         raise ValueError(f"have more than {MAX_TEXT:,} characters; shorten the conversation")
 
 
+def check_end(messages: Sequence[ChatMessage], *, continued: bool) -> None:
+    """ValueError, for a validator of messages, where they end with what can't be answered, or not be gone on with."""
+    last = messages[-1]
+    if not continued and last.role == "assistant":
+        raise ValueError("end with an answer of the assistant; end them with what it is to answer")
+    if continued and last.role != "assistant":
+        raise ValueError("end with no answer of the assistant that 'continue_final_message' could go on with")
+    if continued and [kind for kind, _ in last.said()][-1:] not in ([], ["text"], ["refusal"]):
+        raise ValueError("end with a step of the tool, which 'continue_final_message' can't go on with; end with text")
+
+
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """The messages as turns of user and assistant, the user first."""
     turns: list[tuple[str, list[tuple[str, str]]]] = [("user", [])]

@@ -67,6 +67,7 @@ class Head(TypedDict):
     created: int
     model: str
     system_fingerprint: str
+    dropped_messages: NotRequired[int]  # with `truncation: auto`: so many of the oldest messages were left out
 
 
 class ChatCompletion(Head):

@@ -4,17 +4,18 @@ What the model can honour is honoured; what changes nothing is taken; what would
 honoured is refused, with a sentence; what is not declared here is ignored (`nanochat.serving.bodies`). Every optional
 field may be null. Each number and text has a bound. docs/serving.md has the fields in a table.
 
-Extensions: `top_k` and `min_tokens`; see `nanochat.serving.messages` for those of messages.
+Extensions: `top_k`, `min_tokens`, vLLM's `continue_final_message`, and `truncation` as OpenAI's responses API has it;
+see `nanochat.serving.messages` for those of messages.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from nanochat.serving.bodies import Body, Items, Label, Text
-from nanochat.serving.messages import ChatMessage, check_length
+from nanochat.serving.messages import ChatMessage, check_end, check_length
 from nanochat.serving.sampled import MAX_TOP_LOGPROBS, Count, SampledRequest
 
 MAX_METADATA = 64
@@ -34,6 +35,16 @@ class ResponseFormat(Body):
         return kind
 
 
+def _truncation(value: str) -> str:
+    if value not in TRUNCATIONS:
+        raise ValueError(f"is {value[:64]!r} and must be 'auto' or 'disabled'")
+    return value
+
+
+TRUNCATIONS = ("auto", "disabled")
+Truncation = Annotated[Label, AfterValidator(_truncation), Field(json_schema_extra={"enum": list(TRUNCATIONS)})]
+
+
 class ChatRequest(SampledRequest):
     """The body of POST /v1/chat/completions."""
 
@@ -46,7 +57,9 @@ class ChatRequest(SampledRequest):
         }
     )
 
+    continue_final_message: bool | None = None  # before the messages, which are judged by it
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
+    truncation: Truncation | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -75,10 +88,9 @@ class ChatRequest(SampledRequest):
 
     @field_validator("messages")
     @classmethod
-    def _bounded_and_unanswered(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
+    def _bounded_and_unanswered(cls, messages: list[ChatMessage], info: ValidationInfo) -> list[ChatMessage]:
         check_length(messages)
-        if messages[-1].role == "assistant":
-            raise ValueError("end with an answer of the assistant; end them with what it is to answer")
+        check_end(messages, continued=bool(info.data.get("continue_final_message")))
         return messages
 
     @field_validator("tools", "functions")

@@ -1,6 +1,6 @@
 """The answer to one request, from the engine's events to what is sent; what is left ends when the client goes.
 
-talk = ChatResponder(model, exchange, body, prompt=len(prompt))
+talk = ChatResponder(model, exchange, body, prompt)
 EventStream(exchange, talk.chunks())                    # a stream
 await unless_disconnected(request, talk.collect())      # the whole answer
 """
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import Completion, Event
 from nanochat.serving.answers import StreamEncoder, answer, head, logprob, sse
+from nanochat.serving.chat_prompt import ChatPrompt
 from nanochat.serving.errors import ApiError
 from nanochat.serving.exchange import Exchange
 from nanochat.serving.holder import Model
@@ -48,9 +49,11 @@ class Encoder(Protocol):
 class ChatResponder:
     """The answer to one request, whole or as a stream."""
 
-    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
-        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, prompt
+    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, prompt: ChatPrompt) -> None:
+        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, len(prompt.ids)
         self._head = head(model.served.full_name, model.served.fingerprint, kind="chatcmpl")
+        if body.truncation == "auto":
+            self._head["dropped_messages"] = prompt.dropped
 
     async def collect(self) -> ChatCompletion:
         """The whole answer."""

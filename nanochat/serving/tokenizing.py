@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import TypedDict
 
 from nanochat.serving.bodies import Body, Items, Text
 from nanochat.serving.errors import ApiError
-from nanochat.serving.messages import ChatMessage, check_length, conversation
+from nanochat.serving.messages import ChatMessage, check_end, check_length, conversation
 from nanochat.serving.sampled import ModelName
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
@@ -36,14 +36,17 @@ class TokenizeRequest(Body):
 
     model: ModelName | None = None
     prompt: Text | None = None
+    continue_final_message: bool | None = None  # before the messages, which are judged by it
     messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: Annotated[bool | None, Field(description="Whether a text begins with bos, as it does.")] = None
     return_token_strs: bool | None = None
 
     @field_validator("messages")
     @classmethod
-    def _bounded(cls, messages: list[ChatMessage] | None) -> list[ChatMessage] | None:
-        check_length(messages or [])
+    def _bounded(cls, messages: list[ChatMessage] | None, info: ValidationInfo) -> list[ChatMessage] | None:
+        if messages is not None:
+            check_length(messages)
+            check_end(messages, continued=bool(info.data.get("continue_final_message")))
         return messages
 
     @model_validator(mode="after")
@@ -92,7 +95,8 @@ def tokenized(body: TokenizeRequest, tokenizer: Tokenizer, *, context: int) -> T
         if body.add_special_tokens is not False:
             ids.insert(0, tokenizer.bos)
     else:
-        ids = render_prompt(tokenizer, conversation(body.messages or ()))
+        messages, continued = conversation(body.messages or ()), bool(body.continue_final_message)
+        ids = render_prompt(tokenizer, messages, continued=continued)
     texts = [token_text(tokenizer, token) for token in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": texts}
 

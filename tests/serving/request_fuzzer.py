@@ -107,6 +107,7 @@ def field_extremes(*, vocabulary: int) -> dict[str, Extremes]:
         "stream_options": Extremes(
             [None, {}, {"include_usage": True}, {"include_obfuscation": False}], ["x", {"include_usage": "maybe"}]
         ),
+        "continue_final_message": Extremes([None, False], [True, "maybe", [], {}]),  # the messages end with a question
         "stop": Extremes(
             [None, "", "e", "a" * MAX_STOP_CHARACTERS, [], ["a" * MAX_STOP_CHARACTERS] * MAX_STOPS],
             ["a" * (MAX_STOP_CHARACTERS + 1), ["a"] * (MAX_STOPS + 1), [7], 7, {}],

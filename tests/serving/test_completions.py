@@ -197,7 +197,7 @@ def test_tokenize_and_back(server: Any, tokenizer: Tokenizer) -> None:
         ("/tokenize", {}, "either 'prompt' or 'messages'"),
         ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "either 'prompt' or 'messages'"),
         ("/tokenize", {"messages": []}, "at least 1"),
-        ("/tokenize", {"messages": [{"role": "assistant", "content": "a"}]}, "must be the user's"),
+        ("/tokenize", {"messages": [{"role": "assistant", "content": "a"}]}, "end with an answer of the assistant"),
         ("/tokenize", {"prompt": "a", "model": "other"}, "not served here"),
         ("/detokenize", {"tokens": [320]}, "0 to 319"),
         ("/detokenize", {}, "'tokens' is missing"),
