@@ -244,6 +244,7 @@ class Asked:
             expected=_text(example.messages[-1]["content"]),
             answers=answers,
             verdicts=verdicts,
+            baseline=self.task.baseline,
             cut=self.cut,
             **figures,
         )

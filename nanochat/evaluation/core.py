@@ -108,6 +108,7 @@ def judge(
                     expected=prompt.expected,
                     answers=[answer],
                     verdicts=[right],
+                    baseline=task.baseline,
                 )
             )
         yield items

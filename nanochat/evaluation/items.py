@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -29,6 +29,7 @@ PROMPT, CHOICE, ANSWER = 1000, 200, 2000  # characters of each that are kept; se
 CHOICES = 64  # of which texts and scores are kept
 MOST = 64 << 20  # bytes of a file with texts
 LINE = 4 << 20  # bytes of one item
+LARGEST = 8 * MOST  # bytes of a file that is read: of items without texts there are as many as there are
 
 _Name = Annotated[str, Field(max_length=200)]
 _Short = Annotated[str, Field(max_length=CHOICE)]
@@ -50,6 +51,7 @@ class Item(BaseModel):
     answers: list[Annotated[str, Field(max_length=ANSWER)]] = []  # one a sample
     verdicts: Annotated[list[bool], Field(min_length=1)]  # whether each is right
     lenient: list[bool] = []  # by the task's more forgiving verdict, where it has one
+    baseline: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the proportion of its task that guessing gets right
     cut: bool = False  # whether the question was longer than the context
 
     @classmethod
@@ -131,6 +133,8 @@ def read_items(path: Path) -> Iterator[Item]:
         number = 0
         while line := file.readline(LINE + 1):
             number += 1
+            if file.tell() > LARGEST:
+                raise UserError(f"{path} has more than {LARGEST >> 20} MiB: this is no evaluation's file of items")
             try:
                 yield Item.model_validate(read_json(line, limit=LINE))
             except Malformed as error:
@@ -140,8 +144,3 @@ def read_items(path: Path) -> Iterator[Item]:
             else:
                 continue
             raise UserError(f"{path}, line {number}: {problem}: this is no item of an evaluation")
-
-
-def numbered(items: Iterable[Item]) -> Mapping[tuple[str, int], Item]:
-    """Items by task and index; of two of one index the later."""
-    return {(item.task, item.index): item for item in items}
