@@ -27,7 +27,7 @@ from nanochat.evaluation.scoring import by_length, padded
 from nanochat.inference import Completion, Engine, Request, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
-from nanochat.spec.stages import CHATCORE
+from nanochat.spec.stages import CHATCORE, ChatEvaluation
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from tasks import Example, Message, Program, Task
@@ -51,6 +51,19 @@ class ChatSettings:
     seed: int = 0
     samples: int = 1  # answers to each problem
     pass_at: tuple[int, ...] = ()  # each k up to `samples` that pass@k is told of
+
+    @classmethod
+    def of(cls, settings: ChatEvaluation, *, seed: int) -> ChatSettings:
+        """As a pipeline declares them."""
+        return cls(
+            batch_size=settings.device_batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            seed=seed,
+            samples=settings.samples,
+            pass_at=settings.pass_at,
+        )
 
 
 @dataclass(frozen=True, slots=True)

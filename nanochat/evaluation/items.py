@@ -10,6 +10,7 @@ question. When the file has grown to MOST bytes, texts are left out and figures 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -97,10 +98,18 @@ class Item(BaseModel):
 
 
 class ItemWriter:
-    """Appends to a file of items; the half of a line that a process left when it was killed goes first."""
+    """Appends to a file of items; the half of a line that a process left when it was killed goes first.
+
+    UserError where another process is writing it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "a+b")  # noqa: SIM115 (it is closed at the end of the `with`)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"{path} is being written by another process: wait for its end, or stop it") from None
         self._file.seek(0)
         whole = sum(len(line) for line in self._file if line.endswith(b"\n"))
         self._file.truncate(whole)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import tasks
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
 from nanochat.evaluation.chat import Chat, ChatSettings, Problems, TaskResult, chatcore
-from nanochat.evaluation.core import measure_core
+from nanochat.evaluation.core import CoreResult, measure_core
 from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.evaluation.figure import Figure
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter
@@ -46,6 +46,33 @@ class Results:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_core(self, found: CoreResult) -> None:
+        """CORE and its tasks."""
+        self.metrics["core"] = found.core
+        for name, task in found.tasks.items():
+            self.tasks[name] = _figures(task.accuracy, task.centered, task.baseline) | {"shots": task.shots}
+
+    def add_chat(self, measured: Mapping[str, TaskResult]) -> None:
+        """Chat tasks, and ChatCORE where these are all of its six."""
+        for name, result in measured.items():
+            self.metrics[name] = result.accuracy
+            if result.lenient is not None:
+                self.metrics[f"{name}-lenient"] = result.lenient
+            self.metrics |= {pass_metric(name, k): figure for k, figure in result.passes.items()}
+            self.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
+        if missing := [name for name in CHATCORE if name not in measured]:
+            self.not_run["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
+        else:
+            self.metrics["chatcore"] = chatcore(measured)
+
+    def lines(self) -> list[str]:
+        """For people: a line for each figure, and for what was not run."""
+        measured = [
+            f"{name}: {figure.value:.4f} +- {figure.stderr:.4f} (n {figure.n:,})"
+            for name, figure in self.metrics.items()
+        ]
+        return measured + [f"{name}: not run, {reason}" for name, reason in self.not_run.items()]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -120,10 +147,7 @@ def run(context: StageContext) -> None:
             shutil.move(items, writer.folder / ITEMS)
             values = {name: figure.value for name, figure in results.metrics.items()}
             manifest = context.commit(writer, output, {"metrics": values, "step": subject.step})
-        for name, figure in results.metrics.items():
-            print(f"{name}: {figure.value:.4f} +- {figure.stderr:.4f} (n {figure.n:,})")
-        for name, reason in results.not_run.items():
-            print(f"{name}: not run, {reason}")
+        print(*results.lines(), sep="\n")
         print(f"{context.stage}: the results are in {context.artifacts.uri(manifest)}", flush=True)
 
 
@@ -181,9 +205,7 @@ def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
         tick=lambda _, done: tick(done),
         keep=subject.keep,
     )
-    results.metrics["core"] = found.core
-    for name, task in found.tasks.items():
-        results.tasks[name] = _figures(task.accuracy, task.centered, task.baseline) | {"shots": task.shots}
+    results.add_core(found)
 
 
 def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
@@ -204,15 +226,7 @@ def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
 
 def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) -> None:
     """The chat tasks, ChatCORE and samples."""
-    chat_settings = ChatSettings(
-        batch_size=settings.device_batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        seed=subject.context.spec.seed,
-        samples=settings.samples,
-        pass_at=settings.pass_at,
-    )
+    chat_settings = ChatSettings.of(settings, seed=subject.context.spec.seed)
     chat = Chat(subject.model, subject.tokenizer, chat_settings, world=subject.world)
     results.not_run |= unmeasured(subject.context.spec, subject.context.stage.removeprefix("eval-"))
     work = _chat_work(subject, settings, results)
@@ -224,17 +238,8 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
     for each in work:
         name = each.task.name
         subject.keep(items[name])
-        result = measured[name] = TaskResult.of(each.task, items[name], world=subject.world, pass_at=settings.pass_at)
-        results.metrics[name] = result.accuracy
-        if result.lenient is not None:
-            results.metrics[f"{name}-lenient"] = result.lenient
-        results.metrics |= {pass_metric(name, k): figure for k, figure in result.passes.items()}
-        results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
-    missing = [name for name in CHATCORE if name not in measured]
-    if missing:
-        results.not_run["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
-    else:
-        results.metrics["chatcore"] = chatcore(measured)
+        measured[name] = TaskResult.of(each.task, items[name], world=subject.world, pass_at=settings.pass_at)
+    results.add_chat(measured)
     if subject.world.first:
         results.samples += [
             {"prompt": prompt, "completion": content(chat.ask([{"role": "user", "content": prompt}]))}

@@ -94,3 +94,14 @@ def test_a_line_that_is_no_item_is_named(tmp_path: Path, line: bytes, problem: s
         file.write(line + b"\n")
     with pytest.raises(UserError, match=rf"items\.jsonl, line 2: .*{problem}"):
         list(read_items(path))
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    with ItemWriter(path) as writer:
+        writer.add([an_item(0)])
+        with pytest.raises(UserError, match="being written by another process"):
+            ItemWriter(path)
+    with ItemWriter(path) as writer:
+        writer.add([an_item(1)])
+    assert len(list(read_items(path))) == 2
