@@ -92,7 +92,7 @@ class TaskResult:
 
     @classmethod
     def of(cls, task: Task, items: Sequence[Item], *, world: World, pass_at: Sequence[int] = ()) -> TaskResult:
-        """Those of the items of all ranks."""
+        """Figures of the items of all ranks, of which each has its own."""
         sampled = any(len(item.verdicts) > 1 for item in items)
         values = [
             [item.right for item in items],
@@ -135,7 +135,7 @@ class Chat:
         return Engine(self._model, self._tokenizer, slots=self._settings.batch_size)
 
     def examine(self, work: Sequence[Problems], *, tick: Tick = no_tick) -> Iterator[list[Item]]:
-        """What the model makes of problems, some at a time: those of multiple choice first."""
+        """Ask all problems -> their items, some at a time: those of multiple choice first."""
         for problems in work:
             if problems.task.kind == "choice":
                 yield from self._letters(problems, tick)
@@ -247,7 +247,7 @@ class Asked:
         return cls(task, place, example, ids[-room:], len(ids) > room, tokenizer.decode(ids))
 
     def item(self, answers: Sequence[str], verdicts: list[bool], **figures: Any) -> Item:
-        """What became of it."""
+        """The problem with what became of it."""
         example = self.example
         return Item.of(
             self.task.name,

@@ -31,7 +31,7 @@ class TaskComparison:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Item, Item]]) -> TaskComparison:
-        """That of pairs of items, of which there is at least one; a single one has no error to tell."""
+        """From pairs of items, of which there is at least one; a single one has no error to tell."""
         count = len(pairs)
         apart = [second.right - first.right for first, second in pairs]
         value = sum(apart) / count

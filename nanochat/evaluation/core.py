@@ -33,7 +33,7 @@ class TaskResult:
 
     @classmethod
     def of(cls, task: CoreTask, right: float, count: float) -> TaskResult:
-        """Those of `right` items of `count`."""
+        """Figures of `right` items of `count`."""
         accuracy = proportion(right, count)
         return cls(accuracy, centered(accuracy, task.baseline), task.shots, task.baseline)
 
@@ -84,7 +84,7 @@ def measure_core(
 def judge(
     model: Transformer, tokenizer: Tokenizer, task: CoreTask, examples: Mapping[int, Example], *, batch_size: int
 ) -> Iterator[list[Item]]:
-    """What the model makes of examples, by their places in the task, a few dozen at a time."""
+    """Judge examples, by their places in the task -> their items, a few dozen at a time."""
     places = list(examples)
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]

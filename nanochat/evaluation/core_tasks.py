@@ -45,7 +45,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What comes before an item's answer, the answers that it offers (in schemas: its contexts, to the end), and the
+    """The text before an item's answer, the answers that it offers (in schemas: its contexts, to the end), and the
     right one."""
 
     text: str

@@ -1,4 +1,4 @@
-"""What became of each item of an evaluation: items.jsonl, a JSON object a line, in bounds.
+"""The items of an evaluation and what became of each: items.jsonl, a JSON object a line, in bounds.
 
     with ItemWriter(folder / ITEMS) as writer:
         writer.add([Item.of("gsm8k", 0, prompt="What is 2 + 2?", expected="4", answers=["5"], verdicts=[False])])
@@ -89,7 +89,7 @@ class Item(BaseModel):
         return sum(self.verdicts) / len(self.verdicts)
 
     def without_texts(self) -> Item:
-        """Its figures alone."""
+        """The item's figures alone."""
         return self.model_copy(update={"prompt": "", "choices": [], "expected": "", "answers": []})
 
     def to_dict(self) -> dict[str, Any]:
