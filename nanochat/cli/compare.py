@@ -41,6 +41,7 @@ def compare(
 ) -> None:
     """Compare two evaluations item by item: B less A, with the standard errors of paired differences."""
     from nanochat.evaluation.comparison import compare as pair
+    from nanochat.evaluation.core import PREFIX
     from nanochat.evaluation.items import read_items
 
     found = pair(*(read_items(items_of(name, store=store)) for name in (a, b)))
@@ -55,10 +56,12 @@ def compare(
             f"{100 * of.value:+.1f} ± {100 * of.stderr:.1f}",
             *(f"{count:,}" for count in (task.only_first, task.only_second, of.n)),
         )
-    if len(found.tasks) > 1:
-        first, second, of = found.mean()
-        scores = (f"{first:.4f}", f"{second:.4f}", f"{of.value:+.4f} ± {of.stderr:.4f}")
-        table.add_row("mean above guessing", *scores, "", "", f"{of.n:,}")
+    core = [name for name in found.tasks if name.startswith(PREFIX)]
+    for kind, names in (("core", core), ("chat", [name for name in found.tasks if name not in core])):
+        if len(names) > 1:
+            first, second, of = found.mean(names)
+            scores = (f"{first:.4f}", f"{second:.4f}", f"{of.value:+.4f} ± {of.stderr:.4f}")
+            table.add_row(f"{kind}, {len(names)} tasks above guessing", *scores, "", "", f"{of.n:,}")
     console = Console(highlight=False)
     console.print(table)
     if found.single or found.other_questions:

@@ -192,6 +192,8 @@ class Chat:
 
     def _answers(self, work: Sequence[Problems], tick: Tick) -> Iterator[list[Item]]:
         """All problems' samples in one queue; those that are answered are graded a few dozen at a time."""
+        if not any(problems.examples for problems in work):
+            return
         engine, samples = self._engine, self._settings.samples
         running: dict[Request, Asked] = {}
         requests: dict[Asked, list[Request]] = {}

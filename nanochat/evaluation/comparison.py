@@ -10,7 +10,7 @@ for both models and goes out of the difference, so that its error is smaller tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanochat.evaluation.figure import Figure, mean
@@ -66,9 +66,9 @@ class Comparison:
     other_questions: int  # places at which the two were asked something else
     single: int  # items that only one of the two has
 
-    def mean(self) -> tuple[float, float, Figure]:
-        """The means over the tasks above guessing, as CORE and ChatCORE are."""
-        firsts, seconds, differences = zip(*(task.above_guessing for task in self.tasks.values()), strict=True)
+    def mean(self, names: Collection[str]) -> tuple[float, float, Figure]:
+        """Means over some tasks of how far they are above guessing, as CORE and ChatCORE are."""
+        firsts, seconds, differences = zip(*(self.tasks[name].above_guessing for name in names), strict=True)
         return sum(firsts) / len(firsts), sum(seconds) / len(seconds), mean(differences)
 
 

@@ -19,6 +19,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
 from nanochat.tokenizer import Tokenizer
 
+PREFIX = "core/"  # of a task's name among all items: chat tasks may have the same label
 CHUNK = 64  # examples that are rendered and sorted by length together, and between two signs of life
 
 
@@ -99,7 +100,7 @@ def judge(
                 answer, right = tokenizer.decode(found[0].likeliest), found[0].exact
             items.append(
                 Item.of(
-                    task.label,
+                    PREFIX + task.label,
                     place,
                     prompt=prompt.text,
                     question=prompt,

@@ -21,7 +21,7 @@ from nanochat.data.hub import Hub
 from nanochat.data.hub_access import HubAccess
 from nanochat.evaluation.chat import Chat, ChatSettings, Problems
 from nanochat.evaluation.chat import TaskResult as ChatResult
-from nanochat.evaluation.core import CoreResult, TaskResult, judge
+from nanochat.evaluation.core import PREFIX, CoreResult, TaskResult, judge
 from nanochat.evaluation.core_tasks import CoreTask, Example, load_tasks
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter, read_items
 from nanochat.evaluation.sandbox import Sandbox
@@ -104,7 +104,7 @@ def measure(
     rows = {task: min(len(task), chat.max_per_task or len(task)) for task in measured if task is not None}
     with ItemWriter(out / ITEMS) as writer:
         known: Known = {(item.task, item.index): item.without_texts() for item in read_items(out / ITEMS)}
-        wanted = {(task.label, place) for task, examples in core.items() for place in range(len(examples))}
+        wanted = {(PREFIX + task.label, place) for task, examples in core.items() for place in range(len(examples))}
         wanted |= {(task.name, place) for task, count in rows.items() for place in range(count)}
         tick(len(wanted & known.keys()), len(wanted))
         if not wanted <= known.keys():
@@ -115,7 +115,7 @@ def measure(
     if core:
         found = {}
         for task, examples in core.items():
-            right = sum(known[task.label, place].right for place in range(len(examples)))
+            right = sum(known[PREFIX + task.label, place].right for place in range(len(examples)))
             found[task.label] = TaskResult.of(task, right, len(examples))
         results.add_core(CoreResult.of(found))
     if rows:
@@ -155,7 +155,7 @@ def _measure(
     model, _ = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
     model.cast_weights()
     for task, examples in core.items():
-        missing = {place: each for place, each in enumerate(examples) if (task.label, place) not in known}
+        missing = {place: each for place, each in enumerate(examples) if (PREFIX + task.label, place) not in known}
         yield from judge(model, tokenizer, task, missing, batch_size=base.device_batch_size)
     work = []
     for task, count in rows.items():

@@ -52,7 +52,10 @@ def test_scores_stand_side_by_side_with_paired_errors(home: Path) -> None:
         done = called(home, "compare", "demo/mid", second)
         rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
         assert rows["sums"] == ["sums", "25.0", "50.0", "+25.0", "±", "25.0", "0", "1", "4"]
-        assert "mean above guessing" in done.stdout and "[red]counts\\x1b[2J" in done.stdout
+        assert (
+            "chat, 2 tasks above guessing  0.2500  0.5000  +0.2500 ± 0.1768" in done.stdout
+            and "[red]counts\\x1b[2J" in done.stdout
+        )
     assert "Left out" not in done.stdout and "verdict" not in done.stdout
 
 

@@ -30,7 +30,7 @@ def test_differences_are_paired() -> None:
     assert sums.difference.value == pytest.approx(0.1) and sums.difference.n == 5
     assert sums.difference.stderr == pytest.approx(stdev([0, 1, 0, -1, 0.5]) / 5**0.5)
     assert letters.difference.stderr == pytest.approx(stdev([-1, 0]) / 2**0.5)
-    first, second, difference = found.mean()
+    first, second, difference = found.mean(found.tasks)
     assert first == pytest.approx((0.5 + 1.0) / 2) and second == pytest.approx((0.6 + 0.25 / 0.75) / 2)
     assert difference.value == pytest.approx(second - first)
     errors = [sums.difference.stderr, letters.difference.stderr / 0.75]
