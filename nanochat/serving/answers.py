@@ -22,16 +22,19 @@ from nanochat.serving.objects import (
     Head,
     Logprobs,
     SpokenPart,
+    TextCompletion,
     TokenLikelihood,
     Usage,
 )
 from nanochat.tokenizer import Tokenizer
 
+DONE = "data: [DONE]\n\n"
 
-def head(model: str, fingerprint: str) -> Head:
-    """The fields common to an answer and all chunks of a stream."""
+
+def head(model: str, fingerprint: str, *, kind: str) -> Head:
+    """The fields common to an answer and all chunks of a stream; `kind` begins the id."""
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"{kind}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": model,
         "system_fingerprint": fingerprint,
@@ -46,6 +49,11 @@ def usage(prompt: int, completion: int) -> Usage:
 LEAST_LOGPROB = -9999.0
 
 
+def finite(logprob: float) -> float:
+    """The log-probability as JSON can write it."""
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+
+
 def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
     """The entry of `logprobs.content` for a sampled token of the text; [] for any other."""
     if event.logprob is None or event.kind != "text":
@@ -53,8 +61,7 @@ def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
 
     def entry(token: int, value: float) -> TokenLikelihood:
         raw = tokenizer.decode_bytes([token])
-        likely = value if value > LEAST_LOGPROB else LEAST_LOGPROB
-        return {"token": raw.decode("utf-8", errors="replace"), "logprob": likely, "bytes": list(raw)}
+        return {"token": raw.decode("utf-8", errors="replace"), "logprob": finite(value), "bytes": list(raw)}
 
     chosen = entry(event.logprob.token, event.logprob.logprob)
     return [{**chosen, "top_logprobs": [entry(token, value) for token, value in event.logprob.top]}]
@@ -116,10 +123,8 @@ class StreamEncoder:
 
     def end(self, *, prompt: int | None) -> str:
         """The usage, if `prompt` tokens are given, and the end mark."""
-        last = ""
-        if prompt is not None:
-            last = _chunk(self._head, [], usage(prompt, self._tokens))
-        return last + "data: [DONE]\n\n"
+        last = "" if prompt is None else _chunk(self._head, [], usage(prompt, self._tokens))
+        return last + DONE
 
     def _chunk(self, index: int, delta: Delta, *, finish_reason: FinishReason | None = None) -> str:
         logprobs: Logprobs | None = None
@@ -141,6 +146,6 @@ def _delta(piece: Piece) -> Delta:
     return {"content": piece.text} if piece.kind == "text" else {"part": _part(piece)}
 
 
-def sse(data: ChatCompletionChunk | ErrorObject) -> str:
+def sse(data: ChatCompletionChunk | TextCompletion | ErrorObject) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"

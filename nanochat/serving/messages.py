@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
+from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_list
 
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function")
@@ -134,6 +134,23 @@ class ChatMessage(Body):
         if isinstance(content, list):
             return [("text" if part.type == "refusal" else part.type, part.said or "") for part in content]
         return [("text", content)] if content else []
+
+
+def check_length(messages: Sequence[ChatMessage]) -> None:
+    """ValueError, for a validator of messages, where they are longer together than is read."""
+    if sum(len(text) for message in messages for _, text in message.said()) > MAX_TEXT:
+        raise ValueError(f"have more than {MAX_TEXT:,} characters; shorten the conversation")
+
+
+def check_end(messages: Sequence[ChatMessage], *, continued: bool) -> None:
+    """ValueError, for a validator of messages, where they end with what can't be answered, or not be gone on with."""
+    last = messages[-1]
+    if not continued and last.role == "assistant":
+        raise ValueError("end with an answer of the assistant; end them with what it is to answer")
+    if continued and last.role != "assistant":
+        raise ValueError("end with no answer of the assistant that 'continue_final_message' could go on with")
+    if continued and [kind for kind, _ in last.said()][-1:] not in ([], ["text"], ["refusal"]):
+        raise ValueError("end with a step of the tool, which 'continue_final_message' can't go on with; end with text")
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
