@@ -45,6 +45,11 @@ Peer = Annotated[
     Path | None,
     option(path, "--peer", help="Checkout of karpathy/nanochat, or of another commit, to measure in turns."),
 ]
+TRANSFORMERS = Path("transformers")
+Answering = Annotated[
+    Path | None,
+    option(path, "--peer", help="Checkout of another commit, or `transformers`: the installed package, in turns."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print everything that was measured, as JSON.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
 
@@ -124,15 +129,16 @@ def infer(
     tokens: Annotated[int, option(integer(1, 10_000), help="Tokens that each row decodes in a round.")] = 16,
     rounds: Rounds = 5,
     threads: Threads = None,
-    peer: Peer = None,
+    peer: Answering = None,
     set_: Set = None,
     store: Store = "default",
     json_: Json = False,
     markdown: Markdown = False,
 ) -> None:
-    """Time prompts, answers of 1 to 16 rows and second turns, against reading the weights once and another commit."""
-    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
-    show(measure_infer(asked, tokens=tokens), infer_tables, json_=json_, markdown=markdown)
+    """Time prompts, answers of 1 to 16 rows and second turns, against reading the weights once and a peer."""
+    package = peer == TRANSFORMERS
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=None if package else peer, store=store)
+    show(measure_infer(asked, tokens=tokens, package=package), infer_tables, json_=json_, markdown=markdown)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.transformer import Linear, Transformer
+from nanochat.model.transformer import Attention, Linear, Transformer
 
 ROWS = 1  # that the layout is chosen for; it serves all others
 PROBE = 32  # the size of a matrix that is tried first
@@ -37,6 +37,10 @@ def pack(model: Transformer) -> str:
     if why := missing(model.compute_dtype):
         return f"weights stay as they are, which makes answers slower: {why}"
     for parent in list(model.modules()):
+        if isinstance(parent, Attention):
+            parts = [parent.query, parent.key, parent.value]
+            parent.fused = PackedLinear(torch.cat([part.weight for part in parts]).to(model.compute_dtype))
+            del parent.query, parent.key, parent.value
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
                 setattr(parent, name, PackedLinear(child.weight.to(model.compute_dtype)))
