@@ -22,7 +22,7 @@ from nanochat.serving.server import bind, is_local, run
 from nanochat.serving.service import EngineService
 
 
-def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8) -> None:
+def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8, int8: bool = False) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
     console = Console(highlight=False, soft_wrap=True)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
@@ -30,7 +30,7 @@ def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int
         settings = ServerSettings.from_environment(os.environ, local=local)
         if not (local or settings.api_keys):
             print(f"warning: {host} is reached from other machines. {NO_KEYS}", file=sys.stderr)
-        model, tokenizer, extra = load(folder)
+        model, tokenizer, extra = load(folder, int8=int8)
         hosted = ModelHolder()
         served = Served("nanochat", fingerprint(folder))
         service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)

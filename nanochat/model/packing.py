@@ -8,6 +8,8 @@ PyTorch gives to another library, they differ by rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,15 +38,19 @@ def pack(model: Transformer) -> str:
         return "weights stay as they are: their layout matters on a CPU"
     if why := missing(model.compute_dtype):
         return f"weights stay as they are, which makes answers slower: {why}"
+    lay_out(model, lambda weight: PackedLinear(weight.to(model.compute_dtype)))
+    return "weights are laid out for products of few rows"
+
+
+def lay_out(model: Transformer, make: Callable[[Tensor], nn.Module]) -> None:
+    """Put what `make` makes of its weight in the place of each matrix; a layer's query, key and value become one."""
     for parent in list(model.modules()):
         if isinstance(parent, Attention):
-            parts = [parent.query, parent.key, parent.value]
-            parent.fused = PackedLinear(torch.cat([part.weight for part in parts]).to(model.compute_dtype))
+            parent.fused = make(torch.cat([part.weight for part in (parent.query, parent.key, parent.value)]))
             del parent.query, parent.key, parent.value
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                setattr(parent, name, PackedLinear(child.weight.to(model.compute_dtype)))
-    return "weights are laid out for products of few rows"
+                setattr(parent, name, make(child.weight))
 
 
 def missing(dtype: torch.dtype) -> str:
