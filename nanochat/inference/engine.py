@@ -37,6 +37,8 @@ from nanochat.model.transformer import IDLE, Transformer
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
+SCORED = 64  # tokens of a prompt whose logits are held at once
+
 
 class Engine:
     """Serves requests over `slots` rows of `length` tokens each (the model's own context unless given)."""
@@ -193,7 +195,8 @@ class Engine:
             cache=self._cache,
             lengths=self._tensor([count for _, count in batch]) if len(batch) > 1 else None,
         )  # (B, T, D)
-        for slot, count in batch:
+        for row, (slot, count) in enumerate(batch):
+            self._score_prompt(slot, hidden[row, :count])
             alone = len(batch) == 1 and slot.filled == slot.exact and slot.exact % CHUNK == 0
             slot.filled += count
             slot.written = max(slot.written, slot.filled)
@@ -207,6 +210,20 @@ class Engine:
             for _, slot in done:
                 del self._unready[_occupant(slot)]
         return width * len(batch)
+
+    def _score_prompt(self, slot: Slot, hidden: torch.Tensor) -> None:
+        """Note how likely the prompt's tokens are, if asked for, that the next positions' hidden (T, D) foretell."""
+        request = _occupant(slot)
+        top, found = request.sampling.prompt_logprobs, request.prompt_logprobs
+        if top is None:
+            return
+        if not found:
+            found.append(None)  # before the first token there is nothing to foretell it
+        tokens = list(request.prompt[slot.filled + 1 :][: len(hidden)])
+        for start in range(0, len(tokens), SCORED):
+            some = tokens[start : start + SCORED]
+            logits = self._model.logits(hidden[start : start + len(some)])  # (SCORED, V)
+            found += token_logprobs(logits, some, [top] * len(some))
 
     def _choose(self, ready: list[Slot]) -> list[Event]:
         rows = decoded(ready, self.slots)

@@ -31,6 +31,7 @@ class Request:
     sampling: Sampling
     reply: Reply
     reused: int = 0  # tokens of the prompt whose keys and values were there already
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)  # one a token, if asked for; first None
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob | None] = field(default_factory=list)

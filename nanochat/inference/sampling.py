@@ -40,6 +40,7 @@ class Sampling:
     stop: tuple[str, ...] = ()  # texts that end the reply and are not part of it
     min_tokens: int = 0  # before this many tokens neither a terminal token nor a stop text ends the reply
     logprobs: int | None = None  # None: none; k: of each sampled token, and of its k likeliest alternatives
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens: all of it is computed, whatever was before
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)

@@ -55,6 +55,8 @@ class Slot:
 
 def shared(slot: Slot, request: Request, reach: float) -> int:
     """How many tokens of the request's prompt the slot's keys and values can serve."""
+    if request.sampling.prompt_logprobs is not None:  # for which every position is computed
+        return 0
     prompt, repeatable = request.prompt, request.sampling.repeatable
     most = slot.exact if repeatable else slot.filled + len(slot.reply)
     if slot.ready and slot.prompt == prompt and most >= len(prompt):
@@ -91,6 +93,8 @@ def choose(slots: Sequence[Slot], request: Request, reach: float) -> tuple[Slot,
 
 def worth_waiting(slots: Sequence[Slot], request: Request, taken: int) -> bool:
     """Whether a prompt that is being computed will serve half of what would be left to compute with `taken` tokens."""
+    if request.sampling.prompt_logprobs is not None:
+        return False
     coming = [common(slot.prompt, request.prompt) for slot in slots if slot.request is not None and not slot.ready]
     if request.sampling.repeatable:
         coming = [length if length == len(request.prompt) else length - length % CHUNK for length in coming]

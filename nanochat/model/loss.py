@@ -21,11 +21,13 @@ SOFTCAP = 15.0
 IGNORED = -1  # a target that is not trained on
 
 # Logits of a chunk, which a matrix product makes (64 MiB in bf16 on a CPU), and of a tile, on which element by element
-# is worked at a time: 1 MiB in fp32 stays in a CPU core's cache, which makes it twice as fast.
+# is worked at a time: 1 MiB in fp32 stays in a CPU core's cache, which makes it twice as fast. What is compiled for a
+# CPU writes less in between, and takes more at a time.
 CHUNK = {"cpu": 2**25, "cuda": 2**28}
 TILE = {"cpu": 2**18, "cuda": 2**26}
+COMPILED_TILE = TILE | {"cpu": 2**23}
 
-Tile = Callable[[Tensor, Tensor, Tensor], Tensor]
+Tile = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def softcap(logits: Tensor) -> Tensor:
@@ -33,10 +35,11 @@ def softcap(logits: Tensor) -> Tensor:
     return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
 
 
-def cross_entropy_(logits: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
-    """logits (C, V) before the cap, targets (C,) from 0 on, factors (C,) fp32 -> cross-entropy (C,) fp32.
+def cross_entropy_(logits: Tensor, targets: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """logits (C, V) before the cap, targets (C,) from 0 on, factors (C,) fp32 -> cross-entropy and gradient (C,) fp32.
 
-    The logits become the gradient of the sum of factor * cross-entropy. 15 tanh(z/15) is 30 s - 15 and its slope
+    The logits become the gradient of the sum of factor * cross-entropy, but for those of the targets: their gradient is
+    the second result, for compiled code is slow at putting it there. 15 tanh(z/15) is 30 s - 15 and its slope
     4 (s - s^2) with s = sigmoid(2z/15), which takes a tenth of tanh's time. No target's probability underflows: it is
     e^-30 / V at least.
     """
@@ -48,8 +51,7 @@ def cross_entropy_(logits: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
     right = p.gather(1, at)
     gradient = (right - 1) * slope.gather(1, at) * scale
     logits.copy_(p.mul_(slope).mul_(scale))
-    logits.scatter_(1, at, gradient.to(logits.dtype))
-    return -right.log().squeeze(1)
+    return -right.log().squeeze(1), gradient.squeeze(1)
 
 
 class HeadLoss(torch.autograd.Function):
@@ -64,15 +66,19 @@ class HeadLoss(torch.autograd.Function):
         count, vocabulary = len(hidden), len(weight)
         to_hidden = torch.empty_like(hidden) if wanted else None
         to_weight = torch.zeros_like(weight) if wanted else None
-        losses = hidden.new_empty(count, dtype=torch.float32)
-        rows, tile_rows = (max(1, most.get(hidden.device.type, most["cpu"]) // vocabulary) for most in (CHUNK, TILE))
+        losses, to_target = hidden.new_empty(2, count, dtype=torch.float32)
+        kind = hidden.device.type if hidden.device.type in CHUNK else "cpu"
+        tiles = TILE if tile is cross_entropy_ else COMPILED_TILE
+        rows, tile_rows = (max(1, most[kind] // vocabulary) for most in (CHUNK, tiles))
         buffer = hidden.new_empty(min(rows, count), vocabulary)
         for first in range(0, count, rows):
             part = slice(first, first + rows)
             logits = torch.mm(hidden[part], matrix.t(), out=buffer[: len(hidden[part])])  # (C, V)
-            pieces = zip(*(x.split(tile_rows) for x in (logits, targets[part], factors[part])), strict=True)
-            losses[part] = torch.cat([tile(*piece) for piece in pieces])
+            columns = (logits, targets[part], factors[part], losses[part], to_target[part])
+            for *given, loss, gradient in zip(*(each.split(tile_rows) for each in columns), strict=True):
+                loss[:], gradient[:] = tile(*given)
             if to_hidden is not None and to_weight is not None:
+                logits.scatter_(1, targets[part, None], to_target[part, None].to(logits.dtype))
                 torch.mm(logits, matrix, out=to_hidden[part])
                 to_weight += logits.t() @ hidden[part]
         ctx.save_for_backward(to_hidden, to_weight)

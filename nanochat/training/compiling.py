@@ -7,7 +7,7 @@ Decided by what is known before training, never by a stopwatch or by what a form
 choose again what it chose before, or its weights would not be equal bit for bit.
 
 On a CPU compiling fuses what lies between the matrix products of the layers (norms, rotary positions, the MLP's
-square); the loss is not compiled there. So a token gains in proportion to depth * width, whatever the vocabulary.
+square), and what the loss does with each logit. So a token gains in proportion to depth * width, and to the vocabulary.
 Compiling takes as long for many layers as for few, whose kernels are the same. Both are seconds of a core and scale
 alike with its speed; docs/performance.md says how they were measured.
 """
@@ -23,6 +23,7 @@ from nanochat.model.sizes import ModelConfig
 from nanochat.runtime.compiler import cxx_compiler
 
 GAIN = 30e-9  # seconds of a core that a token gains for each layer and unit of width
+LOGIT_GAIN = 0.7e-9  # and for each word of the vocabulary
 COST = 31.0  # seconds of a core that compiling takes
 
 
@@ -61,6 +62,7 @@ def decide(
         return Decision(False, f"not compiled: whether that pays is not known for {device.type}")
     if cxx_compiler() is None:
         return Decision(False, "not compiled: there is no C++ compiler; install g++")
-    gain = GAIN * config.depth * config.width * tokens / torch.get_num_threads()
+    each = GAIN * config.depth * config.width + LOGIT_GAIN * config.vocab_size
+    gain = each * tokens / torch.get_num_threads()
     figures = f"it would save an estimated {gain:,.0f} s of training and take {COST:,.0f} s"
     return Decision(gain > COST, f"{'compiled' if gain > COST else 'not compiled'}: {figures}")

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 class Forward:
     """The model's loss, compiled where asked; falls back to the plain one, and says so, if that fails.
 
-    What is compiled is the model up to its last layer; of the loss on a GPU what works on each logit, which is as many
-    kernels otherwise. On a CPU that is faster as it is (see `nanochat.model.loss`). Where several processes train, each
-    layer is compiled for itself: it begins when its weights are there, and backward ends with its gradients.
+    What is compiled is the model up to its last layer, and of the loss what works on each logit. Where several
+    processes train, each layer is compiled for itself: it begins when its weights are there, and backward ends with its
+    gradients.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Forward:
         if compiled and torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(True)  # tells the compiler, too
         self.hidden = self._hidden(compiled=compiled)
-        self.tile: Tile = torch.compile(cross_entropy_) if compiled and model.device.type == "cuda" else cross_entropy_
+        self.tile: Tile = torch.compile(cross_entropy_) if compiled else cross_entropy_
         self.proven = not compiled  # whether a compiled pass has worked once
 
     def __call__(

@@ -20,7 +20,7 @@ REPORT = """
 import os, resource, sys
 from nanochat.runtime.threads import settle
 settle()
-print("torch" in sys.modules, os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT"))
+print("torch" in sys.modules, *map(os.environ.get, ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]))
 for _ in range(3):
     bytearray(b"x") * (32 << 20)
 begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

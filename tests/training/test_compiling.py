@@ -35,14 +35,14 @@ def test_compiling_pays_for_long_training_and_not_for_the_demo() -> None:
     assert choose(LARGER, 1000 * 8192).compiled
 
 
-def test_the_vocabulary_does_not_count_for_the_loss_is_not_compiled() -> None:
-    other = ModelConfig.from_depth(6, vocab_size=640, sequence_length=512)
-    for tokens in (10 * 8192, 1000 * 8192):
-        assert choose(other, tokens) == choose(LARGER, tokens)
+def test_a_larger_vocabulary_gains_more() -> None:
+    small, large = (ModelConfig.from_depth(1, width=64, vocab_size=size, sequence_length=512) for size in (640, 65_536))
+    assert not choose(small, 2e6).compiled
+    assert choose(large, 2e6).compiled
 
 
 def test_the_figures_are_said() -> None:
-    gain = compiling.GAIN * 6 * 384 * 8_192_000 / 2
+    gain = (compiling.GAIN * 6 * 384 + compiling.LOGIT_GAIN * 32_768) * 8_192_000 / 2
     figures = f"it would save an estimated {gain:,.0f} s of training and take {compiling.COST:,.0f} s"
     assert choose(LARGER, 8_192_000).reason == f"compiled: {figures}"
 

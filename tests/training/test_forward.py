@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,15 +44,15 @@ def test_where_tuning_fails_the_model_is_compiled_without_it(
 ) -> None:
     modes: list[str | None] = []
 
-    def compile(call: Callable[..., Tensor], *, dynamic: bool, mode: str | None) -> Callable[..., Tensor]:
-        modes.append(mode)
-        return broken(RuntimeError("no kernel")) if mode else call
+    def compile(call: Callable[..., Tensor], **settings: Any) -> Callable[..., Tensor]:
+        modes.append(settings.get("mode"))
+        return broken(RuntimeError("no kernel")) if settings.get("mode") else call
 
     monkeypatch.setattr(torch, "compile", compile)
     forward = Forward(plain := model(), compiled=True, tuned=True)
     with caplog.at_level(logging.WARNING):
         assert forward(IDS, TARGETS) == plain(IDS, TARGETS, reduction="sum")
-    assert modes == ["max-autotune-no-cudagraphs", None]
+    assert modes == ["max-autotune-no-cudagraphs", None, None]  # the model, what works on each logit, the model anew
     assert [record.getMessage() for record in caplog.records] == [
         "max-autotune does not work here, so training is slower: no kernel"
     ]
