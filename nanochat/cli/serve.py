@@ -22,7 +22,15 @@ from nanochat.serving.server import bind, is_local, run
 from nanochat.serving.service import EngineService
 
 
-def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8, int8: bool = False) -> None:
+def serve(
+    *,
+    folder: Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    slots: int = 8,
+    int8: bool = False,
+    guesses: int = 0,
+) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
     console = Console(highlight=False, soft_wrap=True)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
@@ -33,7 +41,7 @@ def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int
         model, tokenizer, extra = load(folder, int8=int8)
         hosted = ModelHolder()
         served = Served("nanochat", fingerprint(folder))
-        service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)
+        service = EngineService(Engine(model, tokenizer, slots=slots, guesses=guesses), metrics=hosted.metrics)
         hosted.open(Model(served, service, tokenizer))
         app = create_app(hosted, settings)
         address = f"http://{host}:{socket.getsockname()[1]}"

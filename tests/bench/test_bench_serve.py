@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def server() -> Iterator[Callable[[Reply], tuple[str, list[dict[str, Any]]]]]:
                 status, text = reply(body)
                 self.send_response(status)
                 self.end_headers()
-                self.wfile.write(text.encode())
+                with suppress(BrokenPipeError):  # who has read the first error reads no further
+                    self.wfile.write(text.encode())
 
             def log_message(self, *_: Any) -> None: ...
 
