@@ -187,9 +187,9 @@ def test_one_question_prints_one_answer(folder: Path, server: Any, capsys: pytes
 
 @pytest.mark.parametrize("option", [{"int8": True}, {"guesses": 3}], ids=str)
 def test_a_local_model_answers_with_each_option_and_a_server_refuses_it(folder: Path, option: dict[str, Any]) -> None:
-    question, greedy = [{"role": "user", "content": "Hello hello hello"}], replace(SETTINGS, temperature=0.0)
+    question = [{"role": "user", "content": "Hello hello hello"}]
     plain, other = (LocalBackend(folder, **given) for given in ({}, option))
-    answers = [text(list(backend.reply(question, greedy))) for backend in (plain, other)]
+    answers = [text(list(backend.reply(question, SETTINGS))) for backend in (plain, other)]
     assert answers[0] and answers[1]
     if "guesses" in option:
         assert answers[0] == answers[1]
