@@ -39,9 +39,11 @@ def attention_to(
     (B,) long with them; an idle row's end is 0."""
     one = positions.size(1) == 1
     if positions.device.type == "cpu" and (one or is_supported(cache.k[0].dtype)):
-        sees_all = one and span.window >= max(ends)
-        mask = None if sees_all else span.mask(positions, max(ends))
-        return ByRows(slots, [min(end, span.size) for end in ends], mask)
+        seen = [min(end, span.size) for end in ends]
+        if span.window < max(ends):
+            return ByRows(slots, seen, ~span.mask(positions, max(ends)), [0] * len(seen))
+        # Of what came before, all is seen by all.
+        return ByRows(slots, seen, None if one else ~span.mask(positions, max(ends)), positions[:, 0].tolist())
     attended = min(cache.length, -(-max(ends) // BUCKET) * BUCKET)
     return Together(side_by_side(slots), span.mask(positions, attended))
 
@@ -52,7 +54,8 @@ class ByRows:
 
     slots: Sequence[int]
     seen: Sequence[int]
-    mask: Tensor | None  # (B, 1, T, entries): what each position sees; None: all
+    hidden: Tensor | None  # (B, 1, T, entries): what a position does not see; None: it sees all
+    first: Sequence[int]  # entry of each row that may be hidden
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = torch.zeros_like(q)
@@ -61,18 +64,18 @@ class ByRows:
         with bf16_products() if many else nullcontext():
             for row, (slot, seen) in enumerate(zip(self.slots, self.seen, strict=True)):
                 if seen:
-                    mask = None if self.mask is None else self.mask[row, 0, :, :seen]
-                    y[row] = attend_row(scaled[row], k[slot, :seen].float(), v[slot, :seen].float(), mask)
+                    hidden = None if self.hidden is None else self.hidden[row, 0, :, self.first[row] : seen]
+                    y[row] = attend_row(scaled[row], k[slot, :seen].float(), v[slot, :seen].float(), hidden)
         return y
 
 
-def attend_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (T, H, hd), scaled, k and v (S, H_kv, hd), mask (T, S), all fp32 -> (T, H, hd)."""
+def attend_row(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+    """q (T, H, hd), scaled, k and v (S, H_kv, hd), fp32 -> (T, H, hd); hidden (T, n) is about the last n entries."""
     t, h, hd = q.shape
     q = q.unflatten(1, (k.size(1), -1)).permute(1, 2, 0, 3).reshape(k.size(1), -1, hd)  # (H_kv, H/H_kv * T, hd)
     scores = torch.bmm(q, k.permute(1, 2, 0))  # (H_kv, H/H_kv * T, S)
-    if mask is not None:
-        scores.view(h, t, -1).masked_fill_(~mask, -math.inf)
+    if hidden is not None:
+        scores.view(h, t, -1)[..., -hidden.size(-1) :].masked_fill_(hidden, -math.inf)
     return torch.bmm(torch.softmax(scores, dim=-1), v.transpose(0, 1)).view(h, t, hd).transpose(0, 1)
 
 

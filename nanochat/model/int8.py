@@ -34,7 +34,9 @@ class Int8Linear(nn.Module):
         zero = torch.zeros_like(scale, dtype=torch.int64)
         with warnings.catch_warnings():  # in later versions of PyTorch than the one that is installed it may be gone
             warnings.simplefilter("ignore", UserWarning)
-            quantized = torch.ops.aten._make_per_channel_quantized_tensor(whole, scale, zero, 0)
+            quantized = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
+                whole, scale, zero, 0
+            )
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, x: Tensor) -> Tensor:

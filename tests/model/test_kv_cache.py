@@ -115,9 +115,9 @@ def test_an_idle_row_keeps_its_prompt_and_costs_no_attention(model: Transformer)
     seen = []
     attend = cached_attention.attend_row
 
-    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         seen.append(k.size(0))
-        return attend(q, k, v, mask)
+        return attend(q, k, v, hidden)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cached_attention, "attend_row", watched)
