@@ -92,7 +92,7 @@ test-gpu: $(GPU_SETUP) ## run the tests that need a CUDA GPU
 bench-gpu: $(GPU_SETUP) ## run them, and measure training at depth 12 and 20 on a CUDA GPU; less than eight minutes
 	@$(GPU_PYTHON) -m nanochat.bench.gpu
 
-test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done ## try the chat API with other projects' clients
+test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done $(CLIENTS)/transformers/.venv/.done ## try the chat API with other projects' clients, and exported models with transformers
 	$(BIN)/python -m pytest tests/clients -m clients -s
 
 # Environments of their own: these clients need much, and not what the project needs.
@@ -100,6 +100,13 @@ $(CLIENTS)/.venv/.done: $(CLIENTS)/requirements.txt
 	@echo "Installing the clients in Python."
 	@$(PYTHON) -m venv $(CLIENTS)/.venv
 	@$(CLIENTS)/.venv/bin/python -m pip install -qq -r $<
+	@touch $@
+
+$(CLIENTS)/transformers/.venv/.done: $(CLIENTS)/transformers/requirements.txt images/install-torch.sh
+	@echo "Installing transformers."
+	@$(PYTHON) -m venv $(CLIENTS)/transformers/.venv
+	@sh images/install-torch.sh $(CLIENTS)/transformers/.venv/bin/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+	@$(CLIENTS)/transformers/.venv/bin/python -m pip install -qq -r $<
 	@touch $@
 
 $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json

@@ -23,6 +23,9 @@ def gc(
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Also remove runs that were stopped and that nobody works on.")
     ] = False,
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Also remove imported models that no run refers to.")
+    ] = False,
     keep_releases: Annotated[
         bool, typer.Option("--keep-releases", help="Keep all that was ever released, without asking the registry.")
     ] = False,
@@ -31,7 +34,7 @@ def gc(
     """Remove all but the latest runs, and all that no run refers to.
 
     Runs that are under way, suspended or waiting stay, wherever they run. So do models that the registry's aliases name
-    and, unless --champions, those that were champion once.
+    and, unless --champions, those that were champion once, and imported ones, unless --imported.
     """
     resolved = resolve_profile(store)
     collected = collect_garbage(
@@ -40,6 +43,7 @@ def gc(
         keep_runs=keep_runs,
         champions=champions,
         unfinished=unfinished,
+        imported=imported,
         ask_registry=not keep_releases,
         dry_run=dry_run,
     )

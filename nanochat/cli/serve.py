@@ -15,11 +15,12 @@ from pathlib import Path
 from rich.console import Console
 
 from nanochat.inference import Engine
-from nanochat.serving.app import NO_KEYS, ServerSettings, create_app
+from nanochat.serving.app import create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.loading import fingerprint, load
 from nanochat.serving.server import bind, is_local, run
 from nanochat.serving.service import EngineService
+from nanochat.serving.settings import NO_KEYS, ServerSettings
 
 
 def serve(

@@ -12,7 +12,7 @@ class ContextTooLong(UserError):
         count = f"at least {prompt:,}" if at_least else f"{prompt:,}"
         super().__init__(
             f"The prompt has {count} tokens and the model's context holds {limit:,}, "
-            "of which at least one is for the reply; shorten the conversation."
+            "of which at least one is for the reply; shorten it."
         )
         self.prompt = prompt
         self.limit = limit

@@ -22,6 +22,7 @@ KIND = "model"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+IMPORTED = "imported"  # stands for the stage of a model that no stage made
 MADE_OF = "models"  # metadata of what was made of models: the fingerprint of each, by its reference
 SERVED = (CONFIG, WEIGHTS, TOKENIZER)  # the files that decide what the model says
 

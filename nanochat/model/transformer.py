@@ -175,7 +175,7 @@ class Transformer(nn.Module):
     def _rotary_table(self) -> Tensor:
         """cos and sin of position * base^(-2i/hd): (2, positions, hd/2), fp32."""
         half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
-        angles = torch.outer(torch.arange(self.longest, dtype=torch.float32), self.config.rope_base**-half)
+        angles = torch.outer(torch.arange(self.longest, dtype=torch.float32), 1 / self.config.rope_base**half)
         return torch.stack((angles.cos(), angles.sin()))
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.model.artifact import KIND, ModelAddress
+from nanochat.model.artifact import IMPORTED, KIND, ModelAddress
 from nanochat.parse.address import shown
 from nanochat.pipeline.leases import Collecting
 from nanochat.pipeline.planner import Phase
@@ -93,13 +93,15 @@ def collect_garbage(
     keep_runs: int,
     champions: bool = False,
     unfinished: bool = False,
+    imported: bool = False,
     ask_registry: bool = True,
     dry_run: bool = False,
 ) -> garbage.Collected:
     """Remove what is not needed. StorageError or UserError where it cannot be told what is: then nothing is removed.
 
     `champions` gives away models that were champion and have no alias any more, `unfinished` runs that were stopped and
-    that nobody works on. Without `ask_registry` all that was ever released is kept.
+    that nobody works on, `imported` those that were imported. Without `ask_registry` all that was ever released is
+    kept.
     """
     store = artifacts.store
     with Collecting(store) as collecting:
@@ -118,6 +120,8 @@ def collect_garbage(
         staying = [run for run in runs if run.paths.root not in going]
         keep = {(ref.kind, key) for run in staying for ref, key in run.status.keys().items()}
         keep |= {(KIND, key) for key in needed.models | served}
+        if not imported:
+            keep |= {(KIND, m.key) for m in artifacts.list(KIND) if m.recipe.get("stage") == IMPORTED}
         keep |= _checkpoints(staying)
         return garbage.collect(
             store,

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from nanochat.inference import Completion, Event, Piece
+from nanochat.serving.errors import ApiError
 from nanochat.serving.objects import (
     AnswerMessage,
     ChatCompletion,
@@ -17,7 +20,6 @@ from nanochat.serving.objects import (
     ChosenToken,
     ChunkChoice,
     Delta,
-    ErrorObject,
     FinishReason,
     Head,
     Logprobs,
@@ -27,11 +29,13 @@ from nanochat.serving.objects import (
 )
 from nanochat.tokenizer import Tokenizer
 
+DONE = "data: [DONE]\n\n"
 
-def head(model: str, fingerprint: str) -> Head:
-    """The fields common to an answer and all chunks of a stream."""
+
+def head(model: str, fingerprint: str, *, kind: str) -> Head:
+    """The fields common to an answer and all chunks of a stream; `kind` begins the id."""
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"{kind}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": model,
         "system_fingerprint": fingerprint,
@@ -46,6 +50,11 @@ def usage(prompt: int, completion: int) -> Usage:
 LEAST_LOGPROB = -9999.0
 
 
+def finite(logprob: float) -> float:
+    """The log-probability as JSON can write it."""
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+
+
 def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
     """The entry of `logprobs.content` for a sampled token of the text; [] for any other."""
     if event.logprob is None or event.kind != "text":
@@ -53,8 +62,7 @@ def logprob(event: Event, tokenizer: Tokenizer) -> list[ChosenToken]:
 
     def entry(token: int, value: float) -> TokenLikelihood:
         raw = tokenizer.decode_bytes([token])
-        likely = value if value > LEAST_LOGPROB else LEAST_LOGPROB
-        return {"token": raw.decode("utf-8", errors="replace"), "logprob": likely, "bytes": list(raw)}
+        return {"token": raw.decode("utf-8", errors="replace"), "logprob": finite(value), "bytes": list(raw)}
 
     chosen = entry(event.logprob.token, event.logprob.logprob)
     return [{**chosen, "top_logprobs": [entry(token, value) for token, value in event.logprob.top]}]
@@ -82,9 +90,15 @@ def answer(
 
 def _message(completion: Completion) -> AnswerMessage:
     message: AnswerMessage = {"role": "assistant", "content": completion.text, "refusal": None}
-    if any(piece.kind != "text" for piece in completion.parts):
-        message["parts"] = [_part(piece) for piece in completion.parts]
+    if parts := spoken_parts(completion):
+        message["parts"] = parts
     return message
+
+
+def spoken_parts(completion: Completion) -> list[SpokenPart]:
+    """The parts of an answer that used the tool; of any other none, for its text says all."""
+    used = any(piece.kind != "text" for piece in completion.parts)
+    return [_part(piece) for piece in completion.parts] if used else []
 
 
 def _part(piece: Piece) -> SpokenPart:
@@ -116,10 +130,11 @@ class StreamEncoder:
 
     def end(self, *, prompt: int | None) -> str:
         """The usage, if `prompt` tokens are given, and the end mark."""
-        last = ""
-        if prompt is not None:
-            last = _chunk(self._head, [], usage(prompt, self._tokens))
-        return last + "data: [DONE]\n\n"
+        last = "" if prompt is None else _chunk(self._head, [], usage(prompt, self._tokens))
+        return last + DONE
+
+    def fail(self, error: ApiError) -> str:
+        return sse(error.body)
 
     def _chunk(self, index: int, delta: Delta, *, finish_reason: FinishReason | None = None) -> str:
         logprobs: Logprobs | None = None
@@ -141,6 +156,7 @@ def _delta(piece: Piece) -> Delta:
     return {"content": piece.text} if piece.kind == "text" else {"part": _part(piece)}
 
 
-def sse(data: ChatCompletionChunk | ErrorObject) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+def sse(data: Mapping[str, Any]) -> str:
+    """A server-sent event; one with a `type` is named by it."""
+    name = f"event: {data['type']}\n" if "type" in data else ""
+    return f"{name}data: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -12,10 +12,11 @@ import logging
 import os
 import sys
 
-from nanochat.serving.app import NO_KEYS, ServerSettings, create_app
+from nanochat.serving.app import create_app
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
 from nanochat.serving.server import bind, is_local, run
+from nanochat.serving.settings import NO_KEYS, ServerSettings
 from nanochat.spec.bounds import NAME, integer, real, text
 from nanochat.spec.errors import NanochatError, UserError
 

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from nanochat.inference import Event, Sampling
-from nanochat.serving.service import EngineService
+from nanochat.inference import Event
+from nanochat.serving.service import EngineService, Samples
 
 
 class Exchange:
     """An asynchronous iterator over (sample, event) until all are finished; `close` cancels the rest."""
 
-    def __init__(self, service: EngineService, prompt: Sequence[int], samplings: Sequence[Sampling]) -> None:
+    def __init__(self, service: EngineService, wanted: Sequence[Samples]) -> None:
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
         self._peeked: tuple[int, Event] | None = None
@@ -23,7 +23,7 @@ class Exchange:
                 loop.call_soon_threadsafe(self._events.put_nowait, (index, what))
 
         self._service = service
-        self._submissions = service.submit(prompt, samplings, deliver)
+        self._submissions = service.submit(wanted, deliver)
         self._unfinished = len(self._submissions)
 
     def __aiter__(self) -> Exchange:

@@ -19,24 +19,35 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
+from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_list
 
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function")
 KINDS = ("text", "refusal", "python", "python_output")
-_OTHER_KINDS = {"image_url": "an image", "input_audio": "sound", "file": "a file"}
+_OTHER_KINDS = {
+    "image_url": "an image",
+    "input_image": "an image",
+    "input_audio": "sound",
+    "file": "a file",
+    "input_file": "a file",
+}
 _BETWEEN = "\n\n"  # messages that are one
 
+
 # What the validators of parts and of messages say, for /openapi.json.
-_TEXT_OR_REFUSAL: JsonDict = {
-    "anyOf": [
-        {
-            "properties": {"type": {"enum": [kind for kind in KINDS if kind != "refusal"]}, "text": {"type": "string"}},
-            "required": ["text"],
-        },
-        {"properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}}, "required": ["refusal"]},
-    ]
-}
+def text_or_refusal(*kinds: str) -> JsonDict:
+    """A part's text, for these kinds, or its refusal."""
+    text: JsonDict = {
+        "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}},
+        "required": ["text"],
+    }
+    refusal: JsonDict = {
+        "properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}},
+        "required": ["refusal"],
+    }
+    return {"anyOf": [text, refusal]}
+
+
 _NO_TOOL: JsonDict = {"items": {"properties": {"type": {"enum": ["text", "refusal"]}}}}
 _ASSISTANT_OR_CONTENT: JsonDict = {
     "anyOf": [
@@ -52,7 +63,7 @@ _ASSISTANT_OR_CONTENT: JsonDict = {
 class Part(Body):
     """A part of a message's content: a text, or what the assistant asked the tool and what the tool answered."""
 
-    model_config = ConfigDict(json_schema_extra=_TEXT_OR_REFUSAL)
+    model_config = ConfigDict(json_schema_extra=text_or_refusal(*(kind for kind in KINDS if kind != "refusal")))
 
     type: Annotated[Text, Field(json_schema_extra={"enum": list(KINDS)})]
     text: Text | None = None
@@ -134,6 +145,23 @@ class ChatMessage(Body):
         if isinstance(content, list):
             return [("text" if part.type == "refusal" else part.type, part.said or "") for part in content]
         return [("text", content)] if content else []
+
+
+def check_length(messages: Sequence[ChatMessage]) -> None:
+    """ValueError, for a validator of messages, where they are longer together than is read."""
+    if sum(len(text) for message in messages for _, text in message.said()) > MAX_TEXT:
+        raise ValueError(f"have more than {MAX_TEXT:,} characters; shorten the conversation")
+
+
+def check_end(messages: Sequence[ChatMessage], *, continued: bool) -> None:
+    """ValueError, for a validator of messages, where they end with what can't be answered, or not be gone on with."""
+    last = messages[-1]
+    if not continued and last.role == "assistant":
+        raise ValueError("end with an answer of the assistant; end them with what it is to answer")
+    if continued and last.role != "assistant":
+        raise ValueError("end with no answer of the assistant that 'continue_final_message' could go on with")
+    if continued and [kind for kind, _ in last.said()][-1:] not in ([], ["text"], ["refusal"]):
+        raise ValueError("end with a step of the tool, which 'continue_final_message' can't go on with; end with text")
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -67,6 +67,7 @@ class Head(TypedDict):
     created: int
     model: str
     system_fingerprint: str
+    dropped_messages: NotRequired[int]  # with `truncation: auto`: so many of the oldest messages were left out
 
 
 class ChatCompletion(Head):
@@ -95,6 +96,30 @@ class ChatCompletionChunk(Head):
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChunkChoice]
+    usage: NotRequired[Usage]
+
+
+class TokenLogprobs(TypedDict):
+    """Lists of one length, an entry for each token; null where nothing was foretold, or the tool forced the token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]  # by the tokens' texts, the token itself among them
+    text_offset: list[int]  # characters of the choice's text before the token
+
+
+class CompletionChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: TokenLogprobs | None
+    finish_reason: FinishReason | None  # null only in a stream, before its end
+
+
+class TextCompletion(Head):
+    """A completion, or an event of its stream, whose texts and logprobs continue those before."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
     usage: NotRequired[Usage]
 
 

@@ -1,6 +1,6 @@
 """The part of /openapi.json about answers: the shapes of the good ones, and which errors there are and why.
 
-router.add_api_route("/things", things, responses={200: ANSWER, **documented(400, 404)})
+router.add_api_route("/things", things, responses=answered(Thing) | documented(400, 404))
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fastapi.security import HTTPBearer
 
-from nanochat.serving.objects import ChatCompletion, ErrorObject
+from nanochat.serving.objects import ErrorObject
 
 _ERRORS: dict[int | str, str] = {
     400: "Something in the request is wrong or can't be honoured; `param` says where.",
@@ -26,11 +26,16 @@ _ERRORS: dict[int | str, str] = {
 # Only documented here: `nanochat.serving.gate` checks the key before anything of a request is parsed.
 BEARER = HTTPBearer(auto_error=False, description="One of the server's keys, where it has any.")
 
-ANSWER: dict[str, Any] = {
-    "model": ChatCompletion,
-    "description": "The answer; where `stream` is true, `data:` events with its chunks, and `[DONE]`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
+
+def answered(shape: Any) -> dict[int | str, dict[str, Any]]:
+    """The good answer of a route that also streams."""
+    return {
+        200: {
+            "model": shape,
+            "description": "The answer; where `stream` is true, `data:` events with its chunks, and `[DONE]`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
 
 
 def documented(*statuses: int | Literal["default"]) -> dict[int | str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The answer to one request, from the engine's events to what is sent; what is left ends when the client goes.
 
-talk = ChatResponder(model, exchange, body, prompt=len(prompt))
+talk = ChatResponder(model, exchange, body, prompt)
 EventStream(exchange, talk.chunks())                    # a stream
 await unless_disconnected(request, talk.collect())      # the whole answer
 """
@@ -8,15 +8,16 @@ await unless_disconnected(request, talk.collect())      # the whole answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from nanochat.inference import Completion
-from nanochat.serving.answers import StreamEncoder, answer, head, logprob, sse
+from nanochat.inference import Completion, Event
+from nanochat.serving.answers import StreamEncoder, answer, head, logprob
+from nanochat.serving.chat_prompt import ChatPrompt
 from nanochat.serving.errors import ApiError
 from nanochat.serving.exchange import Exchange
 from nanochat.serving.holder import Model
@@ -27,12 +28,34 @@ from nanochat.serving.service import EngineFailed
 T = TypeVar("T")
 
 
+class Responder(Protocol):
+    """An answer, in the shape of one of the APIs."""
+
+    async def collect(self) -> Mapping[str, Any]: ...
+
+    def chunks(self) -> AsyncIterator[str]: ...
+
+
+class Encoder(Protocol):
+    """The server-sent events of an answer."""
+
+    def begin(self) -> str: ...
+
+    def add(self, index: int, event: Event) -> str: ...
+
+    def end(self, *, prompt: int | None) -> str: ...
+
+    def fail(self, error: ApiError) -> str: ...
+
+
 class ChatResponder:
     """The answer to one request, whole or as a stream."""
 
-    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, *, prompt: int) -> None:
-        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, prompt
-        self._head = head(model.served.full_name, model.served.fingerprint)
+    def __init__(self, model: Model, exchange: Exchange, body: ChatRequest, prompt: ChatPrompt) -> None:
+        self._tokenizer, self._exchange, self._body, self._prompt = model.tokenizer, exchange, body, len(prompt.ids)
+        self._head = head(model.served.full_name, model.served.fingerprint, kind="chatcmpl")
+        if body.truncation == "auto":
+            self._head["dropped_messages"] = prompt.dropped
 
     async def collect(self) -> ChatCompletion:
         """The whole answer."""
@@ -46,20 +69,24 @@ class ChatResponder:
         ordered = [completions[index] for index in range(body.choices)]
         return answer(self._head, ordered, prompt=self._prompt, logprobs=logprobs if body.logprobs else None)
 
-    async def chunks(self) -> AsyncIterator[str]:
+    def chunks(self) -> AsyncIterator[str]:
         """The stream, chunk by chunk."""
         body = self._body
-        chunks = StreamEncoder(self._head, self._tokenizer, choices=body.choices, logprobs=bool(body.logprobs))
-        yield chunks.begin()
-        try:
-            async for index, event in self._exchange:
-                if text := chunks.add(index, event):
-                    yield text
-        except EngineFailed as error:
-            yield sse(ApiError(500, str(error), kind="server_error").body)
-            return
-        include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        yield chunks.end(prompt=self._prompt if include_usage else None)
+        encoder = StreamEncoder(self._head, self._tokenizer, choices=body.choices, logprobs=bool(body.logprobs))
+        return streamed(self._exchange, encoder, prompt=self._prompt if body.wants_usage else None)
+
+
+async def streamed(exchange: Exchange, encoder: Encoder, *, prompt: int | None) -> AsyncIterator[str]:
+    """The events of an answer as they come; with the tokens of the `prompt` the usage is the last one."""
+    yield encoder.begin()
+    try:
+        async for index, event in exchange:
+            if text := encoder.add(index, event):
+                yield text
+    except EngineFailed as error:
+        yield encoder.fail(ApiError(500, str(error), kind="server_error"))
+        return
+    yield encoder.end(prompt=prompt)
 
 
 class EventStream(StreamingResponse):

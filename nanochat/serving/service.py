@@ -2,7 +2,7 @@
 
     service = EngineService(engine, queue=64)
     service.start()
-    submissions = service.submit(prompt, samplings, deliver)     # from any thread; deliver runs in the engine's
+    submissions = service.submit([(prompt, samplings)], deliver)     # from any thread; deliver runs in the engine's
     service.cancel(submission)
     service.stop()
 
@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 STALLED_SECONDS = 60.0  # a step that takes longer will never end
 STOP_SECONDS = 10.0  # how long an end waits for a step to end
+
+Samples = tuple[Sequence[int], Sequence[Sampling]]  # a prompt, and the settings of each of its samples
 
 
 class Overloaded(Exception):
@@ -107,19 +109,20 @@ class EngineService:
 
     def submit(
         self,
-        prompt: Sequence[int],
-        samplings: Sequence[Sampling],
+        wanted: Sequence[Samples],
         deliver: Callable[[int, Event | Exception], None],
     ) -> list[Submission]:
-        """Submit samples of one prompt, all or none; `deliver(index, ...)` says which sample it is about.
+        """Submit samples of prompts, all or none; `deliver(index, ...)` says which of all samples it is about.
 
         Raises ContextTooLong, Overloaded, EngineFailed.
         """
-        if len(prompt) >= self.length:
-            raise ContextTooLong(prompt=len(prompt), limit=self.length)
+        for prompt, _ in wanted:
+            if len(prompt) >= self.length:
+                raise ContextTooLong(prompt=len(prompt), limit=self.length)
+        each = ((prompt, sampling) for prompt, samplings in wanted for sampling in samplings)
         submissions = [
             Submission(prompt, sampling, lambda what, index=index: deliver(index, what))
-            for index, sampling in enumerate(samplings)
+            for index, (prompt, sampling) in enumerate(each)
         ]
         with self._changed:
             if not self._thread.is_alive() or self._stopping:
@@ -129,7 +132,7 @@ class EngineService:
             self._open += len(submissions)
             self._inbox.extend(submissions)
             self._changed.notify_all()
-        self._metrics.prompt.inc(len(prompt))
+        self._metrics.prompt.inc(sum(len(prompt) for prompt, _ in wanted))
         return submissions
 
     def cancel(self, submission: Submission) -> None:

@@ -52,10 +52,16 @@ def render_conversation(
     return Rendered(ids[:kept], mask[:kept], cut=cut)
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "the conversation") -> list[int]:
-    """All messages, then assistant_start. Raises UserError where the last message is not the user's."""
-    _check(messages, where, last="user")
-    return [*_render(tokenizer, messages)[0], tokenizer.special["assistant_start"]]
+def render_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, continued: bool = False, where: str = "the conversation"
+) -> list[int]:
+    """All messages, then assistant_start; with `continued` the last one, an answer, is left open instead.
+
+    Raises UserError where the last message is not the user's, or with `continued` not the assistant's.
+    """
+    _check(messages, where, last="assistant" if continued else "user")
+    ids, _ = _render(tokenizer, messages)
+    return ids[:-1] if continued else [*ids, tokenizer.special["assistant_start"]]
 
 
 def least_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
@@ -65,7 +71,7 @@ def least_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
     return sum(tokenizer.least_tokens(text) for texts in parts for text in texts)
 
 
-def _check(messages: Any, where: str, last: Literal["user"] | None = None) -> None:
+def _check(messages: Any, where: str, last: Literal["user", "assistant"] | None = None) -> None:
     problem = conversation_problem(messages, last=last)
     if problem:
         raise UserError(f"{where}: {problem}")

@@ -72,6 +72,11 @@ class Tokenizer:
         return len(self._ranks) + len(self.special)
 
     @property
+    def ranks(self) -> tuple[bytes, ...]:
+        """The bytes of the tokens before the special ones, by id."""
+        return tuple(self._ranks)
+
+    @property
     def bos(self) -> int:
         """The id that begins every document."""
         return self.special["bos"]

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from nanochat.inference import Engine
-from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.app import create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.server import bind, run
 from nanochat.serving.service import EngineService
+from nanochat.serving.settings import ServerSettings
 from nanochat.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

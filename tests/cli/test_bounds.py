@@ -20,7 +20,7 @@ import operators.main
 from nanochat.cli.main import app
 from nanochat.serving import command as serving
 
-FLAGS = {"json", "follow", "markdown", "dry-run", "champions", "unfinished", "keep-releases", "help"}
+FLAGS = {"json", "follow", "markdown", "dry-run", "champions", "unfinished", "imported", "keep-releases", "help"}
 # Refused by every parameter, whatever it takes; no program is given a NUL, but a test can.
 NEVER = ["", " ", "x\0y", "x\udcff", "x\x1b[2J", "x" * 200_000]
 NO_NUMBER = ["nan", "inf", "-inf", "1e999", "9" * 5000, "x", "1_0x", "\u0665x", "--", "1;2"]
@@ -62,7 +62,8 @@ def is_flag(param: Any) -> bool:
 def sentence(home: Path, words: tuple[str, ...], param: Any, value: str) -> str:
     """The one line that a command answers to a value of a parameter."""
     option, names = names_of(param)
-    before = ["x"] if param.name == "stage" and not option else []  # the name of the run comes before
+    second = (words[0], param.name) in {("logs", "stage"), ("export", "folder")}
+    before = ["x"] if second and not option else []  # the name of the run comes before
     done = called(home, *words, *([f"{option}={value}"] if option else [*before, "--", value]))
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

@@ -10,10 +10,11 @@ import uvicorn
 from talking_model import TalkingModel
 
 from nanochat.inference import Engine
-from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.app import create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.server import bind, server_config
 from nanochat.serving.service import EngineService
+from nanochat.serving.settings import ServerSettings
 from nanochat.tokenizer import Tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog. What is 12 + 30? It is 42. Caf\u00e9 cr\u00e8me, na\u00efve. " * 50

@@ -261,6 +261,16 @@ def test_what_was_stopped_goes_where_that_is_asked_for(site: Site) -> None:
     assert site.gone(OLD)
 
 
+def test_what_was_imported_goes_where_that_is_asked_for(site: Site) -> None:
+    with site.artifacts.writer("model", "f" * 32, "import-a") as writer:
+        (writer.folder / WEIGHTS).write_bytes(b"w")
+        writer.commit(recipe={"stage": "imported"}, inputs={})
+    site.collect()
+    assert site.artifacts.find("model", "f" * 32) is not None
+    site.collect(imported=True)
+    assert site.artifacts.find("model", "f" * 32) is None
+
+
 @pytest.mark.parametrize("store", ["folder"], indirect=True)
 def test_a_lease_counts_as_lost_only_after_it_was_seen_not_to_change(
     site: Site, monkeypatch: pytest.MonkeyPatch

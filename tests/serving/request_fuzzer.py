@@ -36,7 +36,8 @@ from nanochat.model.export import save_model
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.serving.messages import ChatMessage, Part
-from nanochat.serving.protocol import MAX_STOP_CHARACTERS, MAX_STOPS, ChatRequest
+from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.sampled import MAX_STOP_CHARACTERS, MAX_STOPS
 from nanochat.tokenizer import Tokenizer
 
 CHAT = "/v1/chat/completions"
@@ -106,6 +107,7 @@ def field_extremes(*, vocabulary: int) -> dict[str, Extremes]:
         "stream_options": Extremes(
             [None, {}, {"include_usage": True}, {"include_obfuscation": False}], ["x", {"include_usage": "maybe"}]
         ),
+        "continue_final_message": Extremes([None, False], [True, "maybe", [], {}]),  # the messages end with a question
         "stop": Extremes(
             [None, "", "e", "a" * MAX_STOP_CHARACTERS, [], ["a" * MAX_STOP_CHARACTERS] * MAX_STOPS],
             ["a" * (MAX_STOP_CHARACTERS + 1), ["a"] * (MAX_STOPS + 1), [7], 7, {}],

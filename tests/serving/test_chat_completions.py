@@ -13,7 +13,7 @@ import pytest
 
 from nanochat.inference import Event, TokenLogprob
 from nanochat.serving.answers import logprob
-from nanochat.serving.app import ServerSettings
+from nanochat.serving.settings import ServerSettings
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 

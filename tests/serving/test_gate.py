@@ -16,8 +16,8 @@ import pytest
 from starlette.types import Message
 
 from nanochat.serving import gate
-from nanochat.serving.app import ServerSettings
 from nanochat.serving.gate import BODY_BYTES_PER_TOKEN, LEAST_BODY_LIMIT, Gate, Hosts, body_limit
+from nanochat.serving.settings import ServerSettings
 from nanochat.spec.errors import UserError
 
 CHAT = "/v1/chat/completions"

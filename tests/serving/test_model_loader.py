@@ -23,9 +23,10 @@ from serve_process import free_port
 from nanochat.model.artifact import fingerprint
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
-from nanochat.serving.app import ServerSettings, create_app
+from nanochat.serving.app import create_app
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
+from nanochat.serving.settings import ServerSettings
 from nanochat.storage import Artifacts, Manifest, Profile, open_store
 from nanochat.tokenizer import Tokenizer
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from nanochat.serving import vendored
-from nanochat.serving.app import ServerSettings
 from nanochat.serving.page import POLICY
+from nanochat.serving.settings import ServerSettings
 from nanochat.serving.vendored import FOLDER, read_index, refresh
 from nanochat.spec.errors import NanochatError, UserError
 

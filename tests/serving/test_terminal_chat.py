@@ -22,7 +22,7 @@ from nanochat.cli.chat_remote import RemoteBackend
 from nanochat.cli.main import app
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
-from nanochat.serving.app import ServerSettings
+from nanochat.serving.settings import ServerSettings
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 

@@ -1,0 +1,46 @@
+"""How a server treats requests, whatever model it serves.
+
+ServerSettings.from_environment(os.environ, local=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nanochat.serving.gate import Hosts
+from nanochat.spec.errors import UserError
+
+NO_KEYS = "No key is asked for: everyone who reaches the server may use it. NANOCHAT_API_KEYS sets keys."
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Defaults for requests, and the limits of the server."""
+
+    temperature: float = 0.8
+    top_k: int = 50
+    api_keys: frozenset[str] = frozenset()  # none: everyone may ask
+    hosts: Hosts | None = None  # the names under which the server may be asked; None: under any
+    queue_seconds: float = 60.0  # how long a request waits for its first token
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], *, local: bool) -> ServerSettings:
+        """With what NANOCHAT_API_KEYS and NANOCHAT_ALLOWED_HOSTS list, separated by commas.
+
+        A `local` server, which listens on a loopback address, is asked under its own names alone; any other under all
+        names, unless hosts are listed.
+        """
+        keys, names = _listed(environment, "NANOCHAT_API_KEYS"), _listed(environment, "NANOCHAT_ALLOWED_HOSTS")
+        hosts = Hosts(frozenset(name.lower() for name in names), addresses=not local) if local or names else None
+        return cls(api_keys=keys, hosts=hosts)
+
+
+def _listed(environment: Mapping[str, str], name: str) -> frozenset[str]:
+    """The items of a variable; UserError where it is set without any: who sets it does not mean everyone."""
+    items = frozenset(item.strip() for item in environment.get(name, "").split(",") if item.strip())
+    if name in environment and not items:
+        raise UserError(f"{name} is set and lists nothing; list at least one item, separated by commas, or unset it.")
+    if not all(item.isascii() and item.isprintable() for item in items):
+        raise UserError(f"{name} has a character outside of printable ASCII, which no client can send; leave it out.")
+    return items
