@@ -29,7 +29,7 @@ LARGEST_LINE = 1 << 20  # characters of an event
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked of a server."""
+    """Questions that a server is asked, and how often."""
 
     rate: float  # conversations that begin in a second
     conversations: int

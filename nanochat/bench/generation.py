@@ -38,7 +38,7 @@ class Letters(Tokenizer):
 
 
 class Rounds:
-    """What all whose answers are measured have in common: seconds, and seconds of CPU, of each kind of work."""
+    """Figures of a round of answers, whoever gives them: seconds, and seconds of CPU, of each kind of work."""
 
     def __init__(self, model: Transformer, task: Mapping[str, Any]) -> None:
         self.prompt, self.tokens, self.rows, self.slots = (task[name] for name in ("prompt", "tokens", "rows", "slots"))
@@ -65,7 +65,7 @@ class Rounds:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """What is done inside is work of this name."""
+        """Time the work that is done inside, under this name."""
         synchronize()
         began, used = time.monotonic(), time.process_time()
         yield

@@ -32,7 +32,7 @@ END = 1 << 30  # a token that ends an answer and is never said
 
 
 class Generated(Rounds):
-    """Its answers."""
+    """Answers of the package."""
 
     def __init__(self, model: Transformer, task: Mapping[str, Any], package: Any) -> None:
         super().__init__(model, task)
