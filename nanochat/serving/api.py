@@ -26,6 +26,7 @@ from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.objects import ChatCompletion, ModelList, ModelObject, TextCompletion
 from nanochat.serving.openapi import BEARER, answered, documented
 from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.request_log import note
 from nanochat.serving.responder import ChatResponder, EventStream, Responder, unless_disconnected
 from nanochat.serving.responses_answers import ResponsesResponder
 from nanochat.serving.responses_objects import ResponseObject
@@ -197,6 +198,7 @@ class Api:
 
     async def _answer(self, request: Request, exchange: Exchange, talk: Responder, *, stream: bool) -> Response:
         """The answer to a request, whole or as a stream; it ends when the client goes."""
+        note(request, exchange)
         handed_on = False
         try:
             first = exchange.wait(seconds=self._settings.queue_seconds)
