@@ -45,10 +45,11 @@ def section(model: type[Section], *, brief: bool = False) -> Schema:
         schema["description"] = " ".join(model.__doc__.split())
     if known.get("required"):
         schema["required"] = known["required"]
-    if model in RULES:
-        schema["x-kubernetes-validations"] = RULES[model]
+    rules = list(RULES.get(model, ()))
     if issubclass(model, ComputeStage):
-        schema["x-kubernetes-validations"] = [PROCESSES, *([NODES] if issubclass(model, TrainingStage) else ())]
+        rules += [PROCESSES, *([NODES] if issubclass(model, TrainingStage) else ())]
+    if rules:
+        schema["x-kubernetes-validations"] = rules
     return schema
 
 

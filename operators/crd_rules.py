@@ -14,6 +14,7 @@ from nanochat.spec.pipeline import PipelineSpec, Stages
 from nanochat.spec.pods import OWN_VARIABLES, EnvFrom, EnvSource, EnvVar, PodSettings, Resources, Toleration
 from nanochat.spec.quantity import BYTES, GPU, LEAST, MOST_CORES, NATIVE
 from nanochat.spec.sources import TextSource
+from nanochat.spec.stages import ChatEvaluation
 
 Schema = dict[str, Any]
 
@@ -84,6 +85,12 @@ RULES: dict[type[Section], list[Schema]] = {
         rule(
             "!has(self.store) || !has(oldSelf.store) || self.store == oldSelf.store",
             "store cannot change: make a pipeline of another name, which finds nothing of this one's artifacts there",
+        ),
+    ],
+    ChatEvaluation: [
+        rule(
+            "!has(self.samples) || self.samples == 1 || (has(self.temperature) && self.temperature > 0.0)",
+            "several samples of temperature 0 are all the same: set a temperature above 0",
         ),
     ],
     Stages: [

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import bench, cluster, collect, exchange, models, options, rollback, run, runs
+from nanochat.cli import bench, cluster, collect, compare, evaluate, exchange, models, options, rollback, run, runs
 from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
@@ -38,6 +38,8 @@ app.command("suspend")(cluster.suspend)
 app.command("resume")(cluster.resume)
 app.command("rollback")(rollback.rollback)
 app.command("gc")(collect.gc)
+app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
 

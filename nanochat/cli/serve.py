@@ -4,6 +4,7 @@
 
 NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
 NANOCHAT_ALLOWED_HOSTS are further names under which the server may be asked.
+NANOCHAT_ALLOWED_ORIGINS are the origins of other web pages whose scripts may ask (https://chat.example.org); * is any.
 """
 
 from __future__ import annotations

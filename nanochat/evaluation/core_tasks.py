@@ -2,7 +2,7 @@
 
     for task in load_tasks(folder):                  # folder: core.yaml, eval_meta_data.csv, eval_data/
         examples = task.examples(most=500)
-        sequences = task.sequences(tokenizer, examples[0])
+        sequences = task.sequences(tokenizer, task.prompt(examples[0]))
 
 A prompt is a few solved items, then the item. Three kinds of items (`icl_task_type`):
 
@@ -41,6 +41,16 @@ class Span:
 
     ids: list[int]
     start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The text before an item's answer, the answers that it offers (in schemas: its contexts, to the end), and the
+    right one."""
+
+    text: str
+    choices: tuple[str, ...]
+    expected: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +101,29 @@ class CoreTask:
             raise UserError(f"CORE's task {self.label} has no item in {self.data.name}: see sources.evalBundle")
         return items
 
-    def sequences(self, tokenizer: Tokenizer, example: Example) -> list[Span]:
-        """The sequences of an example that are scored, one for each option."""
-        prefix = "".join(f"{self._solved(shot)}\n\n" for shot in example.shots)
+    def prompt(self, example: Example) -> Prompt:
+        """An example's texts, as the model is given them."""
         item, delimiter = example.item, self.delimiter
+        before = "".join(f"{self._solved(shot)}\n\n" for shot in example.shots)
         if self.kind == "multiple_choice":
-            ids = _encode(tokenizer, [f"{prefix}{item['query']}{delimiter}{choice}" for choice in item["choices"]])
-            start = min(_common(ids), min(map(len, ids)) - 1)
-            return [Span(each, start) for each in ids]
+            choices = tuple(item["choices"])
+            return Prompt(f"{before}{item['query']}{delimiter}", choices, choices[item["gold"]])
         if self.kind == "schema":
-            ending = f"{delimiter}{item['continuation']}"
-            ids = _encode(tokenizer, [f"{prefix}{context}{ending}" for context in item["context_options"]])
-            common = max(1, _common([each[::-1] for each in ids]))
-            return [Span(each, len(each) - common) for each in ids]
-        context = f"{prefix}{item['context'].strip()}{delimiter}"
-        whole, without = _encode(tokenizer, [f"{context}{item['continuation']}", context.strip()])
-        return [Span(whole, min(_common([whole, without]), len(whole) - 1))]
+            choices = tuple(f"{context}{delimiter}{item['continuation']}" for context in item["context_options"])
+            return Prompt(before, choices, choices[item["gold"]])
+        return Prompt(f"{before}{item['context'].strip()}{delimiter}", (), item["continuation"])
+
+    def sequences(self, tokenizer: Tokenizer, prompt: Prompt) -> list[Span]:
+        """The sequences of an example that are scored, one for each option."""
+        if self.kind == "language_modeling":
+            whole, without = _encode(tokenizer, [prompt.text + prompt.expected, prompt.text.strip()])
+            return [Span(whole, min(common([whole, without]), len(whole) - 1))]
+        ids = _encode(tokenizer, [prompt.text + choice for choice in prompt.choices])
+        if self.kind == "multiple_choice":
+            start = min(common(ids), min(map(len, ids)) - 1)
+            return [Span(each, start) for each in ids]
+        alike = max(1, common([each[::-1] for each in ids]))
+        return [Span(each, len(each) - alike) for each in ids]
 
     def _solved(self, item: Item) -> str:
         """An item with its answer."""
@@ -234,7 +251,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(texts)]
 
 
-def _common(sequences: Sequence[Sequence[int]]) -> int:
+def common(sequences: Sequence[Sequence[int]]) -> int:
     """How many first tokens all sequences have in common."""
     for position, tokens in enumerate(zip(*sequences, strict=False)):
         if len(set(tokens)) > 1:

@@ -19,10 +19,16 @@ class Figure:
         return {"value": self.value, "n": self.n, "stderr": self.stderr}
 
 
-def proportion(right: float, n: float) -> Figure:
-    """The proportion of `n` that was right; its error is that of a binomial, sqrt(p (1 - p) / n)."""
-    p = right / n if n else 0.0
-    return Figure(p, int(n), math.sqrt(p * (1 - p) / n) if n else 0.0)
+def proportion(right: float, n: float, squares: float | None = None) -> Figure:
+    """The mean of `n` values whose sum is `right`; its error is that of a binomial, sqrt(p (1 - p) / n).
+
+    Values that are not only 0 and 1 need the sum of their `squares`: sqrt((squares / n - p^2) / n).
+    """
+    if not n:
+        return Figure(0.0, 0, 0.0)
+    p = right / n
+    variance = p * (1 - p) if squares is None else max(0.0, squares / n - p * p)
+    return Figure(p, int(n), math.sqrt(variance / n))
 
 
 def centered(figure: Figure, baseline: float) -> Figure:

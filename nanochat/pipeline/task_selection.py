@@ -56,7 +56,8 @@ def metrics_of(spec: PipelineSpec, stage: str) -> set[str]:
     """Names of the metrics that the evaluation of a stage's model tells of, also those that it says were not run."""
     if stage == "base":
         return set(BASE_METRICS)
-    return {*CHATCORE, "chatcore", *_metrics([part.task for part in spec.stages.eval_chat.tasks])}
+    chat = spec.stages.eval_chat
+    return {*CHATCORE, "chatcore", *_metrics([part.task for part in chat.tasks], chat.pass_at)}
 
 
 def unmeasured(spec: PipelineSpec, stage: str) -> dict[str, str]:
@@ -88,7 +89,13 @@ def known_metrics() -> set[str]:
     return {*BASE_METRICS, "chatcore", *_metrics(tasks.names())}
 
 
-def _metrics(names: Collection[str]) -> set[str]:
-    """The metrics of tasks: where one has a second, more forgiving verdict, that too."""
+def _metrics(names: Collection[str], pass_at: Collection[int] = ()) -> set[str]:
+    """The metrics of tasks: where one has a second, more forgiving verdict, or several samples, those too."""
     lenient = {f"{name}-lenient" for name in names if find_task(name).lenient is not tasks.Task.lenient}
-    return {*names, *lenient}
+    sampled = [name for name in names if find_task(name).kind in ("generative", "program")]
+    return {*names, *lenient, *(pass_metric(name, k) for name in sampled for k in pass_at)}
+
+
+def pass_metric(name: str, k: int) -> str:
+    """The metric of a task's pass@k."""
+    return f"{name}-pass{k}"

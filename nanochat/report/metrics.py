@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ _NAMES = {
     CHATCORE: "ChatCORE",
 }
 _SCORES = ("core", CHATCORE)  # centred on chance, so no shares
+_PASS = re.compile(r"(.+)-pass([0-9]+)")  # of several samples of each problem
 _WORDS = {"stderr": "standard error", "bpb": "bits per byte", "val": "validation", "train": "training"}
 
 
@@ -58,6 +60,8 @@ def label(name: str) -> str:
     known = _NAMES.get(canonical(name))
     if known is not None:
         return known
+    if sampled := _PASS.fullmatch(name):
+        return f"{label(sampled[1])}, pass@{sampled[2]}"
     words = [_WORDS.get(word, word) for word in canonical(name).replace("_", "-").replace("/", "-").split("-")]
     text = " ".join(words)
     return text[:1].upper() + text[1:]

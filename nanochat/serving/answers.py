@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from nanochat.inference import Completion, Event, Piece
+from nanochat.serving.errors import ApiError
 from nanochat.serving.objects import (
     AnswerMessage,
     ChatCompletion,
@@ -17,12 +20,10 @@ from nanochat.serving.objects import (
     ChosenToken,
     ChunkChoice,
     Delta,
-    ErrorObject,
     FinishReason,
     Head,
     Logprobs,
     SpokenPart,
-    TextCompletion,
     TokenLikelihood,
     Usage,
 )
@@ -89,9 +90,15 @@ def answer(
 
 def _message(completion: Completion) -> AnswerMessage:
     message: AnswerMessage = {"role": "assistant", "content": completion.text, "refusal": None}
-    if any(piece.kind != "text" for piece in completion.parts):
-        message["parts"] = [_part(piece) for piece in completion.parts]
+    if parts := spoken_parts(completion):
+        message["parts"] = parts
     return message
+
+
+def spoken_parts(completion: Completion) -> list[SpokenPart]:
+    """The parts of an answer that used the tool; of any other none, for its text says all."""
+    used = any(piece.kind != "text" for piece in completion.parts)
+    return [_part(piece) for piece in completion.parts] if used else []
 
 
 def _part(piece: Piece) -> SpokenPart:
@@ -126,6 +133,9 @@ class StreamEncoder:
         last = "" if prompt is None else _chunk(self._head, [], usage(prompt, self._tokens))
         return last + DONE
 
+    def fail(self, error: ApiError) -> str:
+        return sse(error.body)
+
     def _chunk(self, index: int, delta: Delta, *, finish_reason: FinishReason | None = None) -> str:
         logprobs: Logprobs | None = None
         if self._held[index] and (delta.get("content") or finish_reason):
@@ -146,6 +156,7 @@ def _delta(piece: Piece) -> Delta:
     return {"content": piece.text} if piece.kind == "text" else {"part": _part(piece)}
 
 
-def sse(data: ChatCompletionChunk | TextCompletion | ErrorObject) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+def sse(data: Mapping[str, Any]) -> str:
+    """A server-sent event; one with a `type` is named by it."""
+    name = f"event: {data['type']}\n" if "type" in data else ""
+    return f"{name}data: {json.dumps(data, separators=(',', ':'))}\n\n"

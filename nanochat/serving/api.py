@@ -1,4 +1,4 @@
-"""The API's routes: chat and plain completions, the model, and its tokens.
+"""The API's routes: chats, in both of OpenAI's ways, plain completions, the model, and its tokens.
 
 app.include_router(Api(host, settings=ServerSettings()).router())
 """
@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 
 from nanochat.inference import ContextTooLong, Sampling
 from nanochat.serving.bodies import UnknownFields
-from nanochat.serving.chat_prompt import chat_prompt
+from nanochat.serving.chat_prompt import ChatPrompt, chat_prompt
 from nanochat.serving.completion_answers import CompletionResponder
 from nanochat.serving.completion_request import CompletionRequest, rendered
 from nanochat.serving.errors import ApiError
@@ -26,7 +26,11 @@ from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.objects import ChatCompletion, ModelList, ModelObject, TextCompletion
 from nanochat.serving.openapi import BEARER, answered, documented
 from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.request_log import note
 from nanochat.serving.responder import ChatResponder, EventStream, Responder, unless_disconnected
+from nanochat.serving.responses_answers import ResponsesResponder
+from nanochat.serving.responses_objects import ResponseObject
+from nanochat.serving.responses_request import ResponsesRequest
 from nanochat.serving.sampled import ANY_MODEL, MODEL, SampledRequest, sampling
 from nanochat.serving.service import EngineFailed, Overloaded, Samples
 from nanochat.serving.settings import ServerSettings
@@ -64,6 +68,7 @@ class Api:
         router.add_api_route("/detokenize", self._detokenize, methods=["POST"], responses=read)
         for path, route, shape in (
             ("/v1/chat/completions", self._chat, ChatCompletion),
+            ("/v1/responses", self._respond, ResponseObject),
             ("/v1/completions", self._complete, TextCompletion),
         ):
             responses = answered(shape) | read | documented(429, 500)
@@ -84,7 +89,7 @@ class Api:
             raise ApiError(404, message, param="model", code="model_not_found")
         return model
 
-    def _asked(self, body: SampledRequest | TokenizeRequest | DetokenizeRequest) -> Model:
+    def _asked(self, body: SampledRequest | ResponsesRequest | TokenizeRequest | DetokenizeRequest) -> Model:
         """The model that a request is for; what it has beside the known fields is noted."""
         self._unknown.note(body)
         return self._loaded(body.model)
@@ -132,6 +137,19 @@ class Api:
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of events."""
         model = self._asked(body)
+        prompt, _, exchange = await self._ask(model, body, param="messages")
+        talk = ChatResponder(model, exchange, body, prompt)
+        return await self._answer(request, exchange, talk, stream=bool(body.stream))
+
+    async def _respond(self, body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation, as the newer of OpenAI's APIs does, whole or as a stream of events."""
+        model = self._asked(body)
+        prompt, settings, exchange = await self._ask(model, body.chat(), param="input")
+        talk = ResponsesResponder(model, exchange, body, prompt, settings)
+        return await self._answer(request, exchange, talk, stream=bool(body.stream))
+
+    async def _ask(self, model: Model, body: ChatRequest, *, param: str) -> tuple[ChatPrompt, Sampling, Exchange]:
+        """A conversation on its way to the engine; `param` names it in errors."""
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -145,11 +163,9 @@ class Api:
             continued=bool(body.continue_final_message),
             truncate=body.truncation == "auto",
         )
-        prompt = await _prompted(fitting, "messages")
+        prompt = await _prompted(fitting, param)
         settings = self._sampling(model, body, longest=longest, logprobs=logprobs)
-        exchange = self._submit(model, [_samples(model, prompt.ids, settings, body.choices)], param="messages")
-        talk = ChatResponder(model, exchange, body, prompt)
-        return await self._answer(request, exchange, talk, stream=bool(body.stream))
+        return prompt, settings, self._submit(model, [_samples(model, prompt.ids, settings, body.choices)], param=param)
 
     async def _complete(self, body: CompletionRequest, request: Request) -> Response:
         """Go on with texts or tokens, and say how likely they are, whole or as a stream of events."""
@@ -182,6 +198,7 @@ class Api:
 
     async def _answer(self, request: Request, exchange: Exchange, talk: Responder, *, stream: bool) -> Response:
         """The answer to a request, whole or as a stream; it ends when the client goes."""
+        note(request, exchange)
         handed_on = False
         try:
             first = exchange.wait(seconds=self._settings.queue_seconds)

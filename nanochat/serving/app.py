@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serving.api import Api
@@ -23,6 +24,7 @@ from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, body_limit
 from nanochat.serving.health import health_router
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.page import FOLDER, PageFiles, page_router
+from nanochat.serving.request_log import RequestLog
 from nanochat.serving.settings import ServerSettings
 
 SUMMARY = "OpenAI's chat API for one model; docs/serving.md says how each field is treated."
@@ -47,6 +49,15 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
 
     app = FastAPI(title="nanochat", summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, keys=settings.api_keys, hosts=settings.hosts, limit=limit)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(RequestLog)
     app.add_middleware(CloseConnectionsMiddleware, host=host)
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RequestValidationError, invalid_request)

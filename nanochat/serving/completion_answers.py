@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from nanochat.inference import Event, TokenLogprob
 from nanochat.serving.answers import DONE, finite, head, sse, usage
 from nanochat.serving.completion_request import CompletionRequest, Prompt
+from nanochat.serving.errors import ApiError
 from nanochat.serving.exchange import Exchange
 from nanochat.serving.holder import Model
 from nanochat.serving.objects import CompletionChoice, FinishReason, Head, TextCompletion, TokenLogprobs
@@ -71,6 +72,9 @@ class _Encoder:
         choice = self.written(index, event)
         shows = choice["text"] or choice["logprobs"] or choice["finish_reason"]
         return sse(self.completion([choice])) if shows else ""
+
+    def fail(self, error: ApiError) -> str:
+        return sse(error.body)
 
     def end(self, *, prompt: int | None) -> str:
         return DONE if prompt is None else sse(self.completion([], prompt=prompt)) + DONE

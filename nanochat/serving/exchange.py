@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nanochat.inference import Event
 from nanochat.serving.service import EngineService, Samples
+
+
+@dataclass(slots=True)
+class Figures:
+    """How much was said; `reused` is of the prompt that was answered first."""
+
+    prompt: int  # tokens
+    reused: int = 0
+    completion: int = 0
+    first: float | None = None  # seconds until the first token
+
+    def __str__(self) -> str:
+        first = "none" if self.first is None else f"{self.first:.3f}s"
+        return f"prompt={self.prompt} reused={self.reused} completion={self.completion} first={first}"
 
 
 class Exchange:
@@ -22,6 +38,8 @@ class Exchange:
             with contextlib.suppress(RuntimeError):  # the loop may be gone when the server ends
                 loop.call_soon_threadsafe(self._events.put_nowait, (index, what))
 
+        self.figures = Figures(prompt=sum(len(prompt) for prompt, _ in wanted))
+        self._begun = time.monotonic()
         self._service = service
         self._submissions = service.submit(wanted, deliver)
         self._unfinished = len(self._submissions)
@@ -39,7 +57,14 @@ class Exchange:
         if isinstance(what, Exception):
             raise what
         self._unfinished -= what.finish_reason is not None
+        self._count(what)
         return index, what
+
+    def _count(self, event: Event) -> None:
+        figures = self.figures
+        figures.completion += 1
+        if figures.first is None:
+            figures.first, figures.reused = time.monotonic() - self._begun, event.request.reused
 
     async def wait(self, *, seconds: float) -> None:
         """Wait for the first event, that is, for a slot. Raises TimeoutError."""

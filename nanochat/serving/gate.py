@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanochat.serving.errors import ApiError
 from nanochat.serving.page import FOLDER
 
-OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})  # paths that need no key
+OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})
 MAX_HEADERS = 100
 BODY_SECONDS = 30.0  # in which a body has to arrive
 # A token is four bytes of usual text. The rest is room for escapes (\\u0041), long tokens, and fields besides the text.
@@ -35,6 +35,11 @@ SMALL_BODY, MOST_LARGE_BODIES = 16 << 10, 32
 # What a refused client may still send: who sends no more gets to read the answer, for his connection is not cut.
 LEFTOVER_BYTES, LEFTOVER_SECONDS = 256 << 10, 1.0
 _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]*)?")
+
+
+def is_open(path: str) -> bool:
+    """Whether everyone may ask for it, without a key: health, metrics, the API's description and the page."""
+    return path in OPEN or path.startswith(f"{FOLDER}/")
 
 
 def body_limit(context: int) -> int:
@@ -100,8 +105,7 @@ class Gate:
             raise ApiError(403, message, code="host_not_allowed")
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         known = scheme.lower() == "bearer" and _among(given.strip(), self._keys)
-        path = scope["path"]
-        if self._keys and not known and path not in OPEN and not path.startswith(f"{FOLDER}/"):
+        if self._keys and not known and not is_open(scope["path"]):
             message = "The API key is missing or unknown; send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key")
 

@@ -24,19 +24,30 @@ from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function")
 KINDS = ("text", "refusal", "python", "python_output")
-_OTHER_KINDS = {"image_url": "an image", "input_audio": "sound", "file": "a file"}
+_OTHER_KINDS = {
+    "image_url": "an image",
+    "input_image": "an image",
+    "input_audio": "sound",
+    "file": "a file",
+    "input_file": "a file",
+}
 _BETWEEN = "\n\n"  # messages that are one
 
+
 # What the validators of parts and of messages say, for /openapi.json.
-_TEXT_OR_REFUSAL: JsonDict = {
-    "anyOf": [
-        {
-            "properties": {"type": {"enum": [kind for kind in KINDS if kind != "refusal"]}, "text": {"type": "string"}},
-            "required": ["text"],
-        },
-        {"properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}}, "required": ["refusal"]},
-    ]
-}
+def text_or_refusal(*kinds: str) -> JsonDict:
+    """A part's text, for these kinds, or its refusal."""
+    text: JsonDict = {
+        "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}},
+        "required": ["text"],
+    }
+    refusal: JsonDict = {
+        "properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}},
+        "required": ["refusal"],
+    }
+    return {"anyOf": [text, refusal]}
+
+
 _NO_TOOL: JsonDict = {"items": {"properties": {"type": {"enum": ["text", "refusal"]}}}}
 _ASSISTANT_OR_CONTENT: JsonDict = {
     "anyOf": [
@@ -52,7 +63,7 @@ _ASSISTANT_OR_CONTENT: JsonDict = {
 class Part(Body):
     """A part of a message's content: a text, or what the assistant asked the tool and what the tool answered."""
 
-    model_config = ConfigDict(json_schema_extra=_TEXT_OR_REFUSAL)
+    model_config = ConfigDict(json_schema_extra=text_or_refusal(*(kind for kind in KINDS if kind != "refusal")))
 
     type: Annotated[Text, Field(json_schema_extra={"enum": list(KINDS)})]
     text: Text | None = None

@@ -16,12 +16,10 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 
 from nanochat.serving.bodies import Body, Items, Label, Text
 from nanochat.serving.messages import ChatMessage, check_end, check_length
+from nanochat.serving.neutral import NULL, Metadata, NoChoice, NoTools, absent
 from nanochat.serving.sampled import MAX_TOP_LOGPROBS, Count, SampledRequest
 
-MAX_METADATA = 64
-
-_Nothing: dict[str, Any] = {"maxItems": 0}
-_Null: dict[str, Any] = {"type": "null"}
+_Absent = Annotated[Any, absent("is not honoured: this model neither speaks nor searches; leave it out"), NULL]
 
 
 class ResponseFormat(Body):
@@ -71,7 +69,7 @@ class ChatRequest(SampledRequest):
     service_tier: Label | None = None
     reasoning_effort: Label | None = None
     verbosity: Label | None = None
-    metadata: Annotated[dict[Label, Any], Field(max_length=MAX_METADATA)] | None = None
+    metadata: Metadata | None = None
     prediction: Any = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
@@ -79,12 +77,12 @@ class ChatRequest(SampledRequest):
     # Taken as long as they ask for nothing
     response_format: ResponseFormat | None = None
     modalities: list[Label] | None = Field(default=None, json_schema_extra={"items": {"enum": ["text"]}})
-    audio: Any = Field(default=None, json_schema_extra=_Null)
-    tools: list[Any] | None = Field(default=None, json_schema_extra=_Nothing)
-    functions: list[Any] | None = Field(default=None, json_schema_extra=_Nothing)
-    tool_choice: Any = Field(default=None, json_schema_extra={"enum": [None, "none", "auto"]})
-    function_call: Any = Field(default=None, json_schema_extra={"enum": [None, "none", "auto"]})
-    web_search_options: Any = Field(default=None, json_schema_extra=_Null)
+    audio: _Absent = None
+    tools: NoTools | None = None
+    functions: NoTools | None = None
+    tool_choice: NoChoice = None
+    function_call: NoChoice = None
+    web_search_options: _Absent = None
 
     @field_validator("messages")
     @classmethod
@@ -93,30 +91,9 @@ class ChatRequest(SampledRequest):
         check_end(messages, continued=bool(info.data.get("continue_final_message")))
         return messages
 
-    @field_validator("tools", "functions")
-    @classmethod
-    def _no_tools(cls, tools: list[Any] | None) -> list[Any] | None:
-        if tools:
-            raise ValueError("are not honoured: this model calls no tools of yours; leave them out")
-        return tools
-
-    @field_validator("tool_choice", "function_call")
-    @classmethod
-    def _no_choice(cls, choice: Any) -> Any:
-        if choice not in (None, "none", "auto"):
-            raise ValueError("asks for a call of a tool, and this model calls no tools of yours; leave it out")
-        return choice
-
     @field_validator("modalities")
     @classmethod
     def _text_alone(cls, modalities: list[str] | None) -> list[str] | None:
         if any(modality != "text" for modality in modalities or ()):
             raise ValueError("ask for more than text, which is all that this model writes; leave them out")
         return modalities
-
-    @field_validator("audio", "web_search_options")
-    @classmethod
-    def _not_here(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError("is not honoured: this model neither speaks nor searches; leave it out")
-        return value

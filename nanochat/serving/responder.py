@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import Completion, Event
-from nanochat.serving.answers import StreamEncoder, answer, head, logprob, sse
+from nanochat.serving.answers import StreamEncoder, answer, head, logprob
 from nanochat.serving.chat_prompt import ChatPrompt
 from nanochat.serving.errors import ApiError
 from nanochat.serving.exchange import Exchange
@@ -44,6 +44,8 @@ class Encoder(Protocol):
     def add(self, index: int, event: Event) -> str: ...
 
     def end(self, *, prompt: int | None) -> str: ...
+
+    def fail(self, error: ApiError) -> str: ...
 
 
 class ChatResponder:
@@ -82,7 +84,7 @@ async def streamed(exchange: Exchange, encoder: Encoder, *, prompt: int | None) 
             if text := encoder.add(index, event):
                 yield text
     except EngineFailed as error:
-        yield sse(ApiError(500, str(error), kind="server_error").body)
+        yield encoder.fail(ApiError(500, str(error), kind="server_error"))
         return
     yield encoder.end(prompt=prompt)
 

@@ -5,6 +5,7 @@ ServerSettings.from_environment(os.environ, local=False)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from nanochat.serving.gate import Hosts
 from nanochat.spec.errors import UserError
 
 NO_KEYS = "No key is asked for: everyone who reaches the server may use it. NANOCHAT_API_KEYS sets keys."
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*?#@]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +25,24 @@ class ServerSettings:
     top_k: int = 50
     api_keys: frozenset[str] = frozenset()  # none: everyone may ask
     hosts: Hosts | None = None  # the names under which the server may be asked; None: under any
+    origins: frozenset[str] = frozenset()  # of other web pages whose scripts may ask; "*": any
     queue_seconds: float = 60.0  # how long a request waits for its first token
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, local: bool) -> ServerSettings:
-        """With what NANOCHAT_API_KEYS and NANOCHAT_ALLOWED_HOSTS list, separated by commas.
+        """With what NANOCHAT_API_KEYS, NANOCHAT_ALLOWED_HOSTS and NANOCHAT_ALLOWED_ORIGINS list, separated by commas.
 
         A `local` server, which listens on a loopback address, is asked under its own names alone; any other under all
         names, unless hosts are listed.
         """
         keys, names = _listed(environment, "NANOCHAT_API_KEYS"), _listed(environment, "NANOCHAT_ALLOWED_HOSTS")
         hosts = Hosts(frozenset(name.lower() for name in names), addresses=not local) if local or names else None
-        return cls(api_keys=keys, hosts=hosts)
+        origins = frozenset(origin.lower() for origin in _listed(environment, "NANOCHAT_ALLOWED_ORIGINS"))
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                has = f"NANOCHAT_ALLOWED_ORIGINS has {origin[:64]!r}"
+                raise UserError(f"{has}, which is no origin; write it as https://chat.example.org, or * for any.")
+        return cls(api_keys=keys, hosts=hosts, origins=origins)
 
 
 def _listed(environment: Mapping[str, str], name: str) -> frozenset[str]:

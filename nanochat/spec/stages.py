@@ -151,9 +151,29 @@ class ChatEvaluation(ComputeStage):
     top_k: int | None = setting(
         50, "topK is the number of most likely tokens that answers are drawn from; null takes all.", ge=1, le=1_048_576
     )
+    samples: int = setting(
+        1,
+        "samples is the number of answers to each problem; with several pass@k is measured, for k = 2, 4, 8 and so on.",
+        ge=1,
+        le=256,
+        key="changed",
+    )
     sample_prompts: Annotated[tuple[Text, ...], Field(max_length=32)] = setting(
         (), "samplePrompts are questions whose answers are shown in the report."
     )
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> ChatEvaluation:
+        if self.samples > 1 and not self.temperature:
+            problem = "several samples of temperature 0 are all the same: set a temperature above 0"
+            raise PydanticCustomError("samples", problem)
+        return self
+
+    @property
+    def pass_at(self) -> tuple[int, ...]:
+        """Each k that pass@k is measured for: powers of two, and all samples."""
+        powers = {1 << i for i in range(1, self.samples.bit_length()) if 1 << i <= self.samples}
+        return tuple(sorted(powers | ({self.samples} - {1})))
 
 
 class ReportStage(Stage):

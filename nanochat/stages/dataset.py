@@ -26,6 +26,7 @@ from nanochat.parse.address import shown
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import NanochatError, Stopped, UserError
+from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.sources import Sources
 from nanochat.stages.context import StageContext
 from nanochat.storage import Profile
@@ -100,13 +101,18 @@ def run(context: StageContext) -> None:
 
 
 def _make(context: StageContext, sources: Sources, hub: Hub, output: Output) -> None:
-    makers = {"text": _text, "task-data": _task, "eval-bundle": _bundle, "encodings": _encodings}
     with context.writer(output) as writer:
-        metadata = makers[output.kind](context, sources, hub, output, writer.folder)
+        metadata = make_files(context.spec, sources, hub, output, writer.folder)
         context.commit(writer, output, metadata)
 
 
-def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
+def make_files(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
+    """The verified files of one output in a folder -> the artifact's metadata."""
+    makers = {"text": _text, "task-data": _task, "eval-bundle": _bundle, "encodings": _encodings}
+    return makers[output.kind](spec, sources, hub, output, folder)
+
+
+def _text(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
     index = int(output.recipe["index"])
     target = folder / "shard.parquet"
     if sources.text.kind == "world":
@@ -130,12 +136,12 @@ def _text(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
     return {"documents": found.documents, "characters": found.characters}
 
 
-def _task(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
+def _task(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
     """The files of a task, every row of them read as training and evaluation will."""
     task = find_task(output.name)
     places: dict[str, tuple[str, str]] = {}
     for file in sorted({file for split in task.files.values() for file in split}, key=lambda file: file.local):
-        url, setting = places[file.local] = _address(context, sources, file)
+        url, setting = places[file.local] = _address(spec, sources, file)
         check = check_parquet if file.local.endswith(".parquet") else None
         hub.fetch(url, folder / file.local, setting=setting, check=check, limit=LARGEST_FILE)
     try:
@@ -147,22 +153,22 @@ def _task(context: StageContext, sources: Sources, hub: Hub, output: Output, fol
         raise UserError(where) from None
 
 
-def _address(context: StageContext, sources: Sources, file: SourceFile) -> tuple[str, str]:
+def _address(spec: PipelineSpec, sources: Sources, file: SourceFile) -> tuple[str, str]:
     """Where a task's file comes from, and the setting that says so."""
     if file.source == "words":
         return sources.words.url, "sources.words.url"
     if file.source == "identity":
-        own = context.spec.stages.mid.identity
+        own = spec.stages.mid.identity
         return (own, "stages.mid.identity") if own else (sources.identity.url, "sources.identity.url")
     return f"{sources.hub.rstrip('/')}/{file.at(sources.hub_revision)}", "sources.hub"
 
 
-def _bundle(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
+def _bundle(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
     files = fetch_bundle(hub, sources.eval_bundle.url, folder, setting="sources.evalBundle.url")
     return {"files": files, "items": {task.label: task.size() for task in load_tasks(folder)}}
 
 
-def _encodings(context: StageContext, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
+def _encodings(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
     """The peers' vocabularies, for the compression table alone: they are waited for a few seconds, and once.
 
     One that cannot be had is left out, which the artifact remembers and the report says.

@@ -1,5 +1,6 @@
 """eval-<stage>: measures the model of a training stage and commits results.json.
 
+Beside it lies items.jsonl: each item with its question, the model's scores or answers, and the verdict.
 Base models: bits per byte on training and validation text, CORE, and what they make of a few beginnings. Chat models:
 the chat tasks, ChatCORE, and answers to the pipeline's sample questions. What cannot be run is listed with its reason.
 """
@@ -7,7 +8,8 @@ the chat tasks, ChatCORE, and answers to the pipeline's sample questions. What c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +18,17 @@ from typing import Any
 import tasks
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
-from nanochat.evaluation.chat import Chat, ChatSettings, TaskResult, chatcore
-from nanochat.evaluation.core import measure_core
+from nanochat.evaluation.chat import Chat, ChatSettings, Problems, TaskResult, chatcore
+from nanochat.evaluation.core import CoreResult, measure_core
 from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.evaluation.figure import Figure
+from nanochat.evaluation.items import ITEMS, Item, ItemWriter
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
 from nanochat.model.export import load_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.resolve import shard_name
-from nanochat.pipeline.task_selection import find_task, unmeasured
+from nanochat.pipeline.task_selection import find_task, pass_metric, unmeasured
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
@@ -43,6 +46,33 @@ class Results:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_core(self, found: CoreResult) -> None:
+        """CORE and its tasks."""
+        self.metrics["core"] = found.core
+        for name, task in found.tasks.items():
+            self.tasks[name] = _figures(task.accuracy, task.centered, task.baseline) | {"shots": task.shots}
+
+    def add_chat(self, measured: Mapping[str, TaskResult]) -> None:
+        """Chat tasks, and ChatCORE where these are all of its six."""
+        for name, result in measured.items():
+            self.metrics[name] = result.accuracy
+            if result.lenient is not None:
+                self.metrics[f"{name}-lenient"] = result.lenient
+            self.metrics |= {pass_metric(name, k): figure for k, figure in result.passes.items()}
+            self.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
+        if missing := [name for name in CHATCORE if name not in measured]:
+            self.not_run["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
+        else:
+            self.metrics["chatcore"] = chatcore(measured)
+
+    def lines(self) -> list[str]:
+        """For people: a line for each figure, and for what was not run."""
+        measured = [
+            f"{name}: {figure.value:.4f} +- {figure.stderr:.4f} (n {figure.n:,})"
+            for name, figure in self.metrics.items()
+        ]
+        return measured + [f"{name}: not run, {reason}" for name, reason in self.not_run.items()]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -62,6 +92,15 @@ class Subject:
     model: Transformer
     tokenizer: Tokenizer
     step: int
+    written: ItemWriter
+
+    def keep(self, items: Sequence[Item]) -> None:
+        """Write the items of a task, of all ranks."""
+        gathered = [
+            Item.model_validate(item) for part in self.world.gather([item.to_dict() for item in items]) for item in part
+        ]
+        if self.world.first:
+            self.written.add(sorted(gathered, key=lambda item: item.index))
 
     def counter(self, phase: str, total: int) -> Callable[[int], None]:
         """Reports this rank's progress through `total` things; stops where the stage was asked to."""
@@ -86,27 +125,29 @@ def run(context: StageContext) -> None:
     """Measure, then commit the results (rank 0)."""
     (output,) = context.outputs
     device = choose_device(context.settings.precision)
-    with join(device.device, Path(context.plan.work)) as world:
+    work = Path(context.plan.work)
+    with join(device.device, work) as world:
         folder = context.fetch(f"model/{output.name}")
         model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
         model.cast_weights()
-        subject = Subject(context, world, model, Tokenizer.load(folder), int(extra.get("step", 0)))
+        items = work / f"rank{world.rank}-{ITEMS}"
+        items.unlink(missing_ok=True)
         results = Results()
-        if output.name == "base":
-            evaluate_base(subject, context.settings, results)
-        else:
-            evaluate_chat(subject, context.settings, results)
+        with ItemWriter(items) as written:
+            subject = Subject(context, world, model, Tokenizer.load(folder), int(extra.get("step", 0)), written)
+            if output.name == "base":
+                evaluate_base(subject, context.settings, results)
+            else:
+                evaluate_chat(subject, context.settings, results)
         if not world.first:
             return
         context.journal.metrics(subject.step, {name: figure.value for name, figure in results.metrics.items()})
         with context.writer(output) as writer:
             (writer.folder / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n")
+            shutil.move(items, writer.folder / ITEMS)
             values = {name: figure.value for name, figure in results.metrics.items()}
             manifest = context.commit(writer, output, {"metrics": values, "step": subject.step})
-        for name, figure in results.metrics.items():
-            print(f"{name}: {figure.value:.4f} +- {figure.stderr:.4f} (n {figure.n:,})")
-        for name, reason in results.not_run.items():
-            print(f"{name}: not run, {reason}")
+        print(*results.lines(), sep="\n")
         print(f"{context.stage}: the results are in {context.artifacts.uri(manifest)}", flush=True)
 
 
@@ -162,10 +203,9 @@ def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
         world=subject.world,
         most=settings.core_max_per_task,
         tick=lambda _, done: tick(done),
+        keep=subject.keep,
     )
-    results.metrics["core"] = found.core
-    for name, task in found.tasks.items():
-        results.tasks[name] = _figures(task.accuracy, task.centered, task.baseline) | {"shots": task.shots}
+    results.add_core(found)
 
 
 def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
@@ -186,16 +226,30 @@ def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
 
 def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) -> None:
     """The chat tasks, ChatCORE and samples."""
-    chat_settings = ChatSettings(
-        batch_size=settings.device_batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        seed=subject.context.spec.seed,
-    )
+    chat_settings = ChatSettings.of(settings, seed=subject.context.spec.seed)
     chat = Chat(subject.model, subject.tokenizer, chat_settings, world=subject.world)
-    measured: dict[str, TaskResult] = {}
     results.not_run |= unmeasured(subject.context.spec, subject.context.stage.removeprefix("eval-"))
+    work = _chat_work(subject, settings, results)
+    items: dict[str, list[Item]] = {each.task.name: [] for each in work}
+    for some in chat.examine(work, tick=subject.counter("chat tasks", sum(len(each.examples) for each in work))):
+        for item in some:
+            items[item.task].append(item)
+    measured: dict[str, TaskResult] = {}
+    for each in work:
+        name = each.task.name
+        subject.keep(items[name])
+        measured[name] = TaskResult.of(each.task, items[name], world=subject.world, pass_at=settings.pass_at)
+    results.add_chat(measured)
+    if subject.world.first:
+        results.samples += [
+            {"prompt": prompt, "completion": content(chat.ask([{"role": "user", "content": prompt}]))}
+            for prompt in settings.sample_prompts
+        ]
+
+
+def _chat_work(subject: Subject, settings: ChatEvaluation, results: Results) -> list[Problems]:
+    """This rank's problems of the tasks that can be measured; those that cannot are listed in the results."""
+    work: dict[str, Problems] = {}
     for selection in settings.tasks:
         name = selection.task
         with task_errors(name):
@@ -208,22 +262,8 @@ def evaluate_chat(subject: Subject, settings: ChatEvaluation, results: Results) 
             rows = min(n for n in (len(task), selection.rows, settings.max_per_task) if n is not None)
             if not rows:
                 raise UserError(f"task {name} has no row in its split 'test', so nothing can be measured")
-            result = chat.measure(task, rows, tick=subject.counter(name, subject.local_count(rows)))
-        measured[name] = result
-        results.metrics[name] = result.accuracy
-        if result.lenient is not None:
-            results.metrics[f"{name}-lenient"] = result.lenient
-        results.tasks[name] = _figures(result.accuracy, result.centered, result.baseline) | {"cut": result.cut}
-    missing = [name for name in CHATCORE if name not in measured]
-    if missing:
-        results.not_run["chatcore"] = f"it is the mean over six tasks, and lacks {', '.join(missing)}"
-    else:
-        results.metrics["chatcore"] = chatcore(measured)
-    if subject.world.first:
-        results.samples += [
-            {"prompt": prompt, "completion": content(chat.ask([{"role": "user", "content": prompt}]))}
-            for prompt in settings.sample_prompts
-        ]
+            work[name] = Problems.of(task, range(subject.world.rank, rows, subject.world.size))
+    return list(work.values())
 
 
 def open_task(context: StageContext, name: str) -> tasks.Task:

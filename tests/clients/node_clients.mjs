@@ -27,6 +27,11 @@ function withOpenAI() {
       for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? "";
       return text;
     },
+    responses: async () => (await client.responses.create({ model: "nanochat", input: QUESTION })).output_text,
+    "responses, in a stream": async () => {
+      const stream = client.responses.stream({ model: "nanochat", input: QUESTION });
+      return (await stream.finalResponse()).output_text;
+    },
     "own answer": async () => {
       const { message } = (await ask([user(QUESTION)])).choices[0];
       return said(ask([user(QUESTION), message, user(NEXT)]));
@@ -38,9 +43,9 @@ function withOpenAI() {
   };
 }
 
-// `nulls` are what providerOptions pass on; a provider that checks them takes fewer.
-function withVercel(model, nulls) {
-  const ask = (options) => generateText({ model, maxRetries: 0, ...options });
+// `nulls` are what providerOptions pass on in that case, others in all; a provider that checks them takes fewer.
+function withVercel(model, nulls, providerOptions = {}) {
+  const ask = (options) => generateText({ model, maxRetries: 0, providerOptions, ...options });
   const said = async (answer) => (await answer).text;
   return {
     plain: () => said(ask({ system: "Be brief.", prompt: QUESTION })),
@@ -61,9 +66,11 @@ function withVercel(model, nulls) {
 }
 
 const compatible = createOpenAICompatible({ name: "nanochat", baseURL, apiKey: "none", includeUsage: true });
+const WHOLE = { openai: { store: false } }; // else it refers to answers by their ids
 const CLIENTS = {
   openai: withOpenAI(),
   "@ai-sdk/openai": withVercel(createOpenAI({ baseURL, apiKey: "none" }).chat("nanochat"), { openai: {} }),
+  "@ai-sdk/openai, responses": withVercel(createOpenAI({ baseURL, apiKey: "none" })("nanochat"), WHOLE, WHOLE),
   "@ai-sdk/openai-compatible": withVercel(compatible("nanochat"), { nanochat: NULLS }),
 };
 
@@ -80,6 +87,6 @@ for (const [name, cases] of Object.entries(CLIENTS)) {
     }
   }
   const by = name.startsWith("@ai-sdk") ? ` with ai ${versionOf("ai")}` : "";
-  found[name] = { version: versionOf(name) + by, cases: outcomes };
+  found[name] = { version: versionOf(name.split(",")[0]) + by, cases: outcomes };
 }
 console.log(JSON.stringify(found));

@@ -50,9 +50,22 @@ def with_openai(url: str) -> dict[str, Callable[[], Any]]:
     def again(dump: Callable[[Any], Any]) -> str:
         return said(ask(user(QUESTION), dump(ask(user(QUESTION)).choices[0].message), user(NEXT)))
 
+    def respond(said: Any, **options: Any) -> Any:
+        return client.responses.create(model="nanochat", input=said, **options)
+
+    def respond_again() -> str:
+        return respond([user(QUESTION), *respond(QUESTION).output, user(NEXT)]).output_text
+
+    def respond_in_stream() -> str:
+        with client.responses.stream(model="nanochat", input=QUESTION) as events:
+            return events.get_final_response().output_text
+
     return {
         "plain": lambda: said(ask(user(QUESTION))),
         "stream": stream,
+        "responses": lambda: respond(QUESTION, instructions="Be brief.", tools=[]).output_text,
+        "responses, in a stream": respond_in_stream,
+        "own answer, by responses": respond_again,
         "own answer": lambda: again(lambda message: message.model_dump()),
         "own answer, as it came": lambda: again(lambda message: message),
         "nulls": lambda: said(ask(user(QUESTION), temperature=None, tools=None, seed=None, **NULLS)),

@@ -21,7 +21,8 @@ PROGRAMS = {
 KEEPS_PARTS = {("Python", "openai"), ("Node.js", "openai")}
 CLIENTS = [
     ("Python", "openai"), ("Python", "litellm"), ("Python", "langchain-openai"), ("Python", "llm"),
-    ("Node.js", "openai"), ("Node.js", "@ai-sdk/openai"), ("Node.js", "@ai-sdk/openai-compatible"),
+    ("Node.js", "openai"), ("Node.js", "@ai-sdk/openai"), ("Node.js", "@ai-sdk/openai, responses"),
+    ("Node.js", "@ai-sdk/openai-compatible"),
 ]  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.serving.bodies import Body
 from nanochat.serving.completion_request import CompletionRequest
 from nanochat.serving.messages import ChatMessage
 from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.responses_request import ResponsesRequest
 from nanochat.serving.sampled import SampledRequest
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +21,15 @@ PYTHON = ("openai", "litellm", "langchain-openai", "llm")
 NODE = ("openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible")
 
 
-@pytest.mark.parametrize(("head", "body"), [("| field |", ChatRequest), ("| field of a message |", ChatMessage)])
-def test_every_field_is_in_its_table(head: str, body: type[ChatRequest | ChatMessage]) -> None:
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("| field |", ChatRequest),
+        ("| field of a message |", ChatMessage),
+        ("| field of a response |", ResponsesRequest),
+    ],
+)
+def test_every_field_is_in_its_table(head: str, body: type[Body]) -> None:
     rows = PAGE[PAGE.index(head) :].split("\n\n")[0].splitlines()[2:]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(named) == sorted(body.model_fields)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
-from nanochat.evaluation.chat import Chat, ChatSettings, TaskResult, chatcore
+from nanochat.evaluation.chat import Chat, ChatSettings, Problems, TaskResult, Tick, chatcore, no_tick
 from nanochat.evaluation.figure import centered, proportion
+from nanochat.evaluation.items import Item
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Engine, Sampling
 from nanochat.model.transformer import Transformer
-from nanochat.runtime.distributed import World
+from nanochat.runtime.distributed import ALONE, World
 from nanochat.spec.stages import CHATCORE
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
@@ -87,6 +89,32 @@ def _with_context(model: Transformer, length: int) -> Transformer:
     return other
 
 
+def measure(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    rows: int,
+    *,
+    settings: ChatSettings = SETTINGS,
+    world: World = ALONE,
+    tick: Tick = no_tick,
+) -> TaskResult:
+    """What a rank makes of its part of a task's first rows."""
+    items = examine(model, tokenizer, [Problems.of(task, range(world.rank, rows, world.size))], settings, world, tick)
+    return TaskResult.of(task, items, world=world, pass_at=settings.pass_at)
+
+
+def examine(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    work: list[Problems],
+    settings: ChatSettings = SETTINGS,
+    world: World = ALONE,
+    tick: Tick = no_tick,
+) -> list[Item]:
+    return [item for some in Chat(model, tokenizer, settings, world=world).examine(work, tick=tick) for item in some]
+
+
 def test_letters_are_those_of_a_forward_pass_each(long_model: Transformer, tokenizer: Tokenizer) -> None:
     task = FakeChoices(Path(), "test")
     right = 0
@@ -97,15 +125,15 @@ def test_letters_are_those_of_a_forward_pass_each(long_model: Transformer, token
         best = max(example.letters, key=lambda letter: float(logits[tokenizer.encode(letter)[0]]))
         right += best == example.reference
     done: list[int] = []
-    result = Chat(long_model, tokenizer, SETTINGS, world=World()).measure(task, 40, tick=done.append)
+    result = measure(long_model, tokenizer, task, 40, tick=done.append)
     assert result.accuracy == proportion(right, 40)
     assert result.centered == centered(result.accuracy, 0.25)
     assert (sum(done), result.cut) == (40, 0)
 
 
 def test_questions_longer_than_the_context_are_counted(model: Transformer, tokenizer: Tokenizer) -> None:
+    assert measure(model, tokenizer, FakeChoices(Path(), "test"), 10).cut == 10
     chat = Chat(model, tokenizer, SETTINGS, world=World())
-    assert chat.measure(FakeChoices(Path(), "test"), 10).cut == 10
     assert chat.ask([{"role": "user", "content": "long " * 100}]).ids
 
 
@@ -114,7 +142,7 @@ def test_answers_come_from_the_engine(model: Transformer, tokenizer: Tokenizer) 
     alone = Engine(model, tokenizer, slots=1)
     sampling = Sampling(max_tokens=8)
     task.says = tuple(alone.generate([render_prompt(tokenizer, example.prompt)], sampling)[0].text for example in task)
-    result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
+    result = measure(model, tokenizer, task, 11)
     assert result.accuracy == proportion(6, 11) and result.lenient is None
     assert result.accuracy.stderr == pytest.approx((6 / 11 * 5 / 11 / 11) ** 0.5)
 
@@ -127,7 +155,7 @@ def test_a_lenient_verdict_stands_beside_the_grade(model: Transformer, tokenizer
             [render_prompt(tokenizer, example.prompt) for example in task], Sampling(max_tokens=8)
         )
     )
-    result = Chat(model, tokenizer, SETTINGS, world=World()).measure(task, 11)
+    result = measure(model, tokenizer, task, 11)
     assert (result.accuracy, result.lenient) == (proportion(6, 11), proportion(7, 11))
 
 
@@ -143,7 +171,7 @@ def test_sampled_answers_depend_on_the_problem_and_not_on_the_rank(model: Transf
     task = Listening(Path(), "test")
     for size in (1, 2):
         for rank in range(size):
-            Chat(model, tokenizer, settings, world=FakeWorld(rank=rank, size=size)).measure(task, 12)
+            measure(model, tokenizer, task, 12, settings=settings, world=FakeWorld(rank=rank, size=size))
     assert len(set(said.values())) > 6
 
 
@@ -157,7 +185,7 @@ class FakeWorld(World):
 def test_programs_are_judged_by_the_sandbox(model: Transformer, tokenizer: Tokenizer) -> None:
     if reason := Sandbox().unavailable():
         pytest.skip(reason)
-    result = Chat(model, tokenizer, SETTINGS, world=World()).measure(FakePrograms(Path(), "test"), 6)
+    result = measure(model, tokenizer, FakePrograms(Path(), "test"), 6)
     assert result.accuracy == proportion(2, 6)
 
 
@@ -170,3 +198,46 @@ def test_chatcore_is_the_mean_above_guessing() -> None:
     figure = chatcore(results)
     assert figure.value == pytest.approx(expected)
     assert figure.n == 600
+
+
+def test_the_rows_run_out_of_work_once_for_all_tasks(model: Transformer, tokenizer: Tokenizer) -> None:
+    class Others(FakeAnswers):
+        name = "other-answers"
+
+    tasks = [FakeAnswers(Path(), "test"), Others(Path(), "test")]
+    for task in tasks:
+        task.says = ("",) * 12
+    chat = Chat(model, tokenizer, SETTINGS, world=ALONE)
+    engine, busy = chat._engine, []
+
+    def tick(done: int) -> None:
+        if engine.waiting:
+            busy.append(engine.running + done)
+
+    work = [Problems.of(task, range(12)) for task in tasks]
+    items = [item for some in chat.examine(work, tick=tick) for item in some]
+    assert {(item.task, item.index) for item in items} == {(task.name, i) for task in tasks for i in range(12)}
+    assert len(items) == 24 and len(busy) > 10 and set(busy) == {SETTINGS.batch_size}
+
+
+def test_samples_of_a_problem_and_pass_at_k(model: Transformer, tokenizer: Tokenizer) -> None:
+    task = FakeForgiving(Path(), "test")
+    settings = ChatSettings(
+        batch_size=3, max_new_tokens=2, temperature=1.0, top_k=2, seed=1, samples=5, pass_at=(2, 4, 5)
+    )
+    task.says = ("",) * 12
+    said = examine(model, tokenizer, [Problems.of(task, range(12))], settings)
+    assert all(len(item.answers) == 5 for item in said) and any(len(set(item.answers)) > 1 for item in said)
+    task.says = tuple(item.answers[0] for item in sorted(said, key=lambda item: item.index))
+    result = measure(model, tokenizer, task, 12, settings=settings)
+    items = examine(model, tokenizer, [Problems.of(task, range(12))], settings)
+    shares = [item.right for item in items]
+    assert any(0 < share < 1 for share in shares)
+    assert result.accuracy.value == pytest.approx(sum(shares) / 12)
+    assert result.accuracy.stderr == pytest.approx((sum((s - sum(shares) / 12) ** 2 for s in shares) / 12 / 12) ** 0.5)
+    for k in settings.pass_at:
+        drawn = [[any(some) for some in combinations(item.verdicts, k)] for item in items]
+        assert result.passes[k].value == pytest.approx(sum(sum(each) / len(each) for each in drawn) / 12)
+    alone = ChatSettings(batch_size=3, max_new_tokens=2, temperature=1.0, top_k=2, seed=1)
+    first = examine(model, tokenizer, [Problems.of(task, range(12))], alone)
+    assert [i.answers[0] for i in first] == [i.answers[0] for i in items]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
-from nanochat.evaluation.core import cut_left, judge, measure_core, score
+from nanochat.evaluation.core import judge, measure_core
 from nanochat.evaluation.core_tasks import CoreTask, Example, Span, load_tasks
+from nanochat.evaluation.scoring import WORTHWHILE, cut_left, grouped, score
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World
 from nanochat.spec.errors import UserError
@@ -114,7 +118,11 @@ def test_batches_judge_as_the_plain_way_does(bundle: Path, model: Transformer, t
     for task in load_tasks(bundle):
         examples = task.examples()
         plain = [plain_verdict(model, tokenizer, task, example) for example in examples]
-        assert judge(model, tokenizer, task, examples, batch_size=3) == plain
+        items = [
+            item for some in judge(model, tokenizer, task, dict(enumerate(examples)), batch_size=3) for item in some
+        ]
+        assert [item.index for item in items] == list(range(len(examples)))
+        assert [item.verdicts for item in items] == [[verdict] for verdict in plain]
         found += plain
     assert any(found) and not all(found)
 
@@ -176,7 +184,66 @@ def test_long_sequences_lose_their_beginning(model: Transformer) -> None:
     assert span.ids[span.start :] == ids[-4:]
     whole = cut_left(Span(ids, 2), length)  # more is scored than fits
     assert whole.start == 1
-    assert score(model, [Span(ids, 3 * length - 4)], batch_size=1) == score(model, [span], batch_size=1)
+    assert score(model, [[Span(ids, 3 * length - 4)]], batch_size=1) == score(model, [[span]], batch_size=1)
+
+
+def wide(model: Transformer, recipe: dict[str, Any]) -> Transformer:
+    """A model of 512 tokens, with weights of its own."""
+    sizes = {"depth": 3, "kv_heads": 1, "sequence_length": 512}
+    other = Transformer(replace(model.config, **sizes, **recipe))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.normal_(0.0, weight.size(-1) ** -0.5, generator=generator)
+    return other
+
+
+def beginning(count: int) -> list[int]:
+    return [i * 7 % 250 for i in range(count)]
+
+
+def test_options_with_one_beginning_are_computed_together() -> None:
+    first = beginning(WORTHWHILE + 8)
+    start = len(first)
+    spans = {
+        0: Span([*first, 1, 2, 3], start),
+        1: Span([*first, 9], start),  # its input begins the others'
+        2: Span([*first, 4, 5], start),
+        3: Span([200, *first, 4, 5], start + 1),  # cut elsewhere
+    }
+    groups = grouped(spans)
+    assert sorted((group.shared, [sorted(row.spans) for row in group.rows]) for group in groups) == [
+        (start - 1, [[2], [0, 1]]),
+        (start, [[3]]),
+    ]
+    short = {number: Span(span.ids[10:], span.start - 10) for number, span in spans.items()}
+    assert all(len(group.rows) == 1 for group in grouped(short))  # too short to be worth a pass
+    letters = {number: Span([*first, number], start) for number in range(4)}
+    assert [(len(group.rows), sorted(group.rows[0].spans)) for group in grouped(letters)] == [(1, [0, 1, 2, 3])]
+
+
+@pytest.mark.parametrize("recipe", [{}, {"window_pattern": "SSSL", "value_embeddings": True, "smear": True}], ids=str)
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_shared_beginnings_score_as_whole_sequences_do(
+    model: Transformer, tokenizer: Tokenizer, recipe: dict[str, Any], batch_size: int
+) -> None:
+    model = wide(model, recipe)
+    draw = Random(3)
+    items = []
+    for _ in range(9):
+        first = [draw.randrange(250) for _ in range(draw.choice([40, 300, 500, 600]))]
+        options = [[draw.randrange(250) for _ in range(draw.choice([1, 1, 2, 9, 300]))] for _ in range(5)]
+        items.append([Span([*first, *option], len(first)) for option in options])
+    assert any(len(group.rows) > 2 for spans in items for group in grouped(dict(enumerate(spans))))
+    for spans, scores in zip(items, score(model, items, batch_size=batch_size), strict=True):
+        for span, found in zip(spans, scores, strict=True):
+            cut = cut_left(span, model.config.sequence_length)
+            with torch.inference_mode():
+                logits = model(torch.tensor([cut.ids[:-1]]))[0, cut.start - 1 :]
+            wanted = torch.tensor(cut.ids[cut.start :])
+            assert found.loss == pytest.approx(float(F.cross_entropy(logits, wanted)), abs=1e-4)
+            assert found.likeliest == logits.argmax(dim=-1).tolist()
+            assert found.exact == (found.likeliest == wanted.tolist())
 
 
 def test_a_broken_bundle_is_one_sentence(bundle: Path) -> None:
@@ -265,9 +332,9 @@ def test_the_mirrors_bundle_is_understood(mirror: Path, tokenizer: Tokenizer) ->
     assert len(tasks) == 22
     for task in tasks:
         for example in task.examples(most=3):
-            for span in task.sequences(tokenizer, example):
+            for span in task.sequences(tokenizer, task.prompt(example)):
                 assert 0 < span.start < len(span.ids)
         if task.kind == "language_modeling":
             example = task.examples(most=1)[0]
-            (span,) = task.sequences(tokenizer, example)
+            (span,) = task.sequences(tokenizer, task.prompt(example))
             assert tokenizer.decode(span.ids[span.start :]).strip() == example.item["continuation"].strip()

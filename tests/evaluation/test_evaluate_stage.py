@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nanochat.data.tokenfile import write_text
+from nanochat.evaluation.items import ITEMS, Item, read_items
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
@@ -70,6 +71,13 @@ def make_context(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> An
     return make
 
 
+def items(context: StageContext) -> list[Item]:
+    (output,) = context.outputs
+    manifest = context.artifacts.find(output.kind, output.key)
+    assert manifest is not None
+    return list(read_items(context.artifacts.fetch(manifest) / ITEMS))
+
+
 def results(context: StageContext) -> dict[str, Any]:
     (output,) = context.outputs
     manifest = context.artifacts.find(output.kind, output.key)
@@ -110,6 +118,23 @@ def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "evalChat.tasks" in found["notRun"]["mmlu"]
     assert "humaneval" in found["notRun"]["chatcore"]
     assert [sample["prompt"] for sample in found["samples"]] == ["Who are you?"]
+    for name, figure in found["metrics"].items():
+        of_task = [item for item in items(context) if item.task == name]
+        assert [item.index for item in of_task] == list(range(figure["n"]))
+        assert sum(item.right for item in of_task) / len(of_task) == figure["value"]
+    assert all(item.prompt and item.expected and len(item.answers) == 1 for item in items(context))
+
+
+def test_several_answers_to_each_problem(make_context: Any) -> None:
+    settings = {"samples": 3, "temperature": 1.0, "maxPerTask": 5, "maxNewTokens": 4, "deviceBatchSize": 4}
+    context = make_context("eval-sft", evalChat=settings | {"tasks": [{"task": "world-sums"}]})
+    evaluate.run(context)
+    context.close()
+    found = results(context)
+    assert {name: figure["n"] for name, figure in found["metrics"].items()} == {
+        "world-sums": 5, "world-sums-pass2": 5, "world-sums-pass3": 5,
+    }  # fmt: skip
+    assert [len(item.answers) for item in items(context)] == [3] * 5
 
 
 def test_text_for_not_one_row_is_no_figure(make_context: Any) -> None:

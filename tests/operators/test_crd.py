@@ -78,6 +78,7 @@ ACCEPTED = {
     "an image": pods(image=f"localhost:5000/our.team/a__b-c:1@sha256:{'0' * 64}"),
     "a taint for a while": pods(tolerations=[{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]),
     "no measurement and few tokens": spec(stages__base={"evalEvery": 0, "evalTokens": 1}),
+    "several samples": spec(stages__evalChat={"samples": 4, "temperature": 0.8}),
     "labels": named("case", labels={"a.b/c": "d"}),
     "a long name": named("a" * 32),
 }
@@ -134,6 +135,8 @@ REFUSED = {
     "a while of another effect": pods(tolerations=[{"key": "a", "tolerationSeconds": 5}]),
     "a priority without a queue": spec(priority="urgent"),
     "more processes than GPUs": spec(stages__base={"gpusPerNode": 2, "processesPerNode": 4}),
+    "more processes of an evaluation than GPUs": spec(stages__evalChat={"gpusPerNode": 2, "processesPerNode": 4}),
+    "several samples that are all the same": spec(stages__evalChat__samples=4),
     "one file for all shards": spec(sources__text__path="corpus.parquet"),
     "fewer tokens than a row, of base": spec(stages__base__evalTokens=100),
     "fewer tokens than a row, of the evaluation": spec(stages__evalBase__bitsPerByteTokens=100),

@@ -74,6 +74,7 @@ def test_metrics_are_in_their_usual_order() -> None:
         "val_bpb", "core", "arc_easy", "gsm8k", "world-sums", "zebra", "chatcore",
     ]  # fmt: skip
     assert label("arc_easy") == "ARC-Easy" and label("val/bpb") == "Validation bits per byte"
+    assert label("gsm8k-pass4") == "GSM8K, pass@4" and label("my-task-pass16") == "My task, pass@16"
 
 
 def test_a_plot_takes_the_colour_around_it() -> None:

@@ -200,7 +200,7 @@ def test_keys_and_hosts_of_the_environment() -> None:
     assert read(both, local=False).hosts == Hosts(frozenset({"chat.example"}), addresses=True)
 
 
-@pytest.mark.parametrize("name", ["NANOCHAT_API_KEYS", "NANOCHAT_ALLOWED_HOSTS"])
+@pytest.mark.parametrize("name", ["NANOCHAT_API_KEYS", "NANOCHAT_ALLOWED_HOSTS", "NANOCHAT_ALLOWED_ORIGINS"])
 @pytest.mark.parametrize("value", ["", " ", " , ", ",,", "caf\u00e9", "a\nb"])
 def test_a_list_without_items_is_refused(name: str, value: str) -> None:
     with pytest.raises(UserError, match=f"^{name} "):

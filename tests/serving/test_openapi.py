@@ -26,7 +26,7 @@ def test_it_names_all_routes_and_their_errors_and_needs_no_key(start: Callable[.
     published = httpx.get(f"{guarded.url}/openapi.json").json()
     assert set(published["paths"]) == {
         "/health", "/livez", "/readyz", "/metrics", "/v1/models", "/v1/models/{name}", "/v1/chat/completions",
-        "/v1/completions", "/tokenize", "/detokenize", "/tokenizer_info",
+        "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/tokenizer_info",
     }  # fmt: skip
     chat = published["paths"]["/v1/chat/completions"]["post"]
     assert set(chat["responses"]) == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from nanochat.pipeline.graph import build_graph
 from nanochat.spec.errors import UserError
@@ -184,6 +185,19 @@ def test_a_forgiving_verdict_can_be_a_gate() -> None:
     assert build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": gates}}}))
     with pytest.raises(UserError, match="unknown metric 'arc_easy_lenient'"):
         build_graph(PipelineSpec.model_validate({"stages": {"release": {"gates": ["arc_easy_lenient > 0"]}}}))
+
+
+def test_a_gate_can_ask_for_what_several_samples_reach() -> None:
+    stages = {
+        "evalChat": {"samples": 6, "temperature": 0.8},
+        "release": {"gates": ["gsm8k_pass4 > 0.1 and sft.humaneval_pass6 > 0"]},
+    }
+    assert build_graph(PipelineSpec.model_validate({"stages": stages}))
+    for gate in ("gsm8k_pass8 > 0", "gsm8k_pass1 > 0", "mmlu_pass2 > 0"):
+        with pytest.raises(UserError, match="unknown metric"):
+            build_graph(PipelineSpec.model_validate({"stages": stages | {"release": {"gates": [gate]}}}))
+    with pytest.raises(ValidationError, match="several samples of temperature 0 are all the same"):
+        PipelineSpec.model_validate({"stages": {"evalChat": {"samples": 6}}})
 
 
 def test_a_metric_that_only_other_models_have_does_not_fail_the_release() -> None:
