@@ -61,6 +61,6 @@ def import_(
         with artifacts.writer(KIND, key, f"import-{uuid.uuid4().hex[:8]}") as writer:
             foreign.write(writer.folder, weights)
             manifest = writer.commit(recipe=recipe | {"name": IMPORTED}, inputs={})
-    print(f"The model is in {artifacts.uri(manifest)}: chat, serve and export take this address.")
+    print(f"The model is in {artifacts.uri(manifest)}: chat, serve, eval and export take this address.")
     print(f"A pipeline starts from it with stages.mid.initialModel={key} and these settings:")
     print(f"  {' '.join(f'{name}={value}' for name, value in shape_settings(foreign.config).items())}")
