@@ -37,24 +37,59 @@ class Letters(Tokenizer):
         return b"a" * len(ids)
 
 
-class Generation:
-    """One model and the figures of a round: seconds, and seconds of CPU, of each kind of work."""
+class Rounds:
+    """Figures of a round of answers, whoever gives them: seconds, and seconds of CPU, of each kind of work."""
 
-    def __init__(self, model: Transformer, *, prompt: int, tokens: int, rows: Sequence[int], slots: int) -> None:
-        self.model, self.prompt, self.tokens, self.rows, self.slots = model, prompt, tokens, rows, slots
+    def __init__(self, model: Transformer, task: Mapping[str, Any]) -> None:
+        self.prompt, self.tokens, self.rows, self.slots = (task[name] for name in ("prompt", "tokens", "rows", "slots"))
         multiplied = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith(".weight"))
-        self.read = torch.ones(multiplied, dtype=model.compute_dtype, device=model.device)
-        with suppress(ImportError):  # an older commit has no such thing
-            importlib.import_module("nanochat.model.packing").pack(model)
-        self.figures: dict[str, float] = {}
+        self._read = torch.ones(multiplied, dtype=model.compute_dtype, device=model.device)
         self._draw = torch.Generator().manual_seed(SEED)
+        self.figures: dict[str, float] = {}
 
     @torch.inference_mode()
     def round(self) -> None:
         """Each kind of work once; `figures` are those of the last round."""
         self.figures = {"once": 1.0}
-        with self._timed("weights read once"):
-            self.read.view(torch.float32).sum()
+        with self.timed("weights read once"):
+            self._read.view(torch.float32).sum()
+        self.work()
+
+    def work(self) -> None:
+        """All that is measured, each in `timed`."""
+        raise NotImplementedError
+
+    def ids(self, count: int) -> list[int]:
+        """Made-up tokens, the same in every process."""
+        return torch.randint(256, (count,), generator=self._draw).tolist()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Time the work that is done inside, under this name."""
+        synchronize()
+        began, used = time.monotonic(), time.process_time()
+        yield
+        synchronize()
+        self.figures |= {name: time.monotonic() - began, f"{name}, cpu": time.process_time() - used}
+
+    def forever(self, paced: Paced) -> None:
+        """Answer with the figures of one round at a time."""
+        paced.stamp("build model")
+        while True:
+            self.round()  # the first one is not counted
+            paced.boundary(lambda: self.figures)
+
+
+class Generation(Rounds):
+    """This project's engine."""
+
+    def __init__(self, model: Transformer, task: Mapping[str, Any]) -> None:
+        super().__init__(model, task)
+        self.model = model
+        with suppress(ImportError):  # an older commit has no such thing
+            importlib.import_module("nanochat.model.packing").pack(model)
+
+    def work(self) -> None:
         self._turns()
         for rows in self.rows:
             self._decode(f"decode {rows}", rows=rows, slots=rows)
@@ -62,27 +97,27 @@ class Generation:
 
     def _turns(self) -> None:
         """A conversation whose first question is long, another one in between, and its second turn."""
-        engine, question = self._engine(2), self._ids(self.prompt)
+        engine, question = self._engine(2), self.ids(self.prompt)
         first = self._submit(engine, question, tokens=SHORT)
         self._until(engine, first, "prefill")
         while first.finish_reason is None:
             engine.step()
-        between = self._submit(engine, self._ids(SHORT), tokens=1)
+        between = self._submit(engine, self.ids(SHORT), tokens=1)
         self._until(engine, between, "prefill of a short prompt")
-        second = self._submit(engine, [*question, *first.ids, *self._ids(SHORT)], tokens=1)
+        second = self._submit(engine, [*question, *first.ids, *self.ids(SHORT)], tokens=1)
         self._until(engine, second, "first token of a second turn")
 
     def _decode(self, name: str, *, rows: int, slots: int) -> None:
         engine = self._engine(slots)
-        requests = [self._submit(engine, self._ids(SHORT), tokens=self.tokens + rows + 2) for _ in range(rows)]
+        requests = [self._submit(engine, self.ids(SHORT), tokens=self.tokens + rows + 2) for _ in range(rows)]
         while not all(request.ids for request in requests):
             engine.step()
-        with self._timed(name):
+        with self.timed(name):
             for _ in range(self.tokens):
                 engine.step()
 
     def _until(self, engine: Engine, request: Request, name: str) -> None:
-        with self._timed(name):
+        with self.timed(name):
             while not request.ids:
                 engine.step()
 
@@ -92,21 +127,9 @@ class Generation:
     def _submit(self, engine: Engine, prompt: list[int], *, tokens: int) -> Request:
         return engine.submit(prompt, Sampling(max_tokens=tokens, min_tokens=tokens, **MODES))
 
-    def _ids(self, count: int) -> list[int]:
-        return torch.randint(256, (count,), generator=self._draw).tolist()
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        synchronize()
-        began, used = time.monotonic(), time.process_time()
-        yield
-        synchronize()
-        self.figures |= {name: time.monotonic() - began, f"{name}, cpu": time.process_time() - used}
-
-
-def run(task: Mapping[str, Any], paced: Paced) -> None:
-    """Answer with the figures of one round at a time."""
-    paced.stamp("imports")
+def random_model(task: Mapping[str, Any]) -> Transformer:
+    """The model of the task's shape, on the device and in the format that it asks for, with weights to be read only."""
     spec = Shape.from_dict(task["shape"]).read()
     config, device = model_config(spec), choose_device(spec.stages.base.precision)
     with torch.device(device.device):
@@ -117,8 +140,10 @@ def run(task: Mapping[str, Any], paced: Paced) -> None:
             weight.normal_(0.0, config.width**-0.5, generator=generator)
     model.compute_dtype = device.compute_dtype
     model.cast_weights()
-    measured = Generation(model, prompt=task["prompt"], tokens=task["tokens"], rows=task["rows"], slots=task["slots"])
-    paced.stamp("build model")
-    while True:
-        measured.round()  # the first one is not counted
-        paced.boundary(lambda: measured.figures)
+    return model
+
+
+def run(task: Mapping[str, Any], paced: Paced) -> None:
+    """Measure this project, or another commit of it."""
+    paced.stamp("imports")
+    Generation(random_model(task), task).forever(paced)

@@ -1,4 +1,7 @@
-"""`nanochat bench infer`: prompts and answers of the engine against the speed of memory, and against another commit."""
+"""`nanochat bench infer`: prompts and answers of the engine against the speed of memory, and against a peer.
+
+The peer is another commit of this project, or the transformers package with the same weights.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ SLOTS = 8  # of a server
 BOUND = "weights read once"
 
 
-def measure_infer(asked: Measurement, *, tokens: int) -> dict[str, Any]:
-    """Let this project and the peer answer in turns -> the document for programs."""
+def measure_infer(asked: Measurement, *, tokens: int, package: bool) -> dict[str, Any]:
+    """Let this project and the peer, or the transformers `package`, answer in turns -> the document for programs."""
     prompt = asked.spec.model.sequence_length // 2
     if tokens + 64 > prompt:
         raise UserError(
@@ -27,9 +30,12 @@ def measure_infer(asked: Measurement, *, tokens: int) -> dict[str, Any]:
             "ask for fewer, or set a larger model.sequenceLength"
         )
     with Workers() as workers:
-        started = [contender.start(workers) for contender in contenders(asked, prompt=prompt, tokens=tokens)]
+        started = [
+            contender.start(workers) for contender in contenders(asked, prompt=prompt, tokens=tokens, package=package)
+        ]
         found = take_turns(started, rounds=asked.rounds, warm=0, profile=False)
     work = [name for name in found[0].rounds[0] if f"{name}, cpu" in found[0].rounds[0]]
+    pairs = [(other, name) for other in found[1:] for name in work if name in other.rounds[0]]
     return {
         "bench": "infer",
         "shape": describe(asked.spec),
@@ -43,24 +49,26 @@ def measure_infer(asked: Measurement, *, tokens: int) -> dict[str, Any]:
                 "seconds": asdict(times_faster(found[0], other, over="once", under=name)),
                 "cpu_seconds": asdict(times_faster(found[0], other, over="once", under=f"{name}, cpu")),
             }
-            for other in found[1:]
-            for name in work
+            for other, name in pairs
         ],
     }
 
 
-def contenders(asked: Measurement, *, prompt: int, tokens: int) -> Iterator[Contender]:
-    """This project, and another commit of it."""
+def contenders(asked: Measurement, *, prompt: int, tokens: int, package: bool) -> Iterator[Contender]:
+    """This project, and its peer."""
     task = {
         "module": "generation", "shape": asked.shape.to_dict(), "prompt": prompt, "tokens": tokens,
         "rows": ROWS, "slots": SLOTS,
     }  # fmt: skip
     yield Contender("ours", task, asked.variables)
+    if package:
+        yield Contender("transformers", task | {"module": "transformers_peer"}, asked.variables)
     if asked.peer is None:
         return
     if not asked.peer.own:
         raise UserError(
-            f"--peer {asked.peer.root} is another project, whose engine is not measured: name a checkout of this one"
+            f"--peer {asked.peer.root} is another project, whose engine is not measured: name a checkout of "
+            "this one, or transformers"
         )
     yield Contender(asked.peer.name, task | {"root": str(asked.peer.root)}, asked.variables)
 

@@ -14,18 +14,21 @@ import typer
 
 from nanochat.bench.checkout import find_checkout
 from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
+from nanochat.bench.conversations import Load
 from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.infer import infer_tables, measure_infer
 from nanochat.bench.measurement import Measurement
 from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
+from nanochat.bench.serve import measure_serve, serve_tables, serving
 from nanochat.bench.shapes import Shape
 from nanochat.bench.startup import measure_startup, startup_tables
 from nanochat.bench.tables import Table, print_tables
 from nanochat.bench.train import STAGES, measure_train, train_tables
-from nanochat.cli.options import Set, Store, argument, option
+from nanochat.cli.models import find_model
+from nanochat.cli.options import Model, Set, Stage, Store, argument, option
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.runtime.threads import cores
-from nanochat.spec.bounds import integer, one_of, path, real
+from nanochat.spec.bounds import address, integer, one_of, path, real
 from nanochat.spec.errors import UserError, require_torch
 from nanochat.spec.load import apply_override, check_pipeline
 
@@ -44,6 +47,11 @@ Threads = Annotated[
 Peer = Annotated[
     Path | None,
     option(path, "--peer", help="Checkout of karpathy/nanochat, or of another commit, to measure in turns."),
+]
+TRANSFORMERS = Path("transformers")
+Answering = Annotated[
+    Path | None,
+    option(path, "--peer", help="Checkout of another commit, or `transformers`: the installed package, in turns."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print everything that was measured, as JSON.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
@@ -124,15 +132,43 @@ def infer(
     tokens: Annotated[int, option(integer(1, 10_000), help="Tokens that each row decodes in a round.")] = 16,
     rounds: Rounds = 5,
     threads: Threads = None,
-    peer: Peer = None,
+    peer: Answering = None,
     set_: Set = None,
     store: Store = "default",
     json_: Json = False,
     markdown: Markdown = False,
 ) -> None:
-    """Time prompts, answers of 1 to 16 rows and second turns, against reading the weights once and another commit."""
-    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=peer, store=store)
-    show(measure_infer(asked, tokens=tokens), infer_tables, json_=json_, markdown=markdown)
+    """Time prompts, answers of 1 to 16 rows and second turns, against reading the weights once and a peer."""
+    package = peer == TRANSFORMERS
+    asked = read_options(file, set_, rounds=rounds, threads=threads, peer=None if package else peer, store=store)
+    show(measure_infer(asked, tokens=tokens, package=package), infer_tables, json_=json_, markdown=markdown)
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    stage: Stage = None,
+    url: Annotated[str | None, option(address, help="Server to ask instead of starting one of the model.")] = None,
+    slots: Annotated[int, option(integer(1, 1024), help="Requests that the started server answers at a time.")] = 8,
+    rate: Annotated[float, option(real(0.001, 1000), help="Conversations that begin in a second.")] = 0.5,
+    conversations: Annotated[int, option(integer(1, 10_000), help="Conversations in all.")] = 20,
+    turns: Annotated[int, option(integer(1, 100), help="Questions of a conversation.")] = 3,
+    words: Annotated[int, option(integer(1, 10_000), help="Words of a question.")] = 20,
+    tokens: Annotated[int, option(integer(1, 10_000), help="Longest answer, in tokens.")] = 32,
+    threads: Threads = None,
+    store: Store = "default",
+    json_: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Time a server's first tokens and those after while conversations of several turns begin at a given rate."""
+    load = Load(rate=rate, conversations=conversations, turns=turns, words=words, tokens=tokens)
+    if url is not None:
+        document = measure_serve(url.rstrip("/").removesuffix("/v1"), load)
+    else:
+        require_torch()
+        with serving(find_model(model, stage=stage, store=store), slots=slots, threads=threads or cores()) as started:
+            document = measure_serve(started, load)
+    show(document, serve_tables, json_=json_, markdown=markdown)
 
 
 @app.command()

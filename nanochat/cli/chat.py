@@ -46,15 +46,21 @@ def chat(
     top_k: int = 50,
     max_tokens: int = 256,
     system: str | None = None,
+    int8: bool = False,
+    guesses: int = 0,
 ) -> None:
     """Talk to the model in `folder`, or to the server at `url`. With a prompt: one answer, then return."""
     settings = ReplySettings(temperature=temperature, top_k=top_k, max_tokens=max_tokens)
     console = Console(highlight=False, soft_wrap=True)
+    if url is not None and (int8 or guesses):
+        raise UserError(
+            "--int8 and --guesses are about a model in this process, and --url names a server: leave out --url or them."
+        )
     if url is not None:
         backend: ChatBackend = RemoteBackend(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
     elif folder is not None:
         with console.status("Loading the model"):
-            backend = LocalBackend(folder)
+            backend = LocalBackend(folder, int8=int8, guesses=guesses)
     else:
         raise UserError("There is nobody to talk to; name a model or give --url.")
     session = Session(backend, settings, console=console, system=system)

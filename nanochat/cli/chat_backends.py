@@ -53,13 +53,13 @@ class ChatBackend(Protocol):
 class LocalBackend:
     """A model artifact, loaded into this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, int8: bool = False, guesses: int = 0) -> None:
         # torch takes a second or two to import, which talking to a server does not need.
         from nanochat.inference import Engine
         from nanochat.serving.loading import load
 
-        model, self._tokenizer, extra = load(folder)
-        self._engine = Engine(model, self._tokenizer, slots=1)
+        model, self._tokenizer, extra = load(folder, int8=int8)
+        self._engine = Engine(model, self._tokenizer, slots=1, guesses=guesses)
         self.name = f"the {extra['stage']} model" if "stage" in extra else str(folder)
         self.finish_reason = ""
 

@@ -73,6 +73,8 @@ def chat(
         int, option(options.top_k, help="Sample from this many of the likeliest tokens; 0 means all.")
     ] = 50,
     max_tokens: Annotated[int, option(options.max_tokens, help="Longest answer, in tokens.")] = 256,
+    int8: options.Int8 = False,
+    guesses: options.Guesses = 0,
     store: Store = "default",
 ) -> None:
     """Chat in the terminal with a model of a run, or with a server."""
@@ -80,7 +82,10 @@ def chat(
     from nanochat.cli.chat import chat as talk
 
     folder = None if url else models.find_model(model, stage=stage, store=store)
-    talk(folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k, max_tokens=max_tokens)
+    talk(
+        folder=folder, url=url, prompt=prompt, temperature=temperature, top_k=top_k, max_tokens=max_tokens, int8=int8,
+        guesses=guesses,
+    )  # fmt: skip
 
 
 @app.command()
@@ -90,13 +95,16 @@ def serve(
     host: Annotated[str, option(options.name, help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, option(integer(0, 65535), help="Port to listen on.")] = 8000,
     slots: Annotated[int, option(integer(1, 1024), help="Requests that are answered at the same time.")] = 8,
+    int8: options.Int8 = False,
+    guesses: options.Guesses = 0,
     store: Store = "default",
 ) -> None:
     """Serve the OpenAI chat API and a chat page."""
     settle()
     from nanochat.cli.serve import serve as start
 
-    start(folder=models.find_model(model, stage=stage, store=store), host=host, port=port, slots=slots)
+    folder = models.find_model(model, stage=stage, store=store)
+    start(folder=folder, host=host, port=port, slots=slots, int8=int8, guesses=guesses)
 
 
 @identity_app.command("generate")

@@ -75,5 +75,9 @@ Set = Annotated[
     option(text(TEXT, lines=True), "--set", help="Change a setting: path=value, e.g. model.depth=6."),
 ]
 Store = Annotated[str, option(name, "--store", help="Store profile.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="Weights of 8 bits, on a CPU: half of the memory.")]
+Guesses = Annotated[
+    int, option(integer(0, 64), help="Tokens that are guessed at a time from what was said before; 0: none.")
+]
 Namespace = Annotated[str | None, option(name, "--namespace", "-n", help="Namespace on a cluster.")]
 Context = Annotated[str | None, option(name, "--context", help="The kubeconfig's context of a cluster.")]

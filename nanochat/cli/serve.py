@@ -3,6 +3,7 @@
     serve(folder=folder, host="127.0.0.1", port=8000, slots=8)
 
 NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+NANOCHAT_KEY_REQUESTS_PER_MINUTE is how often each of them may ask.
 NANOCHAT_ALLOWED_HOSTS are further names under which the server may be asked.
 NANOCHAT_ALLOWED_ORIGINS are the origins of other web pages whose scripts may ask (https://chat.example.org); * is any.
 """
@@ -24,7 +25,15 @@ from nanochat.serving.service import EngineService
 from nanochat.serving.settings import NO_KEYS, ServerSettings
 
 
-def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int = 8) -> None:
+def serve(
+    *,
+    folder: Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    slots: int = 8,
+    int8: bool = False,
+    guesses: int = 0,
+) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
     console = Console(highlight=False, soft_wrap=True)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once
@@ -32,10 +41,10 @@ def serve(*, folder: Path, host: str = "127.0.0.1", port: int = 8000, slots: int
         settings = ServerSettings.from_environment(os.environ, local=local)
         if not (local or settings.api_keys):
             print(f"warning: {host} is reached from other machines. {NO_KEYS}", file=sys.stderr)
-        model, tokenizer, extra = load(folder)
+        model, tokenizer, extra = load(folder, int8=int8)
         hosted = ModelHolder()
         served = Served("nanochat", fingerprint(folder))
-        service = EngineService(Engine(model, tokenizer, slots=slots), metrics=hosted.metrics)
+        service = EngineService(Engine(model, tokenizer, slots=slots, guesses=guesses), metrics=hosted.metrics)
         hosted.open(Model(served, service, tokenizer))
         app = create_app(hosted, settings)
         address = f"http://{host}:{socket.getsockname()[1]}"

@@ -16,6 +16,9 @@ other rows cannot change it, but for the rounding of matrix products. A request 
 - others: the fewest rows of the ladder 1, 2, 4, 8, ... that hold those that run, and short prompts together. The same
   tokens as long as the likeliest two differ by more than rounding.
 
+With `guesses` a row's next tokens are guessed from what was said before, and computed in a pass of its own: of a
+repeatable request always, whoever is beside it, of others where they are alone.
+
 An engine belongs to one thread.
 """
 
@@ -28,6 +31,7 @@ from contextlib import contextmanager
 import torch
 
 from nanochat.inference.errors import ContextTooLong
+from nanochat.inference.guesses import Guesses
 from nanochat.inference.reply import Reply, Vocabulary
 from nanochat.inference.request import Completion, Event, FinishReason, Request
 from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
@@ -41,13 +45,17 @@ SCORED = 64  # tokens of a prompt whose logits are held at once
 
 
 class Engine:
-    """Serves requests over `slots` rows of `length` tokens each (the model's own context unless given)."""
+    """Serves requests over `slots` rows of `length` tokens each (the model's own context unless given), of which up to
+    `guesses` are guessed at a time."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, slots: int = 8, length: int | None = None) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, *, slots: int = 8, length: int | None = None, guesses: int = 0
+    ) -> None:
         self.length = length or model.config.sequence_length
         # Called with a request and the error that ended it, which is its own; without it `step` raises that error.
         self.on_error: Callable[[Request, Exception], None] | None = None
         self._model = model
+        self._guesses = min(guesses, CHUNK - 1)
         self._device = model.device
         self._vocabulary = Vocabulary(tokenizer)
         self._cache = KVCache(
@@ -178,6 +186,7 @@ class Engine:
         slot.exact, slot.written = min(source.exact, length), source.written if length else 0
         slot.request, slot.prompt, slot.filled, slot.reply = request, request.prompt, length, ()
         request.reused = length
+        slot.guesses = Guesses(request.prompt, self._guesses) if self._guesses else None
         if not slot.ready:
             self._unready[request] = slot
         with self._blaming(slot):
@@ -277,10 +286,39 @@ class Engine:
         return Event(request, token, kind, forced, pieces, logprob, reason)
 
     def _decode(self) -> None:
-        """One token for every row that has a reply, in one shape; rows without one are IDLE."""
-        decoding = [slot for slot in self._slots if slot.request is not None and slot.ready]
-        if not decoding:
-            return
+        """The logits of every row's next token: those that were computed ahead, and the others'."""
+        ready = [slot for slot in self._slots if slot.request is not None and slot.ready]
+        unknown = [slot for slot in ready if not self._known(slot)]
+        plain = [slot for slot in unknown if not ((slot.repeatable or len(ready) == 1) and self._decode_guesses(slot))]
+        if plain:
+            self._decode_together(plain)
+
+    def _known(self, slot: Slot) -> bool:
+        """Take the logits after the row's newest token where it was guessed."""
+        logits = slot.guesses.after(_occupant(slot).ids[-1]) if slot.guesses else None
+        if logits is not None:
+            self._logits[slot.index] = logits
+        return logits is not None
+
+    def _decode_guesses(self, slot: Slot) -> bool:
+        """Compute the row's newest token with those that may follow it; False: nothing to go by."""
+        request = _occupant(slot)
+        at = len(request.prompt) + len(request.ids) - 1
+        room = min(request.sampling.max_tokens - len(request.ids), self.length - at) - 1
+        tokens = slot.guesses.next(room) if slot.guesses else []
+        if not slot.guesses or not tokens:
+            return False
+        hidden = self._model.extend(
+            self._tensor([[request.ids[-1], *tokens]]), start=self._tensor([at]), slots=[slot.index], cache=self._cache
+        )
+        slot.written = max(slot.written, at + 1 + len(tokens))
+        logits = self._model.logits(hidden)[0]  # (1 + n, V)
+        self._logits[slot.index] = logits[0]
+        slot.guesses.computed(tokens, logits[1:])
+        return True
+
+    def _decode_together(self, decoding: Sequence[Slot]) -> None:
+        """One token for each of the rows, in one shape; the shape's other rows are IDLE."""
         slots = decoded(decoding, self.slots)
         at = {slot: row for row, slot in enumerate(slots)}
         ids, start = [[0]] * len(slots), [IDLE] * len(slots)
@@ -311,7 +349,8 @@ class Engine:
     def _release(self, slot: Slot) -> None:
         request = _occupant(slot)
         self._unready.pop(request, None)
-        slot.request, slot.reply = None, tuple(request.ids[:-1])  # the last one was chosen and not computed
+        slot.request, slot.guesses = None, None
+        slot.reply = tuple(request.ids[:-1])  # the last one was chosen and not computed
         self._used(slot)
         self._sampler.put(slot.index, None)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanochat.inference.guesses import Guesses
 from nanochat.inference.request import Request
 from nanochat.model.cache import CHUNK  # tokens of a prompt that are computed between two decode steps
 
@@ -31,6 +32,7 @@ class Slot:
     exact: int = 0  # and how many of them as a repeatable request computes them
     reply: tuple[int, ...] = ()  # what it holds behind the prompt of a request that is gone
     written: int = 0  # positions that were computed, by whomever what it holds was taken over from too
+    guesses: Guesses | None = None  # of what its request says next
     used: int = 0  # when it was last used by a request that is gone; the least recent is taken first
 
     @property

@@ -8,11 +8,13 @@ PyTorch gives to another library, they differ by rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.transformer import Linear, Transformer
+from nanochat.model.transformer import Attention, Linear, Transformer
 
 ROWS = 1  # that the layout is chosen for; it serves all others
 PROBE = 32  # the size of a matrix that is tried first
@@ -36,11 +38,19 @@ def pack(model: Transformer) -> str:
         return "weights stay as they are: their layout matters on a CPU"
     if why := missing(model.compute_dtype):
         return f"weights stay as they are, which makes answers slower: {why}"
+    lay_out(model, lambda weight: PackedLinear(weight.to(model.compute_dtype)))
+    return "weights are laid out for products of few rows"
+
+
+def lay_out(model: Transformer, make: Callable[[Tensor], nn.Module]) -> None:
+    """Put what `make` makes of its weight in the place of each matrix; a layer's query, key and value become one."""
     for parent in list(model.modules()):
+        if isinstance(parent, Attention):
+            parent.fused = make(torch.cat([part.weight for part in (parent.query, parent.key, parent.value)]))
+            del parent.query, parent.key, parent.value
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                setattr(parent, name, PackedLinear(child.weight.to(model.compute_dtype)))
-    return "weights are laid out for products of few rows"
+                setattr(parent, name, make(child.weight))
 
 
 def missing(dtype: torch.dtype) -> str:

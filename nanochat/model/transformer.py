@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.model import fp8
-from nanochat.model.attention import Attend, masked_sdpa, sdpa
-from nanochat.model.cache import BUCKET, KVCache, side_by_side
+from nanochat.model.attention import Attend, sdpa
+from nanochat.model.cache import KVCache
+from nanochat.model.cached_attention import CachedAttend, attention_to
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
 from nanochat.model.residual import ResidualStream
 from nanochat.model.sizes import MLP_RATIO, ModelConfig
@@ -80,6 +81,7 @@ class Attention(nn.Module):
         self.query = Linear(config.width, config.heads * config.head_dim)
         self.key = Linear(config.width, config.kv_width)
         self.value = Linear(config.width, config.kv_width)
+        self.fused: nn.Module | None = None  # in their place once weights were laid out anew: all three in one product
         self.project = Linear(config.heads * config.head_dim, config.width)
         self.value_embedding = ValueEmbedding(config) if config.has_value_embedding(layer) else None
 
@@ -96,31 +98,29 @@ class Attention(nn.Module):
         k: Tensor,
         v: Tensor,
         where: tuple[Tensor, Tensor],
-        stretches: Sequence[tuple[slice, slice]],
-        mask: Tensor,
+        attend: CachedAttend,
     ) -> Tensor:
-        """As forward, against this layer's k and v (slots, length, H_kv, hd), written at `where` first.
-
-        mask (B, 1, T, attended): what each position sees. `stretches` are the rows and slots that lie side by side.
-        """
-        attended = mask.size(-1)
+        """As forward, against this layer's k and v (slots, stored, H_kv, hd), written at `where` first."""
         q, new_k, new_v = self._project(x, ids, rotary)
         k[where], v[where] = new_k, new_v
-        seen = [
-            masked_sdpa(q[rows], k[slots, :attended], v[slots, :attended], mask[rows]).flatten(2)
-            for rows, slots in stretches
-        ]
-        return self.project(seen[0] if len(seen) == 1 else torch.cat(seen))
+        return self.project(attend(q, k, v).flatten(2))
 
     def _project(self, x: Tensor, ids: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D), ids (B, T) -> q (B, T, H, hd), k and v (B, T, H_kv, hd)."""
         b, t, _ = x.shape
+        if self.fused is not None:
+            heads = self.fused(x).view(b, t, -1, self.head_dim)
+            qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+            q, k = norm(rotate(qk, rotary)).to(x.dtype).split((self.heads, self.kv_heads), dim=2)
+            return q, k, self._value(v, x, ids)
         q = self.query(x).view(b, t, self.heads, self.head_dim)
         k = self.key(x).view(b, t, self.kv_heads, self.head_dim)
         v = self.value(x).view(b, t, self.kv_heads, self.head_dim)
-        if self.value_embedding is not None:
-            v = self.value_embedding(v, x, ids)
+        v = self._value(v, x, ids)
         return norm(rotate(q, rotary)).to(x.dtype), norm(rotate(k, rotary)).to(x.dtype), v
+
+    def _value(self, v: Tensor, x: Tensor, ids: Tensor) -> Tensor:
+        return v if self.value_embedding is None else self.value_embedding(v, x, ids)
 
 
 class MLP(nn.Module):
@@ -264,32 +264,34 @@ class Transformer(nn.Module):
         """Continue sequences that the cache holds: ids (B, T) from position start on -> as `hidden` (B, T, D).
 
         start (B,) says how much of each sequence is in the cache already, `slots` which slots the rows are, all
-        different; slots side by side are read where they are, without a copy. Row b sees positions 0..start+t of its
-        own slot (in a short window the newest of them) and nothing of its neighbours. What is attended is cut to the
-        longest row, in steps of BUCKET positions: what is beyond a row's own end has weight exactly 0.
+        different. Row b sees positions 0..start+t of its own slot (in a short window the newest of them) and nothing of
+        its neighbours.
         Of a row with `lengths` (B,) only so many tokens count; what stands behind them, and a row that starts at IDLE
         (with T = 1), writes to its slot's last position alone, which the others must not reach.
         """
         t = ids.size(1)
-        end = int(start.max()) + t if lengths is None else int((start + lengths).max())
-        self._check_length(end)
-        cache.check_room(end, t)
+        ends = (start + (t if lengths is None else lengths)).tolist()
+        self._check_length(max(ends))
+        cache.check_room(max(ends), t)
 
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
         if lengths is not None:
             positions = positions.masked_fill(positions >= (start + lengths)[:, None], IDLE)
         rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
         rows = torch.tensor(slots, device=ids.device)
-        attended = min(cache.length, -(-end // BUCKET) * BUCKET)
-        spans = {span: (span.entries(positions), span.mask(positions, attended)) for span in set(cache.spans)}
-        stretches = side_by_side(slots)
+        spans = {
+            span: (
+                (rows[:, None], span.entries(positions)),
+                attention_to(span, cache, slots=slots, positions=positions, ends=ends),
+            )
+            for span in set(cache.spans)
+        }
 
         def run(layer: int, x: Tensor) -> Tensor:
-            block, (entries, mask) = self.blocks[layer], spans[cache.spans[layer]]
+            block, (where, attend) = self.blocks[layer], spans[cache.spans[layer]]
             assert isinstance(block, Block)
-            where = (rows[:, None], entries)
             k, v = cache.k[layer], cache.v[layer]
-            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where, stretches=stretches, mask=mask)
+            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where, attend=attend)
             return x + block.mlp(norm(x))
 
         before = None

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from bench_schema import SPREAD
 from bench_shapes import bench, document, sentence, write_peer
 from jsonschema import validate
+
+from nanochat.bench.transformers_peer import translate
+from nanochat.model.sizes import ModelConfig
+from nanochat.model.transformer import Transformer
+from nanochat.spec.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CHANGED = {"model.sequenceLength": 256, "stages.base.totalBatchTokens": 512}  # of the small shape
@@ -43,6 +51,82 @@ def test_tables_of_answers_are_for_people(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for words in ("ours: a prompt of 128 tokens", "| decode 16 |", "| prefill |", "of the bound"):
         assert words in done.stdout
+
+
+PACKAGE = """
+import torch
+from torch import nn
+
+NanoChatConfig = dict
+StoppingCriteriaList = list
+
+class Layer(nn.Module):
+    def __init__(self, width, wide):
+        super().__init__()
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width, bias=False) for name in "qkvo"})
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(width, wide, bias=False), "fc2": nn.Linear(wide, width, bias=False)}
+        )
+
+class NanoChatForCausalLM(nn.Module):
+    device = torch.device("cpu")
+
+    def __init__(self, config):
+        super().__init__()
+        width, vocabulary = config["hidden_size"], config["vocab_size"]
+        layers = [Layer(width, config["intermediate_size"]) for _ in range(config["num_hidden_layers"])]
+        self.model = nn.ModuleDict(
+            {"embed_tokens": nn.Embedding(vocabulary, width), "layers": nn.ModuleList(layers)}
+        )
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+
+    def generate(self, ids, *, max_new_tokens, do_sample, stopping_criteria, **_rest):
+        assert not do_sample and not self.training
+        for _ in range(max_new_tokens):
+            scores = self.lm_head(self.model["embed_tokens"](ids[:, -1]))
+            ids = torch.cat((ids, scores.argmax(-1, keepdim=True)), 1)
+            for told in stopping_criteria:
+                assert not told(ids, scores).any()
+        return ids
+"""
+
+
+def test_the_transformers_package_answers_in_turns_with_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "transformers.py").write_text(PACKAGE)
+    found = document(bench(tmp_path, "infer", "--peer", "transformers", "--json", last=LONG, PYTHONPATH=str(tmp_path)))
+    ours, other = found["measured"]
+    assert (ours["name"], other["name"]) == ("ours", "transformers")
+    both = {"prefill", "weights read once", *(f"decode {rows}" for rows in (1, 2, 4, 8, 16))}
+    assert {ratio["work"] for ratio in found["times_faster"]} == both
+    assert set(other["of_the_bound"]) == {name for name in both if name.startswith("decode")}
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("raise ModuleNotFoundError('transformers')", "install it with `pip install transformers`"),
+        ("", "too old for NanoChatForCausalLM"),
+    ],
+)
+def test_a_package_that_can_not_answer_is_told(tmp_path: Path, package: str, words: str) -> None:
+    (tmp_path / "transformers.py").write_text(package)
+    done = bench(tmp_path, "infer", "--peer", "transformers", last=LONG, PYTHONPATH=str(tmp_path))
+    assert words in sentence(done)
+
+
+def test_every_weight_has_its_place_in_the_package_or_is_refused() -> None:
+    namespace: dict[str, Any] = {}
+    exec(PACKAGE, namespace)
+    package = SimpleNamespace(**namespace)
+    shape = {"depth": 2, "width": 32, "heads": 2, "kv_heads": 2, "sequence_length": 16, "vocab_size": 40}
+    model = Transformer(ModelConfig(**shape))
+    for index, weight in enumerate(model.parameters()):
+        torch.nn.init.constant_(weight, index)
+    theirs = translate(model, package)
+    assert sorted(w.flatten()[0].item() for w in theirs.parameters()) == list(range(2 * 6 + 2))
+    assert torch.equal(theirs.lm_head.weight, model.head.weight)
+    with pytest.raises(UserError, match=r"has no place for stream.backout_scale; set model.recipe=classic"):
+        translate(Transformer(ModelConfig(**shape, backout=True)), package)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanochat.model import cache as kv
-from nanochat.model.cache import KVCache
+from nanochat.model import cached_attention
+from nanochat.model.cache import BUCKET, KVCache
 from nanochat.model.sizes import ModelConfig
-from nanochat.model.transformer import BUCKET, IDLE, Transformer
+from nanochat.model.transformer import IDLE, Transformer
 from tests.model.recipe_models import MODERN, RECIPES
 
 Make = Callable[[ModelConfig], Transformer]
@@ -112,17 +112,17 @@ def test_an_idle_row_keeps_its_prompt_and_costs_no_attention(model: Transformer)
     prefill(model, cache, 0, ids[0, :140])
     prefill(model, cache, 1, ids[1, :10])
     kept = [k[0, :140].clone() for k in cache.k]
-    shapes = []
-    attend = F.scaled_dot_product_attention
+    seen = []
+    attend = cached_attention.attend_row
 
-    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **rest: Any) -> torch.Tensor:
-        shapes.append(key.size(2))
-        return attend(query, key, value, **rest)
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+        seen.append(k.size(0))
+        return attend(q, k, v, hidden)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", watched)
+        patch.setattr(cached_attention, "attend_row", watched)
         logits = extend(model, ids[:, 10:11], start=torch.tensor([IDLE, 10]), slots=range(2), cache=cache)
-    assert set(shapes) == {BUCKET}
+    assert seen == [11] * model.config.depth
     assert logits.isfinite().all()
     assert all(torch.equal(k[0, :140], before) for k, before in zip(cache.k, kept, strict=True))
     torch.testing.assert_close(logits[1, 0], model(ids[1:, :11])[0, -1], rtol=1e-5, atol=1e-5)

@@ -185,6 +185,18 @@ def test_one_question_prints_one_answer(folder: Path, server: Any, capsys: pytes
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.parametrize("option", [{"int8": True}, {"guesses": 3}], ids=str)
+def test_a_local_model_answers_with_each_option_and_a_server_refuses_it(folder: Path, option: dict[str, Any]) -> None:
+    question = [{"role": "user", "content": "Hello hello hello"}]
+    plain, other = (LocalBackend(folder, **given) for given in ({}, option))
+    answers = [text(list(backend.reply(question, SETTINGS))) for backend in (plain, other)]
+    assert answers[0] and answers[1]
+    if "guesses" in option:
+        assert answers[0] == answers[1]
+    with pytest.raises(UserError, match="--url names a server: leave out --url or them"):
+        chat(url="http://127.0.0.1:9", prompt="Hello", **option)
+
+
 def test_a_history_that_leaves_no_room_is_full(folder: Path, server: Any) -> None:
     long = "word " * 110
     history = [

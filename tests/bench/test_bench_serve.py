@@ -1,0 +1,130 @@
+"""`nanochat bench serve`: what it counts of a server's answers, and what it says where there are none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_shapes import bench, document, sentence
+
+from nanochat.bench.conversations import Answer, Load
+from nanochat.bench.serve import busiest, measure_serve, quantiles, serve_tables
+from nanochat.model.export import save_model
+from nanochat.model.sizes import ModelConfig
+from nanochat.model.transformer import Transformer
+from nanochat.spec.errors import UserError
+from nanochat.tokenizer import Tokenizer
+
+LOAD = Load(rate=50, conversations=4, turns=3, words=4, tokens=5)
+Reply = Callable[[dict[str, Any]], tuple[int, str]]
+
+
+def piece(text: str) -> str:
+    return f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n"
+
+
+def stream(*pieces: str) -> str:
+    usage = json.dumps({"choices": [], "usage": {"completion_tokens": len(pieces)}})
+    return "".join(piece(text) for text in pieces) + f"data: {usage}\n\ndata: [DONE]\n\n"
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[Reply], tuple[str, list[dict[str, Any]]]]]:
+    """Starts a server that answers as it is told -> its address, and what it was asked."""
+    running: list[ThreadingHTTPServer] = []
+
+    def start(reply: Reply) -> tuple[str, list[dict[str, Any]]]:
+        asked: list[dict[str, Any]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                asked.append(body)
+                status, text = reply(body)
+                self.send_response(status)
+                self.end_headers()
+                with suppress(BrokenPipeError):  # who has read the first error reads no further
+                    self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None: ...
+
+        found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        running.append(found)
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{found.server_address[1]}", asked
+
+    yield start
+    for found in running:
+        found.shutdown()
+        found.server_close()
+
+
+def test_every_turn_has_all_that_was_said_before(server: Any) -> None:
+    url, asked = server(lambda _body: (200, stream("a", "b", "c")))
+    found = measure_serve(url, LOAD)
+    assert (found["answers"], found["refused"], len(asked)) == (12, 0, 12)
+    assert sorted(len(body["messages"]) for body in asked) == [1] * 4 + [3] * 4 + [5] * 4
+    longest = max(asked, key=lambda body: len(body["messages"]))
+    assert [message["content"] for message in longest["messages"][1::2]] == ["abc", "abc"]
+    assert all(len(message["content"].split()) == 4 for message in longest["messages"][::2])
+    assert all(body["max_tokens"] == 5 and body["stream"] for body in asked)
+    counts = {name: waits["count"] for name, waits in found["waits"].items()}
+    assert counts["first token of a first turn"] == 4 and counts["first token of a later turn"] == 8
+    assert counts["between tokens"] == 24
+    assert found["tokens_per_second"] == pytest.approx(36 / found["seconds"])
+    assert "12 answers" in serve_tables(found)[0].title
+
+
+def test_a_conversation_that_is_refused_ends_and_is_counted(server: Any) -> None:
+    url, asked = server(lambda body: (429, "{}") if len(body["messages"]) > 1 else (200, stream("a")))
+    found = measure_serve(url, LOAD)
+    assert (found["answers"], found["refused"], len(asked)) == (4, 4, 8)
+    assert list(found["waits"]) == ["first token of a first turn"]
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "words"),
+    [
+        (400, "too long", "refuses with 400: too long"),
+        (200, 'data: {"error": {"message": "out of memory"}}\n\n', "broke off: .*out of memory"),
+        (200, "data: nonsense\n\n", "does not answer as OpenAI's API does"),
+    ],
+)
+def test_a_server_that_fails_is_told(server: Any, status: int, text: str, words: str) -> None:
+    url, _ = server(lambda _body: (status, text))
+    with pytest.raises(UserError, match=words):
+        measure_serve(url, LOAD)
+
+
+def test_no_server_is_told(tmp_path: Path) -> None:
+    done = bench(tmp_path, "serve", "--url", "http://127.0.0.1:9", shape=False)
+    assert "the server at http://127.0.0.1:9 does not answer" in sentence(done)
+
+
+def test_shares_and_how_many_at_once() -> None:
+    assert quantiles([float(value) for value in range(100, 0, -1)]) == {"p50": 51, "p90": 91, "p99": 100, "count": 100}
+    assert quantiles([2.0]) == {"p50": 2.0, "p90": 2.0, "p99": 2.0, "count": 1}
+    spans = [(0.0, 4.0), (1.0, 2.0), (1.5, 3.0), (5.0, 6.0)]
+    assert busiest([Answer(0, asked, came=[ended]) for asked, ended in spans]) == 3
+
+
+def test_a_model_is_served_and_asked(tmp_path: Path) -> None:
+    tokenizer = Tokenizer([bytes([value]) for value in range(256)])
+    config = ModelConfig(depth=1, width=32, heads=2, kv_heads=2, sequence_length=256, vocab_size=tokenizer.vocab_size)
+    model = Transformer(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(generator=torch.Generator().manual_seed(1))
+    tokenizer.save(tmp_path / "model")
+    save_model(tmp_path / "model", model, {"stage": "sft"})
+    options = ("--rate", "20", "--conversations", "2", "--turns", "2", "--words", "2", "--tokens", "4", "--json")
+    found = document(bench(tmp_path, "serve", str(tmp_path / "model"), *options, shape=False))
+    assert (found["answers"], found["refused"]) == (4, 0)
+    assert found["load"] == {"rate": 20, "conversations": 2, "turns": 2, "words": 2, "tokens": 4}
