@@ -99,6 +99,19 @@ RULES: dict[type[Section], list[Schema]] = {
             f"stages.{stage} cannot be disabled: later stages read what it makes",
         )
         for stage in ("dataset", "tokenizer", "tokens", "base")
+    ]
+    + [
+        rule(
+            "!has(self.mid) || !has(self.sft) || !has(self.mid.initialModel) || !has(self.sft.initialModel)",
+            "stages.mid.initialModel and stages.sft.initialModel are given: one stage starts from it",
+        ),
+        *(
+            rule(
+                f"!has(self.{stage}) || !has(self.{stage}.initialModel) || self.{stage}.enabled",
+                f"stages.{stage}.initialModel is given and stages.{stage} is not enabled",
+            )
+            for stage in ("mid", "sft")
+        ),
     ],
     TextSource: [
         rule(

@@ -20,11 +20,11 @@ import math
 from collections.abc import Mapping
 
 from nanochat.model.sizes import flops_per_token, parameters
-from nanochat.pipeline.graph import TRAINING, Graph
+from nanochat.pipeline.graph import Graph
 from nanochat.pipeline.resolve import WORKER_MEMORY
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import YEAR
-from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.pipeline import TRAINING, PipelineSpec
 from nanochat.spec.pods import PodSettings
 from nanochat.spec.quantity import amount, faults
 from nanochat.spec.stages import ComputeStage

@@ -150,7 +150,7 @@ def disk_check(resolved: ResolvedProfile, spec: PipelineSpec, plan: Horizon | No
     free = shutil.disk_usage(folder).free
     need = GIB
     if plan is not None:
-        shards = len(plan.shards) + 1
+        shards = len(plan.text_shards)
         text = shards * spec.sources.text.characters_per_shard
         state = parameters(plan.model) * 12 * CHECKPOINTS
         need += int(text * BYTES_PER_CHARACTER + text / 4.8 * BYTES_PER_TOKEN + state)
@@ -207,12 +207,12 @@ def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
     One file of a hub stands for all: what is missing beside it is said by the dataset stage.
     """
     sources, stages, needed = HubAccess.of().located(spec.sources), spec.stages, dict[str, str]()
-    if sources.text.kind == "hub":
+    if sources.text.kind == "hub" and plan.shards:
         path = sources.text.path.format(revision=sources.text.revision, index=plan.validation_shard)
         base = (sources.text.base or sources.hub).rstrip("/")
         name = shard_name(plan.validation_shard)
         needed[f"{base}/{path}"] = f"the validation shard {name}: correct sources.text or sources.mirror"
-    if stages.eval_base.enabled and stages.eval_base.core:
+    if "base" in stages.trained() and stages.eval_base.enabled and stages.eval_base.core:
         address = sources.eval_bundle.url
         needed[address] = "CORE's bundle: correct sources.evalBundle.url, or set stages.evalBase.core=false"
     hub = False

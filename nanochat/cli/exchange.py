@@ -11,6 +11,7 @@ from nanochat.cli.options import Model, Stage, Store, argument, option
 from nanochat.model.artifact import IMPORTED, KIND
 from nanochat.pipeline.graph import make_key
 from nanochat.pipeline.profiles import resolve_profile
+from nanochat.pipeline.resolve import shape_settings
 from nanochat.spec.bounds import one_of, path
 from nanochat.spec.errors import UserError, require_torch
 from nanochat.storage.artifacts import Artifacts
@@ -56,7 +57,10 @@ def import_(
     key = make_key(KIND, recipe, {})
     manifest = artifacts.find(KIND, key, mend=True)
     if manifest is None:
+        weights = foreign.weights()  # before anything is written
         with artifacts.writer(KIND, key, f"import-{uuid.uuid4().hex[:8]}") as writer:
-            foreign.write(writer.folder)
+            foreign.write(writer.folder, weights)
             manifest = writer.commit(recipe=recipe | {"name": IMPORTED}, inputs={})
-    print(f"The model is in {artifacts.uri(manifest)}: chat, serve and export take this address.")
+    print(f"The model is in {artifacts.uri(manifest)}: chat, serve, eval and export take this address.")
+    print(f"A pipeline starts from it with stages.mid.initialModel={key} and these settings:")
+    print(f"  {' '.join(f'{name}={value}' for name, value in shape_settings(foreign.config).items())}")

@@ -3,6 +3,7 @@
     serve(folder=folder, host="127.0.0.1", port=8000, slots=8)
 
 NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+NANOCHAT_KEY_REQUESTS_PER_MINUTE is how often each of them may ask.
 NANOCHAT_ALLOWED_HOSTS are further names under which the server may be asked.
 NANOCHAT_ALLOWED_ORIGINS are the origins of other web pages whose scripts may ask (https://chat.example.org); * is any.
 """

@@ -219,7 +219,7 @@ class Chat:
         strict, lenient = iter(verdicts[: len(said)]), iter(verdicts[len(said) :])
         items = []
         for asked, texts in answered:
-            forgiven = [verdict for verdict in (next(lenient) for _ in texts) if verdict is not None]
+            forgiven = [bool(verdict) for verdict in (next(lenient) for _ in texts) if verdict is not None]
             items.append(asked.item(texts, [bool(next(strict)) for _ in texts], lenient=forgiven))
         return items
 

@@ -82,4 +82,7 @@ def _write_weights(source: Path, target: Path, config: ModelConfig) -> None:
     if {name: tuple(weight.shape) for name, weight in weights.items()} != wanted:
         raise UserError(f"{source} does not fit its {CONFIG}: name a folder that a stage wrote")
     renamed = names(config)
-    save_file({renamed[name]: weight for name, weight in weights.items()}, target, metadata={"format": "pt"})
+    try:
+        save_file({renamed[name]: weight for name, weight in weights.items()}, target, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"{target.parent.parent} cannot take the weights: {error}") from error

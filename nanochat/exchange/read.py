@@ -42,16 +42,20 @@ class ForeignModel:
     shards: tuple[Path, ...]
     digests: dict[str, str]
 
-    def write(self, target: Path) -> None:
-        """Write the artifact's files into an existing folder."""
-        theirs = {theirs: own for own, theirs in names(self.config).items()}
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights by this project's names, in fp32; UserError where one is not finite."""
+        own = {theirs: own for own, theirs in names(self.config).items()}
         weights: dict[str, torch.Tensor] = {}
         for shard in self.shards:
             with safe_open(shard, "pt") as file:
                 for name in file.keys():  # noqa: SIM118  (no mapping)
-                    weights[theirs[name]] = weight = file.get_tensor(name).to(torch.float32)
+                    weights[own[name]] = weight = file.get_tensor(name).to(torch.float32)
                     if not weight.isfinite().all():
                         raise UserError(f"{shard}: {name} holds numbers that are not finite")
+        return weights
+
+    def write(self, target: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Write the artifact's files into an existing folder."""
         save_file(weights, target / WEIGHTS)
         document = {**self.config.to_dict(), "stage": IMPORTED, "step": 0}
         (target / CONFIG).write_text(json.dumps(document, indent=2) + "\n")

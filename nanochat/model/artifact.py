@@ -8,10 +8,13 @@ fingerprint(manifest)        # "90ce5fcc1fdd0a4b"
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from nanochat.spec.errors import UserError
+from nanochat.model.sizes import ModelConfig
+from nanochat.spec.errors import StorageError, UserError
 from nanochat.storage.artifacts import MANIFEST, ROOT
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
@@ -46,6 +49,14 @@ class ModelAddress:
             return cls(root, check_name(key), check_name(launch) if launch else "")
         except ValueError:
             raise UserError(f"'{uri}' is not a model's address: it ends in {ROOT}/{KIND}/<key>[/<launch>]") from None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a folder."""
+    try:
+        return ModelConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{folder / CONFIG} cannot be read: {error}") from None
 
 
 def read_manifest(

@@ -42,7 +42,6 @@ VERSIONS = {
     "report": 1,
     "release": 1,
 }
-TRAINING = ("base", "mid", "sft", "rl")
 
 _ref = ArtifactRef.of
 TOKENIZER = _ref("tokenizer", "bpe")
@@ -177,7 +176,7 @@ def build_graph(spec: PipelineSpec, *, contents: Mapping[str, str] | None = None
 def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Mapping[str, str]) -> None:
     text = spec.sources.text
     outputs = []
-    for index in (*plan.shards, plan.validation_shard):
+    for index in plan.text_shards:
         recipe: dict[str, Any] = {"index": index, "kind": text.kind}
         if text.kind == "hub":
             recipe |= {"path": text.path, "revision": text.revision}
@@ -187,11 +186,12 @@ def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Map
     for name in used_tasks(spec):
         if find_task(name).files:
             outputs.append(builder.output("task-data", name, task_recipe(name) | _revisions(spec, name, contents)))
-    if spec.stages.eval_base.enabled and spec.stages.eval_base.core:
+    if "base" in spec.stages.trained() and spec.stages.eval_base.enabled and spec.stages.eval_base.core:
         outputs.append(builder.output("eval-bundle", "core", {"revision": spec.sources.eval_bundle.revision}))
-    if text.kind == "hub":
+    if text.kind == "hub" and plan.shards:
         outputs.append(builder.output("encodings", "gpt", {}))
-    builder.add("dataset", "cpu", outputs)
+    if outputs:
+        builder.add("dataset", "cpu", outputs)
 
 
 def _revisions(spec: PipelineSpec, name: str, contents: Mapping[str, str]) -> dict[str, Any]:
@@ -213,7 +213,8 @@ def _revisions(spec: PipelineSpec, name: str, contents: Mapping[str, str]) -> di
 
 def _tokenizer(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
     shards = [_ref("text", shard_name(i)) for i in tokenizer_shards(spec, plan.shards)]
-    recipe = spec.stages.tokenizer.recipe()
+    initial = spec.stages.initial_model
+    recipe = {"initialModel": initial} if initial else spec.stages.tokenizer.recipe()
     output = builder.output("tokenizer", "bpe", recipe, shards)
     builder.add(
         "tokenizer", "cpu", [output], also=[_ref("encodings", "gpt"), _ref("text", shard_name(plan.validation_shard))]
@@ -223,7 +224,7 @@ def _tokenizer(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
 def _tokens(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> None:
     outputs = [
         builder.output("text-tokens", shard_name(i), {}, [_ref("text", shard_name(i)), TOKENIZER])
-        for i in (*plan.shards, plan.validation_shard)
+        for i in plan.text_shards
     ]
     for part in mixture_parts(spec):
         recipe = task_recipe(part.task) | {"split": part.split, "rows": part.rows, "seed": spec.seed}
@@ -237,10 +238,8 @@ def _training(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> str:
     """Adds base, mid, sft, rl and their evaluations; returns the last training stage."""
     stages, last = spec.stages, ""
     validation = _ref("text-tokens", shard_name(plan.validation_shard))
-    for name in TRAINING:
+    for name in stages.trained():
         settings = getattr(stages, name)
-        if not settings.enabled:
-            continue
         recipe = {"stage": name, "seed": spec.seed} | settings.recipe()
         also: list[ArtifactRef] = [TOKENIZER]
         if name == "base":
@@ -255,7 +254,7 @@ def _training(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> str:
             ]
         else:
             refs = {_ref("chat-tokens", f"{part.task}-{part.split}") for part in settings.mixture}
-            inputs = [_ref("model", last), *sorted(refs)]
+            inputs = [*([_ref("model", last)] if last else []), *sorted(refs)]
             also += sorted({_ref("chat-tokens", f"{part.task}-{part.split}") for part in settings.validation})
             recipe.pop("validation")
         output = builder.output("model", name, recipe, inputs)

@@ -17,11 +17,12 @@ from typing import Any
 
 from nanochat.model.artifact import KIND, MADE_OF, fingerprint
 from nanochat.pipeline.explain import explain_miss
-from nanochat.pipeline.graph import TRAINING, Graph, Output
+from nanochat.pipeline.graph import Graph, Output
 from nanochat.pipeline.planner import Phase, Status
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.spec.errors import NanochatError
+from nanochat.spec.pipeline import TRAINING
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.checkpoints import newest_step
 from nanochat.storage.manifest import Manifest

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from nanochat.pipeline.graph import TRAINING, Graph, Node, Output
+from nanochat.pipeline.graph import Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.sentences import Said
-from nanochat.spec.pipeline import PipelineSpec
+from nanochat.spec.pipeline import TRAINING, PipelineSpec
 from nanochat.spec.stages import ComputeStage
 
 # Stages whose outputs a user wants for themselves; the others run where one of these needs them.

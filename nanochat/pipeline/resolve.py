@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from nanochat.model.scaling import REFERENCE_DEPTH, Scaling
 from nanochat.model.sizes import (
+    FEATURES,
     ModelConfig,
     embedding_parameters,
     flops_per_token,
@@ -35,6 +38,11 @@ class Horizon:
     tokens: int
     shards: tuple[int, ...]  # indices of the training shards
     validation_shard: int
+
+    @property
+    def text_shards(self) -> tuple[int, ...]:
+        """All shards of text that are used, the validation's last; none where nothing is pretrained."""
+        return (*self.shards, self.validation_shard) if self.shards else ()
 
     def to_dict(self) -> dict[str, Any]:
         """As a stage's plan carries it."""
@@ -91,6 +99,13 @@ def model_config(spec: PipelineSpec, depth: int | None = None) -> ModelConfig:
     return replace(config, kv_heads=max(shared))
 
 
+def shape_settings(config: ModelConfig) -> dict[str, Any]:
+    """The settings that describe a model of this shape; of the modern recipe's only what it uses."""
+    fields = ("depth", "width", "kv_heads", "sequence_length", *(feature.name for feature in FEATURES))
+    found = {f"model.{to_camel(name)}": value for name, value in config.to_dict().items() if name in fields}
+    return found | {"model.headDim": config.head_dim, "stages.tokenizer.vocabSize": config.vocab_size}
+
+
 def scaling(spec: PipelineSpec) -> Scaling:
     """The batch of the base stage, and what its rates and decay are multiplied by."""
     base = spec.stages.base
@@ -116,12 +131,14 @@ def _counted(spec: PipelineSpec, config: ModelConfig) -> int:
 
 
 def horizon(spec: PipelineSpec) -> Horizon:
-    """Steps, tokens and shards of the base stage.
+    """Steps, tokens and shards of the base stage; none where training starts from a model that is there.
 
     The steps are `steps`, else targetFlops / FLOPs per token / batch, else tokensPerParameter x parameters / batch.
     The shards are ceil(1.1 x tokens x 4.8 / characters in a shard), unless `sources.text.shards` says otherwise.
     """
     config, base, text = model_config(spec), spec.stages.base, spec.sources.text
+    if spec.stages.initial_model:
+        return Horizon(model=config, steps=0, tokens=0, shards=(), validation_shard=text.validation_shard)
     batch = scaling(spec).batch_tokens
     if base.steps is not None:
         steps = base.steps

@@ -31,9 +31,7 @@ def mixture_parts(spec: PipelineSpec) -> list[MixturePart]:
     """All conversations that become token files, a part for each task and split with the most rows asked for."""
     parts: dict[tuple[str, str], MixturePart] = {}
     stages = spec.stages
-    for stage in (stages.mid, stages.sft):
-        if not stage.enabled:
-            continue
+    for stage in (getattr(stages, name) for name in ("mid", "sft") if name in stages.trained()):
         for part in (*stage.mixture, *stage.validation):
             known = parts.get((part.task, part.split))
             rows = part.rows
@@ -49,7 +47,7 @@ def used_tasks(spec: PipelineSpec) -> list[str]:
     names = {part.task for part in mixture_parts(spec)}
     if stages.rl.enabled:
         names |= {part.task for part in stages.rl.tasks}
-    if stages.eval_chat.enabled and any(stage.enabled for stage in (stages.mid, stages.sft, stages.rl)):
+    if stages.eval_chat.enabled and {"mid", "sft", "rl"} & {*stages.trained()}:
         names |= {part.task for part in stages.eval_chat.tasks}
     return sorted(names)
 

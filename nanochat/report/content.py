@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanochat.pipeline.explain import NEW
-from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
@@ -15,6 +14,7 @@ from nanochat.report.metrics import label
 from nanochat.report.record import RunRecord, StageRecord, gpu_seconds
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
+from nanochat.spec.pipeline import TRAINING
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
 _CLOSING = ("report", "release")

@@ -14,11 +14,12 @@ from typing import Any
 
 from nanochat.parse.json_text import read_json
 from nanochat.pipeline.attempts import AttemptRecord, read_attempts
-from nanochat.pipeline.graph import TOKENIZER, TRAINING
+from nanochat.pipeline.graph import TOKENIZER
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import StorageError
+from nanochat.spec.pipeline import TRAINING
 from nanochat.spec.pods import hide_values
 from nanochat.storage import Artifacts, Manifest, Store
 from nanochat.tracking.environment import environment

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable
 from itertools import chain, repeat
 
-from nanochat.pipeline.graph import TRAINING
 from nanochat.report.record import RunRecord, StageRecord, gather, stage_settings
 from nanochat.spec.errors import NanochatError
+from nanochat.spec.pipeline import TRAINING
 from nanochat.storage import Artifacts, Store
 from nanochat.tracking.background import Ticker
 from nanochat.tracking.journal import JournalReader

@@ -5,6 +5,7 @@ app.include_router(Api(host, settings=ServerSettings()).router())
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -139,14 +140,14 @@ class Api:
         model = self._asked(body)
         prompt, _, exchange = await self._ask(model, body, param="messages")
         talk = ChatResponder(model, exchange, body, prompt)
-        return await self._answer(request, exchange, talk, stream=bool(body.stream))
+        return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
     async def _respond(self, body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, as the newer of OpenAI's APIs does, whole or as a stream of events."""
         model = self._asked(body)
         prompt, settings, exchange = await self._ask(model, body.chat(), param="input")
         talk = ResponsesResponder(model, exchange, body, prompt, settings)
-        return await self._answer(request, exchange, talk, stream=bool(body.stream))
+        return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
     async def _ask(self, model: Model, body: ChatRequest, *, param: str) -> tuple[ChatPrompt, Sampling, Exchange]:
         """A conversation on its way to the engine; `param` names it in errors."""
@@ -176,7 +177,7 @@ class Api:
         wanted = [_samples(model, prompt.ids, settings, body.choices) for prompt in prompts]
         exchange = self._submit(model, wanted, param="prompt")
         talk = CompletionResponder(model, exchange, body, prompts)
-        return await self._answer(request, exchange, talk, stream=bool(body.stream))
+        return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
     def _sampling(self, model: Model, body: SampledRequest, *, longest: int, logprobs: int | None) -> Sampling:
         vocabulary = model.tokenizer.vocab_size
@@ -184,7 +185,7 @@ class Api:
 
     def _submit(self, model: Model, wanted: Sequence[Samples], *, param: str) -> Exchange:
         try:
-            return Exchange(model.service, wanted)
+            return Exchange(model.service, wanted, patience=self._settings.queue_seconds)
         except ContextTooLong as error:
             raise _too_long(error, param) from None
         except EngineFailed as error:
@@ -193,10 +194,13 @@ class Api:
             if model.service.draining:
                 message = "The server is about to end; try again."
                 raise ApiError(503, message, kind="server_error", code="draining", retry_after=5) from error
-            message = "Too many requests are running and waiting; try again later."
-            raise ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after=2) from error
+            after = retry_after(error.seconds)
+            message = f"Too many requests are running and waiting; try again in about {after} seconds."
+            raise ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after=after) from error
 
-    async def _answer(self, request: Request, exchange: Exchange, talk: Responder, *, stream: bool) -> Response:
+    async def _answer(
+        self, model: Model, request: Request, exchange: Exchange, talk: Responder, *, stream: bool
+    ) -> Response:
         """The answer to a request, whole or as a stream; it ends when the client goes."""
         note(request, exchange)
         handed_on = False
@@ -208,8 +212,8 @@ class Api:
                 return EventStream(exchange, talk.chunks())
             return JSONResponse(await unless_disconnected(request, talk.collect()))
         except TimeoutError:
-            message = "No slot was free in time; try again."
-            raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=5) from None
+            message, after = "No slot was free in time; try again.", retry_after(model.service.wait)
+            raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=after) from None
         except EngineFailed as error:
             raise ApiError(500, str(error), kind="server_error") from error
         except UserError as error:  # which only the engine can find
@@ -217,6 +221,11 @@ class Api:
         finally:
             if not handed_on:
                 exchange.close()
+
+
+def retry_after(seconds: float | None) -> int:
+    """When to try again: after so long, at least a second and at most an hour; two where it is not known."""
+    return 2 if seconds is None else min(max(1, math.ceil(seconds)), 3600)
 
 
 async def _prompted(make: Callable[[], T], param: str) -> T:

@@ -24,6 +24,7 @@ from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, body_limit
 from nanochat.serving.health import health_router
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.page import FOLDER, PageFiles, page_router
+from nanochat.serving.rates import Rates
 from nanochat.serving.request_log import RequestLog
 from nanochat.serving.settings import ServerSettings
 
@@ -48,7 +49,8 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
         return LEAST_BODY_LIMIT if host.model is None else body_limit(host.model.service.length)
 
     app = FastAPI(title="nanochat", summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, keys=settings.api_keys, hosts=settings.hosts, limit=limit)
+    rates = Rates(settings.key_requests) if settings.key_requests else None
+    app.add_middleware(Gate, keys=settings.api_keys, hosts=settings.hosts, limit=limit, rates=rates)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

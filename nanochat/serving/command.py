@@ -2,6 +2,7 @@
 
 It listens at once and loads the model that the environment names (`nanochat.serving.loader`) in the background.
 NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; without them everyone may ask.
+NANOCHAT_KEY_REQUESTS_PER_MINUTE is how often each of them may ask.
 NANOCHAT_ALLOWED_HOSTS, if set, are the names under which the server may be asked, beside addresses and localhost.
 NANOCHAT_ALLOWED_ORIGINS are the origins of other web pages whose scripts may ask (https://chat.example.org); * is any.
 """

@@ -29,7 +29,7 @@ class Figures:
 class Exchange:
     """An asynchronous iterator over (sample, event) until all are finished; `close` cancels the rest."""
 
-    def __init__(self, service: EngineService, wanted: Sequence[Samples]) -> None:
+    def __init__(self, service: EngineService, wanted: Sequence[Samples], *, patience: float) -> None:
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
         self._peeked: tuple[int, Event] | None = None
@@ -41,7 +41,7 @@ class Exchange:
         self.figures = Figures(prompt=sum(len(prompt) for prompt, _ in wanted))
         self._begun = time.monotonic()
         self._service = service
-        self._submissions = service.submit(wanted, deliver)
+        self._submissions = service.submit(wanted, deliver, patience=patience)
         self._unfinished = len(self._submissions)
 
     def __aiter__(self) -> Exchange:

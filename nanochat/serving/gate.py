@@ -2,9 +2,9 @@
 
     app.add_middleware(Gate, keys=keys, hosts=hosts, limit=lambda: body_limit(context))
 
-In this order: few enough headers, a host that is ours, a key that is known, and a body that came whole, in time and
-within its limit, while all bodies together are within theirs. Who is refused is answered at once; what else he sends is
-not read.
+In this order: few enough headers, a host that is ours, a key that is known and has not asked too often, and a body that
+came whole, in time and within its limit, while all bodies together are within theirs. Who is refused is answered at
+once; what else he sends is not read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import math
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serving.errors import ApiError
 from nanochat.serving.page import FOLDER
+from nanochat.serving.rates import Rates
 
 OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})
 MAX_HEADERS = 100
@@ -74,8 +77,16 @@ class Hosts:
 class Gate:
     """The middleware; see the module's docstring. Without `keys` everyone may ask, without `hosts` under any name."""
 
-    def __init__(self, app: ASGIApp, *, keys: frozenset[str], hosts: Hosts | None, limit: Callable[[], int]) -> None:
-        self._app, self._keys, self._hosts, self._limit = app, keys, hosts, limit
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: frozenset[str],
+        hosts: Hosts | None,
+        limit: Callable[[], int],
+        rates: Rates | None = None,
+    ) -> None:
+        self._app, self._keys, self._hosts, self._limit, self._rates = app, keys, hosts, limit, rates
         self._large = 0  # bytes of bodies in flight beyond SMALL_BODY of each
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,9 +116,15 @@ class Gate:
             raise ApiError(403, message, code="host_not_allowed")
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         known = scheme.lower() == "bearer" and _among(given.strip(), self._keys)
-        if self._keys and not known and not is_open(scope["path"]):
+        if not self._keys or is_open(scope["path"]):
+            return
+        if not known:
             message = "The API key is missing or unknown; send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key")
+        if self._rates and (seconds := self._rates.wait(given.strip(), time.monotonic())):
+            message, after = f"This key may ask {self._rates.most} times a minute", math.ceil(seconds)
+            message = f"{message}, and has; try again in {after} seconds."
+            raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=after)
 
     async def _read(self, body: bytearray, receive: Receive, *, declared: int, limit: int) -> bool:
         """Read the whole body; False where the client went before its end."""

@@ -15,6 +15,7 @@ engine begins anew; where it then does not give a token, the thread ends, `alive
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
 from nanochat.serving.metrics import Metrics
+from nanochat.serving.pace import Pace
 from nanochat.spec.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -34,7 +36,14 @@ Samples = tuple[Sequence[int], Sequence[Sampling]]  # a prompt, and the settings
 
 
 class Overloaded(Exception):
-    """As many requests as are allowed run and wait already, or the server is about to end."""
+    """As many requests as are allowed run and wait already, or the server is about to end.
+
+    `seconds` is when there may be room, as far as it is known.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        super().__init__()
+        self.seconds = seconds
 
 
 class EngineFailed(Exception):
@@ -72,6 +81,7 @@ class EngineService:
         self._inbox: deque[Submission] = deque()
         self._submissions: dict[Request, Submission] = {}
         self._open = 0  # submitted and not finished
+        self._pace = Pace()
         self._changed = threading.Condition()
         self._stopping = False
         self._beat = time.monotonic()
@@ -103,6 +113,22 @@ class EngineService:
         return max(0, self._open - self._engine.running)
 
     @property
+    def held(self) -> int:
+        """Tokens that the key-value cache holds."""
+        return self._engine.held
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that it has room for."""
+        return self.slots * self.length
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds that one more request would wait for a slot; None: not known yet."""
+        ahead = self._open - self.slots + 1  # that have to leave first
+        return 0.0 if ahead <= 0 else self._pace.seconds(ahead)
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs and has lately begun a step or waited for work."""
         return self._thread.is_alive() and time.monotonic() - self._beat < STALLED_SECONDS
@@ -111,8 +137,13 @@ class EngineService:
         self,
         wanted: Sequence[Samples],
         deliver: Callable[[int, Event | Exception], None],
+        *,
+        patience: float = math.inf,
     ) -> list[Submission]:
         """Submit samples of prompts, all or none; `deliver(index, ...)` says which of all samples it is about.
+
+        Where as many wait as there are slots, no more are taken than can be expected to get one within `patience`
+        seconds.
 
         Raises ContextTooLong, Overloaded, EngineFailed.
         """
@@ -127,8 +158,12 @@ class EngineService:
         with self._changed:
             if not self._thread.is_alive() or self._stopping:
                 raise EngineFailed("The engine is not running.")
-            if self.draining or self._open + len(submissions) > self._capacity:
+            if self.draining:
                 raise Overloaded
+            if (over := self._open + len(submissions) - self._capacity) > 0:
+                raise Overloaded(self._pace.seconds(over))
+            if self._open >= 2 * self.slots and (self.wait or 0.0) > patience:
+                raise Overloaded((self.wait or 0.0) - patience)
             self._open += len(submissions)
             self._inbox.extend(submissions)
             self._changed.notify_all()
@@ -189,9 +224,11 @@ class EngineService:
         self._left()
         _tell(submission, RequestFailed(f"The request failed: {type(error).__name__}: {error}"))
 
-    def _left(self, *, cancelled: bool = False) -> None:
-        """One request less runs or waits."""
+    def _left(self, *, cancelled: bool = False, freed: float | None = None) -> None:
+        """One request less runs or waits; `freed` is when it left a slot."""
         with self._changed:
+            if freed is not None:
+                self._pace.freed(freed, waiting=self._open > self.slots)
             self._open -= 1
         self._metrics.cancelled.inc(cancelled)
 
@@ -217,9 +254,10 @@ class EngineService:
                 self._submissions[submission.request] = submission
         for submission in gone:
             assert submission.request is not None
+            had_slot = not self._engine.waits(submission.request)
             self._engine.cancel(submission.request)
             del self._submissions[submission.request]
-            self._left(cancelled=True)
+            self._left(cancelled=True, freed=time.monotonic() if had_slot else None)
         return not self._stopping
 
     def _deliver(self, event: Event) -> None:
@@ -231,7 +269,7 @@ class EngineService:
         self._metrics.generated.inc()
         if event.finish_reason is not None:
             del self._submissions[event.request]
-            self._left()
+            self._left(freed=now)
         _tell(submission, event)
 
 

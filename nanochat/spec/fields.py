@@ -52,6 +52,11 @@ LabelKey = Annotated[
     ),
     Form("be a qualified name such as example.com/zone"),
 ]
+ArtifactKey = Annotated[
+    str,
+    StringConstraints(min_length=32, max_length=32, pattern=r"^[0-9a-f]{32}$"),
+    Form("be 32 hexadecimal digits"),
+]
 LABEL_VALUE = r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$"
 LabelValue = Annotated[
     str,

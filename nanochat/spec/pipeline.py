@@ -89,6 +89,9 @@ class ModelSettings(Section):
     )
 
 
+TRAINING = ("base", "mid", "sft", "rl")
+
+
 class Stages(Section):
     """The stages in their order."""
 
@@ -119,7 +122,23 @@ class Stages(Section):
                 raise ValueError(f"stages.{name} makes what all later stages read and cannot be disabled")
         if not self.base.enabled:
             raise ValueError("stages.base cannot be disabled: mid, sft and rl start from its weights")
+        if self.mid.initial_model and self.sft.initial_model:
+            raise ValueError("stages.mid.initialModel and stages.sft.initialModel are given: one stage starts from it")
+        for name in ("mid", "sft"):
+            stage = getattr(self, name)
+            if stage.initial_model and not stage.enabled:
+                raise ValueError(f"stages.{name}.initialModel is given and stages.{name} is not enabled")
         return self
+
+    @property
+    def initial_model(self) -> str | None:
+        """The key of the model that training starts from; None where base trains one."""
+        return self.mid.initial_model or self.sft.initial_model
+
+    def trained(self) -> tuple[str, ...]:
+        """The stages that train, in their order."""
+        first = "mid" if self.mid.initial_model else "sft" if self.sft.initial_model else "base"
+        return tuple(name for name in TRAINING[TRAINING.index(first) :] if getattr(self, name).enabled)
 
 
 class Retries(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from nanochat.spec.fields import IdentityAddress, Name, Section, setting
+from nanochat.spec.fields import ArtifactKey, IdentityAddress, Name, Section, setting
 from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
 
 # Comments of fields that several stages have.
@@ -231,9 +231,16 @@ def _mid_validation() -> Mixture:
     )
 
 
+INITIAL_MODEL = (
+    "initialModel is the key of a model of the store, as `nanochat import` tells it, that this stage starts from, and "
+    "that model and stages.tokenizer.vocabSize have to describe. By default the stages before it train one."
+)
+
+
 class MidStage(PackedStage):
     """Midtraining: one epoch of packed conversations, every token trained."""
 
+    initial_model: ArtifactKey | None = setting(None, INITIAL_MODEL, key="changed")
     mixture: Mixture = setting(_mid_mixture, MIXTURE, min_length=1)
     validation: Mixture = setting(_mid_validation, VALIDATION, min_length=1)
     identity: IdentityAddress | None = setting(
@@ -273,6 +280,7 @@ def _sft_validation() -> Mixture:
 class SftStage(TrainingStage):
     """Supervised fine-tuning: one conversation a row, only the assistant's tokens trained."""
 
+    initial_model: ArtifactKey | None = setting(None, INITIAL_MODEL, key="changed")
     mixture: Mixture = setting(_sft_mixture, MIXTURE, min_length=1)
     validation: Mixture = setting(_sft_validation, VALIDATION, min_length=1)
     epochs: int = setting(1, "epochs is the number of passes over the mixture.", ge=1, le=100)

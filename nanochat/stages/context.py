@@ -14,14 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanochat.model.artifact import MADE_OF, fingerprint
+from nanochat.model.artifact import KIND, MADE_OF, fingerprint
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.environment import integer
-from nanochat.spec.errors import StorageError
+from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.storage.artifacts import Artifacts, Writer
 from nanochat.storage.checkpoints import Checkpoints
@@ -86,6 +86,15 @@ class StageContext:
         """Where the stage stands; only rank 0's is written."""
         folder = RunPaths(self.plan.run).progress(self.stage)
         return Progress(self.store, folder, stage=self.stage, launch=self.launch, enabled=self.is_main)
+
+    @cached_property
+    def initial_model(self) -> Manifest | None:
+        """The model that training starts from where the pipeline names one; UserError where the store has none."""
+        key = self.spec.stages.initial_model
+        found = self.artifacts.find(KIND, key) if key else None
+        if key and found is None:
+            raise UserError(f"initialModel: this store has no model {key}: import it into this store, or name another")
+        return found
 
     def has(self, ref: str) -> bool:
         """Whether 'kind/name' is among the inputs."""

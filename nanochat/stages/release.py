@@ -15,7 +15,6 @@ from typing import Any
 from nanochat.model.artifact import fingerprint
 from nanochat.parse.address import shown
 from nanochat.parse.json_text import read_json
-from nanochat.pipeline.graph import TRAINING
 from nanochat.pipeline.release_record import ReleaseRecord
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.task_selection import known_metrics
@@ -24,6 +23,7 @@ from nanochat.report.record import LARGEST_RESULTS, Evaluation, evaluation_from,
 from nanochat.report.tracked import tracked_run
 from nanochat.spec.errors import NanochatError, StorageError
 from nanochat.spec.gates import Gate, parse
+from nanochat.spec.pipeline import TRAINING
 from nanochat.stages.context import StageContext
 from nanochat.storage.records import read_object
 from nanochat.tracking.mlflow import Projection

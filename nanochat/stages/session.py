@@ -7,7 +7,6 @@ with open_session(context) as session:
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -22,15 +21,15 @@ from safetensors.torch import load_file
 
 from nanochat.data.mixture import Mixture, Part
 from nanochat.data.tokenfile import ConversationFile
-from nanochat.model.artifact import CONFIG, TOKENIZER, WEIGHTS
+from nanochat.model.artifact import TOKENIZER, WEIGHTS, read_config
 from nanochat.model.export import save_model
-from nanochat.model.sizes import ModelConfig, flops_per_token, parameters
+from nanochat.model.sizes import flops_per_token, parameters
 from nanochat.model.transformer import Transformer
 from nanochat.optim import OptimSettings, build_optimizer
 from nanochat.optim.schedule import lr_scale
 from nanochat.runtime.device import Device, choose_device, has_fp8
 from nanochat.runtime.distributed import World, join
-from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.errors import UserError
 from nanochat.spec.training import BaseStage, MixturePart, PackedStage, TrainingStage
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
@@ -243,8 +242,7 @@ def open_session(context: StageContext) -> Iterator[TrainingSession]:
     settings: TrainingStage = context.settings
     device = choose_device(settings.precision)
     with join(device.device, Path(context.plan.work)) as world:
-        parents = context.refs("model")
-        folder = context.fetch(parents[0]) if parents else None
+        folder = _parent(context)
         config = context.horizon.model if folder is None else read_config(folder)
         with torch.device(device.device):
             model = Transformer(config)
@@ -269,12 +267,11 @@ def open_session(context: StageContext) -> Iterator[TrainingSession]:
         )
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The shape of a model artifact."""
-    try:
-        return ModelConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{folder / CONFIG} cannot be read: {error}") from None
+def _parent(context: StageContext) -> Path | None:
+    """The folder of the model that the stage starts from; None where it is a fresh one."""
+    if parents := context.refs("model"):
+        return context.fetch(parents[0])
+    return context.artifacts.fetch(context.initial_model) if context.initial_model else None
 
 
 def optim_settings(settings: TrainingStage) -> OptimSettings:

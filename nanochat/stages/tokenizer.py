@@ -1,4 +1,7 @@
-"""The tokenizer stage: learns the vocabulary from text shards, and measures it beside GPT-2's and GPT-4's."""
+"""The tokenizer stage: learns the vocabulary from text shards, and measures it beside GPT-2's and GPT-4's.
+
+Where training starts from a model, that model's vocabulary is taken.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 from nanochat.data.text import read_text
-from nanochat.pipeline.resolve import shard_name
-from nanochat.spec.errors import Stopped
+from nanochat.model.artifact import CONFIG, TOKENIZER, read_config
+from nanochat.pipeline.resolve import shape_settings, shard_name
+from nanochat.spec.errors import Stopped, UserError
 from nanochat.stages.context import StageContext
+from nanochat.storage.manifest import Manifest
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.compression import SAMPLES, compression_table
 
@@ -20,7 +25,10 @@ SLICE_CHARS = 500_000  # characters of the training and of the validation text i
 
 
 def run(context: StageContext) -> None:
-    """Train, measure, commit."""
+    """Train, measure, commit; or take that of the model that training starts from."""
+    if context.initial_model is not None:
+        take(context, context.initial_model)
+        return
     logging.getLogger("rustbpe").setLevel(logging.WARNING)  # it reports every percent
     settings, output = context.settings, context.outputs[0]
     shards = sorted(ref for ref in output.inputs if ref.kind == "text")
@@ -55,6 +63,24 @@ def run(context: StageContext) -> None:
     log.info(
         "a vocabulary of %d tokens (%s) was learned in %.1f s", tokenizer.vocab_size, tokenizer.fingerprint, seconds
     )
+
+
+def take(context: StageContext, model: Manifest) -> None:
+    """Commit the tokenizer of a model. UserError where the pipeline describes a model of another shape."""
+    folder = context.artifacts.fetch(model, [CONFIG, TOKENIZER])
+    found, declared = shape_settings(read_config(folder)), shape_settings(context.horizon.model)
+    wrong = [f"{name}={value}" for name, value in found.items() if declared.get(name) != value]
+    wrong += [f"no {name}" for name in declared.keys() - found.keys()]
+    if wrong:
+        raise UserError(
+            f"initialModel: the pipeline describes another model than {model.key}, which has {', '.join(wrong)}: "
+            "set that"
+        )
+    tokenizer, output = Tokenizer.load(folder), context.outputs[0]
+    with context.writer(output) as writer:
+        tokenizer.save(writer.folder)
+        context.commit(writer, output, {"vocabSize": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint})
+    log.info("the vocabulary of %d tokens (%s) is that of %s", tokenizer.vocab_size, tokenizer.fingerprint, model.key)
 
 
 def _texts(context: StageContext, shards: Sequence[str], max_chars: int, document_chars: int) -> Iterator[str]:

@@ -74,6 +74,20 @@ def test_tasks_and_rows_are_added_to_what_is_there(
     assert figures[0] == figures[1] and figures[0]["metrics"]["world-sums"]["n"] == 6
 
 
+def test_two_ways_to_answer_are_compared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (folder, "--tasks", TASKS, "--rows", 5, "--max-tokens", 4, "--out")
+    assert evaluate(monkeypatch, *common, tmp_path / "greedy") == 0
+    assert evaluate(monkeypatch, *common, tmp_path / "drawn", "--samples", 4, "--temperature", 0.8) == 0
+    assert "world-sums-pass4: 0.0000 +- 0.0000 (n 5)" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["nanochat", "compare", str(tmp_path / "greedy"), str(tmp_path / "drawn")])
+    with pytest.raises(SystemExit):
+        main()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("world-facts")]
+    assert line.split() == ["world-facts", "0.0", "0.0", "+0.0", "±", "0.0", "0", "0", "5"]
+
+
 def test_core_of_a_bundle(
     folder: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,8 +23,10 @@ KEY = "model.layers.0.self_attn.k_proj.weight"
 
 
 def written(path: Path, target: Path) -> dict[str, torch.Tensor]:
+    found = read(path)
+    weights = found.weights()
     target.mkdir()
-    read(path).write(target)
+    found.write(target, weights)
     return load_file(target / WEIGHTS)
 
 

@@ -66,6 +66,45 @@ def test_a_setting_changes_only_what_depends_on_it(override: str, stages: set[st
     assert changed(override) - {"dataset"} == stages - {"dataset"}
 
 
+MODEL = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "stages"),
+    [
+        ("mid", ("dataset", "tokenizer", "tokens", "mid", "eval-mid", "sft", "eval-sft", "rl", "eval-rl")),
+        ("sft", ("dataset", "tokenizer", "tokens", "sft", "eval-sft", "rl", "eval-rl")),
+    ],
+)
+def test_a_pipeline_that_starts_from_a_model_pretrains_nothing(first: str, stages: tuple[str, ...]) -> None:
+    made = graph(f"stages.{first}.initialModel={MODEL}")
+    assert made.stages == (*stages, "report", "release")
+    kinds = {out.ref.kind for node in made.nodes for out in node.outputs}
+    assert not kinds & {"text", "text-tokens", "eval-bundle", "encodings"}
+    outputs = {str(out.ref): out for node in made.nodes for out in node.outputs}
+    assert outputs["tokenizer/bpe"].recipe == {"initialModel": MODEL} and not outputs["tokenizer/bpe"].inputs
+    assert outputs[f"model/{first}"].recipe["initialModel"] == MODEL
+    assert not [ref for ref in outputs[f"model/{first}"].inputs if ref.kind == "model"]
+    other = graph(f"stages.{first}.initialModel={MODEL[::-1]}")
+    assert {out.ref for node in other.nodes for out in node.outputs if out.key == outputs.get(str(out.ref)).key} == {
+        out.ref for out in made.node("dataset").outputs
+    }
+
+
+def test_a_world_of_generated_tasks_needs_no_data() -> None:
+    tasks = "[{task: world-facts}]"
+    made = graph(
+        f"stages.sft.initialModel={MODEL}", f"stages.sft.mixture={tasks}", f"stages.sft.validation={tasks}",
+        f"stages.evalChat.tasks={tasks}", f"stages.rl.tasks={tasks}",
+    )  # fmt: skip
+    assert made.stages[:2] == ("tokenizer", "tokens")
+
+
+def test_a_gate_on_a_stage_that_does_not_train_is_refused() -> None:
+    with pytest.raises(UserError, match="core"):
+        graph(f"stages.mid.initialModel={MODEL}", "stages.release.gates=['base.core > 0.1']")
+
+
 def test_a_deeper_model_keeps_its_tokenizer_and_adds_shards() -> None:
     small, large = graph("model.depth=20"), graph("model.depth=26")
     assert small.node("tokenizer").outputs == large.node("tokenizer").outputs

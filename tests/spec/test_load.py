@@ -19,6 +19,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> None:
     load_pipeline(path, list(overrides))
 
 
+KEY = "0a" * 16
 MEMORY = "spec.pods.resources.requests.memory"
 
 
@@ -40,6 +41,9 @@ MEMORY = "spec.pods.resources.requests.memory"
         ),
         ("{stages: {mid: {totalBatchTokens: 5000}}}", "set it to 4096 or 6144"),
         ("{stages: {base: {enabled: false}}}", "stages.base cannot be disabled"),
+        ("{stages: {mid: {initialModel: champion}}}", "stages.mid.initialModel"),
+        (f"{{stages: {{mid: {{initialModel: {KEY}}}, sft: {{initialModel: {KEY}}}}}}}", "one stage starts from it"),
+        (f"{{stages: {{sft: {{initialModel: {KEY}, enabled: false}}}}}}", "stages.sft is not enabled"),
         ("{stages: {sft: {mixture: []}}}", "at least 1 item"),
         (
             "{store: Not_A_Name}",
