@@ -96,6 +96,11 @@ class Engine:
     def slots(self) -> int:
         return len(self._slots)
 
+    @property
+    def held(self) -> int:
+        """How many tokens' keys and values the cache holds, of `slots` times `length`."""
+        return sum(slot.held for slot in self._slots)
+
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
         """Queue a prompt. Raises ContextTooLong where it leaves no room for a reply."""
         if not prompt:

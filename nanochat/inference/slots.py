@@ -46,6 +46,12 @@ class Slot:
         return len(self.prompt) - self.filled
 
     @property
+    def held(self) -> int:
+        """How many tokens' keys and values it holds, as another thread may ask too."""
+        request = self.request
+        return self.filled + (len(self.reply) if request is None else max(0, len(request.ids) - 1))
+
+    @property
     def repeatable(self) -> bool:
         """Whether its request is."""
         return self.request is not None and self.request.sampling.repeatable

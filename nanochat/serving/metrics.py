@@ -25,6 +25,12 @@ class Queue(Protocol):
     @property
     def waiting(self) -> int: ...
 
+    @property
+    def held(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
 
 class Metrics:
     """One server's metrics, in a registry of their own."""
@@ -33,6 +39,13 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._running = Gauge("nanochat_requests_running", "Requests that have a slot.", registry=registry)
         self._waiting = Gauge("nanochat_requests_waiting", "Requests that wait for a slot.", registry=registry)
+        self._held = Gauge(
+            "nanochat_kv_cache_tokens", "Tokens whose keys and values are kept, of requests that are gone too.",
+            registry=registry,
+        )  # fmt: skip
+        self._capacity = Gauge(
+            "nanochat_kv_cache_capacity_tokens", "Tokens that fit into the cache.", registry=registry
+        )
         self.first_token = Histogram(
             "nanochat_time_to_first_token_seconds", "From a request's arrival to its first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,
@@ -56,6 +69,8 @@ class Metrics:
         """Tell of this model and of the requests to it from now on."""
         self._running.set_function(lambda: queue.running)
         self._waiting.set_function(lambda: queue.waiting)
+        self._held.set_function(lambda: queue.held)
+        self._capacity.set(queue.capacity)
         self._model.labels(name=name, version=version, fingerprint=fingerprint).set(1)
 
     def render(self) -> bytes:

@@ -113,6 +113,16 @@ class EngineService:
         return max(0, self._open - self._engine.running)
 
     @property
+    def held(self) -> int:
+        """Tokens that the key-value cache holds."""
+        return self._engine.held
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that it has room for."""
+        return self.slots * self.length
+
+    @property
     def wait(self) -> float | None:
         """Seconds that one more request would wait for a slot; None: not known yet."""
         ahead = self._open - self.slots + 1  # that have to leave first

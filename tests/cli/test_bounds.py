@@ -20,11 +20,22 @@ import operators.main
 from nanochat.cli.main import app
 from nanochat.serving import command as serving
 
-FLAGS = {"json", "follow", "markdown", "dry-run", "champions", "unfinished", "imported", "keep-releases", "help"}
+FLAGS = {
+    "json",
+    "follow",
+    "markdown",
+    "dry-run",
+    "champions",
+    "unfinished",
+    "imported",
+    "keep-releases",
+    "int8",
+    "help",
+}
 # Refused by every parameter, whatever it takes; no program is given a NUL, but a test can.
 NEVER = ["", " ", "x\0y", "x\udcff", "x\x1b[2J", "x" * 200_000]
 NO_NUMBER = ["nan", "inf", "-inf", "1e999", "9" * 5000, "x", "1_0x", "\u0665x", "--", "1;2"]
-FLOATS = {"temperature", "seconds"}
+FLOATS = {"temperature", "seconds", "rate"}
 
 
 def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -96,7 +107,8 @@ NUMBERS = [item for item in PARAMETERS if bounds_of(item.values[1])]
 @pytest.mark.parametrize(("words", "param"), NUMBERS)
 def test_the_bounds_themselves_are_taken(tmp_path: Path, words: tuple[str, ...], param: Any) -> None:
     assert len(NUMBERS) >= 10
-    option, other = max(param.opts, key=len), {"identity": "--model", "bench": "--set"}.get(words[0], "--store")
+    others = {"identity": "--model", "bench": "--store" if "serve" in words else "--set"}
+    option, other = max(param.opts, key=len), others.get(words[0], "--store")
     for value in bounds_of(param) or ():
         done = called(tmp_path, *words, f"{option}={value}", f"{other}=")  # the second one is complained about
         assert done.returncode == 2 and f"'{other}'" in done.stderr, done.stderr

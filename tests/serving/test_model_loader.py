@@ -248,6 +248,9 @@ def test_metrics_follow_the_requests(start: Callable[..., Any], until: Until) ->
     assert told["nanochat_inter_token_seconds_count"] == 4
     assert told["nanochat_requests_running"] == told["nanochat_requests_waiting"] == 0
     assert told["nanochat_prompt_tokens_reused_total"] == 0
+    # The last token of an answer is chosen and not computed.
+    assert told["nanochat_kv_cache_tokens"] == told["nanochat_prompt_tokens_total"] + 5 - 1
+    assert told["nanochat_kv_cache_capacity_tokens"] == 512
     httpx.post(f"{server.url}/v1/chat/completions", json=body | {"min_tokens": 1, "max_tokens": 1}, timeout=60)
     assert metrics()["nanochat_prompt_tokens_reused_total"] == told["nanochat_prompt_tokens_total"]
 
