@@ -140,10 +140,9 @@ def _score_shared(model: Transformer, groups: Sequence[Group]) -> dict[int, Scor
             lengths=torch.tensor([len(ids) for ids in parts.values()], device=model.device),
         )
 
-    most = int(min(cache.reach, width))
-    for at in range(0, max(group.shared for group in groups), most):
+    for at in range(0, max(group.shared for group in groups), CHUNK):  # what attends at once stays small
         parts = {
-            slot: group.rows[0].ids[at : min(at + most, group.shared)]
+            slot: group.rows[0].ids[at : min(at + CHUNK, group.shared)]
             for slot, group in enumerate(groups)
             if at < group.shared
         }
