@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 
-from nanochat.bench.synthetic import SEED, texts
 from nanochat.spec.errors import UserError
 
 LONGEST_SILENCE = 600.0  # seconds
@@ -62,6 +61,8 @@ class Answer:
 
 async def converse_all(url: str, load: Load) -> list[Answer]:
     """All answers to the load, the refused ones too; UserError where the server doesn't answer."""
+    from nanochat.bench.synthetic import SEED, texts  # imports numpy, which other commands do without
+
     draw = random.Random(SEED)
     words = " ".join(texts()[:50]).split()
     key = os.environ.get("NANOCHAT_API_KEY")
