@@ -71,7 +71,7 @@ def test_layers_are_compiled_once_for_all_and_equal_the_plain_ones() -> None:
         loss.backward()
         results.append([loss.detach(), *[parameter.grad for parameter in model.parameters()]])
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a layer, and what the loss does with each logit
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a layer, and what works on each logit
 
 
 def train_again(folder: Path) -> None:
