@@ -14,20 +14,12 @@ import torch
 
 from nanochat.bench.generation import SHORT, Rounds, random_model
 from nanochat.bench.pacing import Paced
-from nanochat.model.loss import SOFTCAP
-from nanochat.model.sizes import MLP_RATIO, ModelConfig
-from nanochat.model.transformer import EPSILON, Transformer
+from nanochat.exchange.config import to_transformers
+from nanochat.exchange.weights import names
+from nanochat.model.transformer import Transformer
 from nanochat.spec.errors import UserError
 
-# Matrices of a block here, and what transformers calls them.
-MATRICES = {
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.project": "self_attn.o_proj",
-    "mlp.expand": "mlp.fc1",
-    "mlp.contract": "mlp.fc2",
-}
+NO_TOKENS = {"bos": 0, "assistant_end": 0}  # `generate` is told what ends an answer
 END = 1 << 30  # a token that ends an answer and is never said
 
 
@@ -73,38 +65,15 @@ class Generated(Rounds):
 
 def translate(model: Transformer, package: Any) -> Any:
     """NanoChatForCausalLM with the model's configuration and weights; UserError where that class can't hold them."""
-    config = model.config
-    theirs = package.NanoChatForCausalLM(package.NanoChatConfig(**configuration(config))).to(model.compute_dtype)
-    weights = model.state_dict()
-    names = {"embedding": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
-    for layer in range(config.depth):
-        for ours, called in MATRICES.items():
-            names[f"blocks.{layer}.{ours}.weight"] = f"model.layers.{layer}.{called}.weight"
-    if unknown := sorted(weights.keys() - names):
+    weights, called = model.state_dict(), names(model.config)
+    if unknown := sorted(weights.keys() - called.keys()):
         raise UserError(
             f"--peer transformers: its NanoChatForCausalLM has no place for {unknown[0]}; set model.recipe=classic"
         )
-    theirs.load_state_dict({names[name]: weight for name, weight in weights.items()})
+    config = package.NanoChatConfig(**to_transformers(model.config, NO_TOKENS))
+    theirs = package.NanoChatForCausalLM(config).to(model.compute_dtype)
+    theirs.load_state_dict({called[name]: weight for name, weight in weights.items()})
     return theirs.to(model.device).eval()
-
-
-def configuration(config: ModelConfig) -> dict[str, Any]:
-    """The model's configuration in the words of NanoChatConfig."""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": MLP_RATIO * config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "max_position_embeddings": config.sequence_length,
-        "rms_norm_eps": EPSILON,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-        "final_logit_softcapping": SOFTCAP,
-        "bos_token_id": 0,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
 
 
 def run(task: Mapping[str, Any], paced: Paced) -> None:
