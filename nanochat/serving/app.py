@@ -67,8 +67,8 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(Exception, internal_error)
     app.include_router(page_router())
     app.mount(FOLDER, PageFiles())
-    app.include_router(health_router(host))
-    app.include_router(Api(host, settings=settings).router())
+    app.include_router(health_router(host), tags=["health"])
+    app.include_router(Api(host, settings=settings).router(), tags=["API"])
     return app
 
 
