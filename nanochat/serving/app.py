@@ -42,7 +42,7 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
         if error.status in (429, 503):
-            host.metrics.rejected.labels(reason=error.code).inc()
+            host.metrics.reject(error.code)
         return await api_error(request, error)
 
     def limit() -> int:

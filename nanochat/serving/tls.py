@@ -57,7 +57,7 @@ class Certificate:
         return self._context
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        """What changes when a file does; None of one that is not there."""
+        """Inode, size and time of change of each file; None of one that is not there."""
         found = []
         for path in (self._certificate, self._key):
             try:

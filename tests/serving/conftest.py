@@ -68,10 +68,11 @@ def running(
     queue: int = 64,
     settings: ServerSettings | None = None,
     certificate: Certificate | None = None,
+    version: str = "",
 ) -> Iterator[Running]:
     host = ModelHolder()
     service = EngineService(engine(model, tokenizer, slots=slots), queue=queue, metrics=host.metrics)
-    host.open(Model(Served("tiny", "f00dfeed"), service, tokenizer))
+    host.open(Model(Served("tiny", "f00dfeed", version=version), service, tokenizer))
     app = create_app(host, settings or ServerSettings())
     server = uvicorn.Server(server_config(app, grace=5, certificate=certificate))
     with bind("127.0.0.1", 0) as socket:
