@@ -19,6 +19,7 @@ from nanochat.cli import (
     evaluate,
     examples,
     exchange,
+    listing,
     models,
     options,
     rollback,
@@ -45,6 +46,7 @@ app.add_typer(bench.app, name="bench")
 app.command("run")(run.run)
 app.command("retry")(runs.retry)
 app.command("status")(runs.status)
+app.command("runs")(listing.runs)
 app.command("logs")(runs.logs)
 app.command("cancel")(runs.cancel)
 app.command("report")(runs.report)
