@@ -9,7 +9,22 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import bench, cluster, collect, compare, evaluate, exchange, models, options, rollback, run, runs
+from nanochat import __version__
+from nanochat.cli import (
+    bench,
+    cluster,
+    collect,
+    compare,
+    completion,
+    evaluate,
+    examples,
+    exchange,
+    models,
+    options,
+    rollback,
+    run,
+    runs,
+)
 from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
@@ -42,6 +57,24 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
+app.command("completion")(completion.completion)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nanochat.tracking.environment import commit
+
+        print(f"nanochat {__version__}", *([f"(commit {found})"] if (found := commit()) else []))
+        raise typer.Exit
+
+
+@app.callback()
+def nanochat(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """A whole ChatGPT from one declared pipeline."""
 
 
 @app.command()
@@ -143,6 +176,7 @@ def identity_generate(
     generate(file, name=name, maker=maker, facts=fact or [], count=count, seed=seed, url=url, model=model)
 
 
+examples.add_examples(app)
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer has a copy of click's, which it does not name
 
 
@@ -154,7 +188,8 @@ def main() -> None:
     try:
         if not in_folder():
             raise UserError("the folder that you are in is gone: go to one that exists, then run this again")
-        sys.exit(app(standalone_mode=False))
+        completion.prepare()
+        sys.exit(app(standalone_mode=False, prog_name=completion.PROGRAM))
     except NanochatError as error:
         print(f"error: {error.message}", file=sys.stderr)
     except ImportError as error:
