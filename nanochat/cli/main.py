@@ -26,7 +26,7 @@ from nanochat.cli import (
     run,
     runs,
 )
-from nanochat.cli.options import Model, Set, Stage, Store, argument, option
+from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
@@ -83,11 +83,26 @@ def nanochat(
 def doctor(
     file: Annotated[Path | None, argument(path, help="Pipeline file to check for.")] = None,
     set_: Set = None,
+    on_cluster: Annotated[bool, typer.Option("--cluster", help="Check a cluster instead; -n implies it.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    probe: Annotated[
+        bool, typer.Option(help="On a cluster, let a short-lived pod try images, store and MLflow.")
+    ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check that this machine has what a run needs, or say what to do."""
-    from nanochat.cli.doctor import doctor as check
+    """Check that this machine, or a cluster, has what a run needs, or say what to do."""
+    if on_cluster or namespace or context:
+        from nanochat.cli.cluster_doctor import cluster_doctor
 
-    raise typer.Exit(check(file, overrides=set_ or []))
+        code = cluster_doctor(
+            file, overrides=set_ or [], namespace=namespace, context=context, probe=probe, as_json=json_
+        )
+    else:
+        from nanochat.cli.doctor import doctor as check
+
+        code = check(file, overrides=set_ or [], as_json=json_)
+    raise typer.Exit(code)
 
 
 @app.command()
