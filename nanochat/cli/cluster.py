@@ -10,10 +10,11 @@ from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.preflight import check_inputs
-from nanochat.spec.chatpipeline import PIPELINE
+from nanochat.spec.chatpipeline import PIPELINE, USER
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
+from nanochat.tracking.environment import user
 from operators.kube_client import CONFIG_MAPS, PIPELINES, KubeClient
 
 CONTROLLER_SECONDS = 5.0  # that its word on a declaration is waited for: it knows profiles and pools
@@ -40,6 +41,8 @@ def submit(
     # What is not set is left to the API server's defaults, so that `kubectl get` shows what was meant.
     body["spec"] = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     body["metadata"] = {name: value for name, value in body["metadata"].items() if value} | {"namespace": namespace}
+    if (submitter := user()) is not None:
+        body["metadata"]["annotations"] = {USER: submitter, **pipeline.metadata.annotations}
     identity = spec.stages.mid.identity
     path = local_path(identity) if identity else None
     if path is not None:

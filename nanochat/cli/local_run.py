@@ -29,6 +29,7 @@ from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
+from nanochat.tracking.links import page_of
 from nanochat.tracking.registry import Registry
 
 
@@ -97,6 +98,8 @@ class LocalRun(RunHandle):
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
+        if page := page_of(self.store, self.paths.root, self.resolved.tracking):
+            yield f"MLflow: {page}"
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
