@@ -64,7 +64,7 @@ name = text(NAME, "name")
 
 File = Annotated[Path, argument(path, help="Pipeline file (YAML).")]
 Name = Annotated[str, argument(text(PATH), help="Name of the pipeline.")]
-Run = Annotated[str | None, argument(text(PATH), help="Name of the pipeline; by default the one run last.")]
+Run = Annotated[str | None, argument(text(PATH), help="Pipeline's name, or a run's id; by default the one run last.")]
 Model = Annotated[
     str | None,
     argument(
