@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from nanochat import __version__
 from nanochat.runtime.threads import cores
 
 
@@ -26,7 +27,7 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         "python": platform.python_version(),
         "torch": _version("torch"),
-        "nanochat": _version("nanochat"),
+        "nanochat": __version__,
         "commit": commit(),
         "user": None if "NANOCHAT_POD_UID" in os.environ else user(),  # a pod's says nothing of people
     }
