@@ -31,6 +31,7 @@ from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
 from nanochat.tracking.journal import JournalReader
+from nanochat.tracking.links import page_of
 from nanochat.tracking.registry import Registry
 
 SHORTEST_ID = 4  # characters of an id that are enough to name a run
@@ -124,6 +125,8 @@ class LocalRun(RunHandle):
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
+        if page := page_of(self.store, self.paths.root, self.resolved.tracking):
+            yield f"MLflow: {page}"
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
