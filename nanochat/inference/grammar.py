@@ -69,7 +69,7 @@ class Form:
 
 
 class Grammars:
-    """What schemas are compiled for: one vocabulary."""
+    """Compiles schemas for one vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

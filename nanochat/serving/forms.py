@@ -1,4 +1,4 @@
-"""What an answer is to be: text, or JSON, of a schema or not. `nanochat.inference.grammar` holds it to that.
+"""The form of an answer: text, or JSON, of a schema or not. `nanochat.inference.grammar` holds it to that.
 
 body.response_format.wanted     # the schema: {"type": "object"} of any JSON object, None of text
 """

@@ -41,7 +41,7 @@ class Model:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """What holds its answers to a form."""
+        """Compiles the schemas that answers are held to."""
         return Grammars(self.tokenizer)
 
 
