@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
 from nanochat.cli.run_handle import RunHandle, pipeline_name
 from nanochat.model.artifact import missing_weights
-from nanochat.pipeline.attempts import read_latest_progress
+from nanochat.pipeline.attempts import read_attempts, read_latest_progress
 from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.control import ask_cancel
 from nanochat.pipeline.leases import live_run
@@ -23,6 +24,7 @@ from nanochat.pipeline.planner import UNDER_WAY, Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.spending import Spending
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
@@ -97,6 +99,8 @@ class LocalRun(RunHandle):
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
+        attempts = [a for item in self.status.stages for a in read_attempts(self.store, self.paths, item.stage)]
+        yield from Spending.of(attempts, (self.spec.get("cost") or {}).get("gpuHour"), time.time()).lines()
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""

@@ -39,6 +39,8 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
         if stage in record.evaluations
         for name, result in record.evaluations[stage].metrics.items()
     }
+    spent, costs = record.spent, {f"{stage.name}.cost": stage.spent.cost for stage in record.stages if stage.made}
+    costs |= {"cost": spent.cost, "cost.lost": spent.lost, "cost.waiting": spent.waiting, "gpu_hours": spent.gpu_hours}
     status = _STATUS.get(record.phase, "running")
     return TrackedRun(
         name=f"{record.namespace}.{record.name}",
@@ -48,7 +50,7 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
         ended=record.ended if status != "running" else None,
         params={"spec": record.spec, "horizon": record.horizon},
         tags={"nanochat.folder": record.folder, **{f"model.{name}": uri for name, uri in record.models.items()}},
-        results=results,
+        results=results | {name: value for name, value in costs.items() if value},
         stages=stages,
         files=files,
     )

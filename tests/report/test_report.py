@@ -86,7 +86,7 @@ def test_time_and_cost(record: RunRecord) -> None:
     assert rows["mid"] == ("made", "1 h", "1", "8", "$24.00")
     assert "report" not in rows and "sft" not in rows
     facts = next(block for block in section(describe(record), "Results") if isinstance(block, Facts))
-    assert dict(facts.items)["Cost"] == "$24.00 at $3.00 per GPU hour"
+    assert dict(facts.items)["Cost"] == "$24.00 for 8.000 GPU hours"
 
 
 def test_troubles_are_told(record: RunRecord) -> None:
