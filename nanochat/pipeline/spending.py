@@ -77,7 +77,7 @@ class BudgetSaid(Sentence):
 
 
 def check_budget(budget: Budget, spent: Spending) -> Said | None:
-    """What is left of a budget, of the limit that is nearer; None where there is no limit."""
+    """The sentence on what is left of a budget, by the limit that is nearer; None where there is no limit."""
     limits = (("money", "USD", spent.cost, budget.money), ("gpuHours", "GPU hours", spent.gpu_hours, budget.gpu_hours))
     shares = [(used / limit, name, f"{limit:g} {unit}") for name, unit, used, limit in limits if limit]
     if not shares:
