@@ -51,7 +51,7 @@ class Cost(Section):
 
 
 class Budget(Section):
-    """Limits of what the pipeline may cost: at 80 % an Event says so, at 100 % it saves checkpoints and is suspended."""
+    """Limits of the cost: at 80 % an Event says so, at 100 % the pipeline saves checkpoints and is suspended."""
 
     money: float | None = setting(
         None,
