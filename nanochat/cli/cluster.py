@@ -10,10 +10,11 @@ from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.preflight import check_inputs
-from nanochat.spec.chatpipeline import PIPELINE
+from nanochat.spec.chatpipeline import PIPELINE, USER
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
+from nanochat.tracking.environment import user
 from operators.kube_client import CONFIG_MAPS, PIPELINES, KubeClient
 from operators.kube_error import Object
 
@@ -38,6 +39,8 @@ def submit(
     kube = KubeClient.connect(context)
     namespace = namespace or named or kube.namespace
     body = declared(pipeline, namespace)
+    if (submitter := user()) is not None:
+        body["metadata"]["annotations"] = {USER: submitter, **pipeline.metadata.annotations}
     identity = spec.stages.mid.identity
     path = local_path(identity) if identity else None
     if path is not None:

@@ -80,7 +80,7 @@ class ResolvedProfile:
 
 def resolve_profile(name: str = "default") -> ResolvedProfile:
     """The store and tracking that a profile name means on this machine; UserError where it is not declared."""
-    home = _home()
+    home = home_folder()
     declared = _declared()
     found = declared.get(name, DeclaredProfile())
     root, endpoint = found.root, found.endpoint
@@ -106,7 +106,8 @@ def _address(variable: str, kind: Kind) -> str | None:
     return given_address(text, kind, variable).text if text else None
 
 
-def _home() -> Path:
+def home_folder() -> Path:
+    """The folder of what this user keeps on this machine; UserError where the user has no home."""
     try:
         return Path(os.environ.get("NANOCHAT_HOME") or "~/.cache/nanochat").expanduser().absolute()
     except RuntimeError:

@@ -10,6 +10,7 @@ from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
+from nanochat.report.headline import sentence
 from nanochat.report.metrics import label
 from nanochat.report.record import RunRecord, StageRecord, gpu_seconds
 from nanochat.report.samples import exchanges
@@ -42,8 +43,13 @@ def describe(record: RunRecord, *, now: float | None = None) -> Document:
     )
 
 
+def headline(record: RunRecord) -> str:
+    """The report in a sentence."""
+    return sentence(record, cost=_total_cost(record))
+
+
 def _results(record: RunRecord) -> tuple[Block, ...]:
-    blocks: list[Block] = []
+    blocks: list[Block] = [Paragraph(headline(record))]
     facts = []
     if record.horizon.get("parameters"):
         facts.append(("Parameters", count(record.horizon["parameters"])))

@@ -18,11 +18,12 @@ from nanochat.pipeline.graph import TOKENIZER
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
+from nanochat.spec.chatpipeline import USER
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import TRAINING
 from nanochat.spec.pods import hide_values
 from nanochat.storage import Artifacts, Manifest, Store
-from nanochat.tracking.environment import environment
+from nanochat.tracking.environment import environment as this_environment
 from nanochat.tracking.journal import History, JournalReader
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class RunRecord:
     manifests: Mapping[ArtifactRef, Manifest]
     models: Mapping[str, str]  # stage -> address of its weights
     release: Mapping[str, Any]  # release.json, where there is one
+    user: str = ""  # who began it, where that is known
 
     @property
     def uid(self) -> str:
@@ -130,9 +132,14 @@ class RunRecord:
         return "base" in self.models and bool(self.horizon.get("tokens"))
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The stages with weights, in their order."""
+        return tuple(stage for stage in TRAINING if stage in self.models)
+
+    @property
     def last_trained(self) -> str | None:
         """The last stage with weights: whose model is released."""
-        return next((stage for stage in reversed(TRAINING) if stage in self.models), None)
+        return self.trained[-1] if self.trained else None
 
     def stage(self, name: str) -> StageRecord | None:
         """A stage by its name."""
@@ -164,7 +171,7 @@ def gather(
         phase=status.phase,
         spec=pipeline["spec"],
         horizon=status.horizon,
-        environment=_environment(stages),
+        environment=(environment := _environment(stages)),
         stages=stages,
         evaluations={
             ref.name: evaluation
@@ -175,6 +182,7 @@ def gather(
         manifests=manifests,
         models={ref.name: artifacts.uri(manifest) for ref, manifest in manifests.items() if ref.kind == "model"},
         release=_artifact_json(artifacts, manifests.get(ArtifactRef.of("release", "release")), "release.json") or {},
+        user=str((metadata.get("annotations") or {}).get(USER) or environment.get("user") or ""),
     )
 
 
@@ -262,7 +270,7 @@ def _environment(stages: tuple[StageRecord, ...]) -> Mapping[str, Any]:
         for event in reversed(stage.history.events if stage.history else ()):
             if event.kind == "environment":
                 return event.data
-    return environment()
+    return this_environment()
 
 
 def _evaluation(artifacts: Artifacts, manifest: Manifest) -> Evaluation | None:
