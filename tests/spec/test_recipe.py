@@ -67,7 +67,10 @@ def test_modern_fills_what_is_not_given() -> None:
     assert (base.tokens_per_parameter, base.warmdown_ratio, base.final_lr_fraction) == (10.5, 0.65, 0.05)
     assert (base.scaling_rules, base.orthogonalisation, base.packing) == (False, "polar-express", "best-fit")
     assert (base.matrix_decay, base.embedding_lr, modern.stages.sft.embedding_lr) == (0.28, 0.3, 0.2)
-    assert base_recipe(build_graph(modern)).items() >= {"orthogonalisation": "polar-express", "packing": "best-fit"}.items()
+    assert (
+        base_recipe(build_graph(modern)).items()
+        >= {"orthogonalisation": "polar-express", "packing": "best-fit"}.items()
+    )
     given = {
         "model": {"recipe": "modern", "smear": False},
         "stages": {"base": {"warmdownRatio": 0.2, "packing": "stream"}},
