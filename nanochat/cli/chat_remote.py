@@ -56,6 +56,8 @@ class RemoteBackend:
                 "temperature": settings.temperature,
                 "top_k": settings.top_k,
                 "max_tokens": settings.max_tokens,
+                **({"top_p": settings.top_p} if settings.top_p < 1 else {}),
+                **({"seed": settings.seed} if settings.seed is not None else {}),
             }
         )
         with asyncio.Runner() as runner:
