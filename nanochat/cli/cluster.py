@@ -9,6 +9,7 @@ from nanochat.cli.cluster_run import FIELD_MANAGER, ClusterRun
 from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
 from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.preflight import check_inputs
 from nanochat.spec.chatpipeline import PIPELINE, USER
 from nanochat.spec.errors import UserError
@@ -104,6 +105,8 @@ def resume(name: Name, namespace: Namespace = None, context: Context = None) -> 
     """Resume a suspended pipeline on a cluster."""
     run = ClusterRun.find(name, namespace=namespace, context=context)
     if not run.spec.get("suspend"):
+        if run.phase == Phase.SUSPENDED:
+            raise UserError(f"'{run.name}' goes on by itself: {run.status.get('message', '')}")
         raise UserError(f"'{run.name}' is not suspended: it is {run.phase}")
     run.change(spec={"suspend": False})
     print(f"{run.name} goes on; see: {run.command('status')}")

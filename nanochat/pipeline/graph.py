@@ -180,6 +180,9 @@ def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Map
         recipe: dict[str, Any] = {"index": index, "kind": text.kind}
         if text.kind == "hub":
             recipe |= {"path": text.path, "revision": text.revision}
+        elif text.kind == "files":
+            recipe |= {"files": text.files, "column": text.column, "revision": text.revision}
+            recipe |= {} if index == plan.validation_shard else {"shards": len(plan.shards)}
         else:
             recipe |= {"characters": text.characters_per_shard, "world": WORLD_VERSION}
         outputs.append(builder.output("text", shard_name(index), recipe))

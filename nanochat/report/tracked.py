@@ -41,6 +41,8 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
         if stage in record.evaluations
         for name, result in record.evaluations[stage].metrics.items()
     }
+    spent, costs = record.spent, {f"{stage.name}.cost": stage.spent.cost for stage in record.stages if stage.made}
+    costs |= {"cost": spent.cost, "cost.lost": spent.lost, "cost.waiting": spent.waiting, "gpu_hours": spent.gpu_hours}
     status = _STATUS.get(record.phase, "running")
     return TrackedRun(
         name=f"{record.namespace}.{record.name}-{record.uid[:8]}",
@@ -54,7 +56,7 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
             **{f"model.{name}": uri for name, uri in record.models.items()},
             **_system_tags(record, headline(record)),
         },
-        results=results,
+        results=results | {name: value for name, value in costs.items() if value},
         stages=stages,
         files=files,
     )

@@ -82,7 +82,7 @@ class TrackedRun:
     ended: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    results: Mapping[str, float] = field(default_factory=dict)  # of the evaluations, by <stage>.<metric>
+    results: Mapping[str, float] = field(default_factory=dict)  # by <stage>.<metric>; costs in USD
     stages: tuple[TrackedStage, ...] = ()
     files: tuple[str, ...] = ()  # paths under the store's root of what is shown: the report, its plots
 

@@ -85,7 +85,7 @@ def test_the_first_sentence_says_what_how_good_and_for_how_much(record: RunRecor
     assert first.text == (
         "demo is a chat model of 2.2 million parameters, trained on 2.5 million tokens of text by BASE and MID; its "
         "CORE was not measured (GPT-2 with 1.6 billion parameters has 0.2565, the reference's published d20 0.2219); "
-        "it took 1 h and cost $24.00 at $3.00 per GPU hour."
+        "it took 1 h and cost $24.00 for 8.0 GPU hours."
     )
 
 
@@ -104,7 +104,7 @@ def test_time_and_cost(record: RunRecord) -> None:
     assert rows["mid"] == ("made", "1 h", "1", "8", "$24.00")
     assert "report" not in rows and "sft" not in rows
     facts = next(block for block in section(describe(record), "Results") if isinstance(block, Facts))
-    assert dict(facts.items)["Cost"] == "$24.00 at $3.00 per GPU hour"
+    assert dict(facts.items)["Cost"] == "$24.00 for 8.0 GPU hours"
 
 
 def test_troubles_are_told(record: RunRecord) -> None:
