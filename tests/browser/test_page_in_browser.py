@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.browser
 
-SUITES = ["markdown", "chats", "branches", "writing", "trouble", "docs"]
+SUITES = ["markdown", "chats", "branches", "writing", "trouble", "examples", "docs"]
 
 
 def test_all_suites_are_run() -> None:
