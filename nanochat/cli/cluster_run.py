@@ -25,6 +25,7 @@ from nanochat.parse.json_text import read_json
 from nanochat.pipeline.log_reader import LaunchLogs
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.run_status import StageRunStatus
+from nanochat.pipeline.spending import Spending
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.records import RECORD
@@ -214,8 +215,8 @@ class ClusterRun(RunHandle):
         if queue := told.get("queue"):
             state = f"queue {queue['name']}: {queue.get('state', '')}"
             yield ", ".join(filter(None, (state, queue.get("message"))))
-        if told.get("gpuHours"):
-            yield f"{told['gpuHours']:.1f} GPU hours" + (f", {told['cost']:.2f} USD" if told.get("cost") else "")
+        figures = (told.get(name) or 0.0 for name in ("gpuHours", "cost", "lostCost", "waitingCost"))
+        yield from Spending(*figures).lines()
         for item in told.get("conditions", ()):
             tells = item["status"] == "False" or item["type"] == "Accepted"  # which also says what was left out of it
             if tells and item.get("message") and item["message"] not in told.get("message", ""):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from nanochat.pipeline.planner import UNDER_WAY, Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.spending import Spending
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
@@ -31,6 +33,7 @@ from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
 from nanochat.tracking.journal import JournalReader
+from nanochat.tracking.links import page_of
 from nanochat.tracking.registry import Registry
 
 SHORTEST_ID = 4  # characters of an id that are enough to name a run
@@ -124,6 +127,10 @@ class LocalRun(RunHandle):
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
+        attempts = AttemptLog(self.store, self.paths, AttemptRecord).load().all()
+        yield from Spending.of(attempts, (self.spec.get("cost") or {}).get("gpuHour"), time.time()).lines()
+        if page := page_of(self.store, self.paths.root, self.resolved.tracking):
+            yield f"MLflow: {page}"
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
