@@ -282,7 +282,7 @@ def _evaluation(builder: _Builder, spec: PipelineSpec, name: str, plan: Horizon)
         inputs += [_ref("text-tokens", shard_name(i)) for i in (plan.shards[0], plan.validation_shard)]
         if spec.stages.eval_base.core:
             inputs.append(_ref("eval-bundle", "core"))
-        if spec.stages.base.sample_prompts and settings.sample_tokens:
+        if spec.stages.base.sample_prompts and spec.stages.eval_base.sample_tokens:
             recipe["samplePrompts"] = list(spec.stages.base.sample_prompts)
     else:
         used = sorted({part.task for part in spec.stages.eval_chat.tasks})
