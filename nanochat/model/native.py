@@ -83,6 +83,8 @@ class Native:
     def extend(self, tokens: Sequence[tuple[int, int, int]], cache: KVCache) -> Tensor:
         """The normed last layer (n, D) of `tokens`, (id, slot, position) each, those of a slot in their order."""
         n = len(tokens)
+        if not all(0 <= id < self._vocabulary and 0 <= slot < cache.slots for id, slot, _ in tokens):
+            raise IndexError("a token is not in the vocabulary, or its slot not in the cache")
         hidden = torch.empty(n, self._width, dtype=self._dtype)
         flat = (c_int64 * (3 * n))(*(value for token in tokens for value in token))
         threads = self._threads(self._each * n)
@@ -91,7 +93,7 @@ class Native:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (n, D) -> capped logits (n, V), fp32."""
-        hidden = hidden.contiguous()
+        hidden = hidden.to(self._dtype).contiguous()
         out = torch.empty(len(hidden), self._vocabulary)
         threads = self._threads(self._width * self._vocabulary * len(hidden))
         self._library.logits(byref(self._model), hidden.data_ptr(), len(hidden), out.data_ptr(), threads)
@@ -149,6 +151,8 @@ class Native:
 
     def _cache(self, cache: KVCache) -> _Cache:
         if cache not in self._caches:
+            if cache.k[0].dtype != self._dtype:
+                raise ValueError(f"the cache holds {cache.k[0].dtype}, and the model computes in {self._dtype}")
             layers = (_Entries * len(cache.spans))(
                 *(
                     _Entries(k.data_ptr(), v.data_ptr(), span.size, span.stored)

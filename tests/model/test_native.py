@@ -126,6 +126,21 @@ def test_padding_and_idle_rows_change_nothing(make_model: Make) -> None:
 
 
 @needs_compiler
+def test_what_is_not_there_is_refused(make_model: Make) -> None:
+    model = some_model(make_model)
+    assert speed_up(model) == SPED
+    cache = cache_for(model, 2)
+    for token, slot in ((61, 0), (-1, 0), (3, 2)):
+        with pytest.raises(IndexError, match="not in the vocabulary, or its slot not in the cache"):
+            said(model, torch.tensor([[token]]), [0], [slot], cache)
+    with pytest.raises(ValueError, match="position 200 is beyond the cache's 200"):
+        said(model, ids(1, 1), [200], [0], cache)
+    other = KVCache(model.config, slots=1, length=20, device="cpu", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="the cache holds torch"):
+        said(model, ids(1, 1), [0], [0], other)
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", FORMATS)
 def test_code_for_other_cpus_says_the_same(make_model: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """What the compiler makes of it for a CPU without instructions for bf16."""
