@@ -3,7 +3,8 @@
 //
 // Each weight is read once for all tokens. A token's sums are added up in one order, whatever tokens are beside it and
 // however many threads there are: it has the same bits alone and in company. T is the compute format; what the model
-// holds in that format is rounded to it here, too, and sums are fp32.
+// holds in that format is rounded to it here, too, and sums are fp32. W is the format of the matrices: T, or 8 bits with
+// a scale for each row.
 //
 // Shapes: n tokens, D width, H heads, G key-value heads, hd head size, V vocabulary.
 
@@ -12,7 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -20,6 +21,7 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 constexpr int LANES = 16;
 
 struct BF16 {
@@ -30,6 +32,7 @@ struct BF16 {
 // Numbers
 
 static inline float widen(float x) { return x; }
+static inline float widen(int8_t x) { return x; }
 
 static inline float widen(BF16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;
@@ -60,6 +63,16 @@ static inline Floats load(const BF16* x) {
     return Floats(__builtin_convertvector(halves, Words) << 16);
 }
 
+static inline Floats load(const int8_t* x) {
+#ifdef __AVX512F__  // which GCC 12 does not find by itself
+    return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)))));
+#else
+    Bytes bytes;
+    std::memcpy(&bytes, x, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+#endif
+}
+
 static inline float total(Floats x) {
     typedef float Eight __attribute__((vector_size(32)));
     typedef float Four __attribute__((vector_size(16)));
@@ -87,36 +100,33 @@ static inline Floats exponential(Floats x) {
 // ---------------------------------------------------------------------------------------------------------------
 // Products
 
-static inline Floats fused(const float* w, const float* x, Floats sum) { return load(w) * load(x) + sum; }
+template <class W, class T> static inline Floats fused(const W* w, const T* x, Floats sum) {
+    return load(w) * load(x) + sum;
+}
+template <class W, class T> constexpr int STEP = LANES;
 
 #ifdef __AVX512BF16__
-constexpr int PAIRS = 2 * LANES;
-static inline Floats fused(const BF16* w, const BF16* x, Floats sum) {
+template <> inline Floats fused(const BF16* w, const BF16* x, Floats sum) {
     return Floats(_mm512_dpbf16_ps(__m512(sum), __m512bh(_mm512_loadu_si512(w)), __m512bh(_mm512_loadu_si512(x))));
 }
-#else
-constexpr int PAIRS = LANES;
-static inline Floats fused(const BF16* w, const BF16* x, Floats sum) { return load(w) * load(x) + sum; }
+template <> constexpr int STEP<BF16, BF16> = 2 * LANES;
 #endif
-
-template <class T> constexpr int STEP = LANES;
-template <> constexpr int STEP<BF16> = PAIRS;
 
 template <class T> static inline float dot(const T* w, const T* x, int64_t size) {
     Floats sum{};
     int64_t k = 0;
-    for (; k + STEP<T> <= size; k += STEP<T>) sum = fused(w + k, x + k, sum);
+    for (; k + STEP<T, T> <= size; k += STEP<T, T>) sum = fused(w + k, x + k, sum);
     float y = total(sum);
     for (; k < size; ++k) y += widen(w[k]) * widen(x[k]);
     return y;
 }
 
 // R rows of w (., inputs) with C rows of x (., inputs); `store(r, c, value)`.
-template <int R, int C, class T, class Store>
-static inline void tile(const T* w, const T* x, int64_t inputs, Store store) {
+template <int R, int C, class W, class T, class Store>
+static inline void tile(const W* w, const T* x, int64_t inputs, Store store) {
     Floats sums[R][C] = {};
     int64_t k = 0;
-    for (; k + STEP<T> <= inputs; k += STEP<T>)
+    for (; k + STEP<W, T> <= inputs; k += STEP<W, T>)
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             __builtin_prefetch(w + (R + r) * inputs + k);
@@ -133,8 +143,8 @@ static inline void tile(const T* w, const T* x, int64_t inputs, Store store) {
         }
 }
 
-template <int R, class T, class Store>
-static inline void rows(const T* w, const T* x, int64_t inputs, int64_t n, Store store) {
+template <int R, class W, class T, class Store>
+static inline void rows(const W* w, const T* x, int64_t inputs, int64_t n, Store store) {
     int64_t c = 0;
     for (; c + 4 <= n; c += 4)
         tile<R, 4>(w, x + c * inputs, inputs, [&](int r, int i, float y) { store(r, c + i, y); });
@@ -143,19 +153,25 @@ static inline void rows(const T* w, const T* x, int64_t inputs, int64_t n, Store
     if (c < n) tile<R, 1>(w, x + c * inputs, inputs, [&](int r, int, float y) { store(r, c, y); });
 }
 
-// w (outputs, inputs) with x (n, inputs), by all threads; `store(output, token, value)`.
-template <class T, class Store>
-static void product(const void* weight, int64_t outputs, int64_t inputs, const T* x, int64_t n, Store store) {
+struct Matrix {
+    const void* weight;  // (outputs, inputs) of W
+    const float* scale;  // (outputs,); null where W is T
+};
+
+// The matrix (outputs, inputs) with x (n, inputs), by all threads; `store(output, token, value)`.
+template <class W, class T, class Store>
+static void product(const Matrix& matrix, int64_t outputs, int64_t inputs, const T* x, int64_t n, Store store) {
     constexpr int ROWS = 4;
-    const T* w = static_cast<const T*>(weight);
+    const W* w = static_cast<const W*>(matrix.weight);
+    auto scaled = [&](int64_t o, int64_t c, float y) { store(o, c, matrix.scale ? y * matrix.scale[o] : y); };
 #pragma omp for schedule(dynamic, 8)
     for (int64_t o = 0; o < outputs; o += ROWS) {
-        const T* some = w + o * inputs;
+        const W* some = w + o * inputs;
         if (o + ROWS <= outputs) {
-            rows<ROWS>(some, x, inputs, n, [&](int r, int64_t c, float y) { store(o + r, c, y); });
+            rows<ROWS>(some, x, inputs, n, [&](int r, int64_t c, float y) { scaled(o + r, c, y); });
         } else {
             for (int64_t r = o; r < outputs; ++r)
-                rows<1>(w + r * inputs, x, inputs, n, [&](int, int64_t c, float y) { store(r, c, y); });
+                rows<1>(w + r * inputs, x, inputs, n, [&](int, int64_t c, float y) { scaled(r, c, y); });
         }
     }
 }
@@ -164,8 +180,9 @@ static void product(const void* weight, int64_t outputs, int64_t inputs, const T
 // The model
 
 extern "C" {
-struct Layer {  // weights (outputs, inputs) of T; a layer without a value embedding has no table and no gate
-    const void *query, *key, *value, *project, *expand, *contract, *table, *gate;
+struct Layer {
+    Matrix query, key, value, project, expand, contract;
+    const void *table, *gate;  // of T; null in a layer without a value embedding
     int64_t window;  // how many positions one sees
 };
 
@@ -174,7 +191,8 @@ struct Model {
     int64_t gate_channels, smear_channels, middle;
     float epsilon, largest_gate, cap;
     const Layer* layers;
-    const void *embedding, *head;
+    Matrix head;
+    const void *embedding;
     const void *smear_gate, *smear_scale, *stream_scale, *input_scale, *backout_scale;  // null where there are none
     const float* rotary;  // (2, positions, hd/2)
 };
@@ -202,7 +220,7 @@ template <class T> static void normed(const T* x, int64_t size, float epsilon, T
 
 template <class T> static float sigmoid(float x) { return rounded<T>(1 / (1 + std::exp(-x))); }
 
-template <class T> struct Pass {
+template <class W, class T> struct Pass {
     const Model& m;
     const Cache& cache;
     const Token* tokens;
@@ -322,22 +340,22 @@ template <class T> struct Pass {
         auto into = [](std::vector<T>& out, int64_t width) {
             return [&out, width](int64_t o, int64_t t, float value) { out[t * width + o] = narrow<T>(value); };
         };
-        product(layer.query, q_width, m.width, h.data(), n, into(q, q_width));
-        product(layer.key, kv_width, m.width, h.data(), n, into(k, kv_width));
-        product(layer.value, kv_width, m.width, h.data(), n, into(v, kv_width));
+        product<W>(layer.query, q_width, m.width, h.data(), n, into(q, q_width));
+        product<W>(layer.key, kv_width, m.width, h.data(), n, into(k, kv_width));
+        product<W>(layer.value, kv_width, m.width, h.data(), n, into(v, kv_width));
 #pragma omp for
         for (int64_t t = 0; t < n; ++t) place(index, t);
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t t = 0; t < n; ++t)
             for (int64_t head = 0; head < m.heads; ++head) attend(index, t, head);
-        product(layer.project, m.width, q_width, y.data(), n, [&](int64_t o, int64_t t, float z) { add(o, t, z); });
+        product<W>(layer.project, m.width, q_width, y.data(), n, [&](int64_t o, int64_t t, float z) { add(o, t, z); });
 #pragma omp for
         for (int64_t t = 0; t < n; ++t) normed(&x[t * m.width], m.width, m.epsilon, &h[t * m.width]);
-        product(layer.expand, m.hidden, m.width, h.data(), n, [&](int64_t o, int64_t t, float z) {
+        product<W>(layer.expand, m.hidden, m.width, h.data(), n, [&](int64_t o, int64_t t, float z) {
             float kept = std::max(0.0f, rounded<T>(z));
             wide[t * m.hidden + o] = narrow<T>(kept * kept);
         });
-        product(layer.contract, m.width, m.hidden, wide.data(), n, [&](int64_t o, int64_t t, float z) { add(o, t, z); });
+        product<W>(layer.contract, m.width, m.hidden, wide.data(), n, [&](int64_t o, int64_t t, float z) { add(o, t, z); });
     }
 
     void end(int64_t t, T* out) {
@@ -370,10 +388,10 @@ template <class T> struct Pass {
     }
 };
 
-template <class T> static void capped(const Model& m, const T* hidden, int64_t n, float* out, int threads) {
+template <class W, class T> static void capped(const Model& m, const T* hidden, int64_t n, float* out, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        product(m.head, m.vocabulary, m.width, hidden, n, [&](int64_t o, int64_t t, float value) {
+        product<W>(m.head, m.vocabulary, m.width, hidden, n, [&](int64_t o, int64_t t, float value) {
             out[t * m.vocabulary + o] = rounded<T>(value) / m.cap;
         });
 #pragma omp for schedule(dynamic, 64)
@@ -391,11 +409,11 @@ template <class T> static void capped(const Model& m, const T* hidden, int64_t n
 extern "C" {
 // hidden (n, D) of the tokens, whose keys and values are put into the cache first
 void extend(const Model* m, const Cache* cache, const Token* tokens, int64_t n, void* hidden, int threads) {
-    Pass<FORMAT>(*m, *cache, tokens, n).run(static_cast<FORMAT*>(hidden), threads);
+    Pass<WEIGHT, FORMAT>(*m, *cache, tokens, n).run(static_cast<FORMAT*>(hidden), threads);
 }
 
 // hidden (n, D) -> capped logits (n, V)
 void logits(const Model* m, const void* hidden, int64_t n, float* out, int threads) {
-    capped(*m, static_cast<const FORMAT*>(hidden), n, out, threads);
+    capped<WEIGHT>(*m, static_cast<const FORMAT*>(hidden), n, out, threads);
 }
 }

@@ -19,12 +19,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanochat.model.cache import KVCache
+from nanochat.model.int8 import Int8Linear
 from nanochat.model.loss import SOFTCAP
-from nanochat.model.sizes import GATE_CHANNELS, MLP_RATIO, SMEAR_CHANNELS
-from nanochat.model.transformer import EPSILON, Block, Linear, Transformer
+from nanochat.model.sizes import GATE_CHANNELS, MLP_RATIO, SMEAR_CHANNELS, matrix_parameters
+from nanochat.model.transformer import EPSILON, Attention, Block, Linear, Transformer
 from nanochat.model.value_embedding import LARGEST_GATE
 from nanochat.runtime.native_code import Uncompiled, compiled, is_compiled
 
@@ -35,9 +36,14 @@ FORMATS = {torch.float32: "float", torch.bfloat16: "BF16"}
 ALONE = 1 << 20  # products up to which one thread takes no longer than several that wait for one another
 
 
+class _Matrix(Structure):
+    _fields_ = [("weight", c_void_p), ("scale", c_void_p)]
+
+
 class _Layer(Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("query", "key", "value", "project", "expand", "contract", "table", "gate")),
+        *((name, _Matrix) for name in ("query", "key", "value", "project", "expand", "contract")),
+        *((name, c_void_p) for name in ("table", "gate")),
         ("window", c_int64),
     ]
 
@@ -48,7 +54,8 @@ class _Model(Structure):
         *((name, c_int64) for name in ("positions", "gate_channels", "smear_channels", "middle")),
         *((name, c_float) for name in ("epsilon", "largest_gate", "cap")),
         ("layers", POINTER(_Layer)),
-        *((name, c_void_p) for name in ("embedding", "head", "smear_gate", "smear_scale", "stream_scale")),
+        ("head", _Matrix),
+        *((name, c_void_p) for name in ("embedding", "smear_gate", "smear_scale", "stream_scale")),
         *((name, c_void_p) for name in ("input_scale", "backout_scale", "rotary")),
     ]
 
@@ -67,16 +74,18 @@ class Native:
     def __init__(self, model: Transformer) -> None:
         self._kept: list[Tensor] = []  # whose memory the code reads
         self._caches: WeakKeyDictionary[KVCache, Any] = WeakKeyDictionary()
-        self._dtype, self.defined = model.compute_dtype, f"FORMAT={FORMATS[model.compute_dtype]}"
+        self._dtype = model.compute_dtype
+        self.defined = [f"FORMAT={FORMATS[model.compute_dtype]}"]
+        self.defined.append("WEIGHT=FORMAT" if isinstance(model.head, Linear) else "WEIGHT=int8_t")
         self._width, self._vocabulary = model.config.width, model.config.vocab_size
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self._layers = (_Layer * len(blocks))(*map(self._layer, blocks))
         self._model = self._describe(model)
-        self._each = sum(weight.numel() for block in blocks for weight in block.parameters())  # products of a token
+        self._each = matrix_parameters(model.config)  # products of a token
 
     def open(self) -> None:
         """Compile the code, if that was not done before; `Uncompiled` or OSError where it can't be had."""
-        self._library = library = ctypes.CDLL(str(compiled(SOURCE, self.defined)))
+        self._library = library = ctypes.CDLL(str(compiled(SOURCE, *self.defined)))
         library.extend.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int]
         library.logits.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int]
 
@@ -121,7 +130,7 @@ class Native:
             cap=SOFTCAP,
             layers=self._layers,
             embedding=self._weight(model.embedding),
-            head=self._weight(model.head.weight),
+            head=self._matrix(model.head),
             smear_gate=self._weight(stream.smear_gate if stream.has_smear else None),
             smear_scale=self._weight(stream.smear_scale if stream.has_smear else None),
             stream_scale=self._weight(stream.stream_scale if stream.has_scalars else None),
@@ -134,12 +143,27 @@ class Native:
         attention, mlp = block.attention, block.mlp
         embedding = attention.value_embedding
         return _Layer(
-            *(self._weight(part.weight) for part in (attention.query, attention.key, attention.value)),
-            *(self._weight(part.weight) for part in (attention.project, mlp.expand, mlp.contract)),
+            *self._inputs(attention),
+            *(self._matrix(part) for part in (attention.project, mlp.expand, mlp.contract)),
             self._weight(embedding.table if embedding else None),
             self._weight(embedding.gate if embedding else None),
             attention.window or 1 << 62,
         )
+
+    def _inputs(self, attention: Attention) -> list[_Matrix]:
+        """Query, key and value."""
+        if attention.fused is None:
+            return [self._matrix(part) for part in (attention.query, attention.key, attention.value)]
+        assert isinstance(attention.fused, Int8Linear)
+        sizes = [size * attention.head_dim for size in (attention.heads, attention.kv_heads, attention.kv_heads)]
+        parts = zip(attention.fused.whole.split(sizes), attention.fused.scale.split(sizes), strict=True)
+        return [_Matrix(self._weight(whole, torch.int8), self._weight(scale, torch.float32)) for whole, scale in parts]
+
+    def _matrix(self, linear: nn.Module) -> _Matrix:
+        if isinstance(linear, Int8Linear):
+            return _Matrix(self._weight(linear.whole, torch.int8), self._weight(linear.scale, torch.float32))
+        assert isinstance(linear, Linear)
+        return _Matrix(self._weight(linear.weight), None)
 
     def _weight(self, weight: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
         """Where a weight's numbers begin; None where there is none."""
@@ -172,7 +196,7 @@ def speed_up(model: Transformer, *, beside: bool = False) -> str:
     if why := missing(model):
         return f"answers are computed by PyTorch: {why}"
     native = Native(model)
-    if beside and not is_compiled(SOURCE, native.defined):
+    if beside and not is_compiled(SOURCE, *native.defined):
         threading.Thread(target=lambda: log.info("%s", _attach(native, model)), name="compiler", daemon=True).start()
         return "answers are computed by PyTorch until their code is compiled"
     return _attach(native, model)
@@ -195,6 +219,6 @@ def missing(model: Transformer) -> str:
         return f"compiled code knows no {model.compute_dtype}"
     if any(weight.dtype != model.compute_dtype for weight in model.parameters()):
         return "its weights are still trained"
-    if not isinstance(model.head, Linear):
-        return "compiled code takes no weights of 8 bits"
+    if not isinstance(model.head, Linear | Int8Linear):
+        return "its weights have a layout of their own"
     return ""

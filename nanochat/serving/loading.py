@@ -29,8 +29,7 @@ def load(folder: Path, *, int8: bool = False, beside: bool = False) -> tuple[Tra
     model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
     said = to_int8(model) if int8 else ""
     model.cast_weights()
-    if not said:
-        _log.info("%s", speed_up(model, beside=beside))
+    _log.info("%s", speed_up(model, beside=beside))
     _log.info("%s", said or pack(model))
     return model, Tokenizer.load(folder), extra
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanochat.model import cache as kv
-from nanochat.model import native
+from nanochat.model import int8, native
 from nanochat.model.cache import KVCache
 from nanochat.model.int8 import to_int8
 from nanochat.model.native import SOURCE, speed_up
@@ -184,10 +184,27 @@ def test_other_models_are_left_to_pytorch(make_model: Make) -> None:
     half = some_model(make_model, dtype=torch.float16)
     assert "knows no torch.float16" in speed_up(half)
     assert "is for CPUs" in speed_up(some_model(make_model).to("meta"))
-    whole = some_model(make_model)
-    to_int8(whole)
-    assert "no weights of 8 bits" in speed_up(whole)
-    assert [model.few for model in (trained, half, whole)] == [None] * 3
+    laid_out = some_model(make_model)
+    pack(laid_out)
+    assert "a layout of their own" in speed_up(laid_out)
+    assert [model.few for model in (trained, half, laid_out)] == [None] * 3
+
+
+@needs_compiler
+@pytest.mark.skipif(bool(int8.missing()), reason="weights of 8 bits can't be multiplied here")
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_of_8_bits_say_the_same(make_model: Make, name: str) -> None:
+    dtype, most = FORMATS[name]
+    model = some_model(make_model, "modern", width=96, dtype=dtype)
+    to_int8(model)
+    tokens, cache = ids(2, 40), cache_for(model, 2)
+    with torch.inference_mode():
+        expected = model(tokens)
+    assert speed_up(model) == SPED
+    chunks = [said(model, tokens[row : row + 1, :FEW], [0], [row], cache)[0] for row in (0, 1)]
+    steps = [said(model, tokens[:, at : at + 1], [at, at], [0, 1], cache) for at in range(FEW, 40)]
+    found = torch.cat([torch.stack(chunks), *steps], dim=1)
+    assert float((found - expected).abs().max()) < max(most, 2e-3)
 
 
 @needs_compiler
@@ -216,12 +233,12 @@ def test_code_that_is_not_there_may_come_beside_the_answers(
 @needs_compiler
 def test_code_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native_code, "_folder", lambda: tmp_path)
-    library = compiled(SOURCE, "FORMAT=float")
+    library = compiled(SOURCE, "FORMAT=float", "WEIGHT=FORMAT")
     written = library.stat().st_mtime_ns
-    assert compiled(SOURCE, "FORMAT=float") == library and library.stat().st_mtime_ns == written
+    assert compiled(SOURCE, "FORMAT=float", "WEIGHT=FORMAT") == library and library.stat().st_mtime_ns == written
     assert [path.name for path in tmp_path.iterdir()] == [library.name]
     monkeypatch.setattr(native_code, "instructions", lambda: "another CPU's")
-    assert not native_code.is_compiled(SOURCE, "FORMAT=float")
+    assert not native_code.is_compiled(SOURCE, "FORMAT=float", "WEIGHT=FORMAT")
 
 
 def test_code_is_kept_by_the_user_alone_or_for_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
