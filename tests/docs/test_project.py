@@ -13,7 +13,7 @@ import yaml
 from doc_pages import PAGES, ROOT, commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FOLDERS = (".ci", "docs", "helm", "images", "k8s", "nanochat", "operators", "tasks")
+FOLDERS = (".ci", ".github", "docs", "helm", "images", "k8s", "nanochat", "operators", "tasks")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
