@@ -9,8 +9,23 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import bench, cluster, collect, compare, evaluate, exchange, models, options, rollback, run, runs
-from nanochat.cli.options import Model, Set, Stage, Store, argument, option
+from nanochat import __version__
+from nanochat.cli import (
+    bench,
+    cluster,
+    collect,
+    compare,
+    completion,
+    evaluate,
+    examples,
+    exchange,
+    models,
+    options,
+    rollback,
+    run,
+    runs,
+)
+from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
@@ -42,17 +57,50 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
+app.command("completion")(completion.completion)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nanochat.tracking.environment import commit
+
+        print(f"nanochat {__version__}", *([f"(commit {found})"] if (found := commit()) else []))
+        raise typer.Exit
+
+
+@app.callback()
+def nanochat(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """A whole ChatGPT from one declared pipeline."""
 
 
 @app.command()
 def doctor(
     file: Annotated[Path | None, argument(path, help="Pipeline file to check for.")] = None,
     set_: Set = None,
+    on_cluster: Annotated[bool, typer.Option("--cluster", help="Check a cluster instead; -n implies it.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    probe: Annotated[
+        bool, typer.Option(help="On a cluster, let a short-lived pod try images, store and MLflow.")
+    ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check that this machine has what a run needs, or say what to do."""
-    from nanochat.cli.doctor import doctor as check
+    """Check that this machine, or a cluster, has what a run needs, or say what to do."""
+    if on_cluster or namespace or context:
+        from nanochat.cli.cluster_doctor import cluster_doctor
 
-    raise typer.Exit(check(file, overrides=set_ or []))
+        code = cluster_doctor(
+            file, overrides=set_ or [], namespace=namespace, context=context, probe=probe, as_json=json_
+        )
+    else:
+        from nanochat.cli.doctor import doctor as check
+
+        code = check(file, overrides=set_ or [], as_json=json_)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -128,6 +176,7 @@ def identity_generate(
     generate(file, name=name, maker=maker, facts=fact or [], count=count, seed=seed, url=url, model=model)
 
 
+examples.add_examples(app)
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer has a copy of click's, which it does not name
 
 
@@ -139,7 +188,8 @@ def main() -> None:
     try:
         if not in_folder():
             raise UserError("the folder that you are in is gone: go to one that exists, then run this again")
-        sys.exit(app(standalone_mode=False))
+        completion.prepare()
+        sys.exit(app(standalone_mode=False, prog_name=completion.PROGRAM))
     except NanochatError as error:
         print(f"error: {error.message}", file=sys.stderr)
     except ImportError as error:

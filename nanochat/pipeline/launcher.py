@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat.pipeline.logs import LogUploader
+from nanochat.pipeline.logs import LogEcho, LogUploader
 from nanochat.pipeline.orphan import PLAN, die_with_starter, end_launches, start_child
 from nanochat.pipeline.outcomes import (
     EXIT_DISK_FULL,
@@ -65,7 +65,11 @@ def main() -> int:
     on_stop(lambda *_: stopping.set())
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
-    uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
+    echo = None
+    if POD in os.environ:  # what `kubectl logs` shows: the launch's own words, and those of the node's first rank
+        first = node_rank() * plan.processes
+        echo = LogEcho(sys.stdout.buffer, [work / "launch.log", work / f"rank{first}.log"])
+    uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work, echo=echo)
     reporter = report_standstills(plan, store, work) if plan.processes * plan.nodes > 1 else None
     machine = Path(os.environ.get("NANOCHAT_MACHINE", "/"))
     kills = kernel_kills(machine)

@@ -113,6 +113,7 @@ class TrainingSession:
             TrainerPlan(
                 steps=steps,
                 schedule=schedule,
+                learning_rate=settings.matrix_lr,
                 clip=settings.grad_clip,
                 flops_per_token=flops,
                 checkpoint_steps=settings.checkpoint_every,

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from nanochat import __version__
 from nanochat.runtime.threads import cores
 
 
@@ -25,7 +26,7 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         "python": platform.python_version(),
         "torch": _version("torch"),
-        "nanochat": _version("nanochat"),
+        "nanochat": __version__,
         "commit": commit(),
     }
 
