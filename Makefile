@@ -136,7 +136,7 @@ $(BROWSER)/node_modules/.done: $(BROWSER)/package-lock.json
 	@npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(BROWSER)
 	@touch $@
 
-refresh-vendored: $(VENV)/.done ## fetch the libraries of the chat page again, by their versions and hashes
+refresh-vendored: $(VENV)/.done ## fetch the libraries of the server's pages again, by their versions and hashes
 	$(BIN)/python -m nanochat.serving.vendored
 
 # It makes the cluster with kind and removes it again; NANOCHAT_KEEP_CLUSTER=1 keeps it, and uses the one there is.

@@ -105,8 +105,9 @@ def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> Job
     runs = not observed.waiting and observed.outcome is None
     launches = dict.fromkeys((*record.launches, *(record.launch_of(uid) for uid in observed.pods.values())))
     master = observed.pods.get("0")
+    held = min(1.0, observed.placed / max(1, record.nodes)) if observed.waiting else 0.0
     return replace(
-        record,
+        record.holding(held, now),
         pods=dict(observed.pods),
         job_started=observed.job_started,
         placement=dict(observed.placement),

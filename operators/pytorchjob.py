@@ -143,4 +143,5 @@ def _record_of(request: JobRequest) -> Object:
         "nodes": request.nodes,
         "processes": resources.processes(spec, launch.stage),
         "gpus": request.nodes * resources.gpus(spec, launch.stage),
+        "hourly": request.nodes * resources.hourly(request.config, spec, launch.stage, request.accepted.graph),
     }

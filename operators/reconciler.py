@@ -257,6 +257,9 @@ class Run:
         if len(phases) > 1 and not phases <= {*UNDER_WAY}:
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
+        budget = status.condition(told, status.BUDGET)
+        if budget is not None and budget[2] and budget[1:] != (status.condition(before, status.BUDGET) or ())[1:]:
+            self._event("Warning", budget[1], budget[2])
         serving = status.condition(told, status.SERVING)
         if serving is not None and serving != status.condition(before, status.SERVING):
             level = "Warning" if serving[1] in ("Damaged", "Refused", "RolloutFailed", "NotReady") else "Normal"

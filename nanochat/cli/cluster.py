@@ -9,11 +9,13 @@ from nanochat.cli.cluster_run import FIELD_MANAGER, ClusterRun
 from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
 from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.preflight import check_inputs
-from nanochat.spec.chatpipeline import PIPELINE
+from nanochat.spec.chatpipeline import PIPELINE, USER
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
+from nanochat.tracking.environment import user
 from operators.kube_client import CONFIG_MAPS, PIPELINES, KubeClient
 from operators.kube_error import Object
 
@@ -38,6 +40,8 @@ def submit(
     kube = KubeClient.connect(context)
     namespace = namespace or named or kube.namespace
     body = declared(pipeline, namespace)
+    if (submitter := user()) is not None:
+        body["metadata"]["annotations"] = {USER: submitter, **pipeline.metadata.annotations}
     identity = spec.stages.mid.identity
     path = local_path(identity) if identity else None
     if path is not None:
@@ -101,6 +105,8 @@ def resume(name: Name, namespace: Namespace = None, context: Context = None) -> 
     """Resume a suspended pipeline on a cluster."""
     run = ClusterRun.find(name, namespace=namespace, context=context)
     if not run.spec.get("suspend"):
+        if run.phase == Phase.SUSPENDED:
+            raise UserError(f"'{run.name}' goes on by itself: {run.status.get('message', '')}")
         raise UserError(f"'{run.name}' is not suspended: it is {run.phase}")
     run.change(spec={"suspend": False})
     print(f"{run.name} goes on; see: {run.command('status')}")

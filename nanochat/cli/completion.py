@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from typer.completion import completion_init, get_completion_script
+from typer.completion import completion_init, get_completion_script  # pyright: ignore[reportPrivateImportUsage]
 
 from nanochat.cli.options import argument
 from nanochat.spec.bounds import one_of

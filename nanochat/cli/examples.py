@@ -40,9 +40,10 @@ HELP: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {
     ),
     "retry": (["nanochat retry demo", "nanochat retry speedrun -n chat"], STORE | CLUSTER),
     "status": (
-        ["nanochat status", "nanochat status demo --json", "nanochat status speedrun -n chat"],
+        ["nanochat status", "nanochat status demo --watch", "nanochat status speedrun -n chat"],
         STORE | CLUSTER,
     ),
+    "runs": (["nanochat runs", "nanochat runs demo --limit 5", "nanochat runs -n chat"], STORE | CLUSTER),
     "logs": (
         ["nanochat logs demo base", "nanochat logs speedrun base --follow -n chat"],
         STORE | CLUSTER,

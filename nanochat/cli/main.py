@@ -19,6 +19,7 @@ from nanochat.cli import (
     evaluate,
     examples,
     exchange,
+    listing,
     models,
     options,
     rollback,
@@ -45,6 +46,7 @@ app.add_typer(bench.app, name="bench")
 app.command("run")(run.run)
 app.command("retry")(runs.retry)
 app.command("status")(runs.status)
+app.command("runs")(listing.runs)
 app.command("logs")(runs.logs)
 app.command("cancel")(runs.cancel)
 app.command("report")(runs.report)
@@ -145,6 +147,8 @@ def serve(
     slots: Annotated[int, option(integer(1, 1024), help="Requests that are answered at the same time.")] = 8,
     int8: options.Int8 = False,
     guesses: options.Guesses = 0,
+    tls_cert: Annotated[Path | None, option(path, help="Certificate in PEM, for HTTPS; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, option(path, help="Its key; files that are renewed are taken up.")] = None,
     store: Store = "default",
 ) -> None:
     """Serve the OpenAI chat API and a chat page."""
@@ -152,7 +156,9 @@ def serve(
     from nanochat.cli.serve import serve as start
 
     folder = models.find_model(model, stage=stage, store=store)
-    start(folder=folder, host=host, port=port, slots=slots, int8=int8, guesses=guesses)
+    start(
+        folder=folder, host=host, port=port, slots=slots, int8=int8, guesses=guesses, tls_cert=tls_cert, tls_key=tls_key
+    )  # fmt: skip
 
 
 @identity_app.command("generate")

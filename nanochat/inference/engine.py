@@ -80,6 +80,11 @@ class Engine:
     # Requests
 
     @property
+    def device(self) -> torch.device:
+        """The device that it computes on."""
+        return self._device
+
+    @property
     def running(self) -> int:
         """How many requests have a slot."""
         return sum(slot.request is not None for slot in self._slots)

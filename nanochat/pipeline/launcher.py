@@ -47,6 +47,7 @@ from nanochat.runtime.stopping import on_stop
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
+from nanochat.tracking.system import Machine
 
 POD = "NANOCHAT_POD_UID"
 MASTER_SECONDS = 300.0  # that node 0 may take to have a name
@@ -71,6 +72,8 @@ def main() -> int:
         echo = LogEcho(sys.stdout.buffer, [work / "launch.log", work / f"rank{first}.log"])
     uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work, echo=echo)
     reporter = report_standstills(plan, store, work) if plan.processes * plan.nodes > 1 else None
+    node = node_rank() if plan.nodes > 1 else None
+    sampled = Machine.of(store, plan.run, stage=plan.stage, launch=plan.launch, node=node)
     machine = Path(os.environ.get("NANOCHAT_MACHINE", "/"))
     kills = kernel_kills(machine)
     outcome = await_master(stopping) if plan.nodes > 1 else None
@@ -80,8 +83,9 @@ def main() -> int:
     outcome = replace(outcome, time=outcome.time or time.time())
     told = write_outcome(work / "outcome.json", outcome)
     uploader.close()
-    if reporter is not None:
-        reporter.close()
+    for background in (reporter, sampled):
+        if background is not None:
+            background.close()
     try:
         store.write_json(RunPaths(plan.run).outcome(plan.stage, plan.launch), outcome.to_dict())
     except Exception as error:

@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
 from nanochat.serving.metrics import Metrics
 from nanochat.serving.pace import Pace
@@ -121,6 +123,11 @@ class EngineService:
     def capacity(self) -> int:
         """Tokens that it has room for."""
         return self.slots * self.length
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the engine computes on."""
+        return self._engine.device
 
     @property
     def wait(self) -> float | None:

@@ -6,6 +6,9 @@ API_VERSION = f"{GROUP}/{VERSION}"
 # Annotation with the time of the last retry, which the status echoes.
 RETRY = "nanochat.dev/retry"
 
+# Annotation that says who submitted the pipeline, for MLflow.
+USER = "nanochat.dev/user"
+
 # Labels of what belongs to a pipeline: its jobs, their pods, and the ConfigMaps with the plans.
 PIPELINE = "nanochat.dev/pipeline"
 UID = "nanochat.dev/pipeline-uid"

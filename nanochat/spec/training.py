@@ -171,7 +171,6 @@ class BaseStage(PackedStage):
         False,
         "scalingRules lets the batch follow from the number of training tokens, in place of totalBatchTokens: the "
         "power of two next to 524288 (tokens / those of depth 12)^0.383. Rates and decay follow from the batch.",
-        modern=True,
         key="changed",
     )
     embedding_lr: float = setting(0.2, EMBEDDING_LR, modern=0.3, gt=0, le=100)

@@ -31,6 +31,11 @@ SERVER = {
     "nanochat_rejected",
     "nanochat_cancelled",
     "nanochat_model_info",
+    "nanochat_kv_cache_tokens",
+    "nanochat_kv_cache_capacity_tokens",
+    "nanochat_gpu_memory_used_bytes",
+    "nanochat_gpu_memory_bytes",
+    "nanochat_gpu_utilization_ratio",
 }
 KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 

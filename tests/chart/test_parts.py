@@ -269,6 +269,25 @@ def test_a_model_that_is_fixed(chart: Chart) -> None:
     assert rendered.of("PodDisruptionBudget")[0]["spec"]["maxUnavailable"] == "50%"
 
 
+def test_https(chart: Chart) -> None:
+    """The server has its Secret, and all that asks it asks by HTTPS; without one, by HTTP."""
+    probes = ("startupProbe", "livenessProbe", "readinessProbe")
+    for values, scheme in ((VALUES / "tls.yaml", "https"), (VALUES / "monitoring.yaml", "http")):
+        rendered = chart.render(values)
+        container = rendered.container(SERVER)
+        assert {container[name]["httpGet"]["scheme"] for name in probes} == {scheme.upper()}
+        assert rendered.one("Service", SERVER)["spec"]["ports"][0].get("appProtocol", "http") == scheme
+        (endpoint,) = rendered.one("PodMonitor", SERVER)["spec"]["podMetricsEndpoints"]
+        assert endpoint.get("scheme", "http") == scheme and ("tlsConfig" in endpoint) == (scheme == "https")
+        test = rendered.one("Pod", "nanochat-test")["spec"]["containers"][0]
+        assert f"{scheme}://{SERVER}:80/livez" in test["args"][1]
+    rendered = chart.render(VALUES / "tls.yaml")
+    env, pod = rendered.env(SERVER), rendered.one("Deployment", SERVER)["spec"]["template"]["spec"]
+    assert (env["NANOCHAT_TLS_CERT"], env["NANOCHAT_TLS_KEY"]) == ("/tls/tls.crt", "/tls/tls.key")
+    assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in rendered.container(SERVER)["volumeMounts"]
+    assert {"name": "tls", "secret": {"secretName": "chat-tls", "defaultMode": 0o440}} in pod["volumes"]
+
+
 def test_no_unavailability(chart: Chart) -> None:
     rendered = chart.render(S3)
     spec = rendered.one("Deployment", SERVER)["spec"]

@@ -72,6 +72,7 @@ class FakeRun:
                 journal.metrics(step, values)
             gpus = [{"name": "Test GPU", "memory": 80 << 30}] * 8
             data = {"platform": "Linux", "cpu": "A CPU", "cpus": 2, "memory": 8 << 30, "gpus": gpus, "torch": "2.13.0"}
+            data |= {"commit": "0123456789ab+", "user": "ami"}
             journal.event("environment", **data)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from nanochat.report.document import Answer, Document, Exchange, Line, Section
 from nanochat.report.markdown import render_markdown
 from nanochat.report.metrics import brief, cell, label, ordered
 from nanochat.report.plots import Curve, draw, smoothed
-from nanochat.report.record import Result, gpu_seconds
+from nanochat.report.record import Result, spent_on
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
 
@@ -38,9 +39,22 @@ def test_counts_and_sizes() -> None:
 
 def test_the_time_of_gpus_goes_by_the_nodes_that_each_attempt_had() -> None:
     spec = {"stages": {"base": {"nodes": 4, "gpusPerNode": 8}}}
-    attempts = [AttemptRecord(stage="base", number=n, ended=100.0, nodes=nodes) for n, nodes in enumerate((0, 4, 2))]
-    assert gpu_seconds(spec, "base", attempts) == 8 * (4 + 4 + 2) * 100.0
-    assert gpu_seconds(spec, "eval-base", attempts) == 0.0
+    attempts = [AttemptRecord(stage="base", number=n, used=3600.0, nodes=nodes) for n, nodes in enumerate((0, 4, 2))]
+    spent = spent_on(attempts, spec)
+    assert (spent.gpu_hours, spent.cost) == (8 * (4 + 4 + 2), 3.0 * 80)
+    assert spent_on(attempts, spec | {"cost": {"gpuHour": 2.0}}).cost == 160.0
+    assert spent_on([replace(attempts[0], stage="eval-base")], spec).cost == 0.0
+
+
+def test_an_attempt_keeps_its_prices() -> None:
+    """What it held of a machine without GPUs is paid for too; a price of GPUs in the pipeline is none of it."""
+    kept = AttemptRecord(stage="base", number=1, used=1800.0, held=900.0, lost=450.0, gpus=2, hourly=4.0)
+    spent = spent_on([kept], {"stages": {"base": {"nodes": 4, "gpusPerNode": 8}}})
+    assert (spent.gpu_hours, spent.cost, spent.waiting, spent.lost) == (1.5, 3.0, 1.0, 0.5)
+    assert (spent.waiting_gpu_hours, spent.lost_gpu_hours) == (0.5, 0.25)
+    assert spent.lines() == ["1.5 GPU hours, 3.00 USD, 0.50 of it lost, 1.00 of it waiting"]
+    cores = replace(kept, gpus=0, hourly=0.4)
+    assert spent_on([cores], {"cost": {"gpuHour": 100.0}}).cost == pytest.approx(0.3)
 
 
 def test_money() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat.cli.cluster_run import STEP_LINE
 from nanochat.runtime.device import Device
 from nanochat.training.plan import Measurement, Rates, TrainerPlan
 from nanochat.training.state import TrainerState
@@ -59,6 +60,12 @@ def test_a_training_logs_steps_measurements_and_saves(tmp_path: Path, caplog: py
     said = lines_of(caplog)
     steps = [line for line in said if re.match(r"step \d+ of 12: loss \d", line)]
     assert [int(line.split()[1]) for line in steps] == [1, 2, 3, 12]
+    assert [int(step) for step, _ in STEP_LINE.findall("\n".join(said).encode())] == [
+        1,
+        2,
+        3,
+        12,
+    ]  # as `status` reads it
     assert "tokens/s" not in steps[0] and all("tokens/s" in line for line in steps[1:])
     assert [line for line in said if "bpb" in line] == [f"step {step} of 12: bpb 1.500" for step in (5, 10, 12)]
     assert "the checkpoint of step 6 is stored" in said
