@@ -102,7 +102,7 @@ test-gpu: $(GPU_SETUP) ## run the tests that need a CUDA GPU
 bench-gpu: $(GPU_SETUP) ## run them, and measure training at depth 12 and 20 on a CUDA GPU; less than eight minutes
 	@$(GPU_PYTHON) -m nanochat.bench.gpu
 
-test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done $(CLIENTS)/transformers/.venv/.done ## try the chat API with other projects' clients, and exported models with transformers
+test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done $(CLIENTS)/transformers/.venv/.done $(CLIENTS)/lm_eval/.venv/.done ## try the chat API with other projects' clients, and exported models with transformers
 	$(BIN)/python -m pytest tests/clients -m clients -s
 
 # Environments of their own: these clients need much, and not what the project needs.
@@ -112,11 +112,11 @@ $(CLIENTS)/.venv/.done: $(CLIENTS)/requirements.txt
 	@$(CLIENTS)/.venv/bin/python -m pip install -qq -r $<
 	@touch $@
 
-$(CLIENTS)/transformers/.venv/.done: $(CLIENTS)/transformers/requirements.txt images/install-torch.sh
-	@echo "Installing transformers."
-	@$(PYTHON) -m venv $(CLIENTS)/transformers/.venv
-	@sh images/install-torch.sh $(CLIENTS)/transformers/.venv/bin/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
-	@$(CLIENTS)/transformers/.venv/bin/python -m pip install -qq -r $<
+$(CLIENTS)/transformers/.venv/.done $(CLIENTS)/lm_eval/.venv/.done: $(CLIENTS)/%/.venv/.done: $(CLIENTS)/%/requirements.txt images/install-torch.sh
+	@echo "Installing $*."
+	@$(PYTHON) -m venv $(CLIENTS)/$*/.venv
+	@sh images/install-torch.sh $(CLIENTS)/$*/.venv/bin/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+	@$(CLIENTS)/$*/.venv/bin/python -m pip install -qq -r $<
 	@touch $@
 
 $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from nanochat.inference.grammar import Grammars
 from nanochat.serving.metrics import Metrics
 from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
@@ -29,13 +31,18 @@ class Served:
         return f"{self.name}:{self.version}" if self.version else self.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """A loaded model with the engine that runs it."""
 
     served: Served
     service: EngineService
     tokenizer: Tokenizer
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles the schemas that answers are held to."""
+        return Grammars(self.tokenizer)
 
 
 class ModelHolder:

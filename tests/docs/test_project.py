@@ -87,3 +87,18 @@ def test_namespaces_of_the_pages_exist_on_kind() -> None:
     assert named == made
     values = yaml.safe_load((ROOT / "helm" / "nanochat" / "values-kind.yaml").read_text(encoding="utf-8"))
     assert {"nanochat", *values["devStore"]["namespaces"]} == made
+
+
+def test_supported_versions_are_those_that_are_used() -> None:
+    """docs/clouds.md against the chart, the Makefile and the project."""
+    section = (
+        doc_pages.prose(ROOT / "docs" / "clouds.md").partition("\n## Supported versions\n")[2].partition("\n## ")[0]
+    )
+    table = dict(re.findall(r"^\| (\w+)[^|]*\| (.*?) \|$", section, re.MULTILINE))
+    chart = yaml.safe_load((ROOT / "helm" / "nanochat" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert table["Kubernetes"].startswith(re.findall(r">=(\d+\.\d+)", chart["kubeVersion"])[0])
+    (operator,) = re.findall(r"^TRAINING_OPERATOR .*\?ref=v(\S+)$", MAKEFILE, re.MULTILINE)
+    assert table["Kubeflow"].endswith(f"| {operator}")
+    assert table["Python"].startswith(PROJECT["requires-python"].removeprefix(">="))
+    (torch,) = re.findall(r"^TORCH_VERSION \?= (\S+)$", MAKEFILE, re.MULTILINE)
+    assert table["PyTorch"] == f"{torch} | {torch}"
