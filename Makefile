@@ -43,7 +43,7 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser test-cluster test-cluster-smoke cluster-manifests lint lint-workflows format generate refresh-vendored lock \
+.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser screenshots test-cluster test-cluster-smoke cluster-manifests lint lint-workflows format generate refresh-vendored lock \
     lock-upstream check-locks images push chart wheel release-notes kind-tools kind-up kind-demo kind-down
 
 help: ## list the targets
@@ -129,6 +129,9 @@ $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json
 test-browser: $(VENV)/.dev $(BROWSER)/node_modules/.done ## try the chat page in Chromium
 	@command -v $${CHROMIUM:-chromium} > /dev/null || { echo "chromium is missing: install it, or name it in CHROMIUM." >&2; exit 1; }
 	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) $(BIN)/python -m pytest tests/browser -m browser -s
+
+screenshots: $(VENV)/.done $(BROWSER)/node_modules/.done ## take the pictures of the chat page in docs/pictures anew
+	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) node $(BROWSER)/screenshots.mjs
 
 $(BROWSER)/node_modules/.done: $(BROWSER)/package-lock.json
 	@command -v npm > /dev/null || { echo "npm is missing: install Node.js 20 or newer." >&2; exit 1; }
