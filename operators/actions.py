@@ -99,7 +99,8 @@ def stop(scope: Scope, action: Stop, message: str = "") -> None:
         own, stood = [pod for pod in scope.owned.pods if pod.job == record.job], _who_stood(scope, record)
         decided = End.STALLED_ON.outcome(ranks=", ".join(stood.values())) if stood else End.STALLED.outcome()
         decided = observation.lost_node(own, scope.now) or decided
-        record = replace(record, blame=blame(record, decided, list(stood)))
+        silent = scope.steady - scope.ready.heartbeat(record, scope.steady).heard
+        record = replace(record, blame=blame(record, decided, list(stood)), silent=max(0.0, silent))
     record = attempts.put(replace(record, stopping=action.reason, decided=replace(decided, time=scope.now)))
     scope.storage(attempts.save)  # what was decided outlives this process
     scope.event("Normal", "Stopping", f"{action.stage} attempt {action.attempt}: {action.reason}")

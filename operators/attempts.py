@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field
 
@@ -57,7 +57,6 @@ class JobAttempt(AttemptRecord):
     job_uid: str = ""  # by which its pods are known when it is gone
     nodes: Count = 1
     processes: Count = 1  # of one node
-    gpus: Count = 0  # of all nodes
     generation: Count = 0  # of the job as it was created: a higher one is somebody else's change
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime that they belong to: Kueue may stop a job and start it again
@@ -65,16 +64,10 @@ class JobAttempt(AttemptRecord):
     launches: tuple[str, ...] = ()  # ids of all pods that ran
     hosts: tuple[Host, ...] = ()  # nodes of all of them
     blame: Mapping[Host, Seconds] = field(default_factory=dict)  # node -> how much its end speaks against it
-    running_since: Seconds | None = None
-    used: Seconds = 0.0  # seconds that launches before ran
     form: Name | None = None  # digest of its job as it was created
     resize: Count = 0  # nodes of the attempt after it, where it was stopped to have others
     decided: Outcome | None = None  # how it will have ended, once nothing of it runs any more
     cleaned: bool = False  # its job and plan are deleted
-
-    def ran(self, now: float) -> float:
-        """Seconds that its pods ran."""
-        return self.used + (max(0.0, now - self.running_since) if self.running_since is not None else 0.0)
 
     def launch_of(self, pod_uid: str) -> str:
         """The id of the launch in a pod."""
@@ -83,11 +76,6 @@ class JobAttempt(AttemptRecord):
     def index_of(self, rank: int) -> str:
         """The index of the pod that a rank runs in."""
         return str(rank // max(1, self.processes))
-
-    def end(self, outcome: Outcome, *, reached: int, now: float) -> Self:
-        """The record with how the attempt ended."""
-        used = self.ran(now)
-        return replace(self, outcome=outcome, reached=reached, ended=now, used=used, running_since=None)
 
 
 class Attempts(AttemptLog[JobAttempt]):
@@ -114,7 +102,7 @@ class Attempts(AttemptLog[JobAttempt]):
             return
         try:
             told = dict(read_json(job.attempt, limit=LARGEST))
-            told = {name: told[name] for name in TOLD} | {"form": told.get("form")}
+            told = {name: told[name] for name in TOLD} | {name: told.get(name) for name in ("form", "hourly")}
             record = JobAttempt.from_dict(told | {"stage": stage, "number": number})
         except (ValueError, TypeError, LookupError):
             self.remark(f"the job {job.meta.name} has no annotation that tells of its attempt: taken for one of now")

@@ -3,8 +3,8 @@
 profiles:
   default: {root: s3://bucket/nanochat, endpoint: http://s3:7070, secret: nanochat-s3, credentials: /etc/nanochat/s3}
 pools:
-  gpu: {pods: {nodeSelector: {pool: gpu}, tolerations: [...]}, memoryLimit: 1800Gi}
-image: registry/nanochat-trainer:0.1.0
+  gpu: {pods: {nodeSelector: {pool: gpu}, tolerations: [...]}, memoryLimit: 1800Gi, price: {hour: 2.2}}
+image: registry/nanochat-trainer:0.3.0
 serving: {deployment: nanochat-inference, namespace: nanochat, model: nanochat, tracking: http://mlflow.nanochat:5000}
 """
 
@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from nanochat.spec.cost import Price
 from nanochat.spec.fields import Name, Section, ServerAddress, StoreAddress, Text, TrackingAddress, setting
 from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.quantity import Quantity
@@ -69,6 +70,7 @@ class Pool(Section):
         "the request does not grow.",
         unit="bytes",
     )
+    price: Price = setting(Price, "price says what a machine of the pool costs.")
 
 
 class Pools(Section):

@@ -195,6 +195,7 @@ def crd() -> Schema:
                         _column("Progress", ".status.progress"),
                         _column("ETA", ".status.eta"),
                         _column("Loss", ".status.loss"),
+                        {"name": "Cost", "type": "number", "jsonPath": ".status.cost"},
                         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
                         _column("Message", ".status.message"),
                     ],

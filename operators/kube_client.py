@@ -175,16 +175,19 @@ class KubeClient:
                 return None
             raise
 
-    def apply(self, resource: Resource, body: Object, *, manager: str, strict: bool = True) -> Object:
+    def apply(
+        self, resource: Resource, body: Object, *, manager: str, strict: bool = True, dry_run: bool = False
+    ) -> Object:
         """Server-side apply: the fields in `body` become the manager's; `strict` refuses those that do not exist."""
         meta = body["metadata"]
+        options = {"fieldValidation": "Strict"} if strict else {}
         return self.json(
             "patch",
             resource.path(meta["namespace"], meta["name"]),
             what=f"{resource.kind} {meta['namespace']}/{meta['name']}",
             body=_typed(resource, body),
             content_type=APPLY,
-            query={"fieldManager": manager, "force": "true", **({"fieldValidation": "Strict"} if strict else {})},
+            query={"fieldManager": manager, "force": "true", **options, **({"dryRun": "All"} if dry_run else {})},
         )
 
     def delete(

@@ -16,7 +16,7 @@ errors = Counter("nanochat_errors", "Errors of reconciliations by what failed.",
 api_seconds = Histogram("nanochat_api_seconds", "Requests to the API server.", ["verb"], registry=REGISTRY)
 attempts = Counter("nanochat_attempts", "Attempts that ended.", ["stage", "outcome"], registry=REGISTRY)
 gpu_seconds = Counter(
-    "nanochat_gpu_seconds", "GPU time of attempts: productive where they got further.", ["stage", "kind"],
+    "nanochat_gpu_seconds", "GPU time of attempts: productive, lost, or waiting.", ["stage", "kind"],
     registry=REGISTRY,
 )  # fmt: skip
 slow = Gauge(
@@ -33,11 +33,12 @@ node_suspicion = Gauge(
 tracked = Counter("nanochat_tracked", "Runs that MLflow was told of, or was not.", ["result"], registry=REGISTRY)
 
 
-def attempt_ended(record: JobAttempt, outcome: Outcome, *, lost: float) -> None:
-    """Count an attempt; `lost` are the seconds of it that nothing came of."""
+def attempt_ended(record: JobAttempt, outcome: Outcome) -> None:
+    """Count an attempt and the time of its GPUs."""
     attempts.labels(stage=record.stage, outcome=str(outcome.reason)).inc()
-    gpu_seconds.labels(stage=record.stage, kind="lost").inc(record.gpus * lost)
-    gpu_seconds.labels(stage=record.stage, kind="productive").inc(record.gpus * (record.used - lost))
+    gpu_seconds.labels(stage=record.stage, kind="lost").inc(record.gpus * record.lost)
+    gpu_seconds.labels(stage=record.stage, kind="waiting").inc(record.gpus * record.held)
+    gpu_seconds.labels(stage=record.stage, kind="productive").inc(record.gpus * (record.used - record.lost))
 
 
 def set_pipelines(phases: Mapping[str, int]) -> None:

@@ -105,8 +105,9 @@ def updated(record: JobAttempt, observed: AttemptObservation, now: float) -> Job
     runs = not observed.waiting and observed.outcome is None
     launches = dict.fromkeys((*record.launches, *(record.launch_of(uid) for uid in observed.pods.values())))
     master = observed.pods.get("0")
+    held = min(1.0, observed.placed / max(1, record.nodes)) if observed.waiting else 0.0
     return replace(
-        record,
+        record.holding(held, now),
         pods=dict(observed.pods),
         job_started=observed.job_started,
         placement=dict(observed.placement),
@@ -240,7 +241,7 @@ def _former_name(record: JobAttempt, index: str) -> str:
 def _waiting(record: JobAttempt, job: Job, pods: Sequence[Pod]) -> tuple[Waiting | None, str]:
     """Why not all pods run yet, None where they do; and the uid of the object whose Events may say more."""
     if len(pods) < record.nodes:
-        return Wait.PODS.of(), job.meta.uid
+        return (Wait.PODS if job.taken_up or pods else Wait.OPERATOR).of(), job.meta.uid
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.phase != "Pending":
             continue

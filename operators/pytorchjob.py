@@ -118,6 +118,7 @@ class PyTorchJobs:
             attempt=(meta.annotations or {}).get(ATTEMPT, ""),
             queue=(meta.labels or {}).get(QUEUE, ""),
             suspended=bool(model.spec.run_policy.suspend),
+            taken_up=bool(status.conditions or status.start_time),
             started=status.start_time.strftime("%Y-%m-%dT%H:%M:%SZ") if status.start_time else "",
             succeeded="Succeeded" in holding,
             failed="Failed" in holding,
@@ -142,4 +143,5 @@ def _record_of(request: JobRequest) -> Object:
         "nodes": request.nodes,
         "processes": resources.processes(spec, launch.stage),
         "gpus": request.nodes * resources.gpus(spec, launch.stage),
+        "hourly": request.nodes * resources.hourly(request.config, spec, launch.stage, request.accepted.graph),
     }

@@ -257,6 +257,9 @@ class Run:
         if len(phases) > 1 and not phases <= {*UNDER_WAY}:
             level = "Warning" if told.get("phase") == Phase.FAILED else "Normal"
             self._event(level, str(told["phase"]), told.get("message") or f"the pipeline is {told['phase']}")
+        budget = status.condition(told, status.BUDGET)
+        if budget is not None and budget[2] and budget[1:] != (status.condition(before, status.BUDGET) or ())[1:]:
+            self._event("Warning", budget[1], budget[2])
         serving = status.condition(told, status.SERVING)
         if serving is not None and serving != status.condition(before, status.SERVING):
             level = "Warning" if serving[1] in ("Damaged", "Refused", "RolloutFailed", "NotReady") else "Normal"
@@ -277,8 +280,10 @@ class Run:
 
 
 def _delay(state: Ready, planned: Status, now: float) -> float:
-    if state.attempts.open() or state.refusals:
+    if state.attempts.open() or any(why.wait.patience is not None for why in state.refusals.values()):
         return ACTIVE_SECONDS
+    if state.refusals:
+        return ARTIFACT_SECONDS
     ends = [item.until - now for item in planned.stages if item.until is not None]
     if ends:  # a look that is due is not put off, as others are where many pipelines wait
         return max(0.5, min(ARTIFACT_SECONDS - 1.0, *ends))

@@ -14,6 +14,7 @@ from nanochat.pipeline.attempts import confirmed
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import MADE, YIELDED, Action, Attempt, Observed, Phase, Start, Status, Stop, plan
 from nanochat.pipeline.run_status import RunStatus
+from nanochat.pipeline.spending import Spending, check_budget, is_spent
 from nanochat.spec.pods import hide_values
 from nanochat.tracking.rest import light_registry
 from operators import actions, metrics, observation, resources, room, sharing, status
@@ -152,10 +153,11 @@ def _conclude(scope: Scope, record: JobAttempt, outcome: Outcome) -> None:
     before = ready.attempts.reached(record.stage, before=record.number)
     reached = outputs.reached(record.stage, record.keys, before=before)
     ready.take_progress(record, scope.steady)
+    state = ready.progress.get(record.stage)
+    ended = record.end(outcome, reached=reached, now=scope.now, before=before, step=state.step if state else 0)
     against = record.blame if outcome.reason is Reason.STALLED else blame(record, outcome, ())
-    record = ready.attempts.put(replace(record.end(outcome, reached=reached, now=scope.now), blame=against))
-    useful = reached > before or outcome.reason is Reason.SUCCEEDED
-    metrics.attempt_ended(record, outcome, lost=0.0 if useful else record.used)
+    record = ready.attempts.put(replace(ended, blame=against))
+    metrics.attempt_ended(record, outcome)
     level = "Normal" if outcome.reason in (Reason.SUCCEEDED, Reason.PREEMPTED) else "Warning"
     scope.event(level, str(outcome.reason), f"{record.stage} attempt {record.number}: {outcome.message or 'ended'}")
     ready.looked = 0.0
@@ -220,6 +222,8 @@ def _observed(scope: Scope) -> Observed:
     hold = scope.refused and f"the change was refused: {scope.refused}"
     hold = hold or (scope.trouble and f"waits for storage: {scope.trouble}")
     made = _made(scope)
+    spec = accepted.spec
+    spent = check_budget(spec.budget, Spending.of(scope.ready.attempts.all(), spec.cost.gpu_hour, scope.now))
     return Observed(
         present=frozenset(outputs.present) | (made if scope.trouble else frozenset()),  # unseen is not gone
         made=made,
@@ -228,16 +232,17 @@ def _observed(scope: Scope) -> Observed:
             for stage in accepted.graph.stages
         },
         slots={"cpu": UNLIMITED, "gpu": UNLIMITED},
-        suspended=accepted.spec.suspend,
-        cancelled=accepted.spec.cancel,
+        suspended=spec.suspend or is_spent(spent),
+        because=spent if is_spent(spent) and not spec.suspend else None,
+        cancelled=spec.cancel,
         elsewhere=scope.elsewhere,
-        memory_limits=resources.memory_limits(scope.services.config, accepted.spec, accepted.graph),
+        memory_limits=resources.memory_limits(scope.services.config, spec, accepted.graph),
         hold=hold,
         refusals=scope.ready.refusals,
         nodes={
             stage: elastic.next_nodes(scope.ready.attempts.last(stage))
             for stage in accepted.graph.stages
-            if (elastic := Elastic.of(accepted.spec, stage))
+            if (elastic := Elastic.of(spec, stage))
         },
     )
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from nanochat.model.sizes import flops_per_token, parameters
 from nanochat.pipeline.graph import Graph
 from nanochat.pipeline.resolve import WORKER_MEMORY
+from nanochat.spec.cost import CPU_HOUR, GPU_HOUR
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import YEAR
 from nanochat.spec.pipeline import TRAINING, PipelineSpec
@@ -35,6 +36,13 @@ GIB = 1 << 30
 SMALL = 50_000_000  # parameters up to which a model trains in a share of a core
 CHARACTERS_A_CORE = 500_000_000  # of text that one core tokenizes in a few minutes
 FLOPS_A_CORE = 1e11  # a second, which few cores reach
+SPOT = {
+    ("eks.amazonaws.com/capacityType", "SPOT"),
+    ("cloud.google.com/gke-spot", "true"),
+    ("cloud.google.com/gke-preemptible", "true"),
+    ("kubernetes.azure.com/scalesetpriority", "spot"),
+    ("karpenter.sh/capacity-type", "spot"),
+}  # labels of nodes that may be taken away
 
 
 def gpus(spec: PipelineSpec, stage: str) -> int:
@@ -71,6 +79,16 @@ def cpu(settings: PodSettings, spec: PipelineSpec, stage: str, graph: Graph) -> 
     if "cpu" in asked.requests:
         return amount(asked.requests["cpu"])
     return min(_cores(spec, stage, graph), amount(asked.limits["cpu"]) if "cpu" in asked.limits else math.inf)
+
+
+def hourly(config: Config, spec: PipelineSpec, stage: str, graph: Graph) -> float:
+    """The price of one pod for one hour in USD, without `spec.cost.gpuHour`: of its GPUs, or else of its cores."""
+    settings, count = pod_settings(config, spec, stage), gpus(spec, stage)
+    price = pool(config, spec, stage).price
+    each = price.hour if price.hour is not None else GPU_HOUR if count else CPU_HOUR
+    if price.spot_hour is not None and settings.node_selector.items() & SPOT:
+        each = price.spot_hour
+    return each * (count or cpu(settings, spec, stage, graph))
 
 
 def _cores(spec: PipelineSpec, stage: str, graph: Graph) -> float:

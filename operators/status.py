@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from nanochat.pipeline.planner import Phase, Status
+from nanochat.pipeline.sentences import Said
+from nanochat.pipeline.spending import BudgetSaid, Spending, check_budget, is_spent
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.tracking.progress import State
 from nanochat.tracking.quantities import duration
@@ -24,11 +26,19 @@ LONGEST = 1000  # characters of a message
 NODES = 64  # of an attempt
 LIVE = (Phase.RUNNING, Phase.STOPPING)  # phases in which a stage makes progress
 DONE = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
-PROGRESS = ("progress", "eta", "loss", "gpuHours", "cost")  # fields that change while stages run, of the pipeline
+PROGRESS = (
+    "progress",
+    "eta",
+    "loss",
+    "gpuHours",
+    "cost",
+    "lostCost",
+    "waitingCost",
+)  # fields that change while stages run, of the pipeline
 STAGE_PROGRESS = ("step", "total", "rate", "loss", "eta")  # and of a stage
 # what the status says of it, the time -> service, token and expiresAt
 AccessOf = Callable[[Mapping[str, str] | None, float], Mapping[str, str] | None]
-SERVING, REACHABLE = "Serving", "StorageReachable"  # conditions
+SERVING, REACHABLE, BUDGET = "Serving", "StorageReachable", "WithinBudget"  # conditions
 
 
 class ServingOf(Protocol):
@@ -76,7 +86,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
     runs = current and planned.of(current).phase in LIVE
     state = inputs.progress.get(current) if runs else None  # of one that waits it is of long ago
     started = min((r.started for r in inputs.attempts), default=None)
-    hours = sum(r.gpus * r.ran(now) for r in inputs.attempts) / 3600
+    spent = Spending.of(inputs.attempts, spec.cost.gpu_hour, now)
     finished = planned.phase in DONE
     return {
         "observedGeneration": before.get("observedGeneration") if inputs.refused else meta["generation"],
@@ -91,8 +101,10 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
         "finished": (before.get("finished") or to_time(now)) if finished else None,
         "run": inputs.run,
         "retriedAt": retry_asked(found) if inputs.current else before.get("retriedAt"),
-        "gpuHours": round(hours, 3),
-        "cost": round(hours * spec.cost.gpu_hour, 2),
+        "gpuHours": round(spent.gpu_hours, 3),
+        "cost": round(spent.cost, 2),
+        "lostCost": round(spent.lost, 2) or None,
+        "waitingCost": round(spent.waiting, 2) or None,
         "horizon": {name: _plain(value) for name, value in accepted.graph.horizon.summary().items()},
         "stages": [_stage(item, inputs, now) for item in planned.stages],
         "attempts": [_attempt(r) for r in inputs.attempts[-ATTEMPTS:]],
@@ -117,6 +129,7 @@ def build(found: Object, inputs: StatusInputs, access: AccessOf, now: float) -> 
                 else ("True", "Accepted", accepted.remark),
                 **_reachable(inputs),
                 "Succeeded": _succeeded(planned),
+                **_within_budget(before, check_budget(spec.budget, spent)),
                 **({SERVING: inputs.serving} if inputs.serving else {}),
             },
         ),
@@ -300,6 +313,14 @@ def _reachable(inputs: StatusInputs) -> dict[str, tuple[str, str, str]]:
     if inputs.trouble:
         return {REACHABLE: ("False", "Unreachable", inputs.trouble)}
     return {REACHABLE: ("True", "Reached", "")} if inputs.current else {}
+
+
+def _within_budget(before: Object, told: Said | None) -> dict[str, tuple[str, str, str]]:
+    """The condition of the budget; where there is none any more, nothing is said of the former one."""
+    if told is None and condition(before, BUDGET) is None:
+        return {}
+    told = told or BudgetSaid.WITHIN.of()
+    return {BUDGET: ("False" if is_spent(told) else "True", told.reason, told.message)}
 
 
 def _succeeded(planned: Status) -> tuple[str, str, str]:

@@ -49,7 +49,8 @@ class StageStatus(StatusSection):
     phase: Phase = setting(
         help="phase is where the stage stands. Waiting: an input is missing still. Pending: its job is there, and not "
         "all pods run. Running: all pods run. Stopping: it saves a checkpoint and ends. Suspended: it starts once "
-        "spec.suspend is false. Retrying: the next attempt starts after a delay. Succeeded: it made its outputs. "
+        "spec.suspend is false and spec.budget suffices. Retrying: the next attempt starts after a delay. Succeeded: "
+        "it made its outputs. "
         "Cached: its outputs were in the store before. Unneeded: nothing that has to run reads its outputs. Failed: it "
         "is not tried again until a retry is asked for. Blocked: a stage before it failed. Cancelled: spec.cancel "
         "ended it. Queued and Unselected occur in local runs alone."
@@ -152,7 +153,7 @@ class Condition(StatusSection):
     """A condition, as metav1.Condition."""
 
     type: ConditionType = setting(
-        help="type is the name of the condition: Accepted, StorageReachable, Succeeded or Serving."
+        help="type is the name of the condition: Accepted, StorageReachable, WithinBudget, Succeeded or Serving."
     )
     status: Literal["True", "False", "Unknown"] = setting(
         help="status says whether the condition holds: True, False or Unknown."
@@ -176,7 +177,8 @@ class PipelineStatus(StatusSection):
     phase: Phase | None = setting(
         None,
         "phase is where the pipeline stands as a whole. Waiting: nothing can start yet. Running: a stage is under way. "
-        "Stopping: running stages end. Suspended: it goes on once spec.suspend is false. Succeeded, Failed and "
+        "Stopping: running stages end. Suspended: it goes on once spec.suspend is false and spec.budget suffices. "
+        "Succeeded, Failed and "
         "Cancelled are final until spec changes or a retry is asked for. The other phases are those of stages.",
     )
     message: Text | None = setting(None, "message is a sentence that says why the pipeline is in its phase.")
@@ -202,7 +204,18 @@ class PipelineStatus(StatusSection):
     gpu_hours: float | None = setting(
         None, "gpuHours is the time that GPUs were held by pods of the pipeline, in hours.", unit="hours"
     )
-    cost: float | None = setting(None, "cost is the price of gpuHours in USD, by spec.cost.gpuHour.", unit="USD")
+    cost: float | None = setting(
+        None,
+        "cost is the price in USD of the machines that pods of the pipeline held, by spec.cost.gpuHour or the prices "
+        "of the pools.",
+        unit="USD",
+    )
+    lost_cost: float | None = setting(
+        None, "lostCost is the part of cost in USD for work that attempts did in vain.", unit="USD"
+    )
+    waiting_cost: float | None = setting(
+        None, "waitingCost is the part of cost in USD in which some pods of an attempt waited for others.", unit="USD"
+    )
     horizon: Words | None = setting(
         None,
         "horizon says what the base stage trains and for how long: the number of parameters, steps, tokens, shards of "
@@ -229,5 +242,5 @@ class PipelineStatus(StatusSection):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] | None = setting(
         None,
         "conditions are what was found about the pipeline: Accepted (the spec passed all checks), StorageReachable, "
-        "Succeeded, and Serving (the chat API serves the version that this pipeline released).",
+        "WithinBudget, Succeeded, and Serving (the chat API serves the version that this pipeline released).",
     )

@@ -3,7 +3,9 @@
     answers = asyncio.run(converse_all(url, Load(rate=0.5, conversations=20, turns=3, words=20, tokens=32)))
 
 Conversations begin at random times of the given rate, whether or not those before are over. In each a question is asked
-as soon as the last one was answered, with all that was said before it.
+as soon as the last one was answered, with all that was said before it. Mixed ones differ in the length of questions and
+answers, in temperature and seed, and one answer in eight is broken off. Where the server refuses, a conversation may
+come back at the time that it is told, and some clients may ask for an answer and read none of it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import httpx
 from nanochat.spec.errors import UserError
 
 LONGEST_SILENCE = 600.0  # seconds
+CHAT = "/v1/chat/completions"
 REFUSED = (429, 503)  # what a server that has too much to do answers
 LARGEST_LINE = 1 << 20  # characters of an event
 
@@ -35,6 +38,9 @@ class Load:
     turns: int  # questions of each
     words: int  # of a question
     tokens: int  # of an answer, at most
+    mixed: bool = False
+    retries: int = 0  # times that a question is asked again where it was refused
+    unread: int = 0  # answers of which nothing is read while the conversations last
 
 
 @dataclass(slots=True)
@@ -47,6 +53,8 @@ class Answer:
     tokens: int = 0  # as the server counts them
     text: str = ""
     refused: bool = False
+    again: bool = False  # whether it was asked before, and refused
+    wait: float = 0.0  # seconds to wait where it is refused, as the server tells
 
     @property
     def first(self) -> float:
@@ -74,11 +82,15 @@ async def converse_all(url: str, load: Load) -> list[Answer]:
             httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, limits=limits) as client,
             asyncio.TaskGroup() as group,
         ):
+            held = [group.create_task(hold(client, load.tokens)) for _ in range(load.unread)]
             tasks = []
             for _ in range(load.conversations):
-                questions = [" ".join(draw.choices(words, k=load.words)) for _ in range(load.turns)]
-                tasks.append(group.create_task(converse(client, questions, load.tokens)))
+                asked = questions(load, draw, words)
+                tasks.append(group.create_task(converse(client, asked, retries=load.retries)))
                 await asyncio.sleep(draw.expovariate(load.rate))
+            await asyncio.gather(*tasks)
+            for task in held:
+                task.cancel()
     except ExceptionGroup as failed:
         first = failed.exceptions[0]
         if isinstance(first, httpx.HTTPError | ValueError):
@@ -88,30 +100,56 @@ async def converse_all(url: str, load: Load) -> list[Answer]:
     return [answer for task in tasks for answer in task.result()]
 
 
-async def converse(client: httpx.AsyncClient, questions: list[str], tokens: int) -> list[Answer]:
-    """The answers to one conversation's questions, up to the first that is refused."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its settings, and after how many pieces of the answer its reader goes away."""
+
+    text: str
+    settings: dict[str, Any]
+    pieces: int | None = None
+
+
+def questions(load: Load, draw: random.Random, words: list[str]) -> list[Question]:
+    """All of one conversation."""
+    found = []
+    for _ in range(load.turns):
+        settings: dict[str, Any] = {"max_tokens": load.tokens, "temperature": 0}
+        count, pieces = load.words, None
+        if load.mixed:
+            count = draw.randint(1, load.words)
+            settings = {"max_tokens": draw.randint(1, load.tokens), "temperature": draw.choice([0, 0.8])}
+            settings |= {"seed": draw.randrange(2**32)} if draw.random() < 0.25 else {}
+            pieces = draw.randint(1, load.tokens) if draw.random() < 1 / 8 else None
+        found.append(Question(" ".join(draw.choices(words, k=count)), settings, pieces))
+    return found
+
+
+async def converse(client: httpx.AsyncClient, asked: list[Question], *, retries: int) -> list[Answer]:
+    """The answers to one conversation's questions, those that were refused too; with the last refusal it ends."""
     messages: list[dict[str, str]] = []
     answers = []
-    for turn, question in enumerate(questions):
-        messages.append({"role": "user", "content": question})
-        answer = await ask(client, messages, turn=turn, tokens=tokens)
-        answers.append(answer)
-        if answer.refused:
+    for turn, question in enumerate(asked):
+        messages.append({"role": "user", "content": question.text})
+        for attempt in range(1 + retries):
+            answer = await ask(client, messages, question, turn=turn)
+            answer.again = attempt > 0
+            answers.append(answer)
+            if not answer.refused:
+                break
+            await asyncio.sleep(answer.wait if attempt < retries else 0.0)
+        else:
             break
         messages.append({"role": "assistant", "content": answer.text})
     return answers
 
 
-async def ask(client: httpx.AsyncClient, messages: list[dict[str, str]], *, turn: int, tokens: int) -> Answer:
+async def ask(client: httpx.AsyncClient, messages: list[dict[str, str]], question: Question, *, turn: int) -> Answer:
     """One answer, as a stream."""
-    body = {
-        "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
+    body = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}, **question.settings}
     answer = Answer(turn, time.monotonic())
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+    async with client.stream("POST", CHAT, json=body) as response:
         if response.status_code in REFUSED:
-            answer.refused = True
+            answer.refused, answer.wait = True, retry_after(response)
             return answer
         if not response.is_success:
             said = (await response.aread())[:300].decode(errors="replace")
@@ -124,7 +162,23 @@ async def ask(client: httpx.AsyncClient, messages: list[dict[str, str]], *, turn
                 if delta.get("content") or delta.get("part"):
                     answer.came.append(time.monotonic())
                     answer.text += delta.get("content") or ""
+            if len(answer.came) == question.pieces:
+                answer.tokens = len(answer.came)
+                break
     return answer
+
+
+async def hold(client: httpx.AsyncClient, tokens: int) -> None:
+    """Ask for an answer, and read nothing of it."""
+    body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": tokens, "logprobs": True}
+    async with client.stream("POST", CHAT, json={**body, "top_logprobs": 20}):
+        await asyncio.Event().wait()
+
+
+def retry_after(response: httpx.Response) -> float:
+    """Seconds to wait, as a refusal tells."""
+    told = response.headers.get("Retry-After", "")
+    return float(told) if told.isascii() and told.isdigit() and len(told) < 6 else 1.0
 
 
 async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -39,7 +39,6 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "smear": ("model.smear",),
     "backout": ("model.backout",),
     "vocabulary": ("stages.tokenizer.vocabSize",),
-    "scaling rules": ("stages.base.scalingRules",),
     "rates": ("stages.base.embeddingLr", "stages.base.unembeddingLr"),
     "long warm-down": ("stages.base.warmdownRatio", "stages.base.finalLrFraction"),
     "Polar Express": ("stages.base.orthogonalisation",),

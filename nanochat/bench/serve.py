@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from nanochat.bench.conversations import Answer, Load, converse_all
 from nanochat.bench.tables import Table, short
@@ -30,6 +32,8 @@ def measure_serve(url: str, load: Load) -> dict[str, Any]:
     answers = asyncio.run(converse_all(url, load))
     elapsed = time.monotonic() - began
     given = [answer for answer in answers if answer.came]
+    refused = [answer for answer in answers if answer.refused]
+    again = [answer for answer in answers if answer.again]
     waits = {
         "first token of a first turn": [answer.first for answer in given if answer.turn == 0],
         "first token of a later turn": [answer.first for answer in given if answer.turn > 0],
@@ -40,7 +44,9 @@ def measure_serve(url: str, load: Load) -> dict[str, Any]:
         "load": asdict(load),
         "seconds": elapsed,
         "answers": sum(not answer.refused for answer in answers),
-        "refused": sum(answer.refused for answer in answers),
+        "refused": len(refused),
+        "told_to_wait": quantiles([answer.wait for answer in refused]) if refused else None,
+        "came_back": {"taken": sum(not answer.refused for answer in again), "count": len(again)},
         "tokens_per_second": sum(answer.tokens for answer in given) / elapsed,
         "busiest": busiest(given),
         "waits": {name: quantiles(values) for name, values in waits.items() if values},
@@ -64,9 +70,38 @@ def busiest(answers: Sequence[Answer]) -> int:
     return most
 
 
+class Memory:
+    """A process's resident memory, each second of a block."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._found: list[float] = []  # MiB
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Memory:
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(1.0) and self._process.is_running():
+            self._found.append(self._process.memory_info().rss / 2**20)
+
+    def told(self) -> dict[str, float] | None:
+        """The most in MiB in the second tenth of the time and in the last; None where that was too short."""
+        tenth = len(self._found) // 10
+        if not tenth:
+            return None
+        return {"early": max(self._found[tenth : 2 * tenth]), "late": max(self._found[-tenth:])}
+
+
 @contextmanager
-def serving(folder: Path, *, slots: int, threads: int) -> Iterator[str]:
-    """The address of a server of the model in a folder, which runs inside; UserError where it does not come up."""
+def serving(folder: Path, *, slots: int, threads: int) -> Iterator[tuple[str, int]]:
+    """Address and process id of a server of the model in a folder, which runs inside; UserError where none comes up."""
     port = free_port()
     command = [sys.executable, "-P", "-m", "nanochat.cli.main", "serve", str(folder), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
@@ -82,7 +117,7 @@ def serving(folder: Path, *, slots: int, threads: int) -> Iterator[str]:
                     said = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
                     raise UserError(f"the server did not start: {said[-1][:300]}")
                 time.sleep(0.1)
-            yield url
+            yield url, process.pid
         finally:
             process.terminate()
             try:
@@ -112,4 +147,8 @@ def serve_tables(document: Mapping[str, Any]) -> list[Table]:
         f"{asked}: {document['answers']} answers, {short(document['tokens_per_second'])} tokens/s, "
         f"up to {document['busiest']} at once, {document['refused']} refused"
     )
+    if load["retries"]:
+        title += ", and of {count} that came back when they were told {taken} taken".format(**document["came_back"])
+    if told := document.get("memory"):
+        title += ", memory {early:.0f} MiB after a tenth and {late:.0f} MiB at the end".format(**told)
     return [Table(title, ["", "count", *(f"{share * 100:g} % within" for share in SHARES)], rows)]

@@ -19,7 +19,7 @@ from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.infer import infer_tables, measure_infer
 from nanochat.bench.measurement import Measurement
 from nanochat.bench.recipe import PRESET, Ablation, recipe_tables
-from nanochat.bench.serve import measure_serve, serve_tables, serving
+from nanochat.bench.serve import Memory, measure_serve, serve_tables, serving
 from nanochat.bench.shapes import Shape
 from nanochat.bench.startup import measure_startup, startup_tables
 from nanochat.bench.tables import Table, print_tables
@@ -155,19 +155,25 @@ def serve(
     turns: Annotated[int, option(integer(1, 100), help="Questions of a conversation.")] = 3,
     words: Annotated[int, option(integer(1, 10_000), help="Words of a question.")] = 20,
     tokens: Annotated[int, option(integer(1, 10_000), help="Longest answer, in tokens.")] = 32,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Differ in lengths, temperature and seed, and break some answers off.")
+    ] = False,
+    retries: Annotated[int, option(integer(0, 100), help="Times to come back where the server says when.")] = 0,
+    unread: Annotated[int, option(integer(0, 1000), help="Answers of which nothing is read meanwhile.")] = 0,
     threads: Threads = None,
     store: Store = "default",
     json_: Json = False,
     markdown: Markdown = False,
 ) -> None:
     """Time a server's first tokens and those after while conversations of several turns begin at a given rate."""
-    load = Load(rate=rate, conversations=conversations, turns=turns, words=words, tokens=tokens)
+    load = Load(rate, conversations, turns, words, tokens, mixed=mixed, retries=retries, unread=unread)
     if url is not None:
         document = measure_serve(url.rstrip("/").removesuffix("/v1"), load)
     else:
         require_torch()
-        with serving(find_model(model, stage=stage, store=store), slots=slots, threads=threads or cores()) as started:
-            document = measure_serve(started, load)
+        folder = find_model(model, stage=stage, store=store)
+        with serving(folder, slots=slots, threads=threads or cores()) as (started, process), Memory(process) as memory:
+            document = measure_serve(started, load) | {"memory": memory.told()}
     show(document, serve_tables, json_=json_, markdown=markdown)
 
 

@@ -8,17 +8,16 @@ chat(url="http://127.0.0.1:8000")                # NANOCHAT_API_KEY is sent as t
 from __future__ import annotations
 
 import os
-import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
-from nanochat.cli import options
+from nanochat.cli import chat_file, options
 from nanochat.cli.chat_backends import (
     ChatBackend,
     ContextFull,
@@ -26,15 +25,19 @@ from nanochat.cli.chat_backends import (
     Message,
     ReplySettings,
     Said,
+    from_content,
+    to_content,
 )
+from nanochat.cli.chat_display import clean, display, rendered
+from nanochat.cli.chat_file import SavedChat
+from nanochat.cli.chat_input import typed
 from nanochat.cli.chat_remote import RemoteBackend
-from nanochat.spec.bounds import OutOfBounds, Reader
+from nanochat.spec.bounds import OutOfBounds, Reader, integer, path
 from nanochat.spec.errors import NanochatError, UserError
 
 T = TypeVar("T")
 
-# A model's words could otherwise move the cursor, change the title or worse.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+LISTED = 20  # chats of a file, by their names
 
 
 def chat(
@@ -51,7 +54,7 @@ def chat(
 ) -> None:
     """Talk to the model in `folder`, or to the server at `url`. With a prompt: one answer, then return."""
     settings = ReplySettings(temperature=temperature, top_k=top_k, max_tokens=max_tokens)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if url is not None and (int8 or guesses):
         raise UserError(
             "--int8 and --guesses are about a model in this process, and --url names a server: leave out --url or them."
@@ -79,29 +82,47 @@ class Session:
         self.messages: list[Message] = []
         self.settings = settings
         self.system = system
+        self._name = ""  # of the chat, in files
+        self._omitted = 0  # messages at the beginning that no longer fit into the context
+        self._unanswered = ""  # the question that was put last, where it has no answer
+        self._file: Path | None = None  # of the last /save or /load
         self._backend = backend
         self._console = console
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "help": ("show the commands", self._help),
             "clear": ("begin a new conversation", self._clear),
-            "regenerate": ("answer the last question again", self._regenerate),
-            "temperature": ("NUMBER: 0 takes the likeliest token, 1 follows the model", self._temperature),
-            "topk": ("NUMBER: sample from so many of the likeliest tokens, 0 from all", self._top_k),
-            "maxtokens": ("NUMBER: the longest answer, in tokens", self._max_tokens),
+            "retry": ("answer the last question again", self._retry),
+            "temperature": (
+                "NUMBER: 0 takes the likeliest token, 1 follows the model",
+                partial(self._set, "temperature", options.temperature),
+            ),
+            "topk": (
+                "NUMBER: sample from so many of the likeliest tokens, 0 from all",
+                partial(self._set, "top_k", options.top_k),
+            ),
+            "topp": (
+                "NUMBER: sample from the likeliest tokens that together reach this probability",
+                partial(self._set, "top_p", options.top_p),
+            ),
+            "maxtokens": (
+                "NUMBER: the longest answer, in tokens",
+                partial(self._set, "max_tokens", options.max_tokens),
+            ),
+            "seed": ("NUMBER: the same question has the same answer; without NUMBER, another each time", self._seed),
             "system": (
                 "TEXT: begin a new conversation with this system message; without TEXT, with none",
                 self._system,
             ),
+            "save": ("FILE: write the conversation, as the chat page imports it; without FILE, once more", self._save),
+            "load": ("FILE: go on with a conversation that /save or the chat page's Export wrote", self._load),
             "quit": ("end", self._quit),
         }
 
     def run(self) -> None:
         """Ask until the user quits; Ctrl-C stops an answer, Ctrl-D ends."""
-        with suppress(ImportError):
-            import readline  # noqa: F401  (gives input() its editing keys and its history)
         self._note(f"You talk to {self._backend.name}. /help shows the commands; Ctrl-C stops an answer.")
         with suppress(EOFError):
-            for line in self._lines():
+            for line in typed(self._console, self._note):
                 try:
                     if line.startswith("/"):
                         self._command(line)
@@ -112,72 +133,61 @@ class Session:
 
     def ask(self, question: str) -> None:
         """Put a question and print the answer as it comes. What fails leaves the conversation as it was."""
-        self.messages.append({"role": "user", "content": question})
-        before = list(self.messages)
-        try:
-            said = self._answer()
-        except BaseException:
-            self.messages = before[:-1]
-            raise
-        self.messages.append({"role": "assistant", "content": _content(said)})
+        self._unanswered = question
+        self._exchange(self.messages, question)
+        self._name = self._name or chat_file.first_words(question)
+        self._unanswered = ""
 
-    def _lines(self) -> Iterator[str]:
-        while True:
-            try:
-                line = input("> ").strip()
-            except KeyboardInterrupt:
-                self._console.print()
-                return
-            if line:
-                yield line
+    def _exchange(self, before: list[Message], question: str) -> None:
+        """Go on from `before` with a question and its answer."""
+        messages = [*before, {"role": "user", "content": question}]
+        said = self._answer(messages)
+        self.messages = [*messages, {"role": "assistant", "content": to_content(said)}]
 
-    def _answer(self) -> list[Said]:
+    def _answer(self, messages: list[Message]) -> list[Said]:
         """Say it, forgetting the oldest exchanges where the conversation has outgrown the context."""
+        omitted = min(self._omitted, len(messages) - 1)
         while True:
             try:
-                return self._say()
+                said = self._say(messages[omitted:])
             except ContextFull:
-                if len(self.messages) < 3:
+                if len(messages) - omitted < 3:
                     raise
-                del self.messages[:2]
+                omitted += 2
                 self._note("(The oldest exchange no longer fits into the context and is forgotten.)")
+            else:
+                self._omitted = omitted
+                return said
 
-    def _say(self) -> list[Said]:
+    def _say(self, messages: list[Message]) -> list[Said]:
         heard: list[Said] = []
         system = [{"role": "system", "content": self.system}] if self.system else []
         stopped = False
         # Closing the reply stops the model, whatever ends the loop.
-        with closing(self._backend.reply([*system, *self.messages], self.settings)) as reply:
+        with (
+            closing(self._backend.reply([*system, *messages], self.settings)) as reply,
+            display(self._console) as screen,
+        ):
             try:
                 for said in reply:
-                    self._print(said, before=heard[-1].kind if heard else "")
+                    screen.add(said)
                     heard.append(said)
             except KeyboardInterrupt:
                 stopped = True
-        self._console.print()
         if stopped:
             self._note("(stopped)")
         elif self._backend.finish_reason == "length":
             self._note("(cut at the token limit)")
         return heard
 
-    def _print(self, said: Said, *, before: str) -> None:
-        """Print a piece; `before` is the kind of the piece before it. A call of the tool and its output are a line."""
-        text = _CONTROL.sub("", said.text)
-        terminal = self._console.is_terminal
-        if terminal and before not in ("", said.kind) and said.kind != "python_output":
-            self._console.print()
-        if said.kind == "text":
-            self._console.print(text, end="", markup=False)
-        elif terminal:  # what is piped on is the answer alone
-            opens = {"python": "tool: ", "python_output": " = "}[said.kind] if said.kind != before else ""
-            self._console.print(opens + text, end="", markup=False, style="dim")
-        sys.stdout.flush()
-
     def _note(self, text: str) -> None:
         """Something that is no part of the conversation; not to be mixed with an answer that is piped on."""
-        console = self._console if self._console.is_terminal else Console(stderr=True, highlight=False)
-        console.print(text, markup=False, style="dim")
+        console = (
+            self._console
+            if self._console.is_terminal
+            else Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        )
+        console.print(clean(text), markup=False, style="dim")
 
     # --------------------------------------------------------------------------------------------------------
     # Commands
@@ -191,58 +201,97 @@ class Session:
     def _help(self, _argument: str) -> None:
         for name, (meaning, _) in self._commands.items():
             self._note(f"/{name:<12} {meaning}")
-        settings = self.settings
+        now = self.settings
+        seed = "random" if now.seed is None else now.seed
         self._note(
-            f"Now: temperature {settings.temperature:g}, topk {settings.top_k}, maxtokens {settings.max_tokens}."
+            f"Now: temperature {now.temperature:g}, topk {now.top_k}, topp {now.top_p:g}, maxtokens {now.max_tokens}, "
+            f"seed {seed}. Alt+Enter begins a line; Ctrl-C empties it; Ctrl-D ends."
         )
 
     def _clear(self, _argument: str) -> None:
-        self.messages.clear()
+        self._begin(SavedChat(name="", messages=[], system=self.system))
+        self._file = None
         self._note("A new conversation.")
 
-    def _regenerate(self, _argument: str) -> None:
-        if len(self.messages) < 2:
-            raise UserError("There is no answer yet.")
-        former = self.messages
-        self.messages = former[:-2]
-        try:
-            self.ask(former[-2]["content"])
-        except BaseException:
-            self.messages = former
-            raise
+    def _begin(self, chat: SavedChat) -> None:
+        self.messages, self.system = list(chat.messages), chat.system
+        self._name, self._omitted = chat.name, chat.omitted
+        open_ = self.messages and self.messages[-1]["role"] == "user"
+        self._unanswered = self.messages.pop()["content"] if open_ else ""
 
-    def _temperature(self, argument: str) -> None:
-        self.settings = replace(self.settings, temperature=_number(options.temperature, argument))
+    def _retry(self, _argument: str) -> None:
+        if self._unanswered:
+            self.ask(self._unanswered)
+        elif self.messages:
+            self._exchange(self.messages[:-2], self.messages[-2]["content"])
+        else:
+            raise UserError("There is no question yet.")
 
-    def _top_k(self, argument: str) -> None:
-        self.settings = replace(self.settings, top_k=_number(options.top_k, argument))
+    def _set(self, name: str, read: Reader[Any], argument: str) -> None:
+        self.settings = replace(self.settings, **{name: _value(read, argument)})
 
-    def _max_tokens(self, argument: str) -> None:
-        self.settings = replace(self.settings, max_tokens=_number(options.max_tokens, argument))
+    def _seed(self, argument: str) -> None:
+        self.settings = replace(self.settings, seed=_value(options.seed, argument) if argument else None)
 
     def _system(self, argument: str) -> None:
-        self.system = argument or None
+        self.system = _value(options.system, argument) if argument else None
         self._clear("")
+
+    def _save(self, argument: str) -> None:
+        file = _value(path, argument).expanduser() if argument else self._file
+        if file is None:
+            raise UserError("There is no file to write yet: /save FILE names one.")
+        if file != self._file and file.exists():
+            raise UserError(f"{file} is there already: name another file.")
+        messages = [*self.messages, *([{"role": "user", "content": self._unanswered}] if self._unanswered else [])]
+        settings = {name: value for name, value in asdict(self.settings).items() if value is not None}
+        name = self._name or chat_file.first_words(self._unanswered)
+        chat_file.save(file, SavedChat(name, messages, settings, self.system, self._omitted))
+        self._file = file
+        self._note(f"The conversation is in {file}; the chat page can import it.")
+
+    def _load(self, argument: str) -> None:
+        file, number = _file_and_number(argument)
+        chats = chat_file.load(file)
+        if not chats or (number or 1) > len(chats) or (len(chats) > 1 and not number):
+            names = "".join(
+                f"\n{place} {chat.name or 'New chat'}" for place, chat in enumerate(chats[:LISTED], start=1)
+            )
+            raise UserError(f"{file} holds {len(chats)} chats; put the number of one behind it:{names}")
+        chat = chats[(number or 1) - 1]
+        self._begin(chat)
+        self.settings = replace(self.settings, **{"seed": None, **chat.settings})
+        self._file = file if len(chats) == 1 else None
+        self._note(f"{len(self.messages)} messages of {chat.name or 'a chat'} are loaded.")
+        self._show_last()
+
+    def _show_last(self) -> None:
+        """The end of the conversation, on a terminal."""
+        if not self._console.is_terminal:
+            return
+        for message in self.messages[-2:]:
+            if message["role"] == "user":
+                self._note(f"> {message['content']}")
+            else:
+                self._console.print(rendered(from_content(message["content"])), end="")
+        if self._unanswered:
+            self._note(f"> {self._unanswered}\nThis question has no answer yet; /retry asks it.")
 
     def _quit(self, _argument: str) -> None:
         raise EOFError
 
 
-def _number(read: Reader[T], argument: str) -> T:
+def _value(read: Reader[T], argument: str) -> T:
     try:
         return read(argument)
     except OutOfBounds as error:
         raise UserError(f"{error}.") from None
 
 
-def _content(heard: list[Said]) -> str | list[dict[str, str]]:
-    """A reply as a message's content: a string, or its parts where the tool was used."""
-    parts: list[dict[str, str]] = []
-    for said in heard:
-        if parts and parts[-1]["type"] == said.kind:
-            parts[-1]["text"] += said.text
-        else:
-            parts.append({"type": said.kind, "text": said.text})
-    if all(part["type"] == "text" for part in parts):
-        return "".join(part["text"] for part in parts)
-    return parts
+def _file_and_number(argument: str) -> tuple[Path, int]:
+    """The file that /load was given, and the place of a chat in it, 0 where none was named."""
+    file = _value(path, argument).expanduser()
+    name, _, number = argument.rpartition(" ")
+    if file.exists() or not (name and number.isdecimal()):
+        return file, 0
+    return Path(name.strip()).expanduser(), _value(integer(1, chat_file.MOST_CHATS), number)

@@ -27,6 +27,8 @@ class ReplySettings:
     temperature: float
     top_k: int  # 0: all
     max_tokens: int
+    top_p: float = 1.0
+    seed: int | None = None  # None: another one for each answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,32 @@ class Said:
 
     kind: str
     text: str
+
+
+def merged(said: Sequence[Said]) -> list[Said]:
+    """Neighbours of one kind as one."""
+    out: list[Said] = []
+    for each in said:
+        if out and out[-1].kind == each.kind:
+            out[-1] = Said(each.kind, out[-1].text + each.text)
+        else:
+            out.append(each)
+    return out
+
+
+def to_content(said: Sequence[Said]) -> str | list[dict[str, str]]:
+    """A reply as a message's content: a string, or its parts where the tool was used."""
+    parts = merged(said)
+    if all(part.kind == "text" for part in parts):
+        return "".join(part.text for part in parts)
+    return [{"type": part.kind, "text": part.text} for part in parts]
+
+
+def from_content(content: str | list[dict[str, str]]) -> list[Said]:
+    """The reply that a message's content was."""
+    if isinstance(content, str):
+        return [Said("text", content)]
+    return [Said(part["type"], part["text"]) for part in content]
 
 
 class ContextFull(UserError):
@@ -73,8 +101,9 @@ class LocalBackend:
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k or None,
-            seed=secrets.randbits(62),
-            repeatable=False,
+            top_p=settings.top_p,
+            seed=secrets.randbits(62) if settings.seed is None else settings.seed,
+            repeatable=settings.seed is not None,
         )
         request = self._engine.submit(prompt, sampling)
         try:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 
 from nanochat.cli.chat_backends import ContextFull, Message, ReplySettings, Said
+from nanochat.cli.printable import printable
 from nanochat.parse.json_text import read_json
 from nanochat.spec.errors import UserError
 from nanochat.storage.records import RECORD
@@ -55,6 +56,8 @@ class RemoteBackend:
                 "temperature": settings.temperature,
                 "top_k": settings.top_k,
                 "max_tokens": settings.max_tokens,
+                **({"top_p": settings.top_p} if settings.top_p < 1 else {}),
+                **({"seed": settings.seed} if settings.seed is not None else {}),
             }
         )
         with asyncio.Runner() as runner:
@@ -175,4 +178,4 @@ async def _closed(said: AsyncGenerator[Said]) -> None:
 
 def _words(text: str) -> str:
     """A server's own words on one line of a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text[:MOST_WORDS])
+    return printable(text[:MOST_WORDS])

@@ -9,12 +9,15 @@ from nanochat.cli.cluster_run import FIELD_MANAGER, ClusterRun
 from nanochat.cli.options import Context, File, Name, Namespace, Set
 from nanochat.parse.address import local_path
 from nanochat.pipeline.graph import build_graph
+from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.preflight import check_inputs
-from nanochat.spec.chatpipeline import PIPELINE
+from nanochat.spec.chatpipeline import PIPELINE, USER
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
+from nanochat.tracking.environment import user
 from operators.kube_client import CONFIG_MAPS, PIPELINES, KubeClient
+from operators.kube_error import Object
 
 CONTROLLER_SECONDS = 5.0  # that its word on a declaration is waited for: it knows profiles and pools
 IDENTITY_BYTES = 900_000  # a ConfigMap holds 1 MiB
@@ -36,10 +39,9 @@ def submit(
     named = pipeline.metadata.namespace if "namespace" in pipeline.metadata.model_fields_set else None
     kube = KubeClient.connect(context)
     namespace = namespace or named or kube.namespace
-    body = pipeline.to_yaml_dict()
-    # What is not set is left to the API server's defaults, so that `kubectl get` shows what was meant.
-    body["spec"] = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    body["metadata"] = {name: value for name, value in body["metadata"].items() if value} | {"namespace": namespace}
+    body = declared(pipeline, namespace)
+    if (submitter := user()) is not None:
+        body["metadata"]["annotations"] = {USER: submitter, **pipeline.metadata.annotations}
     identity = spec.stages.mid.identity
     path = local_path(identity) if identity else None
     if path is not None:
@@ -59,6 +61,20 @@ def submit(
     print(f"Logs:   {run.command('logs')} --follow")
 
 
+def declared(pipeline: Pipeline, namespace: str) -> Object:
+    """The object that declares a pipeline in a namespace."""
+    body = pipeline.to_yaml_dict()
+    # What is not set is left to the API server's defaults, so that `kubectl get` shows what was meant.
+    body["spec"] = pipeline.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    body["metadata"] = {name: value for name, value in body["metadata"].items() if value} | {"namespace": namespace}
+    return body
+
+
+def identity_address(pipeline: Pipeline) -> str:
+    """Where a local identity file is on a cluster."""
+    return f"configmap://{pipeline.metadata.name}-identity/identity.jsonl"
+
+
 def _upload_identity(kube: KubeClient, namespace: str, pipeline: Pipeline, path: Path) -> str:
     """Put a local identity file into a ConfigMap; returns its address."""
     data = path.read_bytes()
@@ -73,7 +89,7 @@ def _upload_identity(kube: KubeClient, namespace: str, pipeline: Pipeline, path:
         kube.apply(
             CONFIG_MAPS, {"metadata": meta, "data": {"identity.jsonl": data.decode("utf-8")}}, manager=FIELD_MANAGER
         )
-    return f"configmap://{name}/identity.jsonl"
+    return identity_address(pipeline)
 
 
 def suspend(name: Name, namespace: Namespace = None, context: Context = None) -> None:
@@ -89,6 +105,8 @@ def resume(name: Name, namespace: Namespace = None, context: Context = None) -> 
     """Resume a suspended pipeline on a cluster."""
     run = ClusterRun.find(name, namespace=namespace, context=context)
     if not run.spec.get("suspend"):
+        if run.phase == Phase.SUSPENDED:
+            raise UserError(f"'{run.name}' goes on by itself: {run.status.get('message', '')}")
         raise UserError(f"'{run.name}' is not suspended: it is {run.phase}")
     run.change(spec={"suspend": False})
     print(f"{run.name} goes on; see: {run.command('status')}")

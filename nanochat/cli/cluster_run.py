@@ -7,6 +7,7 @@ data = run.stored("logs/base")     # from the controller's endpoint, through the
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -19,11 +20,12 @@ from typing import Any
 from nanochat.cli.cluster_errors import to_error, translate_errors
 from nanochat.cli.display import details, steps
 from nanochat.cli.mlflow_proxy import registry_of
-from nanochat.cli.run_handle import RunHandle, Unanswered, pipeline_name
+from nanochat.cli.run_handle import Happened, RunHandle, StageProgress, Unanswered, pipeline_name
 from nanochat.parse.json_text import read_json
 from nanochat.pipeline.log_reader import LaunchLogs
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.run_status import StageRunStatus
+from nanochat.pipeline.spending import Spending
 from nanochat.spec.chatpipeline import RETRY
 from nanochat.spec.errors import NanochatError, UserError
 from nanochat.storage.records import RECORD
@@ -32,13 +34,16 @@ from nanochat.tracking.quantities import duration
 from nanochat.tracking.registry import Registry
 from operators import lease
 from operators.access import INVALID_TOKEN
-from operators.kube_client import MERGE, PIPELINES, KubeClient
+from operators.kube_client import EVENTS, MERGE, PIPELINES, KubeClient
 from operators.kube_error import KubeError
 
 LISTED = 5  # attempts that the remarks tell of
 LOOK = 0.3  # seconds between looks for the controller's word
 AWAY = 20.0  # seconds without a renewal of its lease after which no controller runs
 FIELD_MANAGER = "nanochat"
+FIRST_RANK = "rank0"  # the log's name
+MOST_LOG = 8 << 20  # bytes of a launch's log in which losses are looked for
+STEP_LINE = re.compile(rb"step (\d[\d,]{0,18}) of [\d,]{1,19}: loss (\d{1,9}\.\d{4})")  # of nanochat.training.step_log
 
 
 @dataclass(slots=True)
@@ -57,6 +62,15 @@ class ClusterRun(RunHandle):
         kube = KubeClient.connect(context)
         namespace = namespace or kube.namespace
         return cls(kube, namespace, context, _get(kube, namespace, pipeline_name(name)))
+
+    @classmethod
+    def all(cls, *, namespace: str | None, context: str | None) -> list[ClusterRun]:
+        """All pipelines of a namespace. UserError or Unanswered where they cannot be listed."""
+        kube = KubeClient.connect(context)
+        namespace = namespace or kube.namespace
+        with translate_errors(f"the pipelines of namespace {namespace}"):
+            found = kube.listing(PIPELINES, namespace).items
+        return [cls(kube, namespace, context, item) for item in found]
 
     @property
     def name(self) -> str:
@@ -153,14 +167,44 @@ class ClusterRun(RunHandle):
             for item in self.status.get("stages", ())
         ]
 
-    def progress(self, stage: str) -> str:
+    def progress(self, stage: str) -> StageProgress | None:
         item = next(item for item in self.status["stages"] if item["name"] == stage)
         if item.get("step") is None:
-            return ""
+            return None
         losses = {"loss": item["loss"]} if item.get("loss") is not None else {}
         rates = [item["rate"]] if item.get("rate") else []
         parts = steps(item["step"], item.get("total")), details(losses, rates, item.get("eta"))
-        return ", ".join(filter(None, parts))
+        return StageProgress(", ".join(filter(None, parts)), item["step"], item.get("loss"))
+
+    def losses(self, stage: str) -> Sequence[tuple[int, float]]:
+        """The losses that the first rank's log tells."""
+        found: dict[int, float] = {}
+        for launch in self.launches(stage):
+            data = b""
+            size = min(launch.files.get(FIRST_RANK, 0), MOST_LOG)
+            while len(data) < size and (more := self.read(stage, launch.name, FIRST_RANK, len(data))):
+                data += more
+            for step, loss in STEP_LINE.findall(data):
+                found[int(step.replace(b",", b""))] = float(loss)
+        return sorted(found.items())
+
+    def events(self, most: int) -> Sequence[Happened]:
+        """The object's Events, or none where they may not be read."""
+        try:
+            query = {"fieldSelector": f"involvedObject.uid={self.found['metadata']['uid']}"}
+            found = self.kube.listing(EVENTS, self.namespace, **query).items
+        except KubeError as error:
+            if error.status in (403, 404):
+                return []
+            raise to_error(error, f"the Events of {self.name}") from None
+        told = [
+            Happened(
+                _seconds(item.get("lastTimestamp") or item["metadata"].get("creationTimestamp")) or 0.0,
+                f"{item.get('reason', '')}: {item.get('message', '')}",
+            )
+            for item in found
+        ]
+        return sorted(told, key=lambda event: event.time)[-most:]
 
     def remarks(self) -> Iterator[str]:
         told = self.status
@@ -171,8 +215,8 @@ class ClusterRun(RunHandle):
         if queue := told.get("queue"):
             state = f"queue {queue['name']}: {queue.get('state', '')}"
             yield ", ".join(filter(None, (state, queue.get("message"))))
-        if told.get("gpuHours"):
-            yield f"{told['gpuHours']:.1f} GPU hours" + (f", {told['cost']:.2f} USD" if told.get("cost") else "")
+        figures = (told.get(name) or 0.0 for name in ("gpuHours", "cost", "lostCost", "waitingCost"))
+        yield from Spending(*figures).lines()
         for item in told.get("conditions", ()):
             tells = item["status"] == "False" or item["type"] == "Accepted"  # which also says what was left out of it
             if tells and item.get("message") and item["message"] not in told.get("message", ""):

@@ -8,13 +8,14 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 
+from nanochat.cli.checks import Check, show
 from nanochat.data.hub_access import HubAccess
+from nanochat.data.text_files import is_pattern
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
 from nanochat.parse import Malformed
@@ -40,26 +41,10 @@ BYTES_PER_CHARACTER = 0.4  # zstd text, as downloaded
 BYTES_PER_TOKEN = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. `level` is ok, warn or fail; `advice` says what to do."""
-
-    name: str
-    level: str
-    found: str
-    advice: str = ""
-
-
-def doctor(file: Path | None, *, overrides: list[str]) -> int:
+def doctor(file: Path | None, *, overrides: list[str], as_json: bool = False) -> int:
     """Print all checks; returns 1 where one failed, else 0."""
     pipeline = load_pipeline(file, overrides) if file else None
-    failed = 0
-    for check in checks(pipeline):
-        failed += check.level == "fail"
-        print(f"{check.level:<5} {check.name:<11} {check.found}")
-        if check.advice:
-            print(f"{'':<18}{check.advice}")
-    return 1 if failed else 0
+    return show(checks(pipeline), as_json=as_json)
 
 
 def checks(pipeline: Pipeline | None) -> Iterator[Check]:
@@ -179,12 +164,18 @@ def tracking_check(resolved: ResolvedProfile) -> Check:
         if resolved.tracking.startswith("sqlite:///") and not os.access(folder, os.W_OK):
             return Check("tracking", "warn", f"{file} cannot be written", f"set MLFLOW_TRACKING_URI; {later}")
         return experiment_check(resolved.tracking) if file.exists() else Check("tracking", "ok", resolved.tracking)
-    try:
-        httpx.get(f"{resolved.tracking.rstrip('/')}/health", timeout=5.0, follow_redirects=True).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        advice = f"start it, or set MLFLOW_TRACKING_URI; {later}"
-        return Check("tracking", "warn", f"{resolved.tracking} does not answer ({first_line(error)})", advice)
+    if silent := silence(resolved.tracking):
+        return Check("tracking", "warn", silent, f"start it, or set MLFLOW_TRACKING_URI; {later}")
     return experiment_check(resolved.tracking)
+
+
+def silence(uri: str) -> str:
+    """How an MLflow server that is asked for its health fails to answer; '' where it answers."""
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=5.0, follow_redirects=True).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{shown(uri)} does not answer ({first_line(error)})"
+    return ""
 
 
 def experiment_check(uri: str) -> Check:
@@ -212,6 +203,8 @@ def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
         base = (sources.text.base or sources.hub).rstrip("/")
         name = shard_name(plan.validation_shard)
         needed[f"{base}/{path}"] = f"the validation shard {name}: correct sources.text or sources.mirror"
+    if sources.text.files and plan.shards and not is_pattern(sources.text.files):
+        needed[sources.text.files] = "your own text: correct sources.text.files"
     if "base" in stages.trained() and stages.eval_base.enabled and stages.eval_base.core:
         address = sources.eval_bundle.url
         needed[address] = "CORE's bundle: correct sources.evalBundle.url, or set stages.evalBase.core=false"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +13,9 @@ from rich.console import Console
 
 from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
-from nanochat.cli.run_handle import RunHandle, pipeline_name
+from nanochat.cli.run_handle import Happened, RunHandle, StageProgress, pipeline_name
 from nanochat.model.artifact import missing_weights
-from nanochat.pipeline.attempts import read_latest_progress
+from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, read_latest_progress
 from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.control import ask_cancel
 from nanochat.pipeline.leases import live_run
@@ -23,13 +25,18 @@ from nanochat.pipeline.planner import UNDER_WAY, Phase
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.spending import Spending
 from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
+from nanochat.tracking.journal import JournalReader
+from nanochat.tracking.links import page_of
 from nanochat.tracking.registry import Registry
+
+SHORTEST_ID = 4  # characters of an id that are enough to name a run
 
 
 class NoRun(UserError):
@@ -44,6 +51,12 @@ class LocalRun(RunHandle):
     resolved: ResolvedProfile
     paths: RunPaths
     status: RunStatus
+    by_id: bool = False  # asked for by its id: one of the pipeline's runs, and not simply the latest
+
+    @property
+    def id(self) -> str:
+        """Tells it from the other runs of its pipeline."""
+        return self.paths.root.rpartition("/")[2]
 
     @property
     def name(self) -> str:
@@ -51,12 +64,15 @@ class LocalRun(RunHandle):
 
     @property
     def place(self) -> str:
-        return f"{self.resolved.profile.root}\n{self.resolved.profile.endpoint or ''}\n{self.status.namespace}"
+        own = f"\n{self.paths.root}" if self.by_id else ""
+        return f"{self.resolved.profile.root}\n{self.resolved.profile.endpoint or ''}\n{self.status.namespace}{own}"
 
     @property
     def is_live(self) -> bool:
         """Whether a runner works on it: of this home its lock tells, of others the store."""
         held = RunLock.is_held(lock_path(self.resolved, self.status.namespace, self.name))
+        if self.by_id:  # the lock is that of all runs of its pipeline
+            return (held or not self.is_own) and live_run(self.store, self.paths.root)
         return held if self.is_own else held or live_run(self.store, self.paths.root)
 
     @property
@@ -87,20 +103,38 @@ class LocalRun(RunHandle):
     def stages(self) -> Sequence[StageRunStatus]:
         return self.status.stages
 
-    def progress(self, stage: str) -> str:
+    def progress(self, stage: str) -> StageProgress | None:
         state = read_latest_progress(self.store, self.paths, stage)
         if state is None:
-            return ""
-        return ", ".join(filter(None, (f"{state.phase} {steps(state.step, state.total)}", details_of(state))))
+            return None
+        text = ", ".join(filter(None, (f"{state.phase} {steps(state.step, state.total)}", details_of(state))))
+        return StageProgress(text, state.step, state.losses.get("loss"))
+
+    def losses(self, stage: str) -> Sequence[tuple[int, float]]:
+        points = JournalReader(self.store, self.paths.root).history(stage).metrics.get("train/loss", ())
+        return [(point.step, point.value) for point in points if math.isfinite(point.value)]
+
+    def events(self, most: int) -> Sequence[Happened]:
+        found = []
+        for item in AttemptLog(self.store, self.paths, AttemptRecord).load().all():
+            what = f"{item.stage}, attempt {item.number}"
+            found.append(Happened(item.started, f"{what}: started"))
+            if item.ended is not None:
+                found.append(Happened(item.ended, f"{what}: {': '.join(filter(None, (item.reason, item.message)))}"))
+        return sorted(found, key=lambda event: event.time)[-most:]
 
     def remarks(self) -> Iterator[str]:
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
+        attempts = AttemptLog(self.store, self.paths, AttemptRecord).load().all()
+        yield from Spending.of(attempts, (self.spec.get("cost") or {}).get("gpuHour"), time.time()).lines()
+        if page := page_of(self.store, self.paths.root, self.resolved.tracking):
+            yield f"MLflow: {page}"
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
-        return f"nanochat {verb} {self.name}{store}"
+        return f"nanochat {verb} {self.id if self.by_id else self.name}{store}"
 
     def cancel(self) -> None:
         ask_cancel(self.store, self.paths)
@@ -152,7 +186,9 @@ class LocalRun(RunHandle):
         item = self.status.of_stage(stage)
         if item is None or item.phase != Phase.CACHED or self.store.children(own):
             return own
-        others = (run.paths.logs(stage) for run in find_runs(self.resolved.name) if run.name == self.name)
+        runs = (run for run in find_runs(self.resolved.name) if run.name == self.name)
+        made = ((run, found) for run in runs if (found := run.status.of_stage(stage)) and found.keys == item.keys)
+        others = (run.paths.logs(stage) for run, found in made if found.phase != Phase.CACHED)
         return next((folder for folder in others if self.store.children(folder)), own)
 
 
@@ -165,13 +201,27 @@ def find_runs(profile: str) -> list[LocalRun]:
 
 
 def find_run(name: str | None, *, store: str = "default") -> LocalRun:
-    """The latest run of a pipeline (named by its name or its file), or of all; NoRun where there is none."""
+    """The latest run of a pipeline (named by its name or its file), the run of an id, or the latest of all.
+
+    NoRun where there is none, UserError where several ids begin so.
+    """
     runs = find_runs(store)
     wanted = pipeline_name(name) if name else None
     for run in runs:
         if wanted is None or run.name == wanted:
             return run
+    if found := [run for run in runs if _has_id(run, name or "")]:
+        if len(found) > 1:
+            known = ", ".join(f"{run.name}/{run.id}" for run in found[:10])
+            raise UserError(f"{len(found)} runs have an id that begins like '{name}': {known}")
+        return replace(found[0], by_id=True)
     known = sorted({run.name for run in runs})
     if not known:
         raise NoRun("nothing has run in this store yet: begin with 'nanochat run FILE'")
     raise NoRun(f"no run of '{wanted}' in this store: it has runs of {', '.join(known)}")
+
+
+def _has_id(run: LocalRun, word: str) -> bool:
+    """Whether a word is the id of a run, or the beginning of it, alone or after the pipeline's name and '/'."""
+    before, _, begin = word.rpartition("/")
+    return len(begin) >= SHORTEST_ID and run.id.startswith(begin) and before in ("", run.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -9,11 +10,28 @@ from typing import Annotated, cast
 
 import typer
 
-from nanochat.cli import bench, cluster, collect, compare, evaluate, exchange, models, options, rollback, run, runs
-from nanochat.cli.options import Model, Set, Stage, Store, argument, option
+from nanochat import __version__
+from nanochat.cli import (
+    bench,
+    cluster,
+    collect,
+    compare,
+    completion,
+    evaluate,
+    examples,
+    exchange,
+    listing,
+    models,
+    options,
+    rollback,
+    run,
+    runs,
+)
+from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
+from nanochat.spec.environment import hints
 from nanochat.spec.errors import NanochatError, UserError, is_own, missing_module
 
 app = typer.Typer(
@@ -30,6 +48,7 @@ app.add_typer(bench.app, name="bench")
 app.command("run")(run.run)
 app.command("retry")(runs.retry)
 app.command("status")(runs.status)
+app.command("runs")(listing.runs)
 app.command("logs")(runs.logs)
 app.command("cancel")(runs.cancel)
 app.command("report")(runs.report)
@@ -42,17 +61,50 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
+app.command("completion")(completion.completion)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nanochat.tracking.environment import commit
+
+        print(f"nanochat {__version__}", *([f"(commit {found})"] if (found := commit()) else []))
+        raise typer.Exit
+
+
+@app.callback()
+def nanochat(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """A whole ChatGPT from one declared pipeline."""
 
 
 @app.command()
 def doctor(
     file: Annotated[Path | None, argument(path, help="Pipeline file to check for.")] = None,
     set_: Set = None,
+    on_cluster: Annotated[bool, typer.Option("--cluster", help="Check a cluster instead; -n implies it.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    probe: Annotated[
+        bool, typer.Option(help="On a cluster, let a short-lived pod try images, store and MLflow.")
+    ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check that this machine has what a run needs, or say what to do."""
-    from nanochat.cli.doctor import doctor as check
+    """Check that this machine, or a cluster, has what a run needs, or say what to do."""
+    if on_cluster or namespace or context:
+        from nanochat.cli.cluster_doctor import cluster_doctor
 
-    raise typer.Exit(check(file, overrides=set_ or []))
+        code = cluster_doctor(
+            file, overrides=set_ or [], namespace=namespace, context=context, probe=probe, as_json=json_
+        )
+    else:
+        from nanochat.cli.doctor import doctor as check
+
+        code = check(file, overrides=set_ or [], as_json=json_)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -97,6 +149,8 @@ def serve(
     slots: Annotated[int, option(integer(1, 1024), help="Requests that are answered at the same time.")] = 8,
     int8: options.Int8 = False,
     guesses: options.Guesses = 0,
+    tls_cert: Annotated[Path | None, option(path, help="Certificate in PEM, for HTTPS; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, option(path, help="Its key; files that are renewed are taken up.")] = None,
     store: Store = "default",
 ) -> None:
     """Serve the OpenAI chat API and a chat page."""
@@ -104,7 +158,9 @@ def serve(
     from nanochat.cli.serve import serve as start
 
     folder = models.find_model(model, stage=stage, store=store)
-    start(folder=folder, host=host, port=port, slots=slots, int8=int8, guesses=guesses)
+    start(
+        folder=folder, host=host, port=port, slots=slots, int8=int8, guesses=guesses, tls_cert=tls_cert, tls_key=tls_key
+    )  # fmt: skip
 
 
 @identity_app.command("generate")
@@ -128,6 +184,7 @@ def identity_generate(
     generate(file, name=name, maker=maker, facts=fact or [], count=count, seed=seed, url=url, model=model)
 
 
+examples.add_examples(app)
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer has a copy of click's, which it does not name
 
 
@@ -136,10 +193,13 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show, or a model should not be told
+    for hint in hints(os.environ):
+        print(f"hint: {hint}", file=sys.stderr)
     try:
         if not in_folder():
             raise UserError("the folder that you are in is gone: go to one that exists, then run this again")
-        sys.exit(app(standalone_mode=False))
+        completion.prepare()
+        sys.exit(app(standalone_mode=False, prog_name=completion.PROGRAM))
     except NanochatError as error:
         print(f"error: {error.message}", file=sys.stderr)
     except ImportError as error:

@@ -25,16 +25,23 @@ def registry_of(uri: str, kube: KubeClient) -> Registry:
     return Registry(uri, connect=lambda _: RestClient(_through(kube, *service))) if service else Registry(uri)
 
 
-def service_of(uri: str) -> tuple[str, str, str] | None:
-    """(path of the proxy, host, what it is) of a service inside the cluster; None for any other address."""
+def named_service(uri: str) -> tuple[str, str] | None:
+    """(namespace, name) of a service inside the cluster; None for any other address."""
     parts = urlsplit(uri)
     found = _SERVICE.fullmatch(parts.hostname or "")
     # Two names alone may be a domain as well, but not one that is served without TLS.
-    if found is None or (not found[3] and parts.scheme == "https"):
+    return None if found is None or (not found[3] and parts.scheme == "https") else (found[2], found[1])
+
+
+def service_of(uri: str) -> tuple[str, str, str] | None:
+    """(path of the proxy, host, what it is) of a service inside the cluster; None for any other address."""
+    parts, found = urlsplit(uri), named_service(uri)
+    if found is None:
         return None
+    namespace, name = found
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    proxy = f"/api/v1/namespaces/{found[2]}/services/{parts.scheme}:{found[1]}:{port}/proxy{parts.path.rstrip('/')}"
-    return proxy, parts.netloc.rpartition("@")[2], f"MLflow (service {found[2]}/{found[1]})"
+    proxy = f"/api/v1/namespaces/{namespace}/services/{parts.scheme}:{name}:{port}/proxy{parts.path.rstrip('/')}"
+    return proxy, parts.netloc.rpartition("@")[2], f"MLflow (service {namespace}/{name})"
 
 
 def _through(kube: KubeClient, proxy: str, host: str, what: str) -> Call:

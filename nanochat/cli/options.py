@@ -55,13 +55,16 @@ def _parser(read: Reader[T]) -> Callable[[str], T]:
 # How a model answers, on the command line and by the commands of a chat.
 temperature = real(0, 2)
 top_k = integer(0, 1_000_000)
+top_p = real(0, 1)
 max_tokens = integer(1, 1_000_000)
+seed = integer(0, 2**53 - 1)  # what a browser's numbers hold exactly
+system = text(TEXT, lines=True)
 
 name = text(NAME, "name")
 
 File = Annotated[Path, argument(path, help="Pipeline file (YAML).")]
 Name = Annotated[str, argument(text(PATH), help="Name of the pipeline.")]
-Run = Annotated[str | None, argument(text(PATH), help="Name of the pipeline; by default the one run last.")]
+Run = Annotated[str | None, argument(text(PATH), help="Pipeline's name, or a run's id; by default the one run last.")]
 Model = Annotated[
     str | None,
     argument(

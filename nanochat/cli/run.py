@@ -14,6 +14,7 @@ from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.report.tracked import Tracker
+from nanochat.spec.cost import Budget
 from nanochat.spec.errors import UserError, require_torch
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
@@ -58,6 +59,10 @@ def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: st
     if status.phase is Phase.CANCELLED:
         display.say(f"Cancelled; what was done is kept. Go on with: {again}")
         return 1
+    if status.phase is Phase.SUSPENDED:
+        display.say(f"Stopped: {status.message}. What was done is kept. Go on, where the file has not more, with:")
+        display.say(f"  {again} {raised(pipeline.spec.budget)}")
+        return 1
     if status.phase is not Phase.SUCCEEDED:
         failed = next((s.stage for s in status.stages if s.phase is Phase.FAILED), None)
         if failed is None:
@@ -67,3 +72,9 @@ def execute(pipeline: Pipeline, *, only: list[str], start: str | None, again: st
         return 1
     display.closing(name)
     return 0
+
+
+def raised(budget: Budget) -> str:
+    """The options that double a budget."""
+    limits = {"money": budget.money, "gpuHours": budget.gpu_hours}
+    return " ".join(f"--set budget.{name}={2 * limit:g}" for name, limit in limits.items() if limit)

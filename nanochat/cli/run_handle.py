@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
 
 class Unanswered(NanochatError):
     """A run that cannot be asked at the moment; the same question may be answered later."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """How far a running stage is: in words, and the loss after a step where it has one."""
+
+    text: str
+    step: int = 0
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Something that happened to a run, at a time in seconds since 1970."""
+
+    time: float
+    text: str
 
 
 class LogSource(Protocol):
@@ -79,8 +97,16 @@ class RunHandle(ABC, LogSource):
     def stages(self) -> Sequence[StageRunStatus]: ...
 
     @abstractmethod
-    def progress(self, stage: str) -> str:
-        """How far a running stage is, its losses and rates; '' where it has not reported."""
+    def progress(self, stage: str) -> StageProgress | None:
+        """How far a running stage is, its losses and rates; None where it has not reported."""
+
+    @abstractmethod
+    def losses(self, stage: str) -> Sequence[tuple[int, float]]:
+        """The losses that a stage has told so far, by step."""
+
+    @abstractmethod
+    def events(self, most: int) -> Sequence[Happened]:
+        """The last things that happened, the newest last."""
 
     @abstractmethod
     def remarks(self) -> Iterator[str]:

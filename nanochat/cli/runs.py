@@ -4,57 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import webbrowser
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from nanochat.cli import options
 from nanochat.cli.find import find_handle
 from nanochat.cli.logs import show
 from nanochat.cli.options import Context, Name, Namespace, Run, Store, argument, option
-from nanochat.pipeline.planner import Phase
+from nanochat.cli.status_view import Picture, table
+from nanochat.cli.watch import Watch
 from nanochat.pipeline.profiles import resolve_profile
-from nanochat.pipeline.run_status import StageRunStatus
 from nanochat.spec.bounds import integer
 from nanochat.spec.errors import UserError
-from nanochat.tracking.quantities import duration
 
 
 def status(
     name: Run = None,
     store: Store = "default",
     json_: Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Draw it again until the run ends; without a terminal, print changes.")
+    ] = False,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
     """Show where a pipeline stands."""
     run = find_handle(name, store=store, namespace=namespace, context=context)
+    console = Console(highlight=False)
+    if watch:
+        raise typer.Exit(Watch(run, console).show())
     if json_:
         print(json.dumps(run.document, indent=1))
         return
-    console = Console(highlight=False)
-    console.print(run.headline, markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("STAGE", "PHASE", "ATTEMPTS", "TIME", "PROGRESS"):
-        table.add_column(heading, overflow="fold")
-    for stage in run.stages:
-        progress = run.progress(stage.stage) if stage.phase == Phase.RUNNING else ""
-        table.add_row(stage.stage, stage.phase, str(stage.attempts or ""), _took(stage), progress or _note(stage))
-    if table.rows:
-        console.print(table)
-    for line in run.remarks():
+    view = Picture.of(run)
+    console.print(view.headline, markup=False, soft_wrap=True)
+    if view.rows:
+        console.print(table(view))
+    for line in view.remarks:
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _took(stage: StageRunStatus) -> str:
-    return "" if stage.started is None else duration(max(0.0, (stage.ended or time.time()) - stage.started))
-
-
-def _note(stage: StageRunStatus) -> str:
-    return stage.message or (stage.why if stage.phase in (Phase.RUNNING, Phase.SUCCEEDED) else "")
 
 
 def logs(
@@ -93,6 +83,7 @@ def retry(name: Name, store: Store = "default", namespace: Namespace = None, con
 def report(
     name: Run = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole report, as Markdown.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     store: Store = "default",
     namespace: Namespace = None,
     context: Context = None,
@@ -102,4 +93,7 @@ def report(
     place = hashlib.sha256(run.place.encode()).hexdigest()[:8]  # runs of one name in two stores have a report each
     folder = resolve_profile(store).home / "reports" / f"{run.name}-{place}"
     run.report(folder, markdown=markdown)
-    print(f"\nThe whole report: {folder / 'report.html'}")
+    page = folder / "report.html"
+    print(f"\nThe whole report: {page}")
+    if open_ and not webbrowser.open(page.absolute().as_uri()):
+        raise UserError(f"no browser was found to open the report: open {page} in one yourself")

@@ -83,6 +83,11 @@ class Engine:
     # Requests
 
     @property
+    def device(self) -> torch.device:
+        """The device that it computes on."""
+        return self._device
+
+    @property
     def running(self) -> int:
         """How many requests have a slot."""
         return sum(slot.request is not None for slot in self._slots)
@@ -115,7 +120,8 @@ class Engine:
             raise UserError(f"A token is not in the vocabulary: ids go from 0 to {len(known) - 1}.")
         if len(prompt) >= self.length:
             raise ContextTooLong(prompt=len(prompt), limit=self.length)
-        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop))
+        form = sampling.grammar.begin() if sampling.grammar else None
+        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop), form)
         self._waiting.append(request)
         return request
 
@@ -247,6 +253,7 @@ class Engine:
         at = {slot: row for row, slot in enumerate(rows)}
         uniforms, no_end = [0.0] * len(rows), [False] * len(rows)
         top: list[int | None] = [None] * len(rows)
+        allowed: dict[int, torch.Tensor] = {}
         for slot in ready:
             request, row = _occupant(slot), at[slot.index]
             if request.reply.forced:
@@ -255,8 +262,11 @@ class Engine:
                 uniforms[row] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
                 no_end[row] = len(request.ids) < request.sampling.min_tokens
                 top[row] = request.sampling.logprobs
+                if request.form is not None:
+                    allowed[row] = request.form.allowed()
+                    no_end[row] = no_end[row] and not request.form.complete
         ready = [slot for slot in ready if slot.request is not None]
-        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end)  # (B, V)
+        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end, allowed=allowed)  # (B, V)
         chosen = self._sampler.choose(scores, rows=rows, uniforms=uniforms).tolist()
         logprobs = token_logprobs(scores, chosen, top)
         self._count(ready, {slot: chosen[row] for slot, row in at.items()})
@@ -277,6 +287,8 @@ class Engine:
         reply, sampling = request.reply, request.sampling
         forced = bool(reply.forced)
         token = reply.forced.popleft() if forced else sampled
+        if request.form is not None:
+            request.form.accept(token)
         kind = reply.kind_of(token)
         pieces = reply.accept(token, may_end=len(request.ids) >= sampling.min_tokens)
         request.ids.append(token)

@@ -17,12 +17,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
+
+from pydantic import Field
 
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import STAGES, Attempt
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.sentences import Said
+from nanochat.spec.fields import MOST
+from nanochat.spec.pipeline import TRAINING
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Name
 from nanochat.storage.records import Count, Seconds, checked, read_object
@@ -30,6 +34,9 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
+
+Money = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 LARGEST = 256 << 10  # bytes of a record: one of an attempt on a thousand nodes has about 100,000
 MOST = 1000  # records of a stage that are read, the newest,
@@ -48,6 +55,8 @@ class AttemptRecord:
     device_batch_size: Count = 1
     keys: tuple[Name, ...] = ()  # of the outputs that it has to make
     nodes: Count = 0  # 0 is as many as the stage declares
+    gpus: Count = 0  # of all nodes
+    hourly: Money | None = None  # of all nodes for one hour in USD, at the prices as it began; None of before 0.3
     launch: str = ""  # id of the present launch, on a cluster that of rank 0
     memory: Seconds = 1.0  # factor on the host memory request
     heartbeat: Seconds | None = None  # the last sign of life
@@ -55,6 +64,13 @@ class AttemptRecord:
     ended: Seconds | None = None
     outcome: Outcome | None = None
     reached: Count = 0  # newest checkpoint's step, or outputs made
+    running_since: Seconds | None = None
+    used: Seconds = 0.0  # seconds that launches before ran
+    held_since: Seconds | None = None  # since when machines are held while others are waited for
+    held_share: Share = 0.0  # of its machines
+    held: Seconds = 0.0  # seconds of such waiting before, as if of all its machines
+    silent: Seconds = 0.0  # seconds without a sign of life, for which it was stopped
+    lost: Seconds = 0.0  # of the seconds that it ran: nothing came of them
     former: bool = False  # it had ended when the run was begun again or tried again
 
     @property
@@ -72,9 +88,43 @@ class AttemptRecord:
         """Seconds from start to end; 0 while the attempt runs."""
         return max(0.0, (self.ended or self.started) - self.started)
 
-    def end(self, outcome: Outcome, *, reached: int, now: float) -> Self:
-        """The record with how the attempt ended."""
-        return replace(self, outcome=outcome, reached=reached, ended=now)
+    def ran(self, now: float) -> float:
+        """Seconds that its processes ran."""
+        return self.used + (max(0.0, now - self.running_since) if self.running_since is not None else 0.0)
+
+    def waited(self, now: float) -> float:
+        """Seconds that machines were held while others were waited for, as if of all its machines."""
+        return self.held + (self.held_share * max(0.0, now - self.held_since) if self.held_since is not None else 0.0)
+
+    def holding(self, share: float, now: float) -> Self:
+        """The record from now on holding this share of its machines while it waits for the others."""
+        if share == self.held_share:
+            return self
+        return replace(self, held=self.waited(now), held_share=share, held_since=now if share else None)
+
+    def end(self, outcome: Outcome, *, reached: int, now: float, before: int = 0, step: int = 0) -> Self:
+        """The record with how the attempt ended.
+
+        `before` is how far the attempts before it got, `step` the last step that it reported. Nothing came of the steps
+        of training after `reached`, its newest checkpoint; in other stages of all, or none where it made an output.
+        While it was silent its machines waited.
+        """
+        silent = min(self.silent, self.ran(now))
+        ran, share = self.ran(now) - silent, 0.0 if outcome.reason is Reason.SUCCEEDED else float(reached <= before)
+        if not share and outcome.reason is not Reason.SUCCEEDED and self.stage in TRAINING:
+            share = max(0, step - reached) / max(1, step - before)
+        return replace(
+            self,
+            outcome=outcome,
+            reached=reached,
+            ended=now,
+            used=ran,
+            running_since=None,
+            held=self.waited(now) + silent,
+            held_share=0.0,
+            held_since=None,
+            lost=ran * share,
+        )
 
     def observed(
         self,
@@ -115,7 +165,8 @@ class AttemptRecord:
         """The record of JSON values; unknown fields are left out. ValueError where it makes no sense."""
         if isinstance(data.get("stopping"), bool):  # a flag in records of before 0.2
             data = {**data, "stopping": "stopped" if data["stopping"] else ""}
-        return checked(cls, data)
+        record = checked(cls, data)
+        return record if "used" in data else replace(record, used=record.duration)  # one of this machine before 0.3
 
 
 R = TypeVar("R", bound=AttemptRecord)

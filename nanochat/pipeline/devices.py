@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nanochat.runtime.threads import cores
+from nanochat.spec.cost import Prices
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.stages import ComputeStage
 from nanochat.spec.training import TrainingStage
@@ -39,6 +40,16 @@ class Devices:
         if settings.gpus_per_node:
             return max(1, min(asked, self.gpus))
         return asked
+
+    def gpus_of(self, spec: PipelineSpec, stage: str) -> int:
+        """GPUs that a stage takes here: one for each process, where there are any."""
+        processes = self.processes(spec, stage) if isinstance(spec.of_stage(stage), ComputeStage) else 0
+        return processes if processes <= self.gpus else 0
+
+    def hourly(self, spec: PipelineSpec, stage: str, prices: Prices) -> float:
+        """The price of a stage for one hour in USD: of its GPUs, or else of all cores."""
+        gpus = self.gpus_of(spec, stage)
+        return gpus * prices.gpu_hour if gpus else self.cores * prices.cpu_hour
 
     def threads(self, processes: int) -> int:
         """Compute threads of each process. It depends on nothing that changes between attempts: sums are split

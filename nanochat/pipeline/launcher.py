@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat.pipeline.logs import LogUploader
+from nanochat.pipeline.logs import LogEcho, LogUploader
 from nanochat.pipeline.orphan import PLAN, die_with_starter, end_launches, start_child
 from nanochat.pipeline.outcomes import (
     EXIT_DISK_FULL,
@@ -47,6 +47,7 @@ from nanochat.runtime.stopping import on_stop
 from nanochat.spec.environment import integer
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Profile, Store
+from nanochat.tracking.system import Machine
 
 POD = "NANOCHAT_POD_UID"
 MASTER_SECONDS = 300.0  # that node 0 may take to have a name
@@ -65,8 +66,14 @@ def main() -> int:
     on_stop(lambda *_: stopping.set())
     die_with_starter(cleanup=lambda: end_launches(work))
     store = open_store(Profile(**plan.profile))
-    uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work)
+    echo = None
+    if POD in os.environ:  # what `kubectl logs` shows: the launch's own words, and those of the node's first rank
+        first = node_rank() * plan.processes
+        echo = LogEcho(sys.stdout.buffer, [work / "launch.log", work / f"rank{first}.log"])
+    uploader = LogUploader(store, RunPaths(plan.run).logs(plan.stage, plan.launch), work, echo=echo)
     reporter = report_standstills(plan, store, work) if plan.processes * plan.nodes > 1 else None
+    node = node_rank() if plan.nodes > 1 else None
+    sampled = Machine.of(store, plan.run, stage=plan.stage, launch=plan.launch, node=node)
     machine = Path(os.environ.get("NANOCHAT_MACHINE", "/"))
     kills = kernel_kills(machine)
     outcome = await_master(stopping) if plan.nodes > 1 else None
@@ -76,8 +83,9 @@ def main() -> int:
     outcome = replace(outcome, time=outcome.time or time.time())
     told = write_outcome(work / "outcome.json", outcome)
     uploader.close()
-    if reporter is not None:
-        reporter.close()
+    for background in (reporter, sampled):
+        if background is not None:
+            background.close()
     try:
         store.write_json(RunPaths(plan.run).outcome(plan.stage, plan.launch), outcome.to_dict())
     except Exception as error:

@@ -24,6 +24,7 @@ from typing import Any
 from nanochat.pipeline import control
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
+from nanochat.pipeline.changed_sources import changed_sources
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.leases import Lease
 from nanochat.pipeline.lock import RunLock, lock_path
@@ -37,6 +38,8 @@ from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.run_status import RunStatus, StatusFile, read_status
 from nanochat.pipeline.running_attempt import RunningAttempt
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.sentences import Said
+from nanochat.pipeline.spending import Spending, check_budget, is_spent
 from nanochat.runtime.stopping import on_stop
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
@@ -93,6 +96,8 @@ class LocalRunner:
         self.cancelled = False
         self.moved = False  # whether an attempt has begun or come to its end: else all is as it was
         self.trouble: StorageError | None = None  # why storage cannot be reached at the moment
+        self._spent: Said | None = None  # why nothing may go on: the budget
+        self._nearly_spent = False  # and that was said
         self._turn = 0
         self._dates = Dates()
         self._observed_at = 0.0  # by the monotonic clock, as is
@@ -136,6 +141,8 @@ class LocalRunner:
             self.outputs.check_release(light_registry(self.resolved.tracking))
             self._check_selection()
             self.outputs.explain()
+            for sentence in changed_sources(self.spec, self.graph, self.outputs.artifacts):
+                log.warning("%s", sentence)
             self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))
             restore = on_stop(self._interrupt, signal.SIGINT)
             try:
@@ -190,6 +197,7 @@ class LocalRunner:
             self._storage(self._observe_control)
             self._storage(self._observe_progress)
         self._observe_processes()
+        self._observe_budget()
         actions, status = plan(self.graph, self.spec, self._observed(), self._dates())
         for action in actions:
             if isinstance(action, Stop):
@@ -237,7 +245,8 @@ class LocalRunner:
             },
             slots=self.devices.slots,
             selected=self.selected,
-            suspended=self.interrupts > 0,
+            suspended=self.interrupts > 0 or self._spent is not None,
+            because=self._spent,
             cancelled=self.cancelled,
         )
 
@@ -271,6 +280,15 @@ class LocalRunner:
             if before is None or sentence not in before.warnings:
                 log.warning("%s: %s", stage, sentence)
 
+    def _observe_budget(self) -> None:
+        """Say once that most of the budget is spent; once all is, nothing goes on."""
+        spent = Spending.of(self.attempts.all(), self.spec.cost.gpu_hour, self._dates())
+        found = check_budget(self.spec.budget, spent)
+        if found and found.message and not (is_spent(found) or self._nearly_spent):
+            self._nearly_spent = True
+            log.warning("%s", found.message)
+        self._spent = found if is_spent(found) else None
+
     def _observe_processes(self) -> None:
         for running in list(self.running.values()):
             code = running.process.poll()
@@ -292,7 +310,7 @@ class LocalRunner:
         if outcome != read_outcome(running.work / "outcome.json"):  # the launcher could not, or did not know all
             LogSync(self.store, self.paths.logs(record.stage, record.launch), running.work).sync()
             self.store.write_json(self.paths.outcome(record.stage, record.launch), outcome.to_dict())
-        self.attempts.put(record.end(outcome, reached=reached, now=self._dates()))
+        self._end(record, outcome, reached=reached, now=self._dates())
         del self.running[record.stage]
         shutil.rmtree(running.work, ignore_errors=True)
 
@@ -313,7 +331,17 @@ class LocalRunner:
         outcome = known or outcome
         keys = [out.key for out in self.graph.node(record.stage).outputs]
         reached = self.outputs.reached(record.stage, keys, before=record.reached)
-        self.attempts.put(record.end(outcome, reached=reached, now=ended))
+        state = read_progress(self.store, self.paths.progress(record.stage), record.launch)
+        if state is not None:
+            self.progress[record.stage] = state
+        self._end(record, outcome, reached=reached, now=ended)
+
+    def _end(self, record: AttemptRecord, outcome: Outcome, *, reached: int, now: float) -> None:
+        """Record how an attempt ended."""
+        state = self.progress.get(record.stage)
+        step = state.step if state and state.launch == record.launch else 0
+        before = self.attempts.reached(record.stage, before=record.number)
+        self.attempts.put(record.end(outcome, reached=reached, now=now, before=before, step=step))
 
     # ---- acting ---------------------------------------------------------------------------------------------
 
@@ -356,6 +384,9 @@ class LocalRunner:
             keys=tuple(out.key for out in action.outputs),
             launch=launch,
             reached=self.attempts.reached(action.stage, before=action.attempt),
+            running_since=self._dates(),
+            gpus=self.devices.gpus_of(self.spec, action.stage),
+            hourly=self.devices.hourly(self.spec, action.stage, self.resolved.prices),
         )
         self.moved = True
         self.running[action.stage] = RunningAttempt.start(record, work, processes)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from nanochat.pipeline.log_reader import PIECE
 from nanochat.storage.store import Store
@@ -50,11 +53,28 @@ class LogSync:
                     kept.position += len(data)
 
 
+class LogEcho:
+    """Copies what is new in growing files to a stream: a pod's own output, which `kubectl logs` shows."""
+
+    def __init__(self, out: BinaryIO, paths: Iterable[Path]) -> None:
+        self._out, self._positions = out, dict.fromkeys(paths, 0)
+
+    def copy(self) -> None:
+        """Write what is new, as far as files are there."""
+        for path, position in self._positions.items():
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                file.seek(position)
+                while data := file.read(PIECE):
+                    self._out.write(data)
+                    self._positions[path] += len(data)
+        self._out.flush()
+
+
 class LogUploader:
     """A sync in the background; `close` stores the last words."""
 
-    def __init__(self, store: Store, folder: str, work: Path) -> None:
-        self._sync = LogSync(store, folder, work)
+    def __init__(self, store: Store, folder: str, work: Path, *, echo: LogEcho | None = None) -> None:
+        self._sync, self._echo = LogSync(store, folder, work), echo
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
         self._thread.start()
@@ -68,6 +88,9 @@ class LogUploader:
         warned = last = False
         while not last:
             last = self._done.wait(LOG_SECONDS)
+            if self._echo is not None:
+                with suppress(OSError):  # it has no readers, or no room
+                    self._echo.copy()
             try:
                 self._sync.sync()
             except Exception as error:  # a log that cannot be stored must not stop the stage

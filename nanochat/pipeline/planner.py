@@ -85,6 +85,7 @@ class Observed:
     slots: Mapping[str, int] = field(default_factory=lambda: {"cpu": 1, "gpu": 1})
     selected: frozenset[str] | None = None  # stages that may run; None is all
     suspended: bool = False
+    because: Said | None = None  # why it is suspended, where nobody asked for it
     cancelled: bool = False
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # missing key -> that another makes it: the message
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # stage -> largest factor; 1 where not named
@@ -239,7 +240,8 @@ def _stage(
         makers = dict.fromkeys(graph.maker(ref) for ref in absent)
         return StageStatus(stage, Phase.WAITING, f"waits for {', '.join(makers)}", count), None
     if observed.suspended:
-        return StageStatus(stage, Phase.SUSPENDED, "suspended", count), None
+        said = observed.because or Said("", "suspended")
+        return StageStatus(stage, Phase.SUSPENDED, said.message, count, reason=said.reason), None
     if observed.hold:
         return StageStatus(stage, Phase.WAITING, observed.hold, count, outside=True), None
     if decision.ended <= now < decision.not_before:  # what ended in the future ended before the clock was set back
@@ -415,7 +417,7 @@ def _overall(stages: tuple[StageStatus, ...], observed: Observed) -> Status:
     if failed:
         return Status(Phase.FAILED, stages, f"{failed[0].stage}: {failed[0].message}")
     if observed.suspended and Phase.SUSPENDED in phases:
-        return Status(Phase.SUSPENDED, stages, "suspended")
+        return Status(Phase.SUSPENDED, stages, observed.because.message if observed.because else "suspended")
     blocked = [item for item in stages if item.phase is Phase.BLOCKED]
     if blocked:
         return Status(Phase.FAILED, stages, f"{blocked[0].stage} {blocked[0].message}")

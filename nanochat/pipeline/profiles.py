@@ -5,6 +5,7 @@ NANOCHAT_ENDPOINT say otherwise. Further ones are in ~/.config/nanochat/profiles
 NANOCHAT_PROFILES names):
 
     team: {root: s3://our-bucket/nanochat, endpoint: https://s3.example.org, tracking: https://mlflow.example.org}
+    default: {prices: {gpuHour: 2.2, cpuHour: 0.04}}      # USD, of this machine
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat.parse.address import SERVER, STORE, TRACKING, Kind, resolve
 from nanochat.spec.addresses import given_address
+from nanochat.spec.cost import Prices
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Section, ServerAddress, StoreAddress, Text, TrackingAddress, nearest, setting
 from nanochat.spec.validation import read_document, validate
@@ -33,6 +35,7 @@ class DeclaredProfile(Section):
     region: Text | None = setting(None, "region is the region of the bucket.")
     anonymous: bool = setting(False, "anonymous says whether requests are sent without a signature.")
     tracking: TrackingAddress | None = setting(None, "tracking is the tracking URI of MLflow.")
+    prices: Prices = setting(Prices, "prices says what this machine costs.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class ResolvedProfile:
     profile: Profile
     tracking: str
     home: Path  # local state: locks, cached files, work folders
+    prices: Prices = field(default_factory=Prices)  # of this machine
 
     @property
     def cache(self) -> Path:
@@ -80,7 +84,7 @@ class ResolvedProfile:
 
 def resolve_profile(name: str = "default") -> ResolvedProfile:
     """The store and tracking that a profile name means on this machine; UserError where it is not declared."""
-    home = _home()
+    home = home_folder()
     declared = _declared()
     found = declared.get(name, DeclaredProfile())
     root, endpoint = found.root, found.endpoint
@@ -97,7 +101,7 @@ def resolve_profile(name: str = "default") -> ResolvedProfile:
     if tracking.startswith("sqlite:") and "?" in tracking:  # where the options of such an address begin
         raise UserError(f"{tracking}: SQLite's addresses take no '?': name another folder, or set MLFLOW_TRACKING_URI")
     profile = Profile(root=address.absolute(), endpoint=endpoint, region=found.region, anonymous=found.anonymous)
-    return ResolvedProfile(name=name, profile=profile, tracking=tracking, home=home)
+    return ResolvedProfile(name=name, profile=profile, tracking=tracking, home=home, prices=found.prices)
 
 
 def _address(variable: str, kind: Kind) -> str | None:
@@ -106,7 +110,8 @@ def _address(variable: str, kind: Kind) -> str | None:
     return given_address(text, kind, variable).text if text else None
 
 
-def _home() -> Path:
+def home_folder() -> Path:
+    """The folder of what this user keeps on this machine; UserError where the user has no home."""
     try:
         return Path(os.environ.get("NANOCHAT_HOME") or "~/.cache/nanochat").expanduser().absolute()
     except RuntimeError:
@@ -126,5 +131,5 @@ def _declared() -> Mapping[str, DeclaredProfile]:
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(item, dict) for item in data.values()):
-        raise UserError(f"{path} must map profile names to {{root, endpoint, region, anonymous, tracking}}")
+        raise UserError(f"{path} must map profile names to {{root, endpoint, region, anonymous, tracking, prices}}")
     return {name: validate(fields, DeclaredProfile, where=str(path), within=name) for name, fields in data.items()}

@@ -54,6 +54,7 @@ class RunningAttempt:
         """Ask it to save a checkpoint and end; one that shows no sign of life is killed at once."""
         self.record, self.stop_at = replace(self.record, stopping=reason), time.monotonic() + grace
         if reason == "stalled":
+            self.record = replace(self.record, silent=self.silence)
             self.stood = standstill_of(self.work, range(self.processes))
             self.process.kill()
         else:

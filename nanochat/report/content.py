@@ -10,10 +10,12 @@ from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.report.curves import training_plots
 from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section, Table
+from nanochat.report.headline import sentence
 from nanochat.report.metrics import label
-from nanochat.report.record import RunRecord, StageRecord, gpu_seconds
+from nanochat.report.record import RunRecord, StageRecord
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
+from nanochat.report.settings import settings_of
 from nanochat.spec.pipeline import TRAINING
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
@@ -31,6 +33,7 @@ def describe(record: RunRecord, *, now: float | None = None) -> Document:
         Section("Tokenizer", _compression(record)),
         Section("Time and cost", _time(record)),
         Section("Not run", _not_run(record)),
+        Section("Settings", settings_of(record)),
         Section("Environment", _environment(record)),
         Section("Lineage", _lineage(record)),
     )
@@ -42,8 +45,13 @@ def describe(record: RunRecord, *, now: float | None = None) -> Document:
     )
 
 
+def headline(record: RunRecord) -> str:
+    """The report in a sentence."""
+    return sentence(record, cost=_total_cost(record))
+
+
 def _results(record: RunRecord) -> tuple[Block, ...]:
-    blocks: list[Block] = []
+    blocks: list[Block] = [Paragraph(headline(record))]
     facts = []
     if record.horizon.get("parameters"):
         facts.append(("Parameters", count(record.horizon["parameters"])))
@@ -185,11 +193,11 @@ def _bytes_per_token(text: Mapping[str, Any], peer: str) -> str:
 
 def _time(record: RunRecord) -> tuple[Block, ...]:
     rows, troubles = [], []
-    gpus = any(stage.gpus for stage in record.stages)
+    gpus = any(stage.gpus or stage.spent.cost for stage in record.stages)
     for stage in record.stages:
         if stage.name in _CLOSING or not (stage.attempts or stage.made or stage.reused):
             continue
-        paid = (str(stage.gpus or "-"), money(stage.cost(record.price)) if stage.gpus else "-") if gpus else ()
+        paid = (str(stage.gpus or "-"), money(stage.spent.cost) if stage.spent.cost else "-") if gpus else ()
         rows.append((stage.name, _made(stage), duration(stage.seconds), str(len(stage.attempts) or "-"), *paid))
         troubles += [
             f"{stage.name}, attempt {attempt.number}: {attempt.reason}"
@@ -225,10 +233,12 @@ def _made(stage: StageRecord) -> str:
 
 
 def _total_cost(record: RunRecord) -> str:
-    if not any(stage.gpus for stage in record.stages):
-        return "$0 (no GPUs)"
-    hours = sum(gpu_seconds(record.spec, stage.name, stage.attempts) for stage in record.stages) / 3600
-    return f"{money(hours * record.price)} at {money(record.price)} per GPU hour"
+    spent = record.spent
+    if not spent.cost:
+        return "$0 (no GPUs)" if not spent.gpu_hours else "$0"
+    hours = f" for {spent.gpu_hours:,.1f} GPU hours" if spent.gpu_hours else ""
+    wasted = [f"{money(lost)} of it {why}" for lost, why in ((spent.lost, "lost"), (spent.waiting, "waiting")) if lost]
+    return ", ".join([f"{money(spent.cost)}{hours}", *wasted])
 
 
 def _not_run(record: RunRecord) -> tuple[Block, ...]:

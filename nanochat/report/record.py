@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanochat.parse.json_text import read_json
@@ -18,11 +18,13 @@ from nanochat.pipeline.graph import TOKENIZER
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
+from nanochat.pipeline.spending import NOTHING, Spending
+from nanochat.spec.chatpipeline import USER
 from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import TRAINING
 from nanochat.spec.pods import hide_values
 from nanochat.storage import Artifacts, Manifest, Store
-from nanochat.tracking.environment import environment
+from nanochat.tracking.environment import environment as this_environment
 from nanochat.tracking.journal import History, JournalReader
 
 log = logging.getLogger(__name__)
@@ -78,12 +80,8 @@ class StageRecord:
     reused: int = 0  # outputs that were there
     seconds: float | None = None  # of work, also where another run did it
     gpus: int = 0  # as declared
-    gpu_seconds: float = 0.0  # of that work: attempts may have had fewer nodes
+    spent: Spending = NOTHING  # for that work: attempts may have had fewer nodes
     history: History | None = None
-
-    def cost(self, price: float) -> float | None:
-        """In the currency of `price` (of one GPU hour); None where the time is not known."""
-        return None if self.seconds is None else self.gpu_seconds / 3600 * price
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +101,7 @@ class RunRecord:
     manifests: Mapping[ArtifactRef, Manifest]
     models: Mapping[str, str]  # stage -> address of its weights
     release: Mapping[str, Any]  # release.json, where there is one
+    user: str = ""  # who began it, where that is known
 
     @property
     def uid(self) -> str:
@@ -110,9 +109,9 @@ class RunRecord:
         return self.folder.rsplit("/", 1)[-1]
 
     @property
-    def price(self) -> float:
-        """Price of one GPU hour."""
-        return float(self.spec.get("cost", {}).get("gpuHour", 0.0))
+    def spent(self) -> Spending:
+        """The price of this run's attempts, as far as they have ended."""
+        return spent_on((a for stage in self.stages for a in stage.attempts), self.spec)
 
     @property
     def started(self) -> float | None:
@@ -130,9 +129,14 @@ class RunRecord:
         return "base" in self.models and bool(self.horizon.get("tokens"))
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The stages with weights, in their order."""
+        return tuple(stage for stage in TRAINING if stage in self.models)
+
+    @property
     def last_trained(self) -> str | None:
         """The last stage with weights: whose model is released."""
-        return next((stage for stage in reversed(TRAINING) if stage in self.models), None)
+        return self.trained[-1] if self.trained else None
 
     def stage(self, name: str) -> StageRecord | None:
         """A stage by its name."""
@@ -164,7 +168,7 @@ def gather(
         phase=status.phase,
         spec=pipeline["spec"],
         horizon=status.horizon,
-        environment=_environment(stages),
+        environment=(environment := _environment(stages)),
         stages=stages,
         evaluations={
             ref.name: evaluation
@@ -175,6 +179,7 @@ def gather(
         manifests=manifests,
         models={ref.name: artifacts.uri(manifest) for ref, manifest in manifests.items() if ref.kind == "model"},
         release=_artifact_json(artifacts, manifests.get(ArtifactRef.of("release", "release")), "release.json") or {},
+        user=str((metadata.get("annotations") or {}).get(USER) or environment.get("user") or ""),
     )
 
 
@@ -233,7 +238,7 @@ def _stage(
         reused=len(outputs) - made,
         seconds=seconds or None,
         gpus=_gpus(spec, name),
-        gpu_seconds=gpu_seconds(spec, name, worked) or _gpus(spec, name) * history.seconds,
+        spent=spent_on(worked or [AttemptRecord(stage=name, number=1, used=history.seconds)], spec),
         history=history if history.metrics or history.events else None,
     )
 
@@ -249,11 +254,17 @@ def _gpus(spec: Mapping[str, Any], stage: str) -> int:
     return int(settings.get("gpusPerNode", 0)) * int(settings.get("nodes", 1))
 
 
-def gpu_seconds(spec: Mapping[str, Any], stage: str, attempts: Iterable[AttemptRecord]) -> float:
-    """The time of all GPUs together in attempts of a stage, by the number of nodes that each had."""
-    settings = stage_settings(spec, stage)
-    declared, per_node = int(settings.get("nodes", 1)), int(settings.get("gpusPerNode", 0))
-    return per_node * sum((attempt.nodes or declared) * attempt.duration for attempt in attempts)
+def spent_on(attempts: Iterable[AttemptRecord], spec: Mapping[str, Any]) -> Spending:
+    """The price of attempts as far as they have ended. Records of before 0.3 do not say how many GPUs they had."""
+
+    def known(attempt: AttemptRecord) -> AttemptRecord:
+        if attempt.gpus or attempt.hourly is not None:
+            return attempt
+        settings = stage_settings(spec, attempt.stage)
+        nodes = attempt.nodes or int(settings.get("nodes", 1))
+        return replace(attempt, gpus=nodes * int(settings.get("gpusPerNode", 0)))
+
+    return Spending.of(map(known, attempts), (spec.get("cost") or {}).get("gpuHour"), now=0.0)
 
 
 def _environment(stages: tuple[StageRecord, ...]) -> Mapping[str, Any]:
@@ -262,7 +273,7 @@ def _environment(stages: tuple[StageRecord, ...]) -> Mapping[str, Any]:
         for event in reversed(stage.history.events if stage.history else ()):
             if event.kind == "environment":
                 return event.data
-    return environment()
+    return this_environment()
 
 
 def _evaluation(artifacts: Artifacts, manifest: Manifest) -> Evaluation | None:

@@ -10,13 +10,15 @@ import logging
 from collections.abc import Callable
 from itertools import chain, repeat
 
+from nanochat.report.content import headline
+from nanochat.report.data import data_of
 from nanochat.report.record import RunRecord, StageRecord, gather, stage_settings
 from nanochat.spec.errors import NanochatError
 from nanochat.spec.pipeline import TRAINING
 from nanochat.storage import Artifacts, Store
 from nanochat.tracking.background import Ticker
 from nanochat.tracking.journal import JournalReader
-from nanochat.tracking.mlflow import LARGEST_FILE, Projection, TrackedRun, TrackedStage
+from nanochat.tracking.mlflow import HIDDEN, LARGEST_FILE, Projection, TrackedRun, TrackedStage
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +41,39 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
         if stage in record.evaluations
         for name, result in record.evaluations[stage].metrics.items()
     }
+    spent, costs = record.spent, {f"{stage.name}.cost": stage.spent.cost for stage in record.stages if stage.made}
+    costs |= {"cost": spent.cost, "cost.lost": spent.lost, "cost.waiting": spent.waiting, "gpu_hours": spent.gpu_hours}
     status = _STATUS.get(record.phase, "running")
     return TrackedRun(
-        name=f"{record.namespace}.{record.name}",
+        name=f"{record.namespace}.{record.name}-{record.uid[:8]}",
         uid=record.uid,
         status=status,
         started=record.started or 0.0,
         ended=record.ended if status != "running" else None,
         params={"spec": record.spec, "horizon": record.horizon},
-        tags={"nanochat.folder": record.folder, **{f"model.{name}": uri for name, uri in record.models.items()}},
-        results=results,
+        tags={
+            "nanochat.folder": record.folder,
+            **{f"model.{name}": uri for name, uri in record.models.items()},
+            **_system_tags(record, headline(record)),
+        },
+        results=results | {name: value for name, value in costs.items() if value},
         stages=stages,
         files=files,
     )
+
+
+def _system_tags(record: RunRecord, description: str) -> dict[str, str]:
+    """The tags that MLflow shows in places of their own: user, source, commit, description."""
+    commit = str(record.environment.get("commit") or "")
+    tags = {
+        "mlflow.user": record.user,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": f"{record.namespace}/{record.name}",
+        "mlflow.source.git.commit": commit.removesuffix("+"),
+        "mlflow.source.git.dirty": "true" if commit.endswith("+") else "",
+        "mlflow.note.content": description,
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
@@ -68,10 +90,12 @@ def _stage(record: RunRecord, stage: StageRecord) -> TrackedStage:
         params=stage_settings(record.spec, stage.name),
         tags={
             "nanochat.attempts": str(len(stage.attempts)),
-            "nanochat.launches": " ".join(attempt.launch for attempt in stage.attempts)[-2000:],
             "nanochat.outcomes": " ".join(attempt.reason or "Running" for attempt in stage.attempts)[-2000:],
-            **{f"key.{ref}": key for ref, key in keys.items()},
+            f"{HIDDEN}launches": " ".join(attempt.launch for attempt in stage.attempts)[-2000:],
+            **{f"{HIDDEN}key.{ref}": key for ref, key in keys.items()},
+            **_system_tags(record, f"{stage.name} of {record.namespace}/{record.name}, run {record.uid}"),
         },
+        data=data_of(record, stage.name),
     )
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import torch
 
 from nanochat.spec.environment import integer
@@ -97,6 +98,15 @@ def compute_dtype_for(device: torch.device | str) -> torch.dtype:
 def has_fp8(device: torch.device) -> bool:
     """Whether the device multiplies FP8 matrices in hardware."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes that this process has in use: on a GPU the most that its tensors have come to, else of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
 
 
 def peak_flops(device: torch.device) -> float | None:

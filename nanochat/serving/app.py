@@ -42,7 +42,7 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
         if error.status in (429, 503):
-            host.metrics.rejected.labels(reason=error.code).inc()
+            host.metrics.reject(error.code)
         return await api_error(request, error)
 
     def limit() -> int:
@@ -67,8 +67,8 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     app.add_exception_handler(Exception, internal_error)
     app.include_router(page_router())
     app.mount(FOLDER, PageFiles())
-    app.include_router(health_router(host))
-    app.include_router(Api(host, settings=settings).router())
+    app.include_router(health_router(host), tags=["health"])
+    app.include_router(Api(host, settings=settings).router(), tags=["API"])
     return app
 
 

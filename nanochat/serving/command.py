@@ -5,6 +5,7 @@ NANOCHAT_API_KEYS, separated by commas, are the keys that clients have to send; 
 NANOCHAT_KEY_REQUESTS_PER_MINUTE is how often each of them may ask.
 NANOCHAT_ALLOWED_HOSTS, if set, are the names under which the server may be asked, beside addresses and localhost.
 NANOCHAT_ALLOWED_ORIGINS are the origins of other web pages whose scripts may ask (https://chat.example.org); * is any.
+NANOCHAT_TLS_CERT and NANOCHAT_TLS_KEY are files with a certificate and its key: with them it speaks HTTPS alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
 from nanochat.serving.server import bind, is_local, run
 from nanochat.serving.settings import NO_KEYS, ServerSettings
+from nanochat.serving.tls import Certificate
 from nanochat.spec.bounds import NAME, integer, real, text
 from nanochat.spec.errors import NanochatError, UserError
 
@@ -45,10 +47,12 @@ def main() -> int:
             settings = ServerSettings.from_environment(os.environ, local=local)
             if not (local or settings.api_keys):
                 logging.warning("%s", NO_KEYS)
+            certificate = Certificate.of(None, None, os.environ)
             loader = Loader(host, wanted, slots=options.slots)
             loader.start()
             logging.info("listening on %s:%d; %s", options.host, socket.getsockname()[1], host.reason)
-            run(create_app(host, settings), host, socket=socket, linger=options.linger)
+            app = create_app(host, settings)
+            run(app, host, socket=socket, certificate=certificate, linger=options.linger)
             loader.stop()
     except UserError as error:
         print(f"error: {error.message}", file=sys.stderr)

@@ -1,18 +1,22 @@
 """HTTP connections with bounds that uvicorn's own do not have.
 
     uvicorn.Config(app, http=Connection, limit_concurrency=most_connections(), ...)
+    uvicorn.Config(app, http=partial(EncryptedConnection, certificate), ...)
 
 Who sends no whole head, or takes nothing of his answer, is left after a while. A new connection that would be one too
 many takes the place of the one that has been silent longest, as long as one is not being answered: connections that
-are held half-open never keep others out.
+are held half-open never keep others out, nor do those whose TLS is never agreed on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nanochat.serving.tls import Certificate
 
 HEAD_SECONDS = 10.0  # from the first byte of a request, or from the connection's beginning, to the end of its head
 WRITE_SECONDS = 60.0  # in which a client has to take some of its answer
@@ -52,7 +56,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]  (256 KiB in asyncio's own transports)
         self.heard = self.loop.time()
-        self._late = self.loop.call_later(HEAD_SECONDS, transport.abort)
+        self._late = self.loop.call_later(HEAD_SECONDS, self._abort)
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room()
 
@@ -62,7 +66,7 @@ class Connection(H11Protocol):
         if not self.awaits_head:
             self._late = _cancelled(self._late)
         elif self._late is None:
-            self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._late = self.loop.call_later(HEAD_SECONDS, self._abort)
 
     def on_response_complete(self) -> None:
         self.heard = self.loop.time()
@@ -80,12 +84,50 @@ class Connection(H11Protocol):
         self._late, self._stuck = _cancelled(self._late), _cancelled(self._stuck)
         super().connection_lost(exc)
 
+    def _abort(self) -> None:
+        self.transport.abort()
+
     def _make_room(self) -> None:
         others = (each for each in self.connections if isinstance(each, Connection) and each is not self)
         silent = min((each for each in others if not each.busy), key=lambda each: each.heard, default=None)
         if silent is not None:
             self.connections.discard(silent)
             silent.transport.abort()
+
+
+class EncryptedConnection(Connection):
+    """One that first agrees on TLS, within the time for its first head; until then it counts as awaiting that."""
+
+    def __init__(self, certificate: Certificate, **given: Any) -> None:
+        super().__init__(**given)
+        self._certificate = certificate
+        self._agreeing: asyncio.Task[None] | None = None
+        self._early = bytearray()  # what came encrypted before `_agree` went on
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.pause_reading()  # what comes is for TLS
+        self._agreeing = self.loop.create_task(self._agree(transport))
+
+    def data_received(self, data: bytes) -> None:
+        if self._agreeing is not None:
+            self._early += data
+        else:
+            super().data_received(data)
+
+    async def _agree(self, transport: asyncio.Transport) -> None:
+        try:
+            context = self._certificate.current()
+            encrypted = await self.loop.start_tls(transport, self, context, server_side=True)
+        except OSError:  # the client does not speak TLS, does not trust the certificate, or has gone
+            encrypted = None
+        self._agreeing = None
+        if encrypted is None or encrypted.is_closing():
+            self.connection_lost(None)
+            return
+        H11Protocol.connection_made(self, encrypted)
+        if self._early:
+            self.data_received(bytes(self._early))
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:

@@ -23,10 +23,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serving.errors import ApiError
-from nanochat.serving.page import FOLDER
+from nanochat.serving.page import DOCUMENTS, FOLDER
 from nanochat.serving.rates import Rates
 
-OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})
+OPEN = frozenset({*DOCUMENTS, "/health", "/livez", "/readyz", "/metrics", "/openapi.json"})
 MAX_HEADERS = 100
 BODY_SECONDS = 30.0  # in which a body has to arrive
 # A token is four bytes of usual text. The rest is room for escapes (\\u0041), long tokens, and fields besides the text.
@@ -41,7 +41,7 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::
 
 
 def is_open(path: str) -> bool:
-    """Whether everyone may ask for it, without a key: health, metrics, the API's description and the page."""
+    """Whether everyone may ask for it, without a key: health, metrics, the API's description and the pages."""
     return path in OPEN or path.startswith(f"{FOLDER}/")
 
 

@@ -1,14 +1,15 @@
-"""The chat page: its document at /, and its modules, its style and the libraries that it uses under /page.
+"""The chat page at /, the API's page at /docs, and under /page the modules, styles and libraries that they use.
 
 app.include_router(page_router())
 app.mount(FOLDER, PageFiles())
 
-The page runs nothing but these files, reaches nothing but its own server, and makes elements of text only through
-DOMPurify (Trusted Types): the browser holds it to that.
+The pages run nothing but these files, reach nothing but their own server, and make elements of text only through
+DOMPurify (Trusted Types): the browser holds them to that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib import resources
 
 from fastapi import APIRouter
@@ -32,6 +33,10 @@ POLICY = "; ".join(
         "trusted-types dompurify",
     ]
 )
+DOCUMENTS = {  # by path: the file, and the policy; Swagger UI knows no trusted types, and is given a default one
+    "/": ("index.html", POLICY),
+    "/docs": ("docs.html", f"{POLICY} default 'allow-duplicates'"),
+}
 HEADERS = {
     "Cache-Control": "no-cache",  # kept, and asked for again by its tag: page and server are of one version
     "Content-Security-Policy": POLICY,
@@ -41,19 +46,24 @@ HEADERS = {
 
 
 def page_router() -> APIRouter:
-    """The route of the document."""
-    router = APIRouter()
-    page = resources.files("nanochat.serving").joinpath("static/index.html").read_text(encoding="utf-8")
-
-    @router.get("/", include_in_schema=False)
-    async def chat_page() -> HTMLResponse:
-        return HTMLResponse(page, headers=HEADERS)
-
+    """The routes of the documents."""
+    router = APIRouter(include_in_schema=False)
+    for path, (name, policy) in DOCUMENTS.items():
+        router.add_api_route(path, _document(name, policy))
     return router
 
 
+def _document(name: str, policy: str) -> Callable[[], Awaitable[HTMLResponse]]:
+    text = resources.files("nanochat.serving").joinpath("static", name).read_text(encoding="utf-8")
+
+    async def document() -> HTMLResponse:
+        return HTMLResponse(text, headers={**HEADERS, "Content-Security-Policy": policy})
+
+    return document
+
+
 class PageFiles(StaticFiles):
-    """The files that the document loads."""
+    """The files that the documents load."""
 
     def __init__(self) -> None:
         super().__init__(packages=[("nanochat.serving", "static")])

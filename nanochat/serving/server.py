@@ -15,14 +15,16 @@ import ipaddress
 import signal
 import socket as sockets
 import threading
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from nanochat.runtime.stopping import on_stop
-from nanochat.serving.connections import Connection, most_connections
+from nanochat.serving.connections import Connection, EncryptedConnection, most_connections
 from nanochat.serving.holder import ModelHolder
+from nanochat.serving.tls import Certificate
 from nanochat.spec.errors import NanochatError, UserError
 
 # That a connection may be idle. Most load balancers keep theirs for 60 s: with a shorter time here they would send
@@ -62,13 +64,13 @@ def is_local(socket: sockets.socket) -> bool:
     return ipaddress.ip_address(socket.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def server_config(app: FastAPI, *, grace: int) -> uvicorn.Config:
-    """The settings of uvicorn: what of a connection is bounded in number, size and time."""
+def server_config(app: FastAPI, *, grace: int, certificate: Certificate | None = None) -> uvicorn.Config:
+    """The settings of uvicorn: what of a connection is bounded in number, size and time; HTTPS with a certificate."""
     return uvicorn.Config(
         app,
         log_level="warning",
         loop="asyncio",
-        http=Connection,
+        http=partial(EncryptedConnection, certificate) if certificate else Connection,  # type: ignore[arg-type]
         ws="none",
         h11_max_incomplete_event_size=HEAD_BYTES,
         limit_concurrency=most_connections(),
@@ -77,12 +79,20 @@ def server_config(app: FastAPI, *, grace: int) -> uvicorn.Config:
     )
 
 
-def run(app: FastAPI, host: ModelHolder, *, socket: sockets.socket, grace: int = 60, linger: float = 0.0) -> None:
+def run(
+    app: FastAPI,
+    host: ModelHolder,
+    *,
+    socket: sockets.socket,
+    certificate: Certificate | None = None,
+    grace: int = 60,
+    linger: float = 0.0,
+) -> None:
     """Serve until SIGTERM or Ctrl-C, and `linger` seconds more; what is unfinished `grace` seconds later is dropped.
 
     Raises NanochatError where it ended because the engine can't go on: the process has to be started again.
     """
-    config = server_config(app, grace=grace)
+    config = server_config(app, grace=grace, certificate=certificate)
     server = _DrainingServer(config, host, linger)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
 from nanochat.serving.metrics import Metrics
 from nanochat.serving.pace import Pace
@@ -123,6 +125,11 @@ class EngineService:
         return self.slots * self.length
 
     @property
+    def device(self) -> torch.device:
+        """The device that the engine computes on."""
+        return self._engine.device
+
+    @property
     def wait(self) -> float | None:
         """Seconds that one more request would wait for a slot; None: not known yet."""
         ahead = self._open - self.slots + 1  # that have to leave first
@@ -219,10 +226,12 @@ class EngineService:
 
     def _ended(self, request: Request, error: Exception) -> None:
         """A request of the engine ended with an error of its own."""
-        _log.error("a request ended with an error", exc_info=error)
         submission = self._submissions.pop(request)
         self._left()
-        _tell(submission, RequestFailed(f"The request failed: {type(error).__name__}: {error}"))
+        if not isinstance(error, UserError):
+            _log.error("a request ended with an error", exc_info=error)
+            error = RequestFailed(f"The request failed: {type(error).__name__}: {error}")
+        _tell(submission, error)
 
     def _left(self, *, cancelled: bool = False, freed: float | None = None) -> None:
         """One request less runs or waits; `freed` is when it left a slot."""

@@ -1,4 +1,4 @@
-"""The libraries of others that the chat page uses, kept beside it as their packages have them.
+"""The libraries of others that the pages use, kept beside them as their packages have them.
 
     python -m nanochat.serving.vendored                     # fetches them again, by the versions in vendored.json
     python -m nanochat.serving.vendored marked=18.2.1       # and takes another version of one of them
@@ -22,7 +22,7 @@ from typing import Any
 
 from nanochat.spec.errors import NanochatError, UserError
 
-MAX_FILE = 1 << 20  # bytes
+MAX_FILE = 2 << 20  # bytes
 FOLDER = Path(str(resources.files("nanochat.serving"))) / "static" / "vendor"
 INDEX = "vendored.json"
 
@@ -36,7 +36,7 @@ def refresh(folder: Path, versions: dict[str, str]) -> None:
     """Fetch every library, those in `versions` in another version; NanochatError where a package is not as listed."""
     libraries = read_index(folder)
     if unknown := versions.keys() - {library["package"] for library in libraries}:
-        raise UserError(f"The page uses no library {min(unknown)!r}; name one of those in {folder / INDEX}.")
+        raise UserError(f"The pages use no library {min(unknown)!r}; name one of those in {folder / INDEX}.")
     contents: dict[str, bytes] = {}
     for library in libraries:
         version: str = versions.get(library["package"]) or library["version"]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from nanochat.spec.comments import Form
+from nanochat.spec.cost import Budget, Cost
 from nanochat.spec.fields import LabelKey, LabelValue, Name, Section, setting, with_modern_defaults
 from nanochat.spec.pods import ObjectName, PodSettings
 from nanochat.spec.sources import Sources
@@ -180,12 +181,6 @@ class Retries(Section):
     )
 
 
-class Cost(Section):
-    """Prices, for the report and the status."""
-
-    gpu_hour: float = setting(3.0, "gpuHour is the price of one GPU for one hour, in USD.", unit="USD", ge=0, key=False)
-
-
 class PipelineSpec(Section):
     """The desired pipeline: the model, its data, its stages, and how their attempts run."""
 
@@ -200,6 +195,7 @@ class PipelineSpec(Section):
     stages: Stages = setting(Stages, "stages holds the settings of each stage, from the dataset to the release.")
     retries: Retries = setting(Retries, "retries says how often, and after what delay, a failed attempt is repeated.")
     cost: Cost = setting(Cost, "cost holds the prices from which status and report reckon what the pipeline cost.")
+    budget: Budget = setting(Budget, "budget limits what the pipeline may cost; raised, the pipeline goes on.")
     suspend: bool = setting(
         False,
         "suspend makes the running stages save a checkpoint and stop; they go on from it once this is false again.",

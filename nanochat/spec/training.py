@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from nanochat.spec.fields import ArtifactKey, IdentityAddress, Name, Section, setting
+from nanochat.spec.fields import ArtifactKey, IdentityAddress, Name, Section, Text, setting
 from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
 
 # Comments of fields that several stages have.
@@ -171,7 +171,6 @@ class BaseStage(PackedStage):
         False,
         "scalingRules lets the batch follow from the number of training tokens, in place of totalBatchTokens: the "
         "power of two next to 524288 (tokens / those of depth 12)^0.383. Rates and decay follow from the batch.",
-        modern=True,
         key="changed",
     )
     embedding_lr: float = setting(0.2, EMBEDDING_LR, modern=0.3, gt=0, le=100)
@@ -208,6 +207,12 @@ class BaseStage(PackedStage):
         "sampleEvery is the number of optimizer steps between samples that are printed to the log; 0 prints none.",
         unit="steps",
         ge=0,
+        key=False,
+    )
+    sample_prompts: Annotated[tuple[Text, ...], Field(max_length=32)] = setting(
+        (),
+        "samplePrompts are beginnings that the base model continues in log and report. Defaults to seven of general "
+        "knowledge.",
         key=False,
     )
 

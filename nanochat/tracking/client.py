@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _SQLITE = "sqlite:///"
 _PROBE_SECONDS = 2.0
+_TRAINS = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: its page shows runs, not traces
 # By itself MLflow tries 7 times for up to 4 minutes. Values that the user has set stay.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -129,7 +130,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if uri.startswith(_SQLITE):
         location = (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts" / name).as_uri()
     try:
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags=_TRAINS)
     except Exception:  # another process made it in between
         found = client.get_experiment_by_name(name)
         if found is None:

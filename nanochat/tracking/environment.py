@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import subprocess
@@ -12,11 +13,12 @@ from typing import Any
 
 import psutil
 
+from nanochat import __version__
 from nanochat.runtime.threads import cores
 
 
 def environment() -> dict[str, Any]:
-    """Platform, CPUs, memory, GPUs, versions and the commit, as JSON. GPUs are told only where torch is loaded."""
+    """Platform, CPUs, memory, GPUs, versions, commit and user, as JSON. GPUs are told only where torch is loaded."""
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -25,9 +27,18 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         "python": platform.python_version(),
         "torch": _version("torch"),
-        "nanochat": _version("nanochat"),
+        "nanochat": __version__,
         "commit": commit(),
+        "user": None if "NANOCHAT_POD_UID" in os.environ else user(),  # a pod's says nothing of people
     }
+
+
+def user() -> str | None:
+    """The name of whoever runs this process; None where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return None
 
 
 def commit() -> str | None:

@@ -11,6 +11,9 @@ never changed, every few seconds and at the end, so that a folder and S3 are use
 
 `JournalReader(store, run).history("base")` merges the launches of a stage into its final lineage: a launch that
 resumed at a checkpoint replaces what earlier launches wrote from its first step on.
+
+What the machines of a stage did meanwhile is in journals of another kind, `<run>/system/<stage>/<launch>/<n>.jsonl`,
+one a node, of which `system_metrics` makes curves over time.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ MOST_NAMES = 1000  # of a stage's metrics
 SENSELESS = 100  # lines of a piece that are no records, after which the rest is passed over
 _TIME, _COUNT, _VALUES = TypeAdapter(Seconds), TypeAdapter(Count), TypeAdapter(dict[str, float])
 _DATA = TypeAdapter(dict[str, Any])
+METRICS, SYSTEM = "metrics", "system"  # kinds of journals, by the folder that they are in: of training, of machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,9 @@ class History:
         return points[-1].value if points else None
 
 
-def folder_of(run: str, stage: str, launch: str = "") -> str:
+def folder_of(run: str, stage: str, launch: str = "", *, kind: str = METRICS) -> str:
     """Where the journal of a stage, or of one of its launches, is under the store's root."""
-    return f"{run}/metrics/{stage}/{launch}" if launch else f"{run}/metrics/{stage}"
+    return f"{run}/{kind}/{stage}/{launch}" if launch else f"{run}/{kind}/{stage}"
 
 
 class Journal:
@@ -99,13 +103,14 @@ class Journal:
         *,
         stage: str,
         launch: str,
+        kind: str = METRICS,
         enabled: bool = True,
         interval: float = 5.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """`enabled` is False on all ranks but 0: then nothing is written. `interval` is in seconds."""
         self._store = store
-        self._folder = folder_of(run, stage, launch)
+        self._folder = folder_of(run, stage, launch, kind=kind)
         self._launch = launch
         self._enabled = enabled
         self._clock = clock or Dates()
@@ -193,24 +198,28 @@ class JournalReader:
     """Reads the journals of a run, as far as they make sense and are not too large; pieces never change, so each is
     read once however often the history is asked for."""
 
-    def __init__(self, store: Store, run: str) -> None:
+    def __init__(self, store: Store, run: str, *, kind: str = METRICS) -> None:
         self._store = store
-        self._run = run
+        self._run, self._kind = run, kind
         self._room = _Room()
         self._pieces: dict[str, tuple[dict[str, Any], ...]] = {}
         self._warned = False
 
     def pieces(self) -> tuple[str, ...]:
         """The paths of all pieces; they tell whether anything is new."""
-        return tuple(sorted(entry.path for entry in self._store.list(f"{self._run}/metrics")))
+        return tuple(sorted(entry.path for entry in self._store.list(f"{self._run}/{self._kind}")))
 
     def stages(self) -> tuple[str, ...]:
         """The stages that have a journal."""
-        return tuple(sorted({path.removeprefix(f"{self._run}/metrics/").split("/")[0] for path in self.pieces()}))
+        return tuple(sorted({path.removeprefix(f"{self._run}/{self._kind}/").split("/")[0] for path in self.pieces()}))
 
     def history(self, stage: str) -> History:
         """The stage's final lineage."""
-        folder = folder_of(self._run, stage)
+        return merge(self.launches(stage))
+
+    def launches(self, stage: str) -> dict[str, list[dict[str, Any]]]:
+        """The records of each of the stage's launches."""
+        folder = folder_of(self._run, stage, kind=self._kind)
         entries = sorted(self._store.list(folder), key=lambda entry: entry.path)
         self._read_new([entry for entry in entries if entry.path not in self._pieces])
         launches: dict[str, list[dict[str, Any]]] = {}
@@ -218,7 +227,7 @@ class JournalReader:
             launches.setdefault(entry.path.removeprefix(f"{folder}/").split("/")[0], []).extend(
                 self._pieces[entry.path]
             )
-        return merge(launches)
+        return launches
 
     def _read_new(self, entries: Sequence[Entry]) -> None:
         """Read pieces that are listed for the first time; that there is more than is taken is said once."""
@@ -305,6 +314,18 @@ def merge(launches: Mapping[str, Iterable[Mapping[str, Any]]]) -> History:
         launches=tuple(name for name, _ in ordered),
         seconds=sum(max(0.0, records[-1]["time"] - records[0]["time"]) for _, records in ordered),
     )
+
+
+def system_metrics(reader: JournalReader, stage: str, began: float) -> dict[str, tuple[Point, ...]]:
+    """Curves of the machines of all launches of a stage, by metric; steps are whole seconds since the date `began`."""
+    points: dict[str, list[Point]] = {}
+    for records in reader.launches(stage).values():
+        for record in (record for record in records if "metrics" in record):
+            step = max(0, int(record["time"] - began))
+            for name, value in record["metrics"].items():
+                if name in points or len(points) < MOST_NAMES:
+                    points.setdefault(name, []).append(Point(step, record["time"], float(value)))
+    return {name: tuple(sorted(series, key=lambda point: point.time)) for name, series in points.items()}
 
 
 def _attempt(launch: str) -> int:

@@ -28,25 +28,39 @@ from nanochat.storage import Store
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import read_object
 from nanochat.tracking.client import connect, experiment_id
-from nanochat.tracking.journal import JournalReader
+from nanochat.tracking.journal import SYSTEM, JournalReader, system_metrics
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
     from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "nanochat"
 RUN_TAG, STAGE_TAG = "nanochat.run", "nanochat.stage"
+HIDDEN = "mlflow.nanochat."  # begins the tags that are for programs: MLflow's pages show none that begin with "mlflow."
 LARGEST_FILE = 16 << 20  # bytes of a report or a plot
 # MLflow's limits.
 _VALUE_LENGTH, _TAG_LENGTH, _BATCH_METRICS, _BATCH_OTHERS = 6000, 5000, 1000, 100
+_DATA_LENGTH, _DIGEST_LENGTH = 500, 36
 _STATUS = {"running": "RUNNING", "succeeded": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 @dataclass(frozen=True, slots=True)
+class TrackedData:
+    """A data set that a stage read, as MLflow lists it among the run's inputs."""
+
+    name: str
+    digest: str  # of its content; the first 36 characters are kept
+    context: str  # training, validation or evaluation
+    source_type: str
+    source: Mapping[str, Any]
+    profile: Mapping[str, Any] = field(default_factory=dict)  # what is counted of it
+
+
+@dataclass(frozen=True, slots=True)
 class TrackedStage:
-    """One stage as MLflow shows it. Its metrics over steps come from the journal."""
+    """One stage as MLflow shows it. Its metrics over steps, and those of its machines, come from the journals."""
 
     name: str
     status: str  # running, succeeded, failed or stopped
@@ -54,20 +68,21 @@ class TrackedStage:
     ended: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[TrackedData, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
     """One run of a pipeline as MLflow shows it."""
 
-    name: str  # <namespace>.<pipeline>
+    name: str  # tells it from the pipeline's other runs
     uid: str
     status: str
     started: float
     ended: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    results: Mapping[str, float] = field(default_factory=dict)  # of the evaluations, by <stage>.<metric>
+    results: Mapping[str, float] = field(default_factory=dict)  # by <stage>.<metric>; costs in USD
     stages: tuple[TrackedStage, ...] = ()
     files: tuple[str, ...] = ()  # paths under the store's root of what is shown: the report, its plots
 
@@ -89,6 +104,7 @@ class Projection:
         self._experiment = experiment
         self._client: MlflowClient | None = None
         self._readers: dict[str, JournalReader] = {} if readers is None else readers
+        self._machines: dict[str, JournalReader] = {}  # of the journals of machines, by the run's folder
         self._sent: dict[str, dict[str, set[tuple[int, float | str]]]] = {}  # run id -> metric -> (step, value)
         self._refused = False  # a name, which was said
         self._warned = False
@@ -109,9 +125,9 @@ class Projection:
 
     def _sync(self, folder: str, run: TrackedRun) -> bool:
         reader = self._readers.setdefault(folder, JournalReader(self._store, folder))
-        marker = f"{folder}/mlflow.json"
-        digest = _digest([self._uri, self._experiment, asdict(run), reader.pieces()])
-        if _field(self._store, marker, "digest") == digest:
+        machines = self._machines.setdefault(folder, JournalReader(self._store, folder, kind=SYSTEM))
+        digest = _digest([self._uri, self._experiment, asdict(run), reader.pieces(), machines.pieces()])
+        if _field(self._store, marker(folder), "digest") == digest:
             return True  # nothing is new: MLflow is not even imported
         client = self._client = self._client or connect(self._uri)
         experiment = experiment_id(client, self._uri, self._experiment)
@@ -121,14 +137,17 @@ class Projection:
         for stage in run.stages:
             nested = self._find_or_create(folder, experiment, run, stage)
             self._update(nested, stage.params, {**stage.tags, "mlflow.parentRunId": parent.info.run_id})
-            points = []
-            for name, series in reader.history(stage.name).metrics.items():
-                points.extend((name, point.step, point.value, point.time) for point in series)
+            self._send_data(nested, stage.data)
+            measured = {**reader.history(stage.name).metrics, **system_metrics(machines, stage.name, stage.started)}
+            points = [
+                (name, point.step, point.value, point.time) for name, series in measured.items() for point in series
+            ]
             self._send(nested, points)
             self._end(nested, stage.status, stage.ended)
         self._send_files(parent, run.files)
         self._end(parent, run.status, run.ended)
-        self._store.write_json(marker, {"digest": digest})
+        told = {"digest": digest, "experiment": experiment, "run": parent.info.run_id}
+        self._store.write_json(marker(folder), told)
         self._warned = False
         return True
 
@@ -205,11 +224,30 @@ class Projection:
             for name, step, value, _ in batch:
                 sent[name].add((step, _identity(value)))
 
+    def _send_data(self, run: Run, data: Sequence[TrackedData]) -> None:
+        from mlflow.entities import InputTag
+        from mlflow.entities.dataset import Dataset
+        from mlflow.entities.dataset_input import DatasetInput
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        assert self._client is not None
+        known = {(each.dataset.name, each.dataset.digest) for each in _inputs(run)}
+        for each in data:
+            name, digest = each.name[:_DATA_LENGTH], each.digest[:_DIGEST_LENGTH]
+            if (name, digest) in known:
+                continue
+            known.add((name, digest))
+            dataset = Dataset(
+                name, digest, each.source_type, json.dumps(each.source), profile=json.dumps(each.profile) or None
+            )
+            tags = [InputTag(MLFLOW_DATASET_CONTEXT, each.context)]
+            self._client.log_inputs(run.info.run_id, [DatasetInput(dataset, tags)])
+
     def _send_files(self, run: Run, files: Sequence[str]) -> None:
         assert self._client is not None
         for path in files:
             name = path.rsplit("/", 1)[-1]
-            tag = f"nanochat.file.{name}"
+            tag = f"{HIDDEN}file.{name}"
             if not self._takes(tag):
                 continue
             content = self._store.read(path, LARGEST_FILE)
@@ -258,6 +296,16 @@ def find_run(client: MlflowClient, experiment: str, uid: str, stage: str = "") -
     query = f"tags.`{RUN_TAG}` = '{uid}' and tags.`{STAGE_TAG}` = '{stage}'"
     found = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], max_results=1)
     return found[0] if found else None
+
+
+def marker(folder: str) -> str:
+    """The path of what MLflow was told last of a run: a digest, and its experiment and run there."""
+    return f"{folder}/mlflow.json"
+
+
+def _inputs(run: Run) -> Sequence[DatasetInput]:
+    """The data sets that a run in MLflow has."""
+    return run.inputs.dataset_inputs if run.inputs else ()
 
 
 def _field(store: Store, path: str, name: str) -> Any:

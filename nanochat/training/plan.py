@@ -33,6 +33,7 @@ class TrainerPlan:
 
     steps: int
     schedule: Callable[[int], Rates]  # of the step that is about to be made, from 0
+    learning_rate: float = 1.0  # of the matrices, for people: the schedule's factor is on it
     clip: float | None = None  # largest global gradient norm
     flops_per_token: float = 0.0
     checkpoint_steps: int | None = None

@@ -42,6 +42,7 @@ from nanochat.training.guards import SpikeGuard
 from nanochat.training.objective import LocalBatch, MicroBatch, Objective, micro_loss
 from nanochat.training.plan import TrainerPlan
 from nanochat.training.state import TrainerState
+from nanochat.training.step_log import StepLog
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ class Trainer:
         self._saved_step = 0  # the newest checkpoint's
         self._saved_at = self._since = clock()  # since when the next step's time counts
         self._warm = False  # whether this launch has made a step: the first one compiles
-        self._window = [0, 0.0]  # tokens and seconds since the last log line
+        self._window = [0, 0.0]  # tokens and seconds since metrics were written last
+        self._lines = StepLog(plan, device, processes=world.size, clock=clock)
 
     @property
     def made(self) -> int:
@@ -187,6 +189,8 @@ class Trainer:
             self._since = ended
             if state.step % self.plan.log_every == 0 or state.step == self.plan.steps:
                 self._log(norm, step.counts)
+            if self.world.first:
+                self._lines.step(state, self.objective.metrics(step.counts), self.progress.state.eta)
 
     def _read(self, step: Begun) -> tuple[float, float]:
         """The loss and the gradient norm of a step, over all ranks, once they are there and the guard has seen them."""
@@ -215,6 +219,7 @@ class Trainer:
             state.seconds += seconds
             self._window[0] += step.tokens
             self._window[1] += seconds
+            self._lines.add(step.tokens, seconds)
         self._warm = True
         figure = self.objective.figure(loss, step.counts)
         if figure is not None:
@@ -254,6 +259,8 @@ class Trainer:
                 self.state.metrics |= values
                 if values:
                     self.journal.metrics(step, values)
+                    if self.world.first:
+                        self._lines.measured(step, values)
         self._garbage.collect()
         self._since = self.clock()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from nanochat.tokenizer import Tokenizer
 
 LOAD = Load(rate=50, conversations=4, turns=3, words=4, tokens=5)
 Reply = Callable[[dict[str, Any]], tuple[int, str]]
+WAIT = {"Retry-After": "0"}
 
 
 def piece(text: str) -> str:
@@ -49,6 +52,8 @@ def server() -> Iterator[Callable[[Reply], tuple[str, list[dict[str, Any]]]]]:
                 asked.append(body)
                 status, text = reply(body)
                 self.send_response(status)
+                for name, value in WAIT.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 with suppress(BrokenPipeError):  # who has read the first error reads no further
                     self.wfile.write(text.encode())
@@ -89,6 +94,44 @@ def test_a_conversation_that_is_refused_ends_and_is_counted(server: Any) -> None
     assert list(found["waits"]) == ["first token of a first turn"]
 
 
+def test_a_conversation_that_is_refused_comes_back_when_it_is_told(server: Any) -> None:
+    seen: Counter[str] = Counter()
+
+    def reply(body: dict[str, Any]) -> tuple[int, str]:
+        question = body["messages"][-1]["content"]
+        seen[question] += 1
+        return (429, "{}") if seen[question] <= 2 else (200, stream("a"))
+
+    url, asked = server(reply)
+    found = measure_serve(url, replace(LOAD, retries=2))
+    assert (found["answers"], found["refused"], len(asked)) == (12, 24, 36)
+    assert found["came_back"] == {"taken": 12, "count": 24} and found["told_to_wait"]["p99"] == 0
+    assert "of 24 that came back when they were told 12 taken" in serve_tables(found)[0].title
+    seen.clear()
+    found = measure_serve(url, replace(LOAD, retries=1))
+    assert (found["answers"], found["refused"], found["came_back"]) == (0, 8, {"taken": 0, "count": 4})
+
+
+def test_mixed_conversations_differ_and_some_answers_are_broken_off(server: Any) -> None:
+    url, asked = server(lambda body: (200, stream(*"abcdefgh"[: body["max_tokens"]])))
+    load = Load(rate=500, conversations=40, turns=2, words=20, tokens=8, mixed=True)
+    found = measure_serve(url, load)
+    assert found["answers"] == len(asked) == 80
+    bodies = [(body["max_tokens"], body["temperature"], "seed" in body) for body in asked]
+    assert {tokens for tokens, _, _ in bodies} == set(range(1, 9))
+    assert {temperature for _, temperature, _ in bodies} == {0, 0.8} and 8 < sum(seed for _, _, seed in bodies) < 40
+    assert {len(body["messages"][-1]["content"].split()) for body in asked} > {1, 20}
+    said = sum(body["max_tokens"] for body in asked)
+    assert said * 0.8 < found["tokens_per_second"] * found["seconds"] < said
+
+
+def test_answers_that_nobody_reads_are_asked_for_meanwhile(server: Any) -> None:
+    url, asked = server(lambda _body: (200, stream("a")))
+    found = measure_serve(url, replace(LOAD, unread=3))
+    assert found["answers"] == 12 and len(asked) == 15
+    assert sum(body.get("top_logprobs") == 20 for body in asked) == 3
+
+
 @pytest.mark.parametrize(
     ("status", "text", "words"),
     [
@@ -127,4 +170,5 @@ def test_a_model_is_served_and_asked(tmp_path: Path) -> None:
     options = ("--rate", "20", "--conversations", "2", "--turns", "2", "--words", "2", "--tokens", "4", "--json")
     found = document(bench(tmp_path, "serve", str(tmp_path / "model"), *options, shape=False))
     assert (found["answers"], found["refused"]) == (4, 0)
-    assert found["load"] == {"rate": 20, "conversations": 2, "turns": 2, "words": 2, "tokens": 4}
+    assert found["load"] == asdict(Load(rate=20, conversations=2, turns=2, words=2, tokens=4))
+    assert found["memory"] is None or found["memory"]["late"] > 1

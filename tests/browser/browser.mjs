@@ -8,7 +8,7 @@ import axe from "axe-core";
 import { chromium } from "playwright-core";
 
 const HERE = import.meta.dirname;
-const PYTHON = process.env.PYTHON ?? `${HERE}/../../.venv/bin/python`;
+export const PYTHON = process.env.PYTHON ?? `${HERE}/../../.venv/bin/python`;
 const PATIENCE = 120_000;      // milliseconds; nothing waits so long but where it fails
 
 const endings = [];      // of what was started
@@ -45,8 +45,15 @@ export async function browse() {
   return browser;
 }
 
-// A page of a fresh profile; `faults` gets every error, violation of the policy and request that leaves the server.
+// The chat page of a fresh profile.
 export async function open(browser, url, options = {}) {
+  const page = await visit(browser, url, "/", options);
+  await page.locator("#model", { hasText: /./ }).or(page.locator("#said", { hasText: /./ })).first().waitFor();
+  return page;
+}
+
+// A page of a fresh profile; `faults` gets every error, violation of the policy and request that leaves the server.
+export async function visit(browser, url, path, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1100, height: 800 }, ...options });
   context.setDefaultTimeout(PATIENCE);
   await context.grantPermissions(["clipboard-read", "clipboard-write"]);
@@ -62,8 +69,7 @@ export async function open(browser, url, options = {}) {
     if (!request.url().startsWith(`${url}/`) && !/^(data|blob):/.test(request.url())) page.faults.push(request.url());
   });
   context.on("page", () => page.faults.push("another page was opened"));
-  await page.goto(url);
-  await page.locator("#model", { hasText: /./ }).or(page.locator("#said", { hasText: /./ })).first().waitFor();
+  await page.goto(url + path);
   return page;
 }
 

@@ -15,7 +15,10 @@ from rendered_chart import VALUES, Chart, Rendered
 
 from operators import metrics
 
-S3: dict[str, Any] = {"profiles": {"default": {"root": "s3://b", "secret": "k", "controllerSecret": "k"}}}
+S3: dict[str, Any] = {
+    "images": {"loaded": True},
+    "profiles": {"default": {"root": "s3://b", "secret": "k", "controllerSecret": "k"}},
+}
 # The server's, which this checks by name: it is another process.
 SERVER = {
     "nanochat_requests_running",
@@ -28,6 +31,11 @@ SERVER = {
     "nanochat_rejected",
     "nanochat_cancelled",
     "nanochat_model_info",
+    "nanochat_kv_cache_tokens",
+    "nanochat_kv_cache_capacity_tokens",
+    "nanochat_gpu_memory_used_bytes",
+    "nanochat_gpu_memory_bytes",
+    "nanochat_gpu_utilization_ratio",
 }
 KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 

@@ -23,6 +23,7 @@ from nanochat.serving import command as serving
 FLAGS = {
     "json",
     "follow",
+    "watch",
     "markdown",
     "dry-run",
     "champions",

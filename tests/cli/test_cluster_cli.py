@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client import ApiClient, Configuration
 from small_pipeline import PIPELINE, called
 
 from nanochat.cli.cluster_run import ClusterRun
 from operators.access import INVALID_TOKEN
+from operators.kube_client import KubeClient
 
 BASE = "/apis/nanochat.dev/v1alpha1/namespaces/team/chatpipelines"
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/system/leases/nanochat-controller"
@@ -309,6 +311,46 @@ def test_status_tells_of_attempts_and_troubles(server: Server, run: Run) -> None
         "1.2 GPU hours",
         "StorageReachable: no route",
     ]
+
+
+def test_pipelines_of_a_namespace_are_listed(server: Server, run: Run) -> None:
+    other = {"metadata": {"name": "other", "uid": "34cd"}, "spec": {}}
+    items = [other, server.objects[f"{BASE}/small"]]
+    server.objects[BASE] = {"items": items, "metadata": {"resourceVersion": "7"}}
+    code, said = run("runs", "-n", "team")
+    rows = [line.split() for line in said.splitlines()]
+    assert code == 0 and [row[:3] for row in rows] == [
+        ["ID", "PIPELINE", "PHASE"], ["34cd", "other", "new"], ["12ab", "small", "Running"],
+    ]  # fmt: skip
+
+
+def test_watched_without_a_terminal_it_prints_changes_and_ends_with_the_run(server: Server, run: Run) -> None:
+    server.objects[f"{BASE}/small"]["status"] = ENDED
+    code, said = run("status", "small", "--watch")
+    assert code == 0 and said.splitlines()[0].endswith("team/small: Succeeded"), said
+
+
+def test_losses_and_events_of_a_pipeline_are_those_of_its_log_and_its_object(server: Server, tmp_path: Path) -> None:
+    lines = [f"10:00:00 INFO step {step:,} of 2,000: loss {9 - step / 1000:.4f}, learning rate 1" for step in (1, 1200)]
+    text = "\n".join(["noise: loss 3", *lines, ""]).encode()
+    server.objects[f"{PROXY}/logs/base"] = [{"launch": "01-a", "files": [{"name": "rank0", "bytes": len(text)}]}]
+    server.objects[f"{PROXY}/logs/base/01-a/rank0"] = text
+    events = [
+        {
+            "metadata": {},
+            "reason": "Stage",
+            "message": f"base {day}",
+            "lastTimestamp": f"2026-11-0{day}T10:00:00Z",
+        }
+        for day in (2, 1)
+    ]
+    server.objects["/api/v1/namespaces/team/events"] = {"items": events, "metadata": {"resourceVersion": "7"}}
+    configuration = Configuration(host=f"http://127.0.0.1:{server.http.server_port}")
+    found = ClusterRun(KubeClient(ApiClient(configuration)), "team", None, server.objects[f"{BASE}/small"])
+    assert found.losses("base") == [(1, 8.999), (1200, 7.8)]
+    assert [event.text for event in found.events(5)] == ["Stage: base 1", "Stage: base 2"]
+    server.refusals["/api/v1/namespaces/team/events"] = failure(403, "Forbidden", "no", kind="events")
+    assert found.events(5) == []
 
 
 def test_logs_come_whole_through_the_endpoint(server: Server, run: Run) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanochat.cli import runs
+from nanochat.cli import listing, runs
+from nanochat.cli.local_run import find_run
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.runs import RunPaths
@@ -108,3 +110,59 @@ def test_a_profile_that_is_not_declared_is_not_looked_for_on_a_cluster(store: St
     assert "'team', which is not declared" in caught.value.message and "cluster" not in caught.value.message
     with pytest.raises(UserError, match="nothing has run in this store yet"):
         runs.status("demo")
+
+
+OLDER = RunPaths.of(namespace="default", name="demo", uid="abcd0123")
+
+
+def test_runs_are_listed_with_ids_that_other_commands_take(store: Store, capsys: Capture) -> None:
+    tell(store, "Failed", stage("base", "Failed", ended=3700.0), paths=OLDER)
+    tell(store, "Succeeded", stage("base", "Succeeded"), stage("mid", "Cached"))
+    listing.runs()
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        "ID PIPELINE PHASE BEGAN TOOK STAGES WHERE",
+        "0123 demo Succeeded 1970-01-01 00:01 UTC 42 s 2/2 cluster, namespace default",
+        "abcd0123 demo Failed 1970-01-01 00:01 UTC 1 h 0/1 cluster, namespace default",
+    ]
+    for name in ("abcd0123", "abcd", "demo/abcd"):
+        runs.status(name)
+        assert capsys.readouterr().out.startswith("demo: Failed")
+    listing.runs("demo", limit=1)
+    assert capsys.readouterr().out.endswith("1 more: --limit 2\n")
+    listing.runs("other")
+    assert capsys.readouterr().out == "There is no run of 'other' in this store yet.\n"
+    listing.runs(json_=True)
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == ["0123", "abcd0123"]
+
+
+def test_an_older_run_has_its_own_logs_place_and_commands(store: Store, capsys: Capture) -> None:
+    tell(store, "Succeeded", stage("base", "Succeeded", keys={"model/base": "k" * 32}), paths=OLDER)
+    store.write(f"{OLDER.logs('base', '01-a')}/rank0/000001", b"older\n")
+    tell(store, "Running", stage("base", "Running", keys={"model/base": "l" * 32}))
+    store.write(f"{PATHS.logs('base', '01-a')}/rank0/000001", b"newer\n")
+    runs.logs("abcd", "base")
+    runs.logs("demo", "base")
+    assert capsys.readouterr().out == "older\nnewer\n"
+    older, newer = find_run("abcd"), find_run("demo")
+    assert older.place != newer.place and older.command("report") == "nanochat report abcd0123"
+    with RunLock(lock_path(resolve_profile(), "default", "demo"), what="demo"):
+        assert find_run("demo").is_live and not find_run("abcd").is_live
+
+
+def test_an_id_that_is_no_runs_or_several_runs_is_told(store: Store) -> None:
+    for uid in ("abcd0123", "abcd4567"):
+        tell(store, "Succeeded", paths=RunPaths.of(namespace="default", name="demo", uid=uid))
+    with pytest.raises(UserError, match="2 runs have an id that begins like 'abcd': demo/abcd"):
+        runs.status("abcd")
+    with pytest.raises(UserError, match="no run of 'abc' in this store"):
+        runs.status("abc")
+    with pytest.raises(UserError, match="no run of 'other/abcd0' in this store"):
+        runs.status("other/abcd0")
+
+
+def test_a_listing_has_no_command_for_the_terminal(store: Store, capsys: Capture) -> None:
+    status = {"name": "de\x1b[2Jmo", "namespace": "x\x07", "phase": "Run\u202ening", "message": "", "horizon": {}}
+    store.write_json(PATHS.status, {**status, "stages": []})
+    listing.runs()
+    assert all(character.isprintable() for character in capsys.readouterr().out.replace("\n", ""))

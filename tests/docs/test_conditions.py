@@ -39,6 +39,7 @@ OTHERS = (
     "pipeline/preflight",
     "pipeline/release_record",
     "pipeline/resolve",
+    "pipeline/spending",
     "pipeline/task_selection",
     "storage/failures",
 )

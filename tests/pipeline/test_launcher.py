@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from nanochat.pipeline.launcher import forward
-from nanochat.pipeline.logs import LogSync
+from nanochat.pipeline.logs import LogEcho, LogSync, LogUploader
 from nanochat.pipeline.orphan import LIFELINE, end_launches
 from nanochat.pipeline.outcomes import EXIT_DISK_FULL, EXIT_STOPPED, Outcome, Reason, from_exit
 from nanochat.spec.errors import StorageError
@@ -127,6 +128,24 @@ def test_logs_that_cannot_be_stored_are_stored_later(
             log_sync.sync()
     log_sync.sync()
     assert text(store) == "one\n"
+
+
+def test_a_pods_own_output_has_its_logs_even_where_the_store_is_away(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, data: bytes) -> None:
+        raise StorageError("away")
+
+    monkeypatch.setattr(store, "write", refuse)
+    log, out = tmp_path / "rank0.log", io.BytesIO()
+    echo = LogEcho(out, [tmp_path / "launch.log", log])
+    echo.copy()
+    assert out.getvalue() == b""  # neither is there yet
+    log.write_text("step 1\n")
+    echo.copy()
+    log.write_text("step 1\nstep 2\n")
+    LogUploader(store, "logs", tmp_path, echo=echo).close()
+    assert out.getvalue() == b"step 1\nstep 2\n"
 
 
 CHILD = "from nanochat.pipeline.orphan import die_with_starter; import time; die_with_starter(); time.sleep(60)"

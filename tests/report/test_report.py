@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import pytest
 from fake_run import EVIL, RUN, FakeRun
 
 from nanochat.report.build import build, write_report
-from nanochat.report.content import describe
-from nanochat.report.document import Bullets, Document, Facts, Table
-from nanochat.report.record import RunRecord, gather
+from nanochat.report.content import describe, headline
+from nanochat.report.document import Bullets, Document, Facts, Paragraph, Table
+from nanochat.report.record import Result, RunRecord, gather
 from nanochat.report.tracked import RunTracker, Tracker, tracked_run
 from nanochat.spec.errors import StorageError
 from nanochat.tracking.client import connect
-from nanochat.tracking.mlflow import EXPERIMENT, find_run
+from nanochat.tracking.mlflow import EXPERIMENT, HIDDEN, find_run
 
 
 class Page(HTMLParser):
@@ -78,6 +79,23 @@ def test_the_stage_table_has_every_metric_with_its_error_and_n(record: RunRecord
     )
 
 
+def test_the_first_sentence_says_what_how_good_and_for_how_much(record: RunRecord) -> None:
+    first = section(describe(record), "Results")[0]
+    assert isinstance(first, Paragraph)
+    assert first.text == (
+        "demo is a chat model of 2.2 million parameters, trained on 2.5 million tokens of text by BASE and MID; its "
+        "CORE was not measured (GPT-2 with 1.6 billion parameters has 0.2565, the reference's published d20 0.2219); "
+        "it took 1 h and cost $24.00 for 8.0 GPU hours."
+    )
+
+
+def test_core_stands_beside_that_of_others(record: RunRecord) -> None:
+    base = record.evaluations["base"]
+    measured = replace(base, metrics={**base.metrics, "core": Result(0.21, 1000, 0.004)})
+    told = headline(replace(record, evaluations={"base": measured, "mid": record.evaluations["mid"]}))
+    assert "its base model's CORE is 0.2100 ± 0.0040 (GPT-2 with 1.6 billion parameters has 0.2565" in told
+
+
 def test_time_and_cost(record: RunRecord) -> None:
     rows = {row[0]: row[1:] for row in table(describe(record), "Time and cost").rows}
     assert rows["dataset"] == ("reused", "-", "-", "-", "-")
@@ -86,7 +104,7 @@ def test_time_and_cost(record: RunRecord) -> None:
     assert rows["mid"] == ("made", "1 h", "1", "8", "$24.00")
     assert "report" not in rows and "sft" not in rows
     facts = next(block for block in section(describe(record), "Results") if isinstance(block, Facts))
-    assert dict(facts.items)["Cost"] == "$24.00 at $3.00 per GPU hour"
+    assert dict(facts.items)["Cost"] == "$24.00 for 8.0 GPU hours"
 
 
 def test_troubles_are_told(record: RunRecord) -> None:
@@ -199,11 +217,12 @@ def test_no_run_is_said(tmp_path: Path) -> None:
 def test_mlflow_is_told_of_results_and_attempts(record: RunRecord) -> None:
     run = tracked_run(record)
     assert run.results["mid.arc-easy"] == 0.3876
-    assert run.status == "running" and run.name == "default.demo" and run.uid == "0123456789ab"
+    assert run.status == "running" and run.uid == "0123456789ab"
+    assert run.name == "default.demo-01234567", "it is told from the pipeline's other runs"
     base = next(stage for stage in run.stages if stage.name == "base")
     assert base.tags["nanochat.attempts"] == "2"
     assert base.tags["nanochat.outcomes"] == "Infrastructure Succeeded"
-    assert base.tags["key.model/base"] == "key-model-base"
+    assert base.tags[f"{HIDDEN}key.model/base"] == "key-model-base"
     assert [stage.name for stage in run.stages] == ["tokenizer", "base", "eval-base", "mid", "eval-mid"]
 
 
@@ -246,5 +265,26 @@ def test_a_tracker_sends_a_run_with_its_report(run: FakeRun, uri: str) -> None:
     base = find_run(client, experiment.experiment_id, "0123456789ab", "base")
     assert parent is not None and base is not None
     assert parent.data.metrics["mid.arc-easy"] == 0.3876
-    assert "nanochat.file.report.html" in parent.data.tags
+    assert f"{HIDDEN}file.report.html" in parent.data.tags
+    assert parent.data.tags["mlflow.user"] == "ami" and parent.data.tags["mlflow.source.git.commit"] == "0123456789ab"
+    assert parent.data.tags["mlflow.note.content"].startswith("demo is a chat model of 2.2 million parameters")
     assert len(client.get_metric_history(base.info.run_id, "train/loss")) == 600
+
+
+def test_mlflow_gets_the_data_that_a_stage_read(run: FakeRun) -> None:
+    run.spec["sources"] = {"text": {"kind": "hub", "path": "datasets/a/text/resolve/{revision}/{index}.parquet",
+                                    "revision": "v1", "validationShard": 7}, "hubRevision": "v2"}  # fmt: skip
+    run.spec["stages"]["mid"]["validation"] = [{"task": "world-sums", "split": "test"}]
+    for name in ("shard_00000", "shard_00001", "shard_00007"):
+        run.stage("dataset", {f"text/{name}": run.artifact(f"text/{name}", {"a": name})})
+    run.stage("tokens", {f"chat-tokens/world-sums-{split}": run.artifact(f"chat-tokens/world-sums-{split}", {"a": ""})
+                         for split in ("train", "test")})  # fmt: skip
+    run.close()
+    told = {stage.name: stage for stage in tracked_run(gather(run.store, run.artifacts, run=RUN)).stages}
+    text, kept = told["base"].data
+    assert (text.name, text.context, text.profile) == ("a/text", "training", {"shards": 2})
+    assert (text.source_type, text.source) == ("hugging_face", {"path": "a/text", "revision": "v1"})
+    assert (kept.name, kept.digest, kept.context) == ("a/text (validation)", "key-text-shard_00007", "validation")
+    assert [(each.name, each.context) for each in told["mid"].data] == [
+        ("world-sums-train", "training"), ("world-sums-test", "validation"),
+    ]  # fmt: skip

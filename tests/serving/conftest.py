@@ -22,6 +22,7 @@ from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.server import bind, server_config
 from nanochat.serving.service import EngineService
 from nanochat.serving.settings import ServerSettings
+from nanochat.serving.tls import Certificate
 from nanochat.tokenizer import Tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog. What is 12 + 30? It is 42. Caf\u00e9 cr\u00e8me, na\u00efve. " * 50
@@ -66,17 +67,20 @@ def running(
     slots: int = 4,
     queue: int = 64,
     settings: ServerSettings | None = None,
+    certificate: Certificate | None = None,
+    version: str = "",
 ) -> Iterator[Running]:
     host = ModelHolder()
     service = EngineService(engine(model, tokenizer, slots=slots), queue=queue, metrics=host.metrics)
-    host.open(Model(Served("tiny", "f00dfeed"), service, tokenizer))
+    host.open(Model(Served("tiny", "f00dfeed", version=version), service, tokenizer))
     app = create_app(host, settings or ServerSettings())
-    server = uvicorn.Server(server_config(app, grace=5))
+    server = uvicorn.Server(server_config(app, grace=5, certificate=certificate))
     with bind("127.0.0.1", 0) as socket:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()
         try:
-            yield Running(f"http://127.0.0.1:{socket.getsockname()[1]}", service)
+            scheme = "https" if certificate else "http"
+            yield Running(f"{scheme}://127.0.0.1:{socket.getsockname()[1]}", service)
         finally:
             server.should_exit = True
             thread.join()

@@ -1,10 +1,11 @@
-"""Requests to the chat API, valid and almost valid, made from its schema; and what has to hold while they are answered.
+"""Requests to the API, valid and almost valid, made from its schema; and what has to hold while they are answered.
 
     make fuzz                                              # 20,000 of them against a server of its own
     python tests/serving/request_fuzzer.py --requests 20000 --seed 7
 
 Each request has one field in turn at one of its extremes: the least and greatest values that are allowed, null, and
 those just beyond. Half of the requests have one thing wrong. Some streams are cut, some bodies are no JSON at all.
+`fuzzed_routes` has the routes and the extremes of their fields.
 """
 
 from __future__ import annotations
@@ -25,137 +26,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import torch
+from fuzzed_routes import PAGES, Json, Route, routes
 from serve_process import start_serve
 
 from nanochat.model.export import save_model
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
-from nanochat.serving.messages import ChatMessage, Part
-from nanochat.serving.protocol import ChatRequest
-from nanochat.serving.sampled import MAX_STOP_CHARACTERS, MAX_STOPS
 from nanochat.tokenizer import Tokenizer
 
-CHAT = "/v1/chat/completions"
-TEXTS = (
-    "Hi", "", "What is 12 + 30?", "\u6f22\u5b57", "\U0001f469\u200d\U0001f680", "e\u0301", "  \n\t ", "\0\x1b", "'s",
-    "<|assistant_end|>", "a" * 40,
-)  # fmt: skip
-_COSTLY = ("max_tokens", "max_completion_tokens", "min_tokens", "n", "stream")  # at their extremes in their turn alone
+# At their extremes in their turn alone.
+_COSTLY = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "n", "stream")
 NOT_JSON = ("", "{", "[1]", "nul", '{"messages": NaN}', "[" * 5000, '{"messages": "\\ud800"}', '{"n": 1e999}', '"x"')
-Json = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Extremes:
-    """Values of one field: those at its bounds, and those just beyond."""
-
-    valid: list[Json]
-    invalid: list[Json]
-
-
-def extremes(schema: dict[str, Json]) -> Extremes:
-    """The extremes of a field as its JSON schema tells them."""
-    if "anyOf" in schema:
-        options = [
-            extremes({**option, **{k: v for k, v in schema.items() if k != "anyOf"}}) for option in schema["anyOf"]
-        ]
-        return Extremes([value for each in options for value in each.valid], options[0].invalid)
-    if "enum" in schema:
-        return Extremes(list(schema["enum"]), ["no such value", 7, {"type": "function"}])
-    match schema.get("type"):
-        case "integer":
-            least, most = schema["minimum"], schema.get("maximum", schema.get("exclusiveMaximum", 0) - 1)
-            return Extremes(
-                [least, most, least if abs(least) > 2**53 else float(least)],
-                [least - 1, most + 1, least + 0.5, "x", [], {}, 10**300],
-            )
-        case "number":
-            least, most = schema["minimum"], schema["maximum"]
-            return Extremes([least, most, 5e-324], [least - 1e-6, most + 1e-6, -1e308, 1e308, "x", [], {}])
-        case "string":
-            most = schema["maxLength"]
-            return Extremes(
-                ["", "\u6f22" * min(most, 1024), "\0"], [7, [], {}] + (["a" * (most + 1)] if most < 100_000 else [])
-            )
-        case "boolean":
-            return Extremes([True, False], [2, "maybe", [], {}])
-        case "array":
-            return Extremes([[]], [[{"type": "function"}], "x", 7])
-        case "object":
-            most = schema.get("maxProperties", 8)
-            return Extremes([{}, {str(i): i for i in range(most)}], ["x", 7, []])
-        case "null":
-            return Extremes([None], [{"x": 1}])
-        case None:  # anything is taken
-            return Extremes([None, {}, "x", 7], [])
-    raise AssertionError(f"a field of a kind that is not known: {schema}")
-
-
-def field_extremes(*, vocabulary: int) -> dict[str, Extremes]:
-    """The extremes of every field; `messages.name` is a field of a message, `parts.text` one of a part."""
-    properties = ChatRequest.model_json_schema()["properties"]
-    own = {
-        "messages": Extremes(
-            [], [[], None, "x", [7], [{}], [{"role": "assistant", "content": "I"}], [_user("a")] * 2049]
-        ),
-        "model": Extremes([None, "nanochat"], [7, [], {}]),
-        "stream_options": Extremes(
-            [None, {}, {"include_usage": True}, {"include_obfuscation": False}], ["x", {"include_usage": "maybe"}]
-        ),
-        "continue_final_message": Extremes([None, False], [True, "maybe", [], {}]),  # the messages end with a question
-        "stop": Extremes(
-            [None, "", "e", "a" * MAX_STOP_CHARACTERS, [], ["a" * MAX_STOP_CHARACTERS] * MAX_STOPS],
-            ["a" * (MAX_STOP_CHARACTERS + 1), ["a"] * (MAX_STOPS + 1), [7], 7, {}],
-        ),
-        "logit_bias": Extremes(
-            [None, {}, {"0": -100, str(vocabulary - 1): 100}, {str(i): 100 for i in range(vocabulary)}],
-            [{"0": 100.1}, {"x": 1}, {"-1": 1}, {str(vocabulary): 1}, {str(i): 0 for i in range(1025)}, []],
-        ),
-        "response_format": Extremes([None, {}, {"type": "text"}], [{"type": "json_object"}, "x", {"type": 7}]),
-        "modalities": Extremes([None, [], ["text"]], [["audio"], ["text", "audio"], 7]),
-    }
-    found = {name: own.get(name) or extremes(schema) for name, schema in properties.items()}
-    for prefix, model in (("messages", ChatMessage), ("parts", Part)):
-        found |= {f"{prefix}.{name}": _NESTED[f"{prefix}.{name}"] for name in model.model_fields}
-    return found
-
-
-def _user(text: Json) -> dict[str, Json]:
-    return {"role": "user", "content": text}
-
-
-_TEXT = Extremes(list(TEXTS), [7, {}, True])
-_NESTED = {
-    "messages.role": Extremes(["user", "system", "developer"], ["tool", "function", "", "a" * 999, 7, None]),
-    "messages.content": Extremes(
-        [*TEXTS, [], [{"type": "text", "text": "a"}]], [7, {}, None, [7], [{"type": "image_url"}]]
-    ),
-    "messages.parts": Extremes([None, [], [{"type": "text", "text": "a"}]], [7, "x", [7], [{"type": "python"}]]),
-    "messages.refusal": Extremes([None, "", "No"], [7, [], {}]),
-    "messages.name": extremes(ChatMessage.model_json_schema()["properties"]["name"]),
-    "messages.tool_calls": Extremes([None, []], [[{"id": "1"}], "x"]),
-    "messages.function_call": Extremes([None], [{"name": "f"}]),
-    "messages.audio": Extremes([None], [{"id": "1"}]),
-    "parts.type": Extremes(["text"], ["image_url", "input_audio", "file", "python", "", 7, None]),
-    "parts.text": _TEXT,
-    "parts.refusal": Extremes([None, ""], [7, {}]),
-}
+METHODS = ("POST", "PUT", "DELETE")  # that no page takes
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One request, and the answers that are right for it."""
 
+    path: str
     body: bytes
     right: frozenset[int]
     at_extremes: tuple[str, ...] = ()  # the fields of which it has an extreme
+    route: Route | None = None  # of what is answered with JSON
     stream: bool = False
     cut: bool = False
+    method: str = "POST"
 
 
 class Fuzzer:
@@ -163,53 +63,52 @@ class Fuzzer:
 
     def __init__(self, seed: int, *, vocabulary: int) -> None:
         self._random = random.Random(seed)
-        self._extremes = field_extremes(vocabulary=vocabulary)
-        self.fields = list(self._extremes)
-        self._turns = [*self.fields, *_COSTLY, "messages"]  # those that are at no extreme but in their turn have two
+        found = routes(vocabulary)
+        self.fields = [route.named(name) for route in found for name in route.extremes]
+        # Those that are at no extreme but in their turn have two.
+        self._turns = [
+            (route, name)
+            for route in found
+            for name in (*route.extremes, *(each for each in (*_COSTLY, "messages") if each in route.extremes))
+        ]
         self._turn = 0
 
     def case(self) -> Case:
         rnd = self._random
-        if rnd.random() < 0.02:
-            return Case(rnd.choice(NOT_JSON).encode(), frozenset({400}))
-        name = self._turns[self._turn % len(self._turns)]
+        route, name = self._turns[self._turn % len(self._turns)]
+        chance = rnd.random()
+        if chance < 0.02:
+            return Case(route.path, rnd.choice(NOT_JSON).encode(), frozenset({400}))
+        if chance < 0.04:
+            path = rnd.choice(PAGES)
+            if rnd.random() < 0.5:
+                return Case(path, b"{}", frozenset({405}), method=rnd.choice(METHODS))
+            return Case(f"{path}?{rnd.randrange(10**9)}=%00", b"", frozenset({200}), method="GET")
         self._turn += 1
-        of = self._extremes[name]
+        of = route.extremes[name]
         valid = bool(of.valid) and (not of.invalid or rnd.random() < 0.52)
-        body, others = self._valid(alone="." in name)
-        self._set(body, name, rnd.choice(of.valid if valid else of.invalid))
-        if valid and body.get("top_logprobs"):
-            body["logprobs"] = True
+        body, others = self._valid(route, alone="." in name)
+        route.put(body, name, copy.deepcopy(rnd.choice(of.valid if valid else of.invalid)))
+        if valid:
+            route.mend(body)
         stream = valid and body.get("stream") is True
         right, cut = frozenset({200} if valid else {400}), stream and rnd.random() < 0.4
-        return Case(json.dumps(body).encode(), right, (name, *others), stream, cut)
+        told = tuple(route.named(each) for each in (name, *others))
+        return Case(route.path, json.dumps(body).encode(), right, told, route, stream, cut)
 
-    def _valid(self, *, alone: bool) -> tuple[dict[str, Json], list[str]]:
+    def _valid(self, route: Route, *, alone: bool) -> tuple[dict[str, Json], list[str]]:
         """A valid body and those of its fields that are at an extreme; `alone`: none of them inside a message."""
         rnd = self._random
-        turns = [_user(rnd.choice(TEXTS))]
-        if rnd.random() < 0.3:
-            turns = [_user("a"), {"role": "assistant", "content": rnd.choice(["b", None]), "refusal": None}, *turns]
-        body: dict[str, Json] = {"messages": turns, "max_tokens": rnd.randrange(1, 6), "stream": rnd.random() < 0.3}
-        eligible = [name for name, of in self._extremes.items() if of.valid and name not in _COSTLY]
-        others = [name for name in rnd.sample(eligible, rnd.randrange(5)) if not (alone and "." in name)]
+        body = route.body(rnd)
+        eligible = [name for name, of in route.extremes.items() if of.valid and name not in _COSTLY]
+        others = [name for name in rnd.sample(eligible, min(len(eligible), rnd.randrange(5)))]
+        others = [name for name in others if not (alone and "." in name)]
         for name in others:
-            self._set(body, name, rnd.choice(self._extremes[name].valid))
-        if body.get("top_logprobs"):
-            body["logprobs"] = True
+            route.put(body, name, copy.deepcopy(rnd.choice(route.extremes[name].valid)))
+        route.mend(body)
         if rnd.random() < 0.1:
             body[f"unknown-{rnd.randrange(10)}"] = [{"a": None}]
         return body, others
-
-    def _set(self, body: dict[str, Json], name: str, value: Json) -> None:
-        where, _, inner = name.rpartition(".")
-        target = body
-        if where:
-            target = body["messages"][-1]
-        if where == "parts":
-            target["content"] = [{"type": "text", "text": "a"}]
-            target = target["content"][0]
-        target[inner] = copy.deepcopy(value)
 
 
 @dataclass(slots=True)
@@ -225,7 +124,7 @@ class Tally:
 async def send(client: httpx.AsyncClient, case: Case, tally: Tally) -> None:
     """Send one request, and note what is wrong with its answer."""
     headers = {"Content-Type": "application/json"}
-    async with client.stream("POST", CHAT, content=case.body, headers=headers) as answer:
+    async with client.stream(case.method, case.path, content=case.body, headers=headers) as answer:
         status, text = answer.status_code, ""
         async for line in answer.aiter_lines():
             text += line + "\n"
@@ -235,18 +134,23 @@ async def send(client: httpx.AsyncClient, case: Case, tally: Tally) -> None:
     tally.statuses[status] += 1
     tally.extremes.update(case.at_extremes)
     if problem := _problem(case, status, text):
-        tally.wrong.append(f"{problem}: {status} {text[:300]!r} to {case.body[:600]!r}")
+        asked = f"{case.method} {case.path} {case.body[:600]!r}"
+        tally.wrong.append(f"{problem}: {status} {text[:300]!r} to {asked}")
 
 
 def _problem(case: Case, status: int, text: str) -> str:
     if status == 200 and case.stream:
-        return "" if case.cut or text.rstrip().endswith("data: [DONE]") else "the stream has no end"
+        assert case.route is not None
+        return "" if case.cut or case.route.ended(text) else "the stream has no end"
+    if status == 200 and case.route is None:
+        return "" if 200 in case.right else "it was answered"
     try:
         answer = json.loads(text)
     except ValueError:
         return "the answer is not JSON"
     if status == 200:
-        return "" if 200 in case.right and answer["choices"] else "it was answered"
+        assert case.route is not None
+        return "" if 200 in case.right and case.route.answer in answer else "it was answered"
     if not answer["error"]["message"]:
         return "there is no reason"
     full = status in (429, 503)
@@ -264,7 +168,7 @@ async def fuzz(url: str, fuzzer: Fuzzer, count: int, *, side_by_side: int = 8) -
                 try:
                     await send(client, case, tally)
                 except httpx.TransportError as error:
-                    tally.wrong.append(f"no answer: {error!r} to {case.body[:600]!r}")
+                    tally.wrong.append(f"no answer: {error!r} to {case.path} {case.body[:600]!r}")
 
         await asyncio.gather(*(worker() for _ in range(side_by_side)))
     return tally

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from nanochat.serving import vendored
-from nanochat.serving.page import POLICY
+from nanochat.serving.page import DOCUMENTS, POLICY
 from nanochat.serving.settings import ServerSettings
 from nanochat.serving.vendored import FOLDER, read_index, refresh
 from nanochat.spec.errors import NanochatError, UserError
@@ -25,13 +25,15 @@ OWN = [path for path in STATIC.iterdir() if path.is_file()]
 
 def test_the_page_allows_only_itself(start: Any) -> None:
     url = start(settings=ServerSettings(api_keys=frozenset({"secret"}))).url
-    for path in ("/", "/page/main.js", "/page/style.css", "/page/vendor/marked.js"):
+    policies = {path: policy for path, (_, policy) in DOCUMENTS.items()}
+    for path in ("/", "/docs", "/page/main.js", "/page/style.css", "/page/vendor/marked.js"):
         answer = httpx.get(url + path)
-        assert answer.status_code == 200 and answer.headers["Content-Security-Policy"] == POLICY
+        assert answer.status_code == 200 and answer.headers["Content-Security-Policy"] == policies.get(path, POLICY)
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         again = httpx.get(url + path, headers={"If-None-Match": answer.headers.get("ETag", "")})
-        assert again.status_code == (200 if path == "/" else 304)
-    assert "unsafe" not in POLICY and "http" not in POLICY and "*" not in POLICY
+        assert again.status_code == (304 if path.startswith("/page/") else 200)
+    for policy in policies.values():
+        assert "unsafe" not in policy and "http" not in policy and "*" not in policy
     assert "/javascript" in httpx.get(f"{url}/page/main.js").headers["Content-Type"]
 
 
@@ -84,8 +86,8 @@ def test_a_library_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder = copied(tmp_path)
 
     def fetch(library: dict[str, Any], version: str) -> list[bytes]:
-        code, license = [(FOLDER / file["name"]).read_bytes() for file in library["files"]]
-        return [code + (b"// new" if version == "99.0.0" else b""), license]
+        code, *others = [(FOLDER / file["name"]).read_bytes() for file in library["files"]]
+        return [code + (b"// new" if version == "99.0.0" else b""), *others]
 
     monkeypatch.setattr(vendored, "_fetch", fetch)
     refresh(folder, {})
@@ -94,9 +96,9 @@ def test_a_library_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     marked = read_index(folder)[0]
     assert marked["version"] == "99.0.0" and (folder / "marked.js").read_bytes().endswith(b"// new")
     assert marked["files"][0]["sha256"] == hashlib.sha256((folder / "marked.js").read_bytes()).hexdigest()
-    with pytest.raises(UserError, match="uses no library 'left-pad'"):
+    with pytest.raises(UserError, match="use no library 'left-pad'"):
         refresh(folder, {"left-pad": "1.0.0"})
-    monkeypatch.setattr(vendored, "_fetch", lambda _library, _version: [b"other", b"other"])
+    monkeypatch.setattr(vendored, "_fetch", lambda library, _version: [b"other"] * len(library["files"]))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(NanochatError, match="has another hash than"):
         refresh(folder, {})

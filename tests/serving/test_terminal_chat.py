@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,16 +99,66 @@ def test_commands_change_settings_and_errors_change_nothing(
     assert backend.given[0][1] == ReplySettings(temperature=0.5, top_k=7, max_tokens=99)
     assert "'hot' is not a number from 0 to 2." in screen
     assert "There is no command /nothing" in screen
-    for name in ("help", "clear", "regenerate", "temperature", "topk", "maxtokens", "system", "quit"):
+    for name in (
+        "help",
+        "clear",
+        "retry",
+        "temperature",
+        "topk",
+        "maxtokens",
+        "system",
+        "seed",
+        "topp",
+        "save",
+        "load",
+        "quit",
+    ):
         assert f"/{name}" in screen
 
 
-def test_regenerating_asks_the_same_again(talk: Callable[..., tuple[Session, str]]) -> None:
+def test_retrying_asks_the_same_again(talk: Callable[..., tuple[Session, str]]) -> None:
     backend = FakeBackend()
-    session, screen = talk(backend, "/regenerate", "one", "/regenerate", "/quit", "never asked")
-    assert "There is no answer yet." in screen
+    session, screen = talk(backend, "/retry", "one", "/retry", "/quit", "never asked")
+    assert "There is no question yet." in screen
     assert [messages for messages, _ in backend.given] == [[{"role": "user", "content": "one"}]] * 2
     assert len(session.messages) == 2
+
+
+def test_a_question_that_failed_is_asked_again(talk: Callable[..., tuple[Session, str]], tmp_path: Path) -> None:
+    backend, file = FakeBackend(fails=True), tmp_path / "chat.json"
+    session, _ = talk(backend, "one", f"/save {file}")
+    assert [each["role"] for each in json.loads(file.read_text())["conversations"][0]["messages"]] == ["user"]
+    backend.fails = False
+    session, screen = talk(backend, f"/load {file}", "/retry", "/retry")
+    assert "This question has no answer yet; /retry asks it." in screen
+    assert [messages for messages, _ in backend.given] == [[{"role": "user", "content": "one"}]] * 2
+    assert len(session.messages) == 2
+
+
+def test_one_chat_of_several_in_a_file_is_chosen(talk: Callable[..., tuple[Session, str]], tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for file, question in zip(files, ("1 + 1?", "\u202eHi"), strict=True):
+        talk(FakeBackend(), question, f"/save {file}")
+    first, second = (json.loads(file.read_text()) for file in files)
+    first["conversations"] += second["conversations"]
+    both = tmp_path / "both.json"
+    both.write_text(json.dumps(first))
+    session, screen = talk(FakeBackend(), f"/load {both}", f"/load {both} 3", f"/load {both} x", f"/load {both} 2")
+    assert screen.count(f"{both} holds 2 chats; put the number of one behind it:\n1 Hi\n2 1 + 1?\n") == 2
+    assert f"There is no file {both} x; name one" in screen
+    assert "2 messages of 1 + 1? are loaded.\n> 1 + 1?\ntool: 1+11 = 12\nYou said: 1 + 1?\n" in screen
+    assert session.messages[-1]["content"][0] == {"type": "python", "text": "1+11"}
+
+
+def test_a_loaded_chat_has_its_settings(talk: Callable[..., tuple[Session, str]], tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    talk(FakeBackend(), "/system Be brief.", "/seed 7", "/topp 0.5", "/temperature 1", "one", f"/save {file}")
+    backend = FakeBackend()
+    talk(backend, f"/load {file}", "two", "/clear", "/seed", "three", "/topp 2")
+    messages, settings = backend.given[0]
+    assert messages[0] == {"role": "system", "content": "Be brief."} and len(messages) == 4
+    assert settings == replace(SETTINGS, temperature=1.0, top_p=0.5, seed=7)
+    assert backend.given[1] == ([messages[0], {"role": "user", "content": "three"}], replace(settings, seed=None))
 
 
 def test_system_messages_come_first(talk: Callable[..., tuple[Session, str]]) -> None:
@@ -132,7 +183,7 @@ def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
 
 def test_tool_calls_are_shown_and_kept_in_the_history(talk: Callable[..., tuple[Session, str]]) -> None:
     session, screen = talk(FakeBackend(), "1 + 11?")
-    assert screen.endswith("tool: 1+11 = 12\nYou said: 1 + 11?\n")
+    assert screen.rpartition("\x1b[2K")[2].startswith("tool: 1+11 = 12\nYou said: 1 + 11?\n")
     assert [part["type"] for part in session.messages[-1]["content"]] == ["python", "python_output", "text"]
 
 
@@ -244,6 +295,16 @@ def stranger() -> Iterator[tuple[type[Stranger], str]]:
         yield Handler, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+def test_a_seed_makes_a_local_answer_repeatable_and_is_sent(folder: Path, stranger: Any) -> None:
+    handler, url = stranger
+    handler.says = EVENT + b"data: [DONE]\n\n"
+    question, seeded = [{"role": "user", "content": "Hi"}], replace(SETTINGS, temperature=1.0, top_p=0.9, seed=7)
+    backend = LocalBackend(folder)
+    assert text(list(backend.reply(question, seeded))) == text(list(backend.reply(question, seeded)))
+    list(RemoteBackend(url).reply(question, seeded))
+    assert handler.sent[0]["seed"] == 7 and handler.sent[0]["top_p"] == 0.9
 
 
 @pytest.mark.parametrize("top_k", [0, 7])

@@ -33,6 +33,11 @@ def spec(settings: dict[str, Any]) -> PipelineSpec:
     return check_pipeline({**HEAD, "spec": settings}).spec
 
 
+def scaled(**model: Any) -> PipelineSpec:
+    """A modern pipeline with the scaling rules."""
+    return spec({"model": {"recipe": "modern", **model}, "stages": {"base": {"scalingRules": True}}})
+
+
 def base_recipe(graph: Graph) -> dict[str, Any]:
     (output,) = graph.node("base").outputs
     return dict(output.recipe)
@@ -60,9 +65,12 @@ def test_modern_fills_what_is_not_given() -> None:
     }.items()  # fmt: skip
     base = modern.stages.base
     assert (base.tokens_per_parameter, base.warmdown_ratio, base.final_lr_fraction) == (10.5, 0.65, 0.05)
-    assert (base.scaling_rules, base.orthogonalisation, base.packing) == (True, "polar-express", "best-fit")
+    assert (base.scaling_rules, base.orthogonalisation, base.packing) == (False, "polar-express", "best-fit")
     assert (base.matrix_decay, base.embedding_lr, modern.stages.sft.embedding_lr) == (0.28, 0.3, 0.2)
-    assert base_recipe(build_graph(modern)).items() >= {"scalingRules": True, "packing": "best-fit"}.items()
+    assert (
+        base_recipe(build_graph(modern)).items()
+        >= {"orthogonalisation": "polar-express", "packing": "best-fit"}.items()
+    )
     given = {
         "model": {"recipe": "modern", "smear": False},
         "stages": {"base": {"warmdownRatio": 0.2, "packing": "stream"}},
@@ -88,7 +96,7 @@ def test_a_pattern_of_other_letters_is_refused() -> None:
 
 @pytest.mark.parametrize(("depth", "batch"), [(8, 1 << 18), (12, 1 << 19), (16, 1 << 19), (20, 1 << 20), (32, 1 << 21)])
 def test_the_batch_grows_with_the_tokens(depth: int, batch: int) -> None:
-    rules = scaling(spec({"model": {"recipe": "modern", "depth": depth}}))
+    rules = scaling(scaled(depth=depth))
     assert rules.batch_tokens == batch
     assert rules.rates == pytest.approx((batch / 2**19) ** 0.5)
 
@@ -96,14 +104,14 @@ def test_the_batch_grows_with_the_tokens(depth: int, batch: int) -> None:
 @pytest.mark.parametrize(("given", "shared"), [(None, 6), (1, 1), (2, 2), (5, 3), (10, 6)])
 def test_the_reference_has_the_key_value_heads_that_it_can_share(given: int | None, shared: int) -> None:
     """Of the 6 heads of depth 12; the model of depth 20 has 10."""
-    grouped = spec({"model": {"recipe": "modern", "kvHeads": given}})
+    grouped = scaled(kvHeads=given)
     assert model_config(grouped).kv_heads == (given or 10)
     assert model_config(grouped, 12).kv_heads == shared
     assert scaling(grouped).batch_tokens == 1 << 20
 
 
 def test_the_horizon_is_of_the_scaled_batch() -> None:
-    modern = spec({"model": {"recipe": "modern"}})
+    modern = scaled()
     plan, rules = horizon(modern), scaling(modern)
     assert plan.tokens == plan.steps * rules.batch_tokens
     # For each of 435 million parameters; 461 million of embeddings are left out.

@@ -18,8 +18,18 @@ import pytest
 from nanochat.parse.address import shown
 from nanochat.storage import Profile, Store, open_store
 from nanochat.tracking.client import connect, is_deleted, unreachable
-from nanochat.tracking.journal import Journal
-from nanochat.tracking.mlflow import EXPERIMENT, Projection, TrackedRun, TrackedStage, find_run, flatten
+from nanochat.tracking.journal import SYSTEM, Journal
+from nanochat.tracking.links import page_of, runs_page
+from nanochat.tracking.mlflow import (
+    EXPERIMENT,
+    Projection,
+    TrackedData,
+    TrackedRun,
+    TrackedStage,
+    find_run,
+    flatten,
+    marker,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::Warning:mlflow", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -126,6 +136,52 @@ def test_files_are_artifacts(store: Store, uri: str, client: Any) -> None:
         assert [item.path for item in client.list_artifacts(parent.info.run_id, "report")] == ["report/report.html"]
         local = client.download_artifacts(parent.info.run_id, "report/report.html")
         assert Path(local).read_bytes() == content
+
+
+def test_files_leave_no_tag_that_people_see(store: Store, uri: str, client: Any) -> None:
+    path = f"{folder('unseen')}/report/report.html"
+    store.write(path, b"<p>")
+    assert Projection(store, uri).sync(folder("unseen"), tracked("unseen", files=(path,)))
+    tags = run_of(client, "unseen").data.tags
+    assert {name for name in tags if not name.startswith("mlflow.")} == {"nanochat.run", "nanochat.stage"}
+
+
+def test_data_sets_are_inputs_once(store: Store, uri: str, client: Any) -> None:
+    text = TrackedData("a/text", "d" * 40, "training", "hugging_face", {"path": "a/text"}, {"shards": 2})
+    others = TrackedData("sums-test", "e" * 32, "validation", "nanochat", {"task": "sums"})
+    run = tracked("data")
+    for data in ((text,), (text, others)):
+        told = replace(run, stages=(replace(run.stages[0], data=data),))
+        assert Projection(store, uri).sync(folder("data"), told)
+    found = run_of(client, "data", "base").inputs.dataset_inputs
+    seen = {each.dataset.name: (each.dataset.digest, {tag.key: tag.value for tag in each.tags}) for each in found}
+    assert len(found) == 2
+    assert seen["a/text"] == ("d" * 36, {"mlflow.data.context": "training"})
+    assert seen["sums-test"] == ("e" * 32, {"mlflow.data.context": "validation"})
+
+
+def test_machines_have_curves_over_the_stages_time(store: Store, uri: str, client: Any) -> None:
+    with Journal(
+        store, folder("machines"), stage="base", launch="01-a", kind=SYSTEM, interval=1e9, clock=lambda: 1010.0
+    ) as journal:
+        journal.metrics(1, {"system/cpu_utilization_percentage": 50.0})
+    assert Projection(store, uri).sync(folder("machines"), tracked("machines"))
+    assert sent(client, "machines", "base", "system/cpu_utilization_percentage") == [(10, 50.0)]
+
+
+def test_links_open_on_runs(store: Store, uri: str, client: Any) -> None:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert page_of(store, folder("link"), "http://mlflow:5000") == "", "MLflow does not know it yet"
+    assert Projection(store, uri).sync(folder("link"), tracked("link"))
+    assert page_of(store, folder("link"), uri) == "", "a file has no pages"
+    run = run_of(client, "link").info.run_id
+    runs = runs_page("http://mlflow:5000/", experiment.experiment_id)
+    assert runs == f"http://mlflow:5000/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    expected = runs.replace("/runs?", f"/runs/{run}?")
+    assert page_of(store, folder("link"), "http://user:secret@mlflow:5000") == expected
+    store.write_json(marker(folder("link")), {"experiment": "1/../..", "run": run})
+    assert page_of(store, folder("link"), "http://mlflow:5000") == "", "what others wrote makes no link"
 
 
 def test_many_values_are_sent_in_batches(store: Store, uri: str, client: Any) -> None:

@@ -3,6 +3,10 @@
 {{- if and .Values.inference.enabled (not .Values.inference.modelUri) }}true{{ end -}}
 {{- end -}}
 
+{{- define "nanochat.inferenceScheme" -}}
+{{- ternary "https" "http" (ne .Values.inference.tls.existingSecret "") -}}
+{{- end -}}
+
 {{- define "nanochat.inferenceProfile" -}}
 {{- $profile := include "nanochat.profile" (list . .Values.inference.profile "inference.profile") | fromYaml -}}
 {{- if and (include "nanochat.follows" .) (not $profile.tracking) -}}
