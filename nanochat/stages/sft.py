@@ -56,6 +56,7 @@ def run(context: StageContext) -> None:
                 "cutMessages": cut.messages,
                 "untrainedConversations": cut.untrained,
             },
+            learned=loader.mixture,
         )
 
 
