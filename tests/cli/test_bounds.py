@@ -22,6 +22,8 @@ from nanochat.serving import command as serving
 
 FLAGS = {
     "json",
+    "cluster",
+    "open",
     "follow",
     "watch",
     "markdown",
