@@ -24,6 +24,7 @@ FLAGS = {
     "json",
     "cluster",
     "open",
+    "probe",
     "follow",
     "watch",
     "markdown",
