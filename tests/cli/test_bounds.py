@@ -22,6 +22,9 @@ from nanochat.serving import command as serving
 
 FLAGS = {
     "json",
+    "cluster",
+    "open",
+    "probe",
     "follow",
     "watch",
     "markdown",
