@@ -66,7 +66,10 @@ HELP: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {
     "compare": (["nanochat compare demo/base demo/sft --items 3"], STORE),
     "export": (["nanochat export demo ./demo-hf"], STORE),
     "import": (["nanochat import ./demo-hf"], STORE),
-    "doctor": (["nanochat doctor", "nanochat doctor k8s/pipelines/speedrun.yaml"], STORE | SOURCES),
+    "doctor": (
+        ["nanochat doctor k8s/pipelines/speedrun.yaml", "nanochat doctor k8s/pipelines/speedrun.yaml -n chat"],
+        STORE | SOURCES | CLUSTER,
+    ),
     "chat": (
         [
             "nanochat chat demo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -31,6 +32,7 @@ from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, a
 from nanochat.pipeline.orphan import in_folder
 from nanochat.runtime.threads import settle
 from nanochat.spec.bounds import SENTENCE, TEXT, address, integer, path, text
+from nanochat.spec.environment import hints
 from nanochat.spec.errors import NanochatError, UserError, is_own, missing_module
 
 app = typer.Typer(
@@ -193,6 +195,8 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show, or a model should not be told
+    for hint in hints(os.environ):
+        print(f"hint: {hint}", file=sys.stderr)
     try:
         if not in_folder():
             raise UserError("the folder that you are in is gone: go to one that exists, then run this again")

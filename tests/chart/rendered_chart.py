@@ -17,7 +17,7 @@ import yaml
 
 CHART = Path(__file__).parents[2] / "helm" / "nanochat"
 VALUES = Path(__file__).parent / "values"
-FILES = [*sorted(VALUES.glob("*.yaml")), CHART / "values-kind.yaml"]
+FILES = [*sorted(VALUES.glob("*.yaml")), *sorted(CHART.glob("values-*.yaml"))]
 
 Object = dict[str, Any]
 

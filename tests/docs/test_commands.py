@@ -208,7 +208,7 @@ def check_command(simple: list[str], *, where: str) -> None:
     elif name == "make":
         for target in simple[1:]:
             assert "=" in target or re.search(rf"^{target}:", makefile(), re.MULTILINE), f"{where}: make {target}"
-    elif name == "helm":
+    elif name == "helm" and "helm/nanochat" in simple:
         for option, value in pairwise(simple):
             if option == "--set":
                 check_value(value.partition("=")[0], where)
@@ -216,7 +216,8 @@ def check_command(simple: list[str], *, where: str) -> None:
         verb = next(word for word in simple[1:] if not word.startswith("-") and word not in ("nanochat", "kubeflow"))
         assert verb in KUBECTL, f"{where}: kubectl {verb}"
     else:
-        known = ("docker", "curl", "kind", "mlflow", "python3", "gcloud", "az", "pip", "lm_eval")
+        clouds = ("aws", "eksctl", "gcloud", "az", "export", "base64")
+        known = ("docker", "curl", "kind", "mlflow", "python3", "helm", "pip", "lm_eval", *clouds)
         assert name in known, f"{where}: {name}"
     for word in simple[1:]:
         check_path(word, where)

@@ -12,8 +12,10 @@ import doc_pages
 import yaml
 from doc_pages import PAGES, ROOT, commands
 
+from nanochat.spec.chatpipeline import TRAINING_OPERATOR
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FOLDERS = (".ci", "docs", "helm", "images", "k8s", "nanochat", "operators", "tasks")
+FOLDERS = (".ci", ".github", "docs", "helm", "images", "k8s", "nanochat", "operators", "tasks")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -64,6 +66,13 @@ def test_make_generate_runs_all_that_generate_files() -> None:
     assert {f"{name.replace('.', '/')}.py" for name in named} | set(re.findall(r"docs/\S+\.py", recipe)) == writers
 
 
+def test_one_training_operator_is_installed_everywhere() -> None:
+    """By the controller's sentences and the doctor, by make, by the page and by the chart's notes."""
+    (address,) = re.findall(r"https://\S+?ref=v[\d.]+", TRAINING_OPERATOR)
+    for file in ("Makefile", "docs/install.md", "helm/nanochat/templates/NOTES.txt"):
+        assert address in (ROOT / file).read_text(encoding="utf-8"), file
+
+
 def test_namespaces_of_the_pages_exist_on_kind() -> None:
     """`make kind-up` makes those that `cluster` blocks name, and pipelines there find the store's keys."""
     documents = yaml.safe_load_all((ROOT / "k8s" / "namespaces.yaml").read_text(encoding="utf-8"))
@@ -78,3 +87,18 @@ def test_namespaces_of_the_pages_exist_on_kind() -> None:
     assert named == made
     values = yaml.safe_load((ROOT / "helm" / "nanochat" / "values-kind.yaml").read_text(encoding="utf-8"))
     assert {"nanochat", *values["devStore"]["namespaces"]} == made
+
+
+def test_supported_versions_are_those_that_are_used() -> None:
+    """docs/clouds.md against the chart, the Makefile and the project."""
+    section = (
+        doc_pages.prose(ROOT / "docs" / "clouds.md").partition("\n## Supported versions\n")[2].partition("\n## ")[0]
+    )
+    table = dict(re.findall(r"^\| (\w+)[^|]*\| (.*?) \|$", section, re.MULTILINE))
+    chart = yaml.safe_load((ROOT / "helm" / "nanochat" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert table["Kubernetes"].startswith(re.findall(r">=(\d+\.\d+)", chart["kubeVersion"])[0])
+    (operator,) = re.findall(r"^TRAINING_OPERATOR .*\?ref=v(\S+)$", MAKEFILE, re.MULTILINE)
+    assert table["Kubeflow"].endswith(f"| {operator}")
+    assert table["Python"].startswith(PROJECT["requires-python"].removeprefix(">="))
+    (torch,) = re.findall(r"^TORCH_VERSION \?= (\S+)$", MAKEFILE, re.MULTILINE)
+    assert table["PyTorch"] == f"{torch} | {torch}"
