@@ -196,7 +196,7 @@ class Sizing:
         for out in missing:
             if out.kind == "text":
                 characters += self._shard_characters
-                generated = self.spec.sources.text.kind == "world"
+                generated = self.spec.sources.text.kind != "hub"
                 download += 0 if generated else self._shard_characters * BYTES_A_CHARACTER
             elif out.kind == "eval-bundle":
                 download += BUNDLE_BYTES
@@ -204,7 +204,7 @@ class Sizing:
                 download += RANKS_BYTES
             else:
                 download += self._task_bytes(out.name)
-        generated = self.spec.sources.text.kind == "world"
+        generated = self.spec.sources.text.kind != "hub"
         stored = download + (characters * BYTES_A_CHARACTER if generated else 0)
         return Work(
             characters=characters if generated else 0.0, download=round(download), stored=round(stored),
