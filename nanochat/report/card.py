@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nanochat.report.document import Block, Document, Facts, Paragraph, Section
+from nanochat.data.questions import read_questions
+from nanochat.pipeline.ref import ArtifactRef
+from nanochat.report.document import Block, Bullets, Document, Facts, Paragraph, Section
 from nanochat.report.markdown import render_markdown
 from nanochat.report.record import RunRecord
 from nanochat.report.scores import stage_table
@@ -34,6 +36,7 @@ def render_card(record: RunRecord) -> str:
             Section("Data", (Facts((*provenance(record), *_mixtures(record))),)),
             *([Section("Training", (rates,))] if (rates := rates_of(record)) else []),
             Section("Results", results),
+            *_questions(record, stage),
             Section("Use and limits", (Paragraph(
                 "A small model for study and experiments. It states false things with confidence, knows nothing "
                 "after its training text, mostly understands English, and was not made safe for unattended use. "
@@ -42,6 +45,13 @@ def render_card(record: RunRecord) -> str:
         ),
     )  # fmt: skip
     return render_markdown(document)
+
+
+def _questions(record: RunRecord, stage: str) -> list[Section]:
+    """Examples, where the model was trained to answer questions."""
+    manifest = record.manifests.get(ArtifactRef.of("model", stage))
+    questions = read_questions(manifest.metadata) if manifest else ()
+    return [Section("Questions to ask it", (Bullets(questions),))] if questions else []
 
 
 def _mixtures(record: RunRecord) -> list[tuple[str, str]]:

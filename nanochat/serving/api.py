@@ -115,6 +115,7 @@ class Api:
             "context_length": model.service.length,
             "version": model.served.version,
             "system_fingerprint": model.served.fingerprint,
+            "questions": list(model.served.questions),
         }
 
     async def _tokenizer_info(self) -> TokenizerInfo:

@@ -23,6 +23,7 @@ class Served:
     name: str
     fingerprint: str
     version: str = ""
+    questions: tuple[str, ...] = ()  # examples of what it may be asked, from its card
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

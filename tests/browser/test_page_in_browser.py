@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.browser
 
-SUITES = ["markdown", "chats", "branches", "writing", "trouble", "docs", "report"]
+SUITES = ["markdown", "chats", "branches", "writing", "trouble", "examples", "docs", "report"]
 
 
 def test_all_suites_are_run() -> None:
