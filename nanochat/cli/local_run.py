@@ -203,7 +203,7 @@ class LocalRun(RunHandle):
             return
         for run in find_runs(self.resolved.name):
             found = run.status.of_stage(stage) if run.name == self.name else None
-            if found is not None and found.keys == item.keys and found.phase != Phase.CACHED:
+            if found is not None and found.keys == item.keys:
                 yield run.paths
 
 

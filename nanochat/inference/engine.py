@@ -16,6 +16,9 @@ other rows cannot change it, but for the rounding of matrix products. A request 
 - others: the fewest rows of the ladder 1, 2, 4, 8, ... that hold those that run, and short prompts together. The same
   tokens as long as the likeliest two differ by more than rounding.
 
+Where compiled code decodes (`nanochat.model.native`), a row's bits depend on nothing beside it: there are no others
+than those that run in either mode.
+
 With `guesses` a row's next tokens are guessed from what was said before, and computed in a pass of its own: of a
 repeatable request always, whoever is beside it, of others where they are alone.
 
@@ -37,7 +40,7 @@ from nanochat.inference.request import Completion, Event, FinishReason, Request
 from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
 from nanochat.inference.slots import CHUNK, Slot, choose, decoded, next_pass, worth_waiting
 from nanochat.model.cache import KVCache
-from nanochat.model.transformer import IDLE, Transformer
+from nanochat.model.transformer import FEW, IDLE, Transformer
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -117,7 +120,8 @@ class Engine:
             raise UserError(f"A token is not in the vocabulary: ids go from 0 to {len(known) - 1}.")
         if len(prompt) >= self.length:
             raise ContextTooLong(prompt=len(prompt), limit=self.length)
-        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop))
+        form = sampling.grammar.begin() if sampling.grammar else None
+        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop), form)
         self._waiting.append(request)
         return request
 
@@ -245,10 +249,11 @@ class Engine:
             found += token_logprobs(logits, some, [top] * len(some))
 
     def _choose(self, ready: list[Slot]) -> list[Event]:
-        rows = decoded(ready, self.slots)
+        rows = self._decoded(ready)
         at = {slot: row for row, slot in enumerate(rows)}
         uniforms, no_end = [0.0] * len(rows), [False] * len(rows)
         top: list[int | None] = [None] * len(rows)
+        allowed: dict[int, torch.Tensor] = {}
         for slot in ready:
             request, row = _occupant(slot), at[slot.index]
             if request.reply.forced:
@@ -257,8 +262,11 @@ class Engine:
                 uniforms[row] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
                 no_end[row] = len(request.ids) < request.sampling.min_tokens
                 top[row] = request.sampling.logprobs
+                if request.form is not None:
+                    allowed[row] = request.form.allowed()
+                    no_end[row] = no_end[row] and not request.form.complete
         ready = [slot for slot in ready if slot.request is not None]
-        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end)  # (B, V)
+        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end, allowed=allowed)  # (B, V)
         chosen = self._sampler.choose(scores, rows=rows, uniforms=uniforms).tolist()
         logprobs = token_logprobs(scores, chosen, top)
         self._count(ready, {slot: chosen[row] for slot, row in at.items()})
@@ -279,6 +287,8 @@ class Engine:
         reply, sampling = request.reply, request.sampling
         forced = bool(reply.forced)
         token = reply.forced.popleft() if forced else sampled
+        if request.form is not None:
+            request.form.accept(token)
         kind = reply.kind_of(token)
         pieces = reply.accept(token, may_end=len(request.ids) >= sampling.min_tokens)
         request.ids.append(token)
@@ -329,7 +339,7 @@ class Engine:
 
     def _decode_together(self, decoding: Sequence[Slot]) -> None:
         """One token for each of the rows, in one shape; the shape's other rows are IDLE."""
-        slots = decoded(decoding, self.slots)
+        slots = self._decoded(decoding)
         at = {slot: row for row, slot in enumerate(slots)}
         ids, start = [[0]] * len(slots), [IDLE] * len(slots)
         for slot in decoding:
@@ -341,6 +351,12 @@ class Engine:
         logits = self._model.logits(hidden)[:, 0]  # (B, V)
         told = [slot.index for slot in decoding]
         self._logits[told] = logits[[at[slot] for slot in told]]
+
+    def _decoded(self, ready: Sequence[Slot]) -> list[int]:
+        """The slots that are decoded for those that are `ready`: no others where rows have the same bits alone."""
+        if self._model.few is not None and self.slots <= FEW:
+            return [slot.index for slot in ready]
+        return decoded(ready, self.slots)
 
     @contextmanager
     def _blaming(self, slot: Slot) -> Iterator[None]:

@@ -8,6 +8,8 @@ from nanochat.data.bestfit import BestFitLoader
 from nanochat.data.loader import Shard, TextLoader
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
+from nanochat.evaluation.core import measure_core
+from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.inference import Engine, Sampling
 from nanochat.model.scaling import Scaling
 from nanochat.optim.schedule import decay_scale, lr_scale, muon_momentum
@@ -45,6 +47,7 @@ def run(context: StageContext) -> None:
             length=length,
             seed=context.spec.seed,
         )
+        measured = (lambda step: core(session, settings)) if context.has("eval-bundle/core") else None
         state = session.train(
             Supervised(loader, session.world, settings.device_batch_size),
             steps=horizon.steps,
@@ -52,7 +55,8 @@ def run(context: StageContext) -> None:
             step_tokens=rules.batch_tokens,
             measurements=(
                 Measurement(settings.eval_every, lambda step: validation(session, settings)),
-                Measurement(settings.sample_every, lambda step: samples(session, step)),
+                Measurement(settings.sample_every, lambda step: samples(session, settings, step)),
+                *([Measurement(settings.core_every, measured, after_last=False)] if measured else []),
             ),
         )
         loader.close()
@@ -101,15 +105,34 @@ def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float
     return {"val/bpb": figure.value}
 
 
-def samples(session: TrainingSession, step: int) -> dict[str, float]:
+def core(session: TrainingSession, settings: BaseStage) -> dict[str, float]:
+    """CORE on the first examples of each of its tasks, always the same."""
+    found = measure_core(
+        session.model,
+        session.tokenizer,
+        load_tasks(session.context.fetch("eval-bundle/core")),
+        batch_size=settings.device_batch_size,
+        world=session.world,
+        most=settings.core_max_per_task,
+        tick=lambda label, done: session.alive(),
+    )
+    return {"val/core": found.core.value}
+
+
+def prompts_of(settings: BaseStage) -> tuple[str, ...]:
+    """The beginnings that a base model's samples continue."""
+    return settings.sample_prompts or SAMPLE_PROMPTS
+
+
+def samples(session: TrainingSession, settings: BaseStage, step: int) -> dict[str, float]:
     """Log the model's continuations of a few beginnings; rank 0's work."""
     if not session.world.first:
         return {}
-    tokenizer = session.tokenizer
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
+    tokenizer, texts = session.tokenizer, prompts_of(settings)
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
     engine = Engine(session.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + SAMPLE_TOKENS)
     completions = engine.generate(prompts, Sampling(max_tokens=SAMPLE_TOKENS))
-    for text, completion in zip(SAMPLE_PROMPTS, completions, strict=True):
+    for text, completion in zip(texts, completions, strict=True):
         sample = text + tokenizer.decode(completion.ids)
         log.info("step %s: %s", f"{step:,}", sample)
         session.context.journal.event("sample", step=step, message=sample)
