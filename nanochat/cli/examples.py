@@ -38,6 +38,10 @@ HELP: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {
         ],
         STORE | SOURCES,
     ),
+    "plan": (
+        ["nanochat plan k8s/pipelines/demo.yaml", "nanochat plan k8s/pipelines/speedrun.yaml --device A100 --json"],
+        STORE | SOURCES,
+    ),
     "retry": (["nanochat retry demo", "nanochat retry speedrun -n chat"], STORE | CLUSTER),
     "status": (
         ["nanochat status", "nanochat status demo --watch", "nanochat status speedrun -n chat"],

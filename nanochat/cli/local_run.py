@@ -187,8 +187,8 @@ class LocalRun(RunHandle):
         if item is None or item.phase != Phase.CACHED or self.store.children(own):
             return own
         runs = (run for run in find_runs(self.resolved.name) if run.name == self.name)
-        made = ((run, found) for run in runs if (found := run.status.of_stage(stage)) and found.keys == item.keys)
-        others = (run.paths.logs(stage) for run, found in made if found.phase != Phase.CACHED)
+        made = (run for run in runs if (found := run.status.of_stage(stage)) and found.keys == item.keys)
+        others = (run.paths.logs(stage) for run in made)
         return next((folder for folder in others if self.store.children(folder)), own)
 
 

@@ -23,6 +23,7 @@ from nanochat.cli import (
     listing,
     models,
     options,
+    plan,
     rollback,
     run,
     runs,
@@ -46,6 +47,7 @@ app.add_typer(identity_app, name="identity")
 app.add_typer(bench.app, name="bench")
 
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("retry")(runs.retry)
 app.command("status")(runs.status)
 app.command("runs")(listing.runs)

@@ -25,6 +25,7 @@ FLAGS = {
     "cluster",
     "open",
     "probe",
+    "mixed",
     "follow",
     "watch",
     "markdown",
