@@ -42,7 +42,7 @@ def tracked_run(record: RunRecord, *, files: tuple[str, ...] = ()) -> TrackedRun
         for name, result in record.evaluations[stage].metrics.items()
     }
     spent, costs = record.spent, {f"{stage.name}.cost": stage.spent.cost for stage in record.stages if stage.made}
-    costs |= {"cost": spent.cost, "cost.lost": spent.lost, "cost.waiting": spent.waiting, "gpu_hours": spent.gpu_hours}
+    costs |= {"cost": spent.cost, "lost_cost": spent.lost, "waiting_cost": spent.waiting, "gpu_hours": spent.gpu_hours}
     status = _STATUS.get(record.phase, "running")
     return TrackedRun(
         name=f"{record.namespace}.{record.name}-{record.uid[:8]}",

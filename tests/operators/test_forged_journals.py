@@ -141,6 +141,7 @@ class Site:
             for varying in (str(self.two.folder), self.two.uids[name]):
                 text = text.replace(varying, "")
             text = re.sub(r"01-[0-9a-z-]{8}", "LAUNCH", text)
+            text = re.sub(r"it took \d+ s", "it took TIME", text)
             found[tags[STAGE_TAG]] = (text, sorted(metrics), [file.read_bytes() for file in files])
         return found
 

@@ -131,7 +131,7 @@ def test_a_run_is_told_while_it_runs_and_after_its_end(tracking: str, tmp_path: 
     run.tell("one failed")
     sync.round()
     parent, base = told(tracking, "uid-live"), told(tracking, "uid-live", "base")
-    assert parent.info.run_name == "team.demo" and parent.info.status == base.info.status == "RUNNING"
+    assert parent.info.run_name == "team.demo-uid-live" and parent.info.status == base.info.status == "RUNNING"
     assert base.data.tags["nanochat.outcomes"] == "Infrastructure Running"
     assert (
         base.data.params["totalBatchTokens"]
