@@ -33,7 +33,7 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser test-cluster test-cluster-smoke lint format generate refresh-vendored lock \
+.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser screenshots test-cluster test-cluster-smoke lint format generate refresh-vendored lock \
     lock-upstream check-locks images kind-tools kind-up kind-demo kind-down
 
 help: ## list the targets
@@ -92,7 +92,7 @@ test-gpu: $(GPU_SETUP) ## run the tests that need a CUDA GPU
 bench-gpu: $(GPU_SETUP) ## run them, and measure training at depth 12 and 20 on a CUDA GPU; less than eight minutes
 	@$(GPU_PYTHON) -m nanochat.bench.gpu
 
-test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done $(CLIENTS)/transformers/.venv/.done ## try the chat API with other projects' clients, and exported models with transformers
+test-clients: $(VENV)/.dev $(CLIENTS)/.venv/.done $(CLIENTS)/node_modules/.done $(CLIENTS)/transformers/.venv/.done $(CLIENTS)/lm_eval/.venv/.done ## try the chat API with other projects' clients, and exported models with transformers
 	$(BIN)/python -m pytest tests/clients -m clients -s
 
 # Environments of their own: these clients need much, and not what the project needs.
@@ -102,11 +102,11 @@ $(CLIENTS)/.venv/.done: $(CLIENTS)/requirements.txt
 	@$(CLIENTS)/.venv/bin/python -m pip install -qq -r $<
 	@touch $@
 
-$(CLIENTS)/transformers/.venv/.done: $(CLIENTS)/transformers/requirements.txt images/install-torch.sh
-	@echo "Installing transformers."
-	@$(PYTHON) -m venv $(CLIENTS)/transformers/.venv
-	@sh images/install-torch.sh $(CLIENTS)/transformers/.venv/bin/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
-	@$(CLIENTS)/transformers/.venv/bin/python -m pip install -qq -r $<
+$(CLIENTS)/transformers/.venv/.done $(CLIENTS)/lm_eval/.venv/.done: $(CLIENTS)/%/.venv/.done: $(CLIENTS)/%/requirements.txt images/install-torch.sh
+	@echo "Installing $*."
+	@$(PYTHON) -m venv $(CLIENTS)/$*/.venv
+	@sh images/install-torch.sh $(CLIENTS)/$*/.venv/bin/python "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)"
+	@$(CLIENTS)/$*/.venv/bin/python -m pip install -qq -r $<
 	@touch $@
 
 $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json
@@ -119,6 +119,9 @@ $(CLIENTS)/node_modules/.done: $(CLIENTS)/package-lock.json
 test-browser: $(VENV)/.dev $(BROWSER)/node_modules/.done ## try the chat page in Chromium
 	@command -v $${CHROMIUM:-chromium} > /dev/null || { echo "chromium is missing: install it, or name it in CHROMIUM." >&2; exit 1; }
 	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) $(BIN)/python -m pytest tests/browser -m browser -s
+
+screenshots: $(VENV)/.done $(BROWSER)/node_modules/.done ## take the pictures of the chat page in docs/pictures anew
+	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) node $(BROWSER)/screenshots.mjs
 
 $(BROWSER)/node_modules/.done: $(BROWSER)/package-lock.json
 	@command -v npm > /dev/null || { echo "npm is missing: install Node.js 20 or newer." >&2; exit 1; }

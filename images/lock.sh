@@ -27,7 +27,7 @@ lock() {
 
 # Only the controller talks to the API server, and its client is large.
 lock trainer kubernetes --extra train --extra gcs --extra azure pyproject.toml
-lock server kubernetes --extra serve --extra gcs --extra azure pyproject.toml
+lock server kubernetes --extra serve --extra json --extra gcs --extra azure pyproject.toml
 lock operator "" --extra operator --extra gcs --extra azure pyproject.toml
 # MLflow brings these for models that it serves and plots itself; its server starts and answers without them.
 lock mlflow "scipy scikit-learn joblib threadpoolctl matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing pyarrow docker" \

@@ -15,6 +15,7 @@ import psutil
 
 from nanochat.cli.checks import Check, show
 from nanochat.data.hub_access import HubAccess
+from nanochat.data.text_files import is_pattern
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.sizes import parameters
 from nanochat.parse import Malformed
@@ -202,6 +203,8 @@ def sources_of(spec: PipelineSpec, plan: Horizon) -> dict[str, str]:
         base = (sources.text.base or sources.hub).rstrip("/")
         name = shard_name(plan.validation_shard)
         needed[f"{base}/{path}"] = f"the validation shard {name}: correct sources.text or sources.mirror"
+    if sources.text.files and plan.shards and not is_pattern(sources.text.files):
+        needed[sources.text.files] = "your own text: correct sources.text.files"
     if "base" in stages.trained() and stages.eval_base.enabled and stages.eval_base.core:
         address = sources.eval_bundle.url
         needed[address] = "CORE's bundle: correct sources.evalBundle.url, or set stages.evalBase.core=false"

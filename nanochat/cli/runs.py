@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import webbrowser
 from typing import Annotated
 
 import typer
@@ -82,6 +83,7 @@ def retry(name: Name, store: Store = "default", namespace: Namespace = None, con
 def report(
     name: Run = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole report, as Markdown.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     store: Store = "default",
     namespace: Namespace = None,
     context: Context = None,
@@ -91,4 +93,7 @@ def report(
     place = hashlib.sha256(run.place.encode()).hexdigest()[:8]  # runs of one name in two stores have a report each
     folder = resolve_profile(store).home / "reports" / f"{run.name}-{place}"
     run.report(folder, markdown=markdown)
-    print(f"\nThe whole report: {folder / 'report.html'}")
+    page = folder / "report.html"
+    print(f"\nThe whole report: {page}")
+    if open_ and not webbrowser.open(page.absolute().as_uri()):
+        raise UserError(f"no browser was found to open the report: open {page} in one yourself")

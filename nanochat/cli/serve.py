@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nanochat.data.questions import read_questions
 from nanochat.inference import Engine
 from nanochat.serving.app import create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
@@ -48,7 +49,7 @@ def serve(
             print(f"warning: {host} is reached from other machines. {NO_KEYS}", file=sys.stderr)
         model, tokenizer, extra = load(folder, int8=int8)
         hosted = ModelHolder()
-        served = Served("nanochat", fingerprint(folder))
+        served = Served("nanochat", fingerprint(folder), questions=read_questions(extra))
         service = EngineService(Engine(model, tokenizer, slots=slots, guesses=guesses), metrics=hosted.metrics)
         hosted.open(Model(served, service, tokenizer))
         app = create_app(hosted, settings)

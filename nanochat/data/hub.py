@@ -74,7 +74,7 @@ class Hub:
         self._retry = retry or Retry()
         self._sleep = sleep
         self.watch = watch or (lambda count: None)
-        self._store = store
+        self.store = store or Profile(root="")
         self._access = access or HubAccess()
         self._client = httpx.Client(
             follow_redirects=True,
@@ -151,9 +151,9 @@ class Hub:
             self._copy(file, out, source)
 
     def _object(self, scheme: str, source: Source, part: Path) -> None:
-        url, store = source.url, self._store
+        url, store = source.url, self.store
         backend = find_backend(scheme)
-        place = store if store and urlsplit(store.root).scheme == scheme else Profile(root=url)
+        place = store if urlsplit(store.root).scheme == scheme else Profile(root=url)
         try:
             with backend.connect(place, None).open(url, "rb", block_size=8 * BLOCK) as file, open(part, "wb") as out:
                 self._copy(file, out, source)

@@ -24,22 +24,22 @@ class TextStatistics:
     characters: int
 
 
-def read_text(path: Path) -> Iterator[list[str]]:
-    """The documents of a shard in order, up to 1,024 at a time; rows that are null are left out.
+def read_text(path: Path, column: str = TEXT_COLUMN) -> Iterator[list[str]]:
+    """The documents of a file's column in order, up to 1,024 at a time; rows that are null are left out.
 
     Raises WrongFile where the column is not what it should be, or a row of it not UTF-8.
     """
     row = 0
     with pq.ParquetFile(path) as file:
-        _check_column(file.schema_arrow, path)
-        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[TEXT_COLUMN]):
-            column = batch.column(0)
+        _check_column(file.schema_arrow, path, column)
+        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[column]):
+            values = batch.column(0)
             try:
-                texts = column.to_pylist()
+                texts = values.to_pylist()
             except UnicodeDecodeError:  # in one of the rows, or in a part of a dictionary that no row of these uses
-                texts = [_text(scalar, row + i, path) for i, scalar in enumerate(column)]
+                texts = [_text(scalar, row + i, path) for i, scalar in enumerate(values)]
             yield [text for text in texts if text is not None]
-            row += len(column)
+            row += len(values)
 
 
 def check_text_shard(path: Path) -> TextStatistics:
@@ -54,15 +54,15 @@ def check_text_shard(path: Path) -> TextStatistics:
     return TextStatistics(documents=documents, characters=characters)
 
 
-def _check_column(schema: pa.Schema, path: Path) -> None:
-    count = schema.names.count(TEXT_COLUMN)
+def _check_column(schema: pa.Schema, path: Path, column: str) -> None:
+    count = schema.names.count(column)
     if count > 1:
-        raise WrongFile(path, f"it has {count} columns '{TEXT_COLUMN}', and must have one")
-    kind = schema.field(TEXT_COLUMN).type if count else pa.null()
+        raise WrongFile(path, f"it has {count} columns '{column}', and must have one")
+    kind = schema.field(column).type if count else pa.null()
     value = kind.value_type if isinstance(kind, pa.DictionaryType) else kind
     if value not in (pa.string(), pa.large_string(), pa.string_view()):
         names = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in islice(schema, 20))
-        raise WrongFile(path, f"it has no string column '{TEXT_COLUMN}' (it has {names or 'none'})")
+        raise WrongFile(path, f"it has no string column '{column}' (it has {names or 'none'})")
 
 
 def _text(scalar: pa.Scalar, row: int, path: Path) -> str | None:

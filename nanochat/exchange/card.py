@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nanochat.data.questions import read_questions
 from nanochat.model.sizes import ModelConfig, parameters
 
 _CARD = """\
@@ -49,7 +50,7 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_to
   compute it and to put the result between `<|output_start|>` and `<|output_end|>`; `nanochat serve` does, `generate`
   does not. In the chat template these are parts of what the assistant said, of the types `python` and `python_output`.
 
-## Limits
+{questions}## Limits
 
 A small model for study and experiments. It states false things with confidence, knows nothing after its training text,
 mostly understands English, and was not made safe for unattended use. Check what matters.
@@ -59,6 +60,7 @@ mostly understands English, and was not made safe for unattended use. Check what
 def render_card(config: ModelConfig, extra: Mapping[str, Any]) -> str:
     """The card as Markdown; `extra` is what the artifact's config.json says of the training."""
     step = extra.get("step")
+    questions = "".join(f"- {question}\n" for question in read_questions(extra))
     return _CARD.format(
         parameters=parameters(config),
         depth=config.depth,
@@ -69,4 +71,5 @@ def render_card(config: ModelConfig, extra: Mapping[str, Any]) -> str:
         vocab_size=config.vocab_size,
         stage=str(extra.get("stage", "unknown")),
         step=f"{step:,}" if isinstance(step, int) else "unknown",
+        questions=f"## Questions to ask it\n\n{questions}\n" if questions else "",
     )

@@ -117,7 +117,8 @@ class Engine:
             raise UserError(f"A token is not in the vocabulary: ids go from 0 to {len(known) - 1}.")
         if len(prompt) >= self.length:
             raise ContextTooLong(prompt=len(prompt), limit=self.length)
-        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop))
+        form = sampling.grammar.begin() if sampling.grammar else None
+        request = Request(tuple(prompt), sampling, Reply(self._vocabulary, stop=sampling.stop), form)
         self._waiting.append(request)
         return request
 
@@ -249,6 +250,7 @@ class Engine:
         at = {slot: row for row, slot in enumerate(rows)}
         uniforms, no_end = [0.0] * len(rows), [False] * len(rows)
         top: list[int | None] = [None] * len(rows)
+        allowed: dict[int, torch.Tensor] = {}
         for slot in ready:
             request, row = _occupant(slot), at[slot.index]
             if request.reply.forced:
@@ -257,8 +259,11 @@ class Engine:
                 uniforms[row] = uniform(request.sampling.seed, len(request.prompt) + len(request.ids))
                 no_end[row] = len(request.ids) < request.sampling.min_tokens
                 top[row] = request.sampling.logprobs
+                if request.form is not None:
+                    allowed[row] = request.form.allowed()
+                    no_end[row] = no_end[row] and not request.form.complete
         ready = [slot for slot in ready if slot.request is not None]
-        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end)  # (B, V)
+        scores = self._sampler.shifted(self._logits[rows], rows=rows, no_end=no_end, allowed=allowed)  # (B, V)
         chosen = self._sampler.choose(scores, rows=rows, uniforms=uniforms).tolist()
         logprobs = token_logprobs(scores, chosen, top)
         self._count(ready, {slot: chosen[row] for slot, row in at.items()})
@@ -279,6 +284,8 @@ class Engine:
         reply, sampling = request.reply, request.sampling
         forced = bool(reply.forced)
         token = reply.forced.popleft() if forced else sampled
+        if request.form is not None:
+            request.form.accept(token)
         kind = reply.kind_of(token)
         pieces = reply.accept(token, may_end=len(request.ids) >= sampling.min_tokens)
         request.ids.append(token)

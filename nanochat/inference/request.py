@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nanochat.inference.grammar import Form
 from nanochat.inference.reply import Kind, Piece, Reply
 from nanochat.inference.sampling import Sampling, TokenLogprob
 
@@ -30,6 +31,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: Sampling
     reply: Reply
+    form: Form | None = None  # what it is held to
     reused: int = 0  # tokens of the prompt whose keys and values were there already
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)  # one a token, if asked for; first None
     ids: list[int] = field(default_factory=list)

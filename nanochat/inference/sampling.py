@@ -10,12 +10,14 @@ what is drawn and what is reported as log-probabilities all follow the shifted l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from nanochat.inference.grammar import Grammar
 
 _MASK = (1 << 64) - 1
 
@@ -44,6 +46,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    grammar: Grammar | None = None  # what the reply is held to
     repeatable: bool = True  # the same whatever runs beside it, which takes a fixed shape: see the engine
 
     @property
@@ -116,9 +119,16 @@ class Sampler:
             self._shift[row] = 0.0
         self._add([(row, token, bias) for token, bias in sampling.logit_bias] if sampling else [])
 
-    def shifted(self, logits: Tensor, *, rows: Sequence[int], no_end: Sequence[bool]) -> Tensor:
+    def shifted(
+        self,
+        logits: Tensor,
+        *,
+        rows: Sequence[int],
+        no_end: Sequence[bool],
+        allowed: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
         """Logits (B, V) of these rows as float32 with each one's bias and penalties; where `no_end` (B,) is set, a
-        terminal token can't be chosen."""
+        terminal token can't be chosen, and of the rows in `allowed` none that is 0 there (V,)."""
         scores = logits.float()  # (B, V)
         if self._shift is not None and any(s is not None and s.shifts for s in self._settings):
             scores = scores + self._shift[rows]
@@ -126,6 +136,8 @@ class Sampler:
             held = torch.tensor(no_end, device=scores.device)  # (B,)
             scores = scores.clone()
             scores[:, self._terminal] = scores[:, self._terminal].masked_fill(held[:, None], -torch.inf)
+        for row, tokens in (allowed or {}).items():
+            scores[row] = scores[row].masked_fill(tokens.to(scores.device) == 0, -torch.inf)
         return scores
 
     def choose(self, scores: Tensor, *, rows: Sequence[int], uniforms: list[float]) -> Tensor:
@@ -210,6 +222,8 @@ def token_logprobs(logits: Tensor, tokens: list[int], top: list[int | None]) -> 
     values, indices = logs.topk(min(max(1, *wanted), logs.size(-1)), dim=-1)
     best = [list(zip(*row, strict=True)) for row in zip(indices.tolist(), values.tolist(), strict=True)]
     return [
-        None if count is None else TokenLogprob(token, logprob, tuple(likeliest[:count]))
+        None
+        if count is None
+        else TokenLogprob(token, logprob, tuple(each for each in likeliest[:count] if each[1] > -torch.inf))
         for token, logprob, likeliest, count in zip(tokens, chosen, best, top, strict=True)
     ]

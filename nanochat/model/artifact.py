@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanochat.model.sizes import ModelConfig
 from nanochat.spec.errors import StorageError, UserError
@@ -54,8 +55,16 @@ class ModelAddress:
 def read_config(folder: Path) -> ModelConfig:
     """The shape of the model in a folder."""
     try:
-        return ModelConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return ModelConfig.from_dict(read_values(folder))
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{folder / CONFIG} cannot be read: {error}") from None
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """All that the configuration in a folder says: the shape, and what the stage that made the model adds."""
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
         raise StorageError(f"{folder / CONFIG} cannot be read: {error}") from None
 
 

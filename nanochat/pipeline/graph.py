@@ -180,6 +180,9 @@ def _dataset(builder: _Builder, spec: PipelineSpec, plan: Horizon, contents: Map
         recipe: dict[str, Any] = {"index": index, "kind": text.kind}
         if text.kind == "hub":
             recipe |= {"path": text.path, "revision": text.revision}
+        elif text.kind == "files":
+            recipe |= {"files": text.files, "column": text.column, "revision": text.revision}
+            recipe |= {} if index == plan.validation_shard else {"shards": len(plan.shards)}
         else:
             recipe |= {"characters": text.characters_per_shard, "world": WORLD_VERSION}
         outputs.append(builder.output("text", shard_name(index), recipe))
@@ -274,6 +277,8 @@ def _evaluation(builder: _Builder, spec: PipelineSpec, name: str, plan: Horizon)
         inputs += [_ref("text-tokens", shard_name(i)) for i in (plan.shards[0], plan.validation_shard)]
         if spec.stages.eval_base.core:
             inputs.append(_ref("eval-bundle", "core"))
+        if spec.stages.base.sample_prompts and settings.sample_tokens:
+            recipe["samplePrompts"] = list(spec.stages.base.sample_prompts)
     else:
         used = sorted({part.task for part in spec.stages.eval_chat.tasks})
         recipe |= {"versions": [task_recipe(task) for task in used]}

@@ -24,6 +24,7 @@ from typing import Any
 from nanochat.pipeline import control
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
+from nanochat.pipeline.changed_sources import changed_sources
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.leases import Lease
 from nanochat.pipeline.lock import RunLock, lock_path
@@ -140,6 +141,8 @@ class LocalRunner:
             self.outputs.check_release(light_registry(self.resolved.tracking))
             self._check_selection()
             self.outputs.explain()
+            for sentence in changed_sources(self.spec, self.graph, self.outputs.artifacts):
+                log.warning("%s", sentence)
             self.store.write_json(self.paths.pipeline, hide_values(self.pipeline.to_yaml_dict()))
             restore = on_stop(self._interrupt, signal.SIGINT)
             try:

@@ -7,6 +7,9 @@ What costs a download or a training to find out is the stages' to check.
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+from nanochat.data.text_files import KINDS, SETTING, kind_of, local_files
 from nanochat.parse.address import local_path
 from nanochat.pipeline.task_selection import find_task, mixture_parts, used_tasks
 from nanochat.spec.errors import UserError
@@ -20,6 +23,21 @@ def check_inputs(spec: PipelineSpec) -> None:
     _splits(spec)
     _rewards(spec)
     _identity(spec)
+    _own_text(spec)
+
+
+def _own_text(spec: PipelineSpec) -> None:
+    """Files of one's own text: there, where they are on this machine; such as can be listed, where they are not."""
+    text = spec.sources.text
+    if text.files is None:
+        return
+    if (path := local_path(text.files)) is not None:
+        local_files(path)
+    elif text.files.startswith("http") and not kind_of(urlsplit(text.files).path):
+        raise UserError(
+            f"{SETTING}: {text.files} is no file that ends in {', '.join(KINDS)}; folders and patterns are "
+            "of this machine or of object storage"
+        )
 
 
 def _splits(spec: PipelineSpec) -> None:

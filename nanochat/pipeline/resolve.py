@@ -151,6 +151,8 @@ def horizon(spec: PipelineSpec) -> Horizon:
         raise UserError("stages.base would train for no step: set steps, tokensPerParameter or targetFlops higher")
     tokens = steps * batch
     count = text.shards or math.ceil(SHARD_MARGIN * tokens * CHARACTERS_PER_TOKEN / text.characters_per_shard)
+    if text.kind == "files":
+        count = text.shards or 1  # all of it is used, however much it is
     if text.shards is None and text.kind == "hub" and count > text.validation_shard:
         # The validation shard is the source's last: there are no more training shards, so the text repeats.
         count = text.validation_shard

@@ -15,6 +15,7 @@ from nanochat.report.metrics import label
 from nanochat.report.record import RunRecord, StageRecord
 from nanochat.report.samples import exchanges
 from nanochat.report.scores import stage_table
+from nanochat.report.settings import settings_of
 from nanochat.spec.pipeline import TRAINING
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
@@ -32,6 +33,7 @@ def describe(record: RunRecord, *, now: float | None = None) -> Document:
         Section("Tokenizer", _compression(record)),
         Section("Time and cost", _time(record)),
         Section("Not run", _not_run(record)),
+        Section("Settings", settings_of(record)),
         Section("Environment", _environment(record)),
         Section("Lineage", _lineage(record)),
     )

@@ -1,26 +1,35 @@
-"""The plots of a training stage, from its journal: loss, bits per byte, reward."""
+"""The plots of a training stage, from its journal: loss, bits per byte, reward, and what was measured on the way."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from nanochat.report.document import Plot
 from nanochat.report.metrics import label
 from nanochat.report.plots import Curve, draw, smoothed
 from nanochat.tracking.journal import History
+from nanochat.tracking.quantities import count, number
 
-# Words in a metric's name -> (name of the plot, its y axis).
+TASK = "task/"  # begins the metrics of chat tasks that are measured while a stage trains
+# Words in a metric's name -> (name of the plot, its y axis, where that ends at least).
 _PLOTS = (
-    (("loss",), "loss", "loss (nats per token)"),
-    (("bpb", "bits"), "bits-per-byte", "bits per byte"),
-    (("reward", "pass"), "reward", "reward"),
+    (("loss",), "loss", "loss (nats per token)", None),
+    (("bpb", "bits"), "bits-per-byte", "bits per byte", None),
+    (("reward", "pass_at"), "reward", "reward", 1.0),
+    (("val/core",), "core", "CORE", None),
+    ((TASK,), "tasks", "proportion right", 1.0),
 )
-_DESCRIPTIONS = {"loss": "Loss", "bits-per-byte": "Bits per byte", "reward": "Reward and solved problems"}
+_DESCRIPTIONS = {
+    "loss": "Loss", "bits-per-byte": "Bits per byte", "reward": "Reward and solved problems", "core": "CORE",
+    "tasks": "Tasks",
+}  # fmt: skip
 _SMOOTHED_FROM = 50  # points; a curve with fewer is shown as it is
 
 
 def training_plots(stage: str, history: History) -> list[Plot]:
     """The stage's plots, with the policy's loss of RL left out: it says nothing of progress."""
     plots = []
-    for words, name, axis in _PLOTS:
+    for words, name, axis, top in _PLOTS:
         if stage == "rl" and name == "loss":
             continue
         curves: list[Curve] = []
@@ -28,11 +37,25 @@ def training_plots(stage: str, history: History) -> list[Plot]:
             if not any(word in metric for word in words):
                 continue
             points = [(float(point.step), point.value) for point in series]
+            called = label(metric.removeprefix(TASK))
             if len(points) >= _SMOOTHED_FROM:
-                curves.append(Curve(label(metric), points, faint=True))
+                curves.append(Curve(called, points, faint=True))
                 points = smoothed(points)
-            curves.append(Curve(label(metric), points))
-        svg = draw(curves, name=f"{name}-{stage}", x="step", y=axis)
+            curves.append(Curve(called, points))
+        description = f"{_DESCRIPTIONS[name]} of {stage.upper()}"
+        if any(curve.faint for curve in curves):
+            description += "; lines are running means, with the values behind them"
+        title = f"{_DESCRIPTIONS[name]} of {stage.upper()} by step: {told(curves)}"
+        svg = draw(curves, name=f"{name}-{stage}", title=title, x="step", y=axis, top=top)
         if svg is not None:
-            plots.append(Plot(f"{name}-{stage}", svg, f"{_DESCRIPTIONS[name]} of {stage.upper()}"))
+            plots.append(Plot(f"{name}-{stage}", svg, description))
     return plots
+
+
+def told(curves: Sequence[Curve]) -> str:
+    """Curves in words, for those who do not see them: where each begins and ends."""
+    parts = []
+    for curve in (curve for curve in curves if curve.points and not curve.faint):
+        (first, begins), (last, ends) = curve.points[0], curve.points[-1]
+        parts.append(f"{curve.name} from {number(begins)} at step {count(first)} to {number(ends)} at {count(last)}")
+    return "; ".join(parts)

@@ -68,7 +68,15 @@ class Exchange:
     answers: tuple[Answer, ...]
 
 
-Block = Paragraph | Table | Facts | Bullets | Plot | Exchange
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Blocks that are shown when they are asked for."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+Block = Paragraph | Table | Facts | Bullets | Plot | Exchange | Fold
 
 
 @dataclass(frozen=True, slots=True)

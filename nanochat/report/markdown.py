@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nanochat.report.document import Answer, Block, Bullets, Document, Exchange, Facts, Paragraph, Plot, Table
+from nanochat.report.document import Answer, Block, Bullets, Document, Exchange, Facts, Fold, Paragraph, Plot, Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~])")
 
@@ -33,6 +33,8 @@ def _block(block: Block) -> str:
         case Exchange(prompt, answers):
             told = [text for answer in answers for text in (f"**{_escape(answer.who)}**", fence(_told(answer)))]
             return "\n\n".join([*([fence(prompt)] if prompt else []), *told])
+        case Fold(title, blocks):
+            return "\n\n".join([f"### {_escape(title)}", *map(_block, blocks)])
 
 
 def _told(answer: Answer) -> str:

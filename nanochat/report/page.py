@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from importlib.resources import files
 
-from nanochat.report.document import Answer, Block, Bullets, Document, Exchange, Facts, Paragraph, Plot, Table
+from nanochat.report.document import Answer, Block, Bullets, Document, Exchange, Facts, Fold, Paragraph, Plot, Table
 
 # Nothing may run or be loaded, whatever a text in the report holds; style and drawings are in the file.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'"
@@ -30,7 +30,7 @@ def render_page(document: Document) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(document.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>{escape(document.title)}</h1><p>{escape(document.subtitle)}</p></header>\n"
-        f"<nav>{contents}</nav>\n{sections}</main>\n</body>\n</html>\n"
+        f'<nav aria-label="Contents">{contents}</nav>\n{sections}</main>\n</body>\n</html>\n'
     )
 
 
@@ -49,6 +49,8 @@ def _block(block: Block) -> str:
         case Exchange(prompt, answers):
             asked = f'<pre class="prompt">{escape(prompt)}</pre>' if prompt else ""
             return f"<article>{asked}{''.join(map(_answer, answers))}</article>"
+        case Fold(title, blocks):
+            return f"<details><summary>{escape(title)}</summary>{''.join(map(_block, blocks))}</details>"
 
 
 def _answer(answer: Answer) -> str:
@@ -59,6 +61,8 @@ def _answer(answer: Answer) -> str:
 
 
 def _table(table: Table) -> str:
+    """A table, which scrolls by itself where the page is narrow: so a keyboard reaches it, by its first heading."""
+
     def row(cells: tuple[str, ...], tag: str) -> str:
         out = []
         for column, text in enumerate(cells):
@@ -70,9 +74,14 @@ def _table(table: Table) -> str:
 
     body = "".join(row(cells, "td") for cells in table.rows)
     return (
-        '<div class="scroll" tabindex="0"><table>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(_name(table))}"><table>'
         f"<thead>{row(table.head, 'th')}</thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _name(table: Table) -> str:
+    """A table's name for those who hear the page: its headings."""
+    return "Table of " + ", ".join(head.partition("\n")[0] for head in table.head if head)
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Curves as SVG. Axes and words take the colour of the text around them, so a drawing suits a light and a dark page."""
+"""Curves as SVG, over axes that begin at 0 or, where they have negative values, at the lowest.
+
+Axes and words take the colour of the text around them, so a drawing suits a light and a dark page.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 _INK = "#010203"  # stands for the text's colour until the drawing is written
 _COLOURS = ("#2f7fd6", "#e0702a", "#2a9d6f", "#b455c8", "#c9a227", "#d6455d")  # legible on white and on black
+_DASHES = ("-", "--", ":", "-.")  # for those who see no colours
 _MOST_POINTS = 600
 
 
@@ -23,18 +28,22 @@ class Curve:
     faint: bool = False
 
 
-def draw(curves: Sequence[Curve], *, name: str, x: str, y: str) -> str | None:
-    """The curves as an SVG element; None where no curve has two finite points."""
+def draw(curves: Sequence[Curve], *, name: str, title: str, x: str, y: str, top: float | None = None) -> str | None:
+    """The curves as an SVG element, which screen readers call by `title`; None where no curve has two finite points.
+
+    The y axis reaches `top` at least, where that is given.
+    """
     shown = []
     for curve in curves:
         points = [(a, b) for a, b in curve.points if math.isfinite(a) and math.isfinite(b)]
         if len(points) >= 2:
-            shown.append(Curve(curve.name, _thinned(points), curve.faint))
+            shown.append(Curve(curve.name, thinned(points), curve.faint))
     if not shown:
         return None
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     settings: Any = {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 11,
@@ -51,18 +60,26 @@ def draw(curves: Sequence[Curve], *, name: str, x: str, y: str) -> str | None:
             width, alpha = (0.8, 0.35) if curve.faint else (1.7, 1.0)
             marker = "o" if len(curve.points) <= 12 else None
             xs, ys = zip(*curve.points, strict=True)
-            axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha, label=label, marker=marker, markersize=3.5)
+            dashes = _DASHES[solid % len(_DASHES)]
+            style: Any = {"linewidth": width, "alpha": alpha, "label": label, "marker": marker, "markersize": 3.5}
+            axes.plot(xs, ys, dashes, color=colour, **style)
             solid += not curve.faint
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(visible=True, color=_INK, alpha=0.15, linewidth=0.6)
-        axes.margins(x=0.01)
+        values = [value for curve in shown for _, value in curve.points]
+        axes.set_xlim(min(0.0, *(a for curve in shown for a, _ in curve.points)))
+        highest = max(values) if top is None else max(top, *values)
+        axes.set_ylim(min(0.0, *values), (1.03 * highest if highest > 0 else None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
         if solid > 1:
             axes.legend(frameon=False)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(out.getvalue(), name)
+    return _inline(out.getvalue(), name, title)
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -77,21 +94,28 @@ def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return out
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most so many points as a screen shows: the last of each of equal stretches."""
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most so many points as a screen shows: the lowest and the highest of equal stretches, and the ends."""
     if len(points) <= _MOST_POINTS:
         return points
-    step = len(points) / _MOST_POINTS
-    return [points[min(len(points) - 1, math.ceil((i + 1) * step) - 1)] for i in range(_MOST_POINTS)]
+    step = 2 * len(points) / (_MOST_POINTS - 2)
+    kept = {points[0], points[-1]}
+    for i in range(_MOST_POINTS // 2 - 1):
+        stretch = points[math.floor(i * step) : math.floor((i + 1) * step)]
+        kept |= {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
+    return sorted(kept)
 
 
-def _inline(svg: str, name: str) -> str:
-    """The element alone, with ids of its own, so that several drawings can share a page."""
+def _inline(svg: str, name: str, title: str) -> str:
+    """The element alone, with a title for those who do not see it; its ids are its own, for drawings share a page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
-        r'<svg xmlns="http://www.w3.org/2000/svg" ' + r'xmlns:xlink="http://www.w3.org/1999/xlink" \1 role="img">',
+        lambda found: (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'{found[1]} role="img"><title>{escape(title)}</title>'
+        ),
         svg,
         count=1,
         flags=re.DOTALL,

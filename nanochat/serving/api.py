@@ -22,6 +22,7 @@ from nanochat.serving.completion_answers import CompletionResponder
 from nanochat.serving.completion_request import CompletionRequest, rendered
 from nanochat.serving.errors import ApiError
 from nanochat.serving.exchange import Exchange
+from nanochat.serving.forms import Format
 from nanochat.serving.holder import Model, ModelHolder
 from nanochat.serving.json_route import JsonRoute
 from nanochat.serving.objects import ChatCompletion, ModelList, ModelObject, TextCompletion
@@ -114,6 +115,7 @@ class Api:
             "context_length": model.service.length,
             "version": model.served.version,
             "system_fingerprint": model.served.fingerprint,
+            "questions": list(model.served.questions),
         }
 
     async def _tokenizer_info(self) -> TokenizerInfo:
@@ -138,19 +140,22 @@ class Api:
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of events."""
         model = self._asked(body)
-        prompt, _, exchange = await self._ask(model, body, param="messages")
+        prompt, _, exchange = await self._ask(model, body, body.response_format, param="messages")
         talk = ChatResponder(model, exchange, body, prompt)
         return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
     async def _respond(self, body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, as the newer of OpenAI's APIs does, whole or as a stream of events."""
         model = self._asked(body)
-        prompt, settings, exchange = await self._ask(model, body.chat(), param="input")
+        form = body.text.format if body.text else None
+        prompt, settings, exchange = await self._ask(model, body.chat(), form, param="input")
         talk = ResponsesResponder(model, exchange, body, prompt, settings)
         return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
-    async def _ask(self, model: Model, body: ChatRequest, *, param: str) -> tuple[ChatPrompt, Sampling, Exchange]:
-        """A conversation on its way to the engine; `param` names it in errors."""
+    async def _ask(
+        self, model: Model, body: ChatRequest, form: Format | None, *, param: str
+    ) -> tuple[ChatPrompt, Sampling, Exchange]:
+        """A conversation on its way to the engine, and what its answer is held to; `param` names it in errors."""
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -166,6 +171,9 @@ class Api:
         )
         prompt = await _prompted(fitting, param)
         settings = self._sampling(model, body, longest=longest, logprobs=logprobs)
+        if form and (schema := form.wanted) is not None:
+            where = "response_format" if param == "messages" else "text.format"
+            settings = replace(settings, grammar=await _prompted(lambda: model.grammars.json(schema), where))
         return prompt, settings, self._submit(model, [_samples(model, prompt.ids, settings, body.choices)], param=param)
 
     async def _complete(self, body: CompletionRequest, request: Request) -> Response:

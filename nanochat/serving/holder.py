@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from nanochat.inference.grammar import Grammars
 from nanochat.serving.metrics import Metrics
 from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
@@ -21,6 +23,7 @@ class Served:
     name: str
     fingerprint: str
     version: str = ""
+    questions: tuple[str, ...] = ()  # examples of what it may be asked, from its card
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -29,13 +32,18 @@ class Served:
         return f"{self.name}:{self.version}" if self.version else self.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """A loaded model with the engine that runs it."""
 
     served: Served
     service: EngineService
     tokenizer: Tokenizer
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles the schemas that answers are held to."""
+        return Grammars(self.tokenizer)
 
 
 class ModelHolder:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from nanochat.data.questions import read_questions
 from nanochat.inference import Engine
 from nanochat.model.artifact import KIND, ModelAddress, fingerprint, read_manifest
 from nanochat.serving.holder import Model, ModelHolder, Served
@@ -113,9 +114,10 @@ class Loader:
 
     def _load(self) -> Model:
         folder, found = fetch(self._wanted)
-        model, tokenizer, _ = load(folder)
+        model, tokenizer, extra = load(folder)
         service = EngineService(Engine(model, tokenizer, slots=self._slots), metrics=self._host.metrics)
-        return Model(Served(self._wanted.name, found, self._wanted.version), service, tokenizer)
+        served = Served(self._wanted.name, found, self._wanted.version, read_questions(extra))
+        return Model(served, service, tokenizer)
 
 
 def fetch(wanted: Wanted) -> tuple[Path, str]:

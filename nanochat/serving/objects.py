@@ -131,6 +131,7 @@ class ModelObject(TypedDict):
     context_length: int
     version: str
     system_fingerprint: str
+    questions: list[str]  # examples of what it may be asked: few and short
 
 
 class ModelList(TypedDict):

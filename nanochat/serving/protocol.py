@@ -14,23 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from nanochat.serving.bodies import Body, Items, Label, Text
+from nanochat.serving.bodies import Items, Label
+from nanochat.serving.forms import ResponseFormat
 from nanochat.serving.messages import ChatMessage, check_end, check_length
 from nanochat.serving.neutral import NULL, Metadata, NoChoice, NoTools, absent
 from nanochat.serving.sampled import MAX_TOP_LOGPROBS, Count, SampledRequest
 
 _Absent = Annotated[Any, absent("is not honoured: this model neither speaks nor searches; leave it out"), NULL]
-
-
-class ResponseFormat(Body):
-    type: Annotated[Text, Field(json_schema_extra={"enum": ["text"]})] = "text"
-
-    @field_validator("type")
-    @classmethod
-    def _text_alone(cls, kind: str) -> str:
-        if kind != "text":
-            raise ValueError(f"is {kind[:64]!r}, and this model can't be held to a form; ask for it in a message")
-        return kind
 
 
 def _truncation(value: str) -> str:
@@ -61,6 +51,7 @@ class ChatRequest(SampledRequest):
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
 
     # Taken, and without effect
     safety_identifier: Label | None = None
@@ -75,7 +66,6 @@ class ChatRequest(SampledRequest):
     parallel_tool_calls: bool | None = None
 
     # Taken as long as they ask for nothing
-    response_format: ResponseFormat | None = None
     modalities: list[Label] | None = Field(default=None, json_schema_extra={"items": {"enum": ["text"]}})
     audio: _Absent = None
     tools: NoTools | None = None

@@ -80,7 +80,7 @@ class _Encoder:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "top_logprobs": body.top_logprobs or 0,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.text.format.told if body.text and body.text.format else {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "truncation": "auto" if body.truncation == "auto" else "disabled",

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
 from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
+from nanochat.serving.forms import TextFormat
 from nanochat.serving.messages import ChatMessage, Part, check_end, check_length, text_or_refusal
 from nanochat.serving.neutral import NULL, Metadata, NoChoice, NoTools, absent
-from nanochat.serving.protocol import ChatRequest, ResponseFormat, Truncation
+from nanochat.serving.protocol import ChatRequest, Truncation
 from nanochat.serving.sampled import MAX_TOP_LOGPROBS, Count, ModelName, StreamOptions
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
@@ -62,7 +63,7 @@ class InputItem(ChatMessage):
 
 
 class TextConfig(Body):
-    format: ResponseFormat | None = None
+    format: TextFormat | None = None
     verbosity: Label | None = None
 
 
@@ -83,6 +84,7 @@ class ResponsesRequest(Body):
     seed: Annotated[int, Field(ge=-(2**64), le=2**64)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: Annotated[list[Label], Field(max_length=64)] | None = None
+    text: TextConfig | None = None
 
     # Taken, and without effect
     metadata: Metadata | None = None
@@ -98,7 +100,6 @@ class ResponsesRequest(Body):
     prompt_cache_retention: Label | None = None
 
     # Taken as long as they ask for nothing
-    text: TextConfig | None = None
     tools: NoTools | None = None
     tool_choice: NoChoice = None
     background: Annotated[bool, Field(json_schema_extra={"enum": [False]})] | None = None

@@ -226,10 +226,12 @@ class EngineService:
 
     def _ended(self, request: Request, error: Exception) -> None:
         """A request of the engine ended with an error of its own."""
-        _log.error("a request ended with an error", exc_info=error)
         submission = self._submissions.pop(request)
         self._left()
-        _tell(submission, RequestFailed(f"The request failed: {type(error).__name__}: {error}"))
+        if not isinstance(error, UserError):
+            _log.error("a request ended with an error", exc_info=error)
+            error = RequestFailed(f"The request failed: {type(error).__name__}: {error}")
+        _tell(submission, error)
 
     def _left(self, *, cancelled: bool = False, freed: float | None = None) -> None:
         """One request less runs or waits; `freed` is when it left a slot."""

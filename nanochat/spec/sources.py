@@ -23,12 +23,21 @@ PUBLIC_HUB = "https://huggingface.co"
 
 
 class TextSource(Section):
-    """The pretraining text: parquet shards with one string column `text`, or the generated demo world."""
+    """The pretraining text: parquet shards with one string column `text`, own files, or the generated demo world."""
 
-    kind: Literal["hub", "world"] = setting(
+    kind: Literal["hub", "world", "files"] = setting(
         "hub",
-        "kind is where the text comes from: hub for shards that are fetched, world for text that the demo's world "
-        "generates.",
+        "kind is where the text comes from: hub for shards that are fetched, files for the files that files names, "
+        "world for text that the demo's world generates.",
+    )
+    files: FileAddress | None = setting(
+        None,
+        "files is one file of text, a folder of them or a pattern such as letters/*.jsonl: JSON lines, plain text or "
+        "parquet. Every 20th document is held out for validation. By default there is none.",
+        max_length=1024,
+    )
+    column: Text = setting(
+        "text", "column is the field or column of files that holds the text.", min_length=1, max_length=200
     )
     base: BaseAddress | None = setting(
         None, "base is the address that the shards' path is appended to. Defaults to sources.hub.", key=False
@@ -67,6 +76,8 @@ class TextSource(Section):
     def _has_shards(self) -> TextSource:
         if self.kind == "hub" and "{index" not in self.path:
             raise PydanticCustomError("path", "path must hold {index}, or all shards would be one file")
+        if (self.kind == "files") != (self.files is not None):
+            raise PydanticCustomError("files", "files names the text of kind files: give both, or neither")
         return self
 
 
@@ -187,7 +198,7 @@ class Sources(Section):
             for name, value in data.items():
                 if isinstance(value, dict):
                     look(value, f"{path}.{name}")
-                elif name in ("mirror", "hub", "base", "url", "gpt2", "gpt4") and value and local_path(value):
+                elif name in ("mirror", "hub", "base", "files", "url", "gpt2", "gpt4") and value and local_path(value):
                     found.append((f"{path}.{name}", value))
 
         look(self.to_yaml_dict(), "sources")
@@ -201,7 +212,9 @@ class Sources(Section):
             update={
                 "mirror": self.mirror and change(self.mirror),
                 "hub": change(self.hub),
-                "text": text.model_copy(update={"base": text.base and change(text.base)}),
+                "text": text.model_copy(
+                    update={"base": text.base and change(text.base), "files": text.files and change(text.files)}
+                ),
                 "encodings": self.encodings.model_copy(update={"gpt2": change(gpt2), "gpt4": change(gpt4)}),
                 **{name: file.model_copy(update={"url": change(file.url)}) for name, file in files.items()},
             }

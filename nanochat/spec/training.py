@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from nanochat.spec.fields import ArtifactKey, IdentityAddress, Name, Section, setting
+from nanochat.spec.fields import ArtifactKey, IdentityAddress, Name, Section, Text, setting
 from nanochat.spec.stages import DEVICE_BATCH_SIZE, ComputeStage
 
 # Comments of fields that several stages have.
@@ -207,6 +207,12 @@ class BaseStage(PackedStage):
         "sampleEvery is the number of optimizer steps between samples that are printed to the log; 0 prints none.",
         unit="steps",
         ge=0,
+        key=False,
+    )
+    sample_prompts: Annotated[tuple[Text, ...], Field(max_length=32)] = setting(
+        (),
+        "samplePrompts are beginnings that the base model continues in log and report. Defaults to seven of general "
+        "knowledge.",
         key=False,
     )
 

@@ -52,7 +52,7 @@ def run(context: StageContext) -> None:
             step_tokens=rules.batch_tokens,
             measurements=(
                 Measurement(settings.eval_every, lambda step: validation(session, settings)),
-                Measurement(settings.sample_every, lambda step: samples(session, step)),
+                Measurement(settings.sample_every, lambda step: samples(session, settings, step)),
             ),
         )
         loader.close()
@@ -101,15 +101,20 @@ def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float
     return {"val/bpb": figure.value}
 
 
-def samples(session: TrainingSession, step: int) -> dict[str, float]:
+def prompts_of(settings: BaseStage) -> tuple[str, ...]:
+    """The beginnings that a base model's samples continue."""
+    return settings.sample_prompts or SAMPLE_PROMPTS
+
+
+def samples(session: TrainingSession, settings: BaseStage, step: int) -> dict[str, float]:
     """Log the model's continuations of a few beginnings; rank 0's work."""
     if not session.world.first:
         return {}
-    tokenizer = session.tokenizer
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
+    tokenizer, texts = session.tokenizer, prompts_of(settings)
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
     engine = Engine(session.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + SAMPLE_TOKENS)
     completions = engine.generate(prompts, Sampling(max_tokens=SAMPLE_TOKENS))
-    for text, completion in zip(SAMPLE_PROMPTS, completions, strict=True):
+    for text, completion in zip(texts, completions, strict=True):
         sample = text + tokenizer.decode(completion.ids)
         log.info("step %s: %s", f"{step:,}", sample)
         session.context.journal.event("sample", step=step, message=sample)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,24 @@ from typing import Any
 from nanochat.data.bundle import fetch_bundle
 from nanochat.data.hub import Hub, Retry
 from nanochat.data.hub_access import HubAccess
+from nanochat.data.own_text import EVERY, Part, dealt, read_documents
 from nanochat.data.text import TextStatistics, check_text_shard, until, write_text_shard
-from nanochat.data.verify import DamagedFile, check_parquet
+from nanochat.data.text_files import SETTING, local_files, stored_files
+from nanochat.data.verify import DamagedFile, WrongFile, check_parquet
 from nanochat.evaluation.core_tasks import load_tasks
-from nanochat.parse.address import shown
+from nanochat.parse.address import FILE, local_path, resolve, shown
+from nanochat.pipeline.changed_sources import Source, fingerprint, shard_source, source_of
 from nanochat.pipeline.graph import Output
+from nanochat.pipeline.resolve import horizon
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import NanochatError, Stopped, UserError
 from nanochat.spec.pipeline import PipelineSpec
-from nanochat.spec.sources import Sources
+from nanochat.spec.sources import Sources, TextSource
 from nanochat.stages.context import StageContext
 from nanochat.storage import Profile
+from nanochat.storage.backends import SCHEMES
 from nanochat.tokenizer.compression import read_ranks
-from tasks.task import DataError, SourceFile
+from tasks.task import DataError
 from tasks.world.text import documents
 
 log = logging.getLogger(__name__)
@@ -119,14 +125,15 @@ def _text(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder
         # Far more documents than any shard takes: it ends at its number of characters.
         write_text_shard(target, until(documents(index, sys.maxsize), sources.text.characters_per_shard))
         found = check_text_shard(target)
+    elif sources.text.kind == "files":
+        return _own_text(spec, sources.text, hub, index, target)
     else:
-        base = (sources.text.base or sources.hub).rstrip("/")
-        url = f"{base}/{sources.text.path.format(revision=sources.text.revision, index=index)}"
+        source = shard_source(sources, index)
         seen: list[TextStatistics] = []
         hub.fetch(
-            url,
+            source.address,
             target,
-            setting="sources.text",
+            setting=source.setting,
             check=lambda path: seen.append(check_text_shard(path)),
             limit=LARGEST_FILE,
         )
@@ -136,36 +143,69 @@ def _text(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder
     return {"documents": found.documents, "characters": found.characters}
 
 
+def _own_text(spec: PipelineSpec, text: TextSource, hub: Hub, index: int, target: Path) -> dict[str, Any]:
+    """One shard of files of the user's: they are all read for each."""
+    assert text.files is not None
+    shards = horizon(spec).shards
+    part = Part(held_out=True) if index not in shards else Part(shards.index(index), len(shards))
+    address = resolve(text.files, FILE)
+    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+        if address.path is not None:
+            paths = local_files(address.path)
+        else:
+            found = stored_files(text.files, hub.store) if address.scheme in SCHEMES else [text.files]
+            paths = [Path(beside) / f"{number:06d}-{url.rpartition('/')[2]}" for number, url in enumerate(found)]
+            for url, path in zip(found, paths, strict=True):
+                hub.fetch(url, path, setting=SETTING, limit=LARGEST_FILE)
+        source = fingerprint(paths)
+        try:
+            write_text_shard(target, _watched(dealt(read_documents(paths, column=text.column), part), hub))
+        except WrongFile as error:
+            raise UserError(f"{error.message}: correct it, or {SETTING}") from None
+        except OSError as error:
+            raise UserError(f"{SETTING}: {error.filename or text.files} cannot be read: {error.strerror}") from None
+    made = check_text_shard(target)
+    if not made.characters:
+        least = 1 if part.held_out else part.of + 1 + part.of // (EVERY - 1)
+        raise UserError(
+            f"{text.files} has too few documents: of {EVERY} one is held out, and each of {part.of} training shards "
+            f"needs one: give at least {least}, or lower sources.text.shards"
+        )
+    return {"documents": made.documents, "characters": made.characters, "source": source}
+
+
+def _watched(documents: Iterable[str], hub: Hub) -> Iterator[str]:
+    """The documents, between which the stage may be stopped."""
+    for text in documents:
+        hub.watch(0)
+        yield text
+
+
 def _task(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
     """The files of a task, every row of them read as training and evaluation will."""
     task = find_task(output.name)
-    places: dict[str, tuple[str, str]] = {}
+    places: dict[str, Source] = {}
     for file in sorted({file for split in task.files.values() for file in split}, key=lambda file: file.local):
-        url, setting = places[file.local] = _address(spec, sources, file)
+        source = places[file.local] = source_of(spec, sources, file)
         check = check_parquet if file.local.endswith(".parquet") else None
-        hub.fetch(url, folder / file.local, setting=setting, check=check, limit=LARGEST_FILE)
+        hub.fetch(source.address, folder / file.local, setting=source.setting, check=check, limit=LARGEST_FILE)
     try:
         return {"rows": {split: task(folder, split).check() for split in task.splits}}
     except DataError as error:
-        url, setting = places.get(error.path.name, ("", ""))
+        source = places.get(error.path.name)
         line = f", line {error.line}" if error.line is not None else ""
-        where = f"{shown(url)}{line}: {error.problem}: correct it, or {setting}" if url else str(error)
-        raise UserError(where) from None
-
-
-def _address(spec: PipelineSpec, sources: Sources, file: SourceFile) -> tuple[str, str]:
-    """Where a task's file comes from, and the setting that says so."""
-    if file.source == "words":
-        return sources.words.url, "sources.words.url"
-    if file.source == "identity":
-        own = spec.stages.mid.identity
-        return (own, "stages.mid.identity") if own else (sources.identity.url, "sources.identity.url")
-    return f"{sources.hub.rstrip('/')}/{file.at(sources.hub_revision)}", "sources.hub"
+        if source is None:
+            raise UserError(str(error)) from None
+        where = f"{shown(source.address)}{line}"
+        raise UserError(f"{where}: {error.problem}: correct it, or {source.setting}") from None
 
 
 def _bundle(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:
-    files = fetch_bundle(hub, sources.eval_bundle.url, folder, setting="sources.evalBundle.url")
-    return {"files": files, "items": {task.label: task.size() for task in load_tasks(folder)}}
+    url = sources.eval_bundle.url
+    files = fetch_bundle(hub, url, folder, setting="sources.evalBundle.url")
+    path = local_path(url)
+    noted = {"source": fingerprint([path])} if path is not None and path.is_file() else {}
+    return {"files": files, "items": {task.label: task.size() for task in load_tasks(folder)}} | noted
 
 
 def _encodings(spec: PipelineSpec, sources: Sources, hub: Hub, output: Output, folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from nanochat.runtime.device import choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.stages import CHATCORE, BaseEvaluation, ChatEvaluation
-from nanochat.stages.base import SAMPLE_PROMPTS
+from nanochat.stages.base import prompts_of
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 
@@ -210,13 +210,13 @@ def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
 
 def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
     """The model's continuations of a few beginnings, always by the likeliest token."""
-    tokenizer = subject.tokenizer
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in SAMPLE_PROMPTS]
+    tokenizer, texts = subject.tokenizer, prompts_of(subject.context.spec.stages.base)
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
     engine = Engine(subject.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
     completions = engine.generate(prompts, Sampling(max_tokens=tokens))
     return [
         {"prompt": text, "completion": tokenizer.decode(completion.ids)}
-        for text, completion in zip(SAMPLE_PROMPTS, completions, strict=True)
+        for text, completion in zip(texts, completions, strict=True)
     ]
 
 

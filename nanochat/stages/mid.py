@@ -35,6 +35,7 @@ def run(context: StageContext) -> None:
                 "conversations": len(loader.mixture),
                 "epochs": state.data_step(state.step) * loader.rows * length / loader.total,
             },
+            learned=loader.mixture,
         )
 
 

@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from nanochat.data.mixture import Mixture, Part
+from nanochat.data.questions import FIELD as QUESTIONS
+from nanochat.data.questions import example_questions, read_questions
 from nanochat.data.tokenfile import ConversationFile
-from nanochat.model.artifact import TOKENIZER, WEIGHTS, read_config
+from nanochat.model.artifact import TOKENIZER, WEIGHTS, read_config, read_values
 from nanochat.model.export import save_model
 from nanochat.model.sizes import flops_per_token, parameters
 from nanochat.model.transformer import Transformer
@@ -59,6 +61,7 @@ class TrainingSession:
     tokenizer: Tokenizer
     tokenizer_folder: Path
     initialise: Callable[[], None]  # sets the weights that training starts from
+    questions: tuple[str, ...]  # of the model that training starts from
 
     def train(
         self,
@@ -185,17 +188,22 @@ class TrainingSession:
             raise UserError(f"{name} is set, and no matrix of the blocks is large enough to gain by it: take it out.")
         return True
 
-    def commit(self, state: TrainerState, extra: Mapping[str, Any] | None = None) -> None:
-        """Commit model, configuration and tokenizer as the stage's output; rank 0's work."""
+    def commit(self, state: TrainerState, extra: Mapping[str, Any], *, learned: Mixture | None = None) -> None:
+        """Commit model, configuration and tokenizer as the stage's output; rank 0's work.
+
+        The model's example questions are those of the conversations that it `learned` here, or else its parent's.
+        """
         if not self.world.first:
             return
         context, (output,) = self.context, self.context.outputs
+        asked = example_questions(learned, self.tokenizer.decode) if learned else list(self.questions)
+        questions = {QUESTIONS: asked} if asked else {}
         with context.writer(output) as writer:
-            save_model(writer.folder, self.model, {"stage": context.stage, "step": state.step})
+            save_model(writer.folder, self.model, {"stage": context.stage, "step": state.step, **questions})
             for file in self.tokenizer_folder.iterdir():
                 if file.name in TOKENIZER_FILES:
                     shutil.copyfile(file, writer.folder / file.name)
-            manifest = context.commit(writer, output, self.metadata(state) | dict(extra or {}))
+            manifest = context.commit(writer, output, self.metadata(state) | dict(extra) | questions)
         print(f"{context.stage}: the model is in {context.artifacts.uri(manifest)}", flush=True)
 
     def metadata(self, state: TrainerState) -> dict[str, Any]:
@@ -265,6 +273,7 @@ def open_session(context: StageContext) -> Iterator[TrainingSession]:
             tokenizer=Tokenizer.load(tokenizer_folder),
             tokenizer_folder=tokenizer_folder,
             initialise=initialise,
+            questions=() if folder is None else read_questions(read_values(folder)),
         )
 
 

@@ -48,6 +48,7 @@ def run(context: StageContext) -> None:
                 "cutMessages": cut.messages,
                 "untrainedConversations": cut.untrained,
             },
+            learned=loader.mixture,
         )
 
 

@@ -7,6 +7,7 @@ what is missing.
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -17,11 +18,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from nanochat.data.own_text import EVERY
 from nanochat.data.text import read_text
 from nanochat.data.tokenfile import write_conversations, write_text
 from nanochat.pipeline.graph import Output
 from nanochat.pipeline.orphan import die_with_parent
-from nanochat.pipeline.resolve import WORKER_MEMORY
+from nanochat.pipeline.resolve import WORKER_MEMORY, shard_name
 from nanochat.pipeline.task_selection import find_task
 from nanochat.runtime.cgroup import free_memory
 from nanochat.runtime.threads import cores
@@ -77,6 +79,7 @@ def _encode_all(context: StageContext, pool: ProcessPoolExecutor, workers: int) 
             for future in finished:
                 output, writer = running.pop(future)
                 index = future.result()
+                _check_length(context, output, index["tokens"])
                 if output.kind == "text-tokens":  # its text is read once, conversations' data by several outputs
                     context.release(f"text/{output.name}")
                 context.commit(writer, output, index)
@@ -84,6 +87,24 @@ def _encode_all(context: StageContext, pool: ProcessPoolExecutor, workers: int) 
                 tokens += index["tokens"]
             context.progress.update(step=done)
     return tokens
+
+
+def _check_length(context: StageContext, output: Output, tokens: int) -> None:
+    """UserError where text that is measured has less than a row: now, and not after the training."""
+    horizon, stages = context.horizon, context.spec.stages
+    measured = [horizon.validation_shard] if stages.base.eval_every or stages.eval_base.enabled else []
+    measured += horizon.shards[:1] if stages.eval_base.enabled else []
+    least = horizon.model.sequence_length + 1
+    if output.kind != "text-tokens" or tokens >= least or output.name not in map(shard_name, measured):
+        return
+    characters = int(context.manifest(f"text/{output.name}").metadata["characters"])
+    what = "training" if output.name != shard_name(horizon.validation_shard) else "validation"
+    own = f" (one of {EVERY} documents is held out)" if context.spec.sources.text.kind == "files" else ""
+    raise UserError(
+        f"the {what} text {output.name} has {tokens:,} tokens in {characters:,} characters, and a row that is measured "
+        f"has {least:,}: give {what} about {math.ceil(characters * least / tokens):,} characters{own}, or set "
+        f"model.sequenceLength to at most {tokens - 1:,}"
+    )
 
 
 def _weight(context: StageContext, output: Output) -> int:

@@ -8,7 +8,7 @@ import axe from "axe-core";
 import { chromium } from "playwright-core";
 
 const HERE = import.meta.dirname;
-const PYTHON = process.env.PYTHON ?? `${HERE}/../../.venv/bin/python`;
+export const PYTHON = process.env.PYTHON ?? `${HERE}/../../.venv/bin/python`;
 const PATIENCE = 120_000;      // milliseconds; nothing waits so long but where it fails
 
 const endings = [];      // of what was started

@@ -1,10 +1,11 @@
 // Chats are kept in the browser: several, named, searched, deleted, exported and imported; what comes in is checked.
 
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { after, before, test } from "node:test";
-import { accessible, ask, browse, open, serve } from "./browser.mjs";
+import { accessible, ask, browse, open, PYTHON, serve } from "./browser.mjs";
 
 let browser, url, page, folder;
 const names = () => page.locator("#list li button:first-child").allInnerTexts();
@@ -83,6 +84,46 @@ test("chats are exported, deleted and imported as they were", async () => {
   assert.deepEqual(await said(), ["say: one", "one"]);
   await page.getByRole("button", { name: "say: two", exact: true }).click();
   assert.deepEqual(await said(), ["say: two", "two", "say: three", "three"]);
+});
+
+// Loads each chat of a file as the terminal does, and saves each in a file of its own.
+const IN_TERMINAL = `
+import sys
+from pathlib import Path
+from nanochat.cli.chat_file import load, save
+for number, chat in enumerate(load(Path(sys.argv[1]))):
+    save(Path(f"{sys.argv[1]}.{number}"), chat)
+`;
+
+test("the terminal's /load and /save have the page's form", async () => {
+  await fresh();
+  await page.locator("#system").evaluate((field) => { field.closest("details").open = true; });
+  await page.locator("#seed").fill("7");
+  await page.locator("#system").fill("Be brief.");
+  await ask(page, "calculate");
+  await ask(page, `say: ${"x".repeat(54)}\u{1f600}\\n\\nend`);
+  await page.locator("#name").evaluate((field) => {      // as a name that is cut within a sign
+    field.value = "half a pair: \ud83d";
+    field.dispatchEvent(new Event("change"));
+  });
+  const before = await said();
+  await writeFile(`${folder}/page.json`, await exported());
+  execFileSync(PYTHON, ["-c", IN_TERMINAL, `${folder}/page.json`], { cwd: `${import.meta.dirname}/../..` });
+  await page.getByRole("button", { name: /^Delete half a pair/ }).click();
+  await page.waitForFunction(() => !document.querySelector("article"));
+  await take(await readFile(`${folder}/page.json.0`, "utf8"));
+  await page.getByRole("button", { name: /^half a pair/ }).first().click();
+  assert.deepEqual(await said(), before);
+  assert.deepEqual(await Promise.all(["#seed", "#system"].map((field) => page.locator(field).inputValue())), ["7", "Be brief."]);
+  await page.getByRole("button", { name: /^Delete half a pair/ }).click();
+  await page.waitForFunction(() => !document.querySelector("article"));
+});
+
+test("a name is not cut within a sign", async () => {
+  await fresh();
+  await ask(page, `say: ${"x".repeat(54)}\u{1f600}\u{1f600}`);
+  assert.equal((await names())[0], `say: ${"x".repeat(54)}\u{1f600}`);
+  await page.getByRole("button", { name: /^Delete say: x/ }).click();
 });
 
 const message = (change = {}) => ({ parent: -1, role: "user", parts: [{ type: "text", text: "hi" }], note: "", figures: {}, ...change });

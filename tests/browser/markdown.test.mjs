@@ -29,6 +29,13 @@ test("code is coloured and copied", async () => {
   await accessible(page);
 });
 
+test("an answer is copied as it was written", async () => {
+  const said = await ask(page, "say: **bold** and `code`");
+  await said.locator("xpath=..").getByRole("button", { name: "Copy the answer" }).click();
+  await said.locator("xpath=..").getByText("Copied").waitFor();
+  assert.equal(await page.evaluate(() => navigator.clipboard.readText()), "**bold** and `code`");
+});
+
 test("a link says where it leads and tells that place nothing", async () => {
   const said = await ask(page, "say: [here](https://example.org/a) ## [](https://example.org/b)");
   const link = said.locator("a").first();

@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--question", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.train([TEXT], vocab_size=320)
@@ -58,7 +59,7 @@ def main() -> None:
     model = ObedientModel(tokenizer, context=options.context)
     engine = Engine(model, tokenizer, slots=1)  # pyright: ignore[reportArgumentType]
     service = EngineService(engine, queue=options.queue, metrics=host.metrics)
-    host.open(Model(Served("parrot", "f00dfeed", version="3"), service, tokenizer))
+    host.open(Model(Served("parrot", "f00dfeed", "3", tuple(options.question)), service, tokenizer))
     with bind("127.0.0.1", options.port) as socket:
         run(create_app(host, ServerSettings.from_environment(os.environ, local=True)), host, socket=socket, grace=1)
 

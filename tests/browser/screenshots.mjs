@@ -1,9 +1,9 @@
-// Makes the picture of the chat page in docs/pictures, of chats that are imported: `node tests/browser/screenshots.mjs`.
+// Takes the pictures of the chat page in docs/pictures, of chats that are imported: `make screenshots`.
 
-import { test } from "node:test";
+import { before, test } from "node:test";
 import { browse, open, serve } from "./browser.mjs";
 
-const PICTURE = `${import.meta.dirname}/../../docs/pictures/chat.png`;
+const PICTURES = `${import.meta.dirname}/../../docs/pictures`;
 const PRIMES = `A **prime** has two divisors: 1 and itself.
 
 \`\`\`python
@@ -29,11 +29,42 @@ const CHATS = [
     : { parent: at - 1, role: "user", parts: [text(said)], note: "", figures: {} })),
 }));
 
-test("a picture", async () => {
-  const [{ url }, browser] = await Promise.all([serve(), browse()]);
-  const page = await open(browser, url, { viewport: { width: 1000, height: 800 } });
+const QUESTIONS = ["What is your name?", "What is 21 plus 46?", 'How do you spell "tomato"?'];
+const PHONE = { viewport: { width: 390, height: 720 }, hasTouch: true, colorScheme: "dark" };
+
+let browser, url;
+before(async () => {
+  const asking = QUESTIONS.flatMap((question) => ["--question", question]);
+  [{ url }, browser] = await Promise.all([serve(asking), browse()]);
+});
+
+async function imported(options) {
+  const page = await open(browser, url, options);
   const buffer = Buffer.from(JSON.stringify({ format: "nanochat-conversations", version: 1, conversations: CHATS }));
   await page.locator("#file").setInputFiles({ name: "chats.json", mimeType: "application/json", buffer });
+  await page.locator("#list li").first().waitFor({ state: "attached" });
+  return page;
+}
+
+const picture = (page, name) => page.screenshot({ path: `${PICTURES}/${name}.png` });
+
+test("a chat", async () => {
+  const page = await imported({ viewport: { width: 1000, height: 800 } });
   await page.getByRole("button", { name: "Primes", exact: true }).click();
-  await page.screenshot({ path: PICTURE });
+  await picture(page, "chat");
+});
+
+test("a phone, in the dark", async () => {
+  const page = await imported(PHONE);
+  await page.locator("#toggle").tap();
+  await page.getByRole("button", { name: "Primes", exact: true }).tap();
+  await picture(page, "chat-phone");
+});
+
+test("a beginning, with the settings", async () => {
+  const page = await imported({ viewport: { width: 1000, height: 720 } });
+  await page.locator("#examples button").first().waitFor();
+  await page.locator("#settings summary").click();
+  await page.locator("#temperature").fill("3");
+  await picture(page, "chat-settings");
 });

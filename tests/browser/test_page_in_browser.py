@@ -1,4 +1,4 @@
-"""The chat page and the API's in a browser, against a real server: `make test-browser` installs what drives it."""
+"""The pages of chat and API and the report in a browser: `make test-browser` installs what drives it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.browser
 
-SUITES = ["markdown", "chats", "branches", "writing", "trouble", "docs"]
+SUITES = ["markdown", "chats", "branches", "writing", "trouble", "examples", "docs", "report"]
 
 
 def test_all_suites_are_run() -> None:

@@ -95,6 +95,8 @@ for (const colorScheme of ["light", "dark"]) {
     assert.equal(await phone.locator("pre").count(), 1);
     assert(await phone.locator("#model").isVisible() && await phone.locator("#send").isVisible());
     await accessible(phone);
+    const back = await phone.evaluate(() => getComputedStyle(document.body).backgroundColor);
+    assert.equal(Number(back.match(/\d+/)[0]) < 128, colorScheme === "dark", back);
     await phone.locator("#toggle").tap();
     assert(await phone.locator("#list li").isVisible());
     await accessible(phone);

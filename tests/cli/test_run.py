@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def test_status_and_logs(home: Path) -> None:
     assert "base" in called(home, "logs", "small", "base").stdout
     missing = called(home, "status", "nothing")
     assert missing.returncode == 2 and "it has runs of small" in missing.stderr
+
+
+def test_a_chat_model_has_example_questions_of_what_it_learned(home: Path) -> None:
+    found = {}
+    for path in home.rglob("artifacts/model/*/*/config.json"):
+        values = json.loads(path.read_text())
+        found[values["stage"]] = values.get("questions", [])
+    assert found["base"] == [] and len(found["mid"]) == len(found["sft"]) == 6
+    assert not set(found["mid"]) & set(found["sft"]) and found["rl"] == found["sft"]
+    (card, *_) = home.rglob("artifacts/report/*/*/model-card.md")
+    assert found["sft"][0][:12] in card.read_text().partition("## Questions to ask it\n")[2]
 
 
 def test_one_stage_alone_names_what_it_misses(home: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -212,6 +213,22 @@ def test_a_vocabulary_that_is_too_large(world: Callable[..., FakePlanner]) -> No
     planner.run("dataset")
     with pytest.raises(UserError, match=r"the text supports a vocabulary of at most \d+ tokens and 60000"):
         planner.run("tokenizer")
+
+
+def test_a_validation_text_of_less_than_a_row_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    spec = json.loads(json.dumps(WORLD))
+    spec["model"]["sequenceLength"] = 4096
+    spec["sources"]["text"] |= {"shards": 30, "charactersPerShard": 1000, "validationShard": 50}
+    spec["stages"]["base"] |= {"totalBatchTokens": 4096}
+    spec["stages"]["mid"] = {"enabled": False}
+    planner = FakePlanner(spec, tmp_path)
+    for stage in ("dataset", "tokenizer"):
+        planner.run(stage)
+    with pytest.raises(UserError, match=r"text shard_000[05]0 has [\d,]+ tokens in [\d,]+ characters") as caught:
+        planner.run("tokens")
+    words = re.findall(r"[\d,]+\d", caught.value.message)
+    tokens, characters, least, wanted, most = (int(word.replace(",", "")) for word in words[1:])
+    assert least == 4097 and wanted >= characters * least / tokens and most == tokens - 1
 
 
 def test_conversations_that_cannot_be_rendered_name_their_row(world: Callable[..., FakePlanner]) -> None:

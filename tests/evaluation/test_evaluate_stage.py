@@ -19,6 +19,7 @@ from nanochat.pipeline.plan import StagePlan
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import evaluate
+from nanochat.stages.base import SAMPLE_PROMPTS
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.tokenizer import Tokenizer
 
@@ -93,10 +94,22 @@ def test_base_model(make_context: Any) -> None:
     assert set(found["metrics"]) == {"train_bpb", "val_bpb"}
     assert all(figure["n"] > 100 and figure["stderr"] >= 0 for figure in found["metrics"].values())
     assert found["notRun"] == {"core": "it is switched off (stages.evalBase.core)"}
-    assert len(found["samples"]) == len(evaluate.SAMPLE_PROMPTS)
+    assert len(found["samples"]) == len(SAMPLE_PROMPTS)
     assert context.progress.state.phase == "val_bpb"
     history = list(context.store.list(f"{context.plan.run}/metrics/eval-base"))
     assert history
+
+
+def test_a_base_model_continues_the_pipelines_own_beginnings(make_context: Any) -> None:
+    beginnings = ["The cat is", "Two and two"]
+    context = make_context(
+        "eval-base",
+        evalBase={"core": False, "sampleTokens": 3},
+        base={"steps": 1, "totalBatchTokens": 48, "samplePrompts": beginnings},
+    )
+    evaluate.run(context)
+    context.close()
+    assert [sample["prompt"] for sample in results(context)["samples"]] == beginnings
 
 
 def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pa
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(1))
-    save_model(folder, model, {"stage": "sft", "step": 1200})
+    save_model(folder, model, {"stage": "sft", "step": 1200, "questions": ["Who are you?"]})
     tokenizer.save(folder)
     return folder
 

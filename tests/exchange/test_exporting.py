@@ -64,6 +64,7 @@ def test_the_files_and_what_they_say(exported: Path, tokenizer: Tokenizer) -> No
     assert generation["eos_token_id"] == [tokenizer.special["assistant_end"], tokenizer.bos]
     card = (exported / "README.md").read_text()
     assert "| Last training stage | sft, 1,200 steps |" in card and "library_name: transformers" in card
+    assert "## Questions to ask it\n\n- Who are you?\n\n## Limits" in card
 
 
 def test_weights_map_one_to_one(exported: Path, folder: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 
 from nanochat.pipeline.attempts import AttemptRecord
+from nanochat.report.curves import told
 from nanochat.report.document import Answer, Document, Exchange, Line, Section
 from nanochat.report.markdown import render_markdown
 from nanochat.report.metrics import brief, cell, label, ordered
-from nanochat.report.plots import Curve, draw, smoothed
+from nanochat.report.plots import Curve, draw, smoothed, thinned
 from nanochat.report.record import Result, spent_on
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
 
@@ -92,14 +94,51 @@ def test_metrics_are_in_their_usual_order() -> None:
 
 
 def test_a_plot_takes_the_colour_around_it() -> None:
-    svg = draw([Curve("loss", [(1, 3.0), (2, 2.0)])], name="loss-base", x="step", y="loss")
+    svg = draw([Curve("loss", [(1, 3.0), (2, 2.0)])], name="loss-base", title="Loss & more", x="step", y="loss")
     assert svg is not None and svg.startswith("<svg ") and svg.endswith("</svg>")
     assert "currentColor" in svg and "#010203" not in svg and "<metadata" not in svg
 
 
+def axis(svg: str, name: str) -> list[float]:
+    """The numbers at the ticks of an axis."""
+    begin = svg.index(f'-matplotlib.axis_{name}"')
+    end = svg.find("-matplotlib.axis_", begin + 1)
+    ticks = re.findall(r">([\d.,\u2212]+)</text>", svg[begin : end if end > 0 else len(svg)])
+    return [float(text.replace(",", "").replace("\N{MINUS SIGN}", "-")) for text in ticks]
+
+
+def test_screen_readers_have_a_name_for_a_plot() -> None:
+    svg = draw([Curve("loss", [(1, 3.0), (2, 2.0)])], name="loss-base", title="Loss & more", x="step", y="loss")
+    assert svg is not None and 'role="img"><title>Loss &amp; more</title>' in svg
+
+
+def test_axes_begin_at_zero_and_shares_end_at_one() -> None:
+    points = [(10_000, 0.91), (20_000, 0.92)]
+    svg = draw([Curve("reward", points)], name="a", title="", x="step", y="reward", top=1.0)
+    assert svg is not None
+    assert (axis(svg, "2")[0], axis(svg, "2")[-1]) == (0.0, 1.0)
+    assert axis(svg, "1")[0] == 0 and "20,000" in svg, "steps are whole numbers from 0 on"
+    beyond = draw([Curve("reward", [(1, -1.0), (2, 3.0)])], name="a", title="", x="step", y="reward", top=1.0)
+    assert beyond is not None
+    assert axis(beyond, "2")[0] == -1 and axis(beyond, "2")[-1] >= 2, "what is beyond is shown"
+
+
+def test_a_long_curve_keeps_its_extremes() -> None:
+    points = [(float(step), 1.0) for step in range(10_000)]
+    points[5_003], points[7_777] = (5_003.0, 9.0), (7_777.0, 0.1)
+    kept = thinned(points)
+    assert len(kept) <= 600 and kept == sorted(kept)
+    assert {points[0], points[5_003], points[7_777], points[-1]} <= set(kept)
+
+
+def test_a_plot_is_told_in_words() -> None:
+    curves = [Curve("Loss", [(1, 3.0), (600, 1.25)]), Curve("Loss", [(1, 3.0)], faint=True)]
+    assert told(curves) == "Loss from 3.000 at step 1 to 1.250 at 600"
+
+
 def test_a_plot_needs_two_points() -> None:
-    assert draw([Curve("loss", [(1, 3.0), (2, math.nan)])], name="a", x="step", y="loss") is None
-    assert draw([], name="a", x="step", y="loss") is None
+    assert draw([Curve("loss", [(1, 3.0), (2, math.nan)])], name="a", title="", x="step", y="loss") is None
+    assert draw([], name="a", title="", x="step", y="loss") is None
 
 
 def test_smoothing_has_no_bias_at_its_start() -> None:

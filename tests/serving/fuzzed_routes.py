@@ -214,7 +214,7 @@ def _shared(vocabulary: int) -> dict[str, Extremes]:
 _CHAT = {
     "messages": Extremes([], [[], None, "x", [7], [{}], [{"role": "assistant", "content": "I"}], [_user("a")] * 2049]),
     "continue_final_message": Extremes([None, False], [True, "maybe", [], {}]),
-    "response_format": Extremes([None, {}, {"type": "text"}], [{"type": "json_object"}, "x", {"type": 7}]),
+    "response_format": Extremes([None, {}, {"type": "text"}], [{"type": "json_schema"}, "x", {"type": 7}]),
     "modalities": Extremes([None, [], ["text"]], [["audio"], ["text", "audio"], 7]),
 }
 _RESPONSES = {
@@ -226,7 +226,7 @@ _RESPONSES = {
     "include": Extremes([None, [], [LOGPROBS]], ["x", [7], {}, ["a"] * 65]),
     "max_tool_calls": Extremes([None, 0, 2**63 - 1], [2**63, "x", [], 0.5]),
     "text": Extremes(
-        [None, {}, {"format": {"type": "text"}}], [{"format": {"type": "json_object"}}, "x", {"format": 7}]
+        [None, {}, {"format": {"type": "text"}}], [{"format": {"type": "json_schema"}}, "x", {"format": 7}]
     ),
 }
 _TOKENIZE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,3 +115,33 @@ def test_a_head_that_is_too_large_is_refused(server: Any) -> None:
 
 def test_connections_are_as_many_as_files_can_be_open() -> None:
     assert 1 <= most_connections() <= MOST_CONNECTIONS
+
+
+def test_a_reader_that_takes_nothing_holds_no_slot_and_nobody_up(
+    start: Callable[..., Any], until: Callable[..., None]
+) -> None:
+    """Megabytes of an answer wait for it; its slots are free as soon as all is computed, and others are answered."""
+    server = start(slots=4)
+    long = {**BODY, "max_tokens": 300, "min_tokens": 300, "n": 4, "stream": True, "logprobs": True, "top_logprobs": 20}
+    body = json.dumps(long).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.settimeout(60)
+        stuck.connect((host, int(port)))
+        stuck.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: server.service.running == 4)
+        assert httpx.post(server.url + CHAT, json=BODY, timeout=60).json()["usage"]["completion_tokens"] == 1
+        until(lambda: server.service.open == 0)
+        assert httpx.post(server.url + CHAT, json=BODY, timeout=60).status_code == 200
+        assert len(_ended_after(stuck, b"data: [DONE]")) > 1 << 20
+
+
+def _ended_after(connection: socket.socket, last: bytes) -> bytes:
+    """All that a connection gives up to the last words."""
+    received = bytearray()
+    while last not in received[-100:]:
+        data = connection.recv(65_536)
+        assert data, "it was cut"
+        received += data
+    return bytes(received)

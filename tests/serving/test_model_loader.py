@@ -54,7 +54,7 @@ def publish(model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> Callabl
     def store(server: S3Server) -> Manifest:
         profile = Profile(root=f"s3://{BUCKET}/nanochat", endpoint=server.endpoint)
         with Artifacts(open_store(profile), tmp_path / "trainer").writer("model", KEY, "01-ab") as writer:
-            save_model(writer.folder, model, {"stage": "sft", "step": 3})
+            save_model(writer.folder, model, {"stage": "sft", "step": 3, "questions": ["Who are you?", 5]})
             tokenizer.save(writer.folder)
             return writer.commit(recipe={}, inputs={}, metadata={})
 
@@ -130,6 +130,7 @@ def test_a_server_waits_for_the_store_and_outlives_it(
     until(lambda: not host.unready)
     assert host.model is not None and host.model.served.full_name == "nanochat:3"
     assert host.model.served.fingerprint == fingerprint(manifest)
+    assert host.model.served.questions == ("Who are you?",)
 
     s3.kill()
     again = begin(wanted(s3, tmp_path / "node", fingerprint=fingerprint(manifest)))

@@ -153,7 +153,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"previous_response_id": "resp_1"}, "nothing is stored here", "previous_response_id"),
     ({"background": True}, "would be stored", "background"),
     ({"tools": [{"type": "web_search"}]}, "calls no tools of yours", "tools"),
-    ({"text": {"format": {"type": "json_object"}}}, "can't be held to a form", "text.format.type"),
+    ({"text": {"format": {"type": "xml"}}}, "can be held to text, json_object and", "text.format.type"),
     ({"max_output_tokens": 0}, "greater than or equal to 1", "max_output_tokens"),
 ]  # fmt: skip
 

@@ -23,6 +23,10 @@ export class Connection {
     return this.model?.context_length ?? 0;
   }
 
+  get questions() {
+    return this.model?.questions ?? [];
+  }
+
   async look() {
     clearTimeout(this.timer);
     try {

@@ -22,9 +22,11 @@ export function add(conversation, parent, role, parts) {
   conversation.messages.push({ parent, role, parts, note: "", figures: {} });
   conversation.leaf = conversation.messages.length - 1;
   conversation.changed = Date.now();
-  if (role === "user" && !conversation.name) conversation.name = text({ parts }).trim().split("\n")[0].slice(0, 60);
+  if (role === "user" && !conversation.name) conversation.name = firstWords(text({ parts }));
   return conversation.leaf;
 }
+
+const firstWords = (question) => [...question.trim().split("\n")[0]].slice(0, 60).join("");
 
 // Takes back the message that was added last.
 export function takeBack(conversation) {

@@ -5,6 +5,7 @@ import { list } from "./chats.js";
 import { Connection } from "./connection.js";
 import { add, create, lastAnswer, path, select, text } from "./conversation.js";
 import { at } from "./dom.js";
+import { offer } from "./examples.js";
 import { listen } from "./keyboard.js";
 import { draw, grow, measure, scroll } from "./log.js";
 import { SettingFields, usual } from "./settings.js";
@@ -52,6 +53,7 @@ function show() {
 
 function redraw() {
   draw(open, running?.number, { edit, again: regenerate, select: turn });
+  offer(path(open).length ? [] : connection.questions, (question) => running || ask(open.leaf, question));
   measure(open, connection.context);
   at("send").hidden = Boolean(running);
   at("stop").hidden = !running;

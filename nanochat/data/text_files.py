@@ -1,0 +1,91 @@
+"""The files of one's own text, of this machine or of object storage: one file, a folder's, or those of a pattern.
+
+    for path in local_files(Path("/data/letters/*.jsonl")): ...
+    for address in stored_files("s3://bucket/letters", profile): ...
+
+They are read in the order of their names. A folder gives all of the known kinds in it and below it, but hidden ones.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from nanochat.spec.errors import StorageError, UserError
+from nanochat.storage.backends import find_backend
+from nanochat.storage.failures import to_user_error, transient
+from nanochat.storage.store import Profile
+
+SETTING = "sources.text.files"
+LINES, PLAIN, COLUMNS = (".jsonl", ".ndjson"), (".txt", ".md", ".text"), (".parquet",)
+KINDS = (*LINES, *PLAIN, *COLUMNS, *(f"{kind}.gz" for kind in (*LINES, *PLAIN)))
+MOST = 100_000  # files
+
+
+def kind_of(name: str) -> str:
+    """The ending that says what a file is, without .gz; '' where it is none of KINDS."""
+    lower = name.lower()
+    found = next((kind for kind in KINDS if lower.endswith(kind)), "")
+    return found.removesuffix(".gz")
+
+
+def is_pattern(place: str) -> bool:
+    """Whether an address means all files that match it."""
+    return any(mark in place for mark in "*?[")
+
+
+def local_files(place: Path) -> list[Path]:
+    """The files that a path, a folder or a pattern means; UserError where there is none, or one cannot be used."""
+    if place.is_file():
+        found = [place]
+    elif place.is_dir():
+        found = [path for path in _visible(place.rglob("*"), place) if kind_of(path.name)]
+    elif is_pattern(str(place)):
+        found = [Path(path) for path in glob.iglob(str(place), recursive=True) if Path(path).is_file()]
+    else:
+        raise UserError(f"there is no file {place}: correct {SETTING}")
+    names = _checked((str(path) for path in found), str(place))
+    return [Path(name) for name in names]
+
+
+def stored_files(address: str, profile: Profile) -> list[str]:
+    """The same of object storage; StorageError where that is out of reach."""
+    scheme = urlsplit(address).scheme
+    backend = find_backend(scheme)
+    place = profile if urlsplit(profile.root).scheme == scheme else Profile(root=address)
+    try:
+        fs, path = backend.connect(place, None), address.partition("://")[2].rstrip("/")
+        if is_pattern(path):
+            found = fs.glob(path)
+        elif fs.isfile(path):
+            found = [path]
+        else:
+            found = [name for name in fs.find(path) if kind_of(name)]
+    except Exception as error:
+        if transient(error, backend.errors):
+            raise StorageError(f"{address} could not be listed ({type(error).__name__}): try again") from error
+        if isinstance(error, backend.errors.base):
+            raise to_user_error(error, doing="listing", where=address, errors=backend.errors) from error
+        raise
+    return [f"{scheme}://{name}" for name in _checked(found, address)]
+
+
+def _visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
+    for path in paths:
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _checked(names: Iterable[str], place: str) -> list[str]:
+    found = sorted(names)
+    if not found:
+        raise UserError(f"{place} has no file that ends in {', '.join(KINDS)}: correct {SETTING}")
+    if len(found) > MOST:
+        raise UserError(f"{place} has {len(found):,} files, and {MOST:,} are the most: put them together")
+    for name in found:
+        if not kind_of(name):
+            what = PurePosixPath(name).name
+            raise UserError(f"{place}: {what} is none of {', '.join(KINDS)}: correct {SETTING}")
+    return found
