@@ -129,7 +129,7 @@ def _controller_by_its_lease(view: ClusterView, refused: KubeError) -> Check:
 
 
 def _unreachable_stores(view: ClusterView) -> Iterator[Check]:
-    """What the controller says of its own way to the stores, whose credentials are other ones than those of pods."""
+    """The controller's word on its own way to the stores, for its credentials are other ones than those of pods."""
     for item in view.kube.listing(PIPELINES, view.namespace).items:
         conditions = (item.get("status") or {}).get("conditions") or ()
         told = next((c for c in conditions if c["type"] == "StorageReachable" and c["status"] == "False"), None)
