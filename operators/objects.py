@@ -43,6 +43,7 @@ class Job:
     attempt: str  # annotation: what the attempt's record begins with, as JSON
     queue: str = ""  # Kueue's LocalQueue that it is in: Kueue may stop it and start it again
     suspended: bool = False
+    taken_up: bool = True  # by the training operator, which has written a status
     started: str = ""  # RFC 3339; each start has another
     succeeded: bool = False
     failed: bool = False

@@ -241,7 +241,7 @@ def _former_name(record: JobAttempt, index: str) -> str:
 def _waiting(record: JobAttempt, job: Job, pods: Sequence[Pod]) -> tuple[Waiting | None, str]:
     """Why not all pods run yet, None where they do; and the uid of the object whose Events may say more."""
     if len(pods) < record.nodes:
-        return Wait.PODS.of(), job.meta.uid
+        return (Wait.PODS if job.taken_up or pods else Wait.OPERATOR).of(), job.meta.uid
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.phase != "Pending":
             continue

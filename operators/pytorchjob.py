@@ -118,6 +118,7 @@ class PyTorchJobs:
             attempt=(meta.annotations or {}).get(ATTEMPT, ""),
             queue=(meta.labels or {}).get(QUEUE, ""),
             suspended=bool(model.spec.run_policy.suspend),
+            taken_up=bool(status.conditions or status.start_time),
             started=status.start_time.strftime("%Y-%m-%dT%H:%M:%SZ") if status.start_time else "",
             succeeded="Succeeded" in holding,
             failed="Failed" in holding,

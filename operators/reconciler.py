@@ -280,8 +280,10 @@ class Run:
 
 
 def _delay(state: Ready, planned: Status, now: float) -> float:
-    if state.attempts.open() or state.refusals:
+    if state.attempts.open() or any(why.wait.patience is not None for why in state.refusals.values()):
         return ACTIVE_SECONDS
+    if state.refusals:
+        return ARTIFACT_SECONDS
     ends = [item.until - now for item in planned.stages if item.until is not None]
     if ends:  # a look that is due is not put off, as others are where many pipelines wait
         return max(0.5, min(ARTIFACT_SECONDS - 1.0, *ends))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.sentences import Said, Sentence
+from nanochat.spec.chatpipeline import TRAINING_OPERATOR
 from nanochat.tracking.quantities import duration
 
 
@@ -33,7 +34,7 @@ class Wait(Sentence):
     """Why not all pods of an attempt run.
 
     After `patience` seconds of one wait the attempt ends with the outcome `then`; what only the cluster's room or a
-    queue decides may take as long as it takes.
+    queue decides, and what lasts until the training operator is there, may take as long as it takes.
     """
 
     patience: float | None
@@ -59,11 +60,22 @@ class Wait(Sentence):
     )  # fmt: skip
     ADMITTED = "WorkloadAdmitted", "Kueue has admitted it and starts its job", 300, Reason.INFRASTRUCTURE
     NO_JOBS = (
-        "JobKindMissing", "the cluster has no {kind}: install the Kubeflow training operator",
-        600, Reason.USER_ERROR,
+        "JobKindMissing",
+        "the cluster has no {kind}: install the Kubeflow training operator, and it goes on by itself: "
+        f"{TRAINING_OPERATOR}",
     )  # fmt: skip
-    NO_JOB = "JobNotCreated", "its job cannot be created: {why}", 600, Reason.INFRASTRUCTURE
+    NO_JOB = (
+        "JobNotCreated",
+        "its job cannot be created: {why}; it is tried until it can: does the training operator run? "
+        f"This installs it: {TRAINING_OPERATOR}",
+    )  # fmt: skip
     JOB_REFUSED = "JobRefused", "the API server refuses its job: {why}", 300, Reason.USER_ERROR
+    OPERATOR = "JobNotTakenUp", "waits for the training operator to take up its job"
+    NO_OPERATOR = (
+        "TrainingOperatorMissing",
+        "no training operator takes up its job: see that it runs, or install it, and it goes on by itself: "
+        f"{TRAINING_OPERATOR}",
+    )  # fmt: skip
     PODS = (
         "PodsMissing", "waits for the training operator to create its pods: is it running?",
         600, Reason.INFRASTRUCTURE,

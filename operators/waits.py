@@ -31,7 +31,7 @@ class _Clock:
     since: float
     ask: float  # when the API server is asked next
     warning: Condition | None = None
-    missing: bool = False  # the object that it waits with: the plan's ConfigMap, the LocalQueue
+    missing: bool = False  # what it waits with: the plan's ConfigMap, the LocalQueue, the training operator
 
 
 class Waits:
@@ -72,6 +72,8 @@ class Waits:
     def _ask(self, cluster: Cluster, record: JobAttempt, observed: AttemptObservation, clock: _Clock) -> None:
         if clock.wait is Wait.QUEUE and observed.waiting is not None:
             clock.missing = not cluster.has_queue(self._namespace, str(observed.waiting.values["queue"]))
+        if clock.wait is Wait.OPERATOR:
+            clock.missing = True  # where it runs it takes a job up within a second
         if clock.wait in (Wait.PODS, Wait.STARTING):
             clock.warning = cluster.warning(self._namespace, observed.about)
         if clock.wait is Wait.STARTING:
@@ -84,6 +86,8 @@ def _with_findings(waiting: Waiting, clock: _Clock) -> Waiting:
     warning, values = clock.warning, waiting.values
     if waiting.wait is Wait.QUEUE and clock.missing:
         return Wait.NO_QUEUE.of(**values)
+    if waiting.wait is Wait.OPERATOR and clock.missing:
+        return Wait.NO_OPERATOR.of()
     if warning is None:
         return waiting
     if waiting.wait is Wait.PODS:

@@ -87,6 +87,8 @@ class Generation(Rounds):
         super().__init__(model, task)
         self.model = model
         with suppress(ImportError):  # an older commit has no such thing
+            importlib.import_module("nanochat.model.native").speed_up(model)
+        with suppress(ImportError):
             importlib.import_module("nanochat.model.packing").pack(model)
 
     def work(self) -> None:

@@ -86,7 +86,7 @@ class LocalBackend:
         from nanochat.inference import Engine
         from nanochat.serving.loading import load
 
-        model, self._tokenizer, extra = load(folder, int8=int8)
+        model, self._tokenizer, extra = load(folder, int8=int8, beside=True)
         self._engine = Engine(model, self._tokenizer, slots=1, guesses=guesses)
         self.name = f"the {extra['stage']} model" if "stage" in extra else str(folder)
         self.finish_reason = ""

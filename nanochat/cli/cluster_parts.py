@@ -17,6 +17,7 @@ from nanochat.cli.cluster_view import NAMESPACES, ClusterView, names, selector_o
 from nanochat.cli.mlflow_proxy import named_service
 from nanochat.parse import Malformed
 from nanochat.parse.yaml_text import read_yaml
+from nanochat.spec.chatpipeline import TRAINING_OPERATOR
 from nanochat.spec.errors import UserError
 from nanochat.spec.validation import validate
 from nanochat.tracking.quantities import duration
@@ -28,10 +29,7 @@ from operators.pytorchjob import PYTORCHJOBS
 
 OLDEST = (1, 30)  # Kubernetes
 OPERATOR = "training-operator"  # part of its Deployment's name, whoever packaged it
-INSTALL_OPERATOR = (
-    "install the Kubeflow training operator, version 1: kubectl apply --server-side -k "
-    "'https://github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4'"
-)
+INSTALL_OPERATOR = f"install the Kubeflow training operator, version 1: {TRAINING_OPERATOR}"
 CONTROLLER = "app.kubernetes.io/part-of=nanochat,app.kubernetes.io/component=controller"
 INSTALL = "install the chart: helm upgrade --install nanochat helm/nanochat -n nanochat --create-namespace -f VALUES"
 SERVICES = Resource("v1", "Service", "services")

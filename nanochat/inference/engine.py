@@ -16,6 +16,9 @@ other rows cannot change it, but for the rounding of matrix products. A request 
 - others: the fewest rows of the ladder 1, 2, 4, 8, ... that hold those that run, and short prompts together. The same
   tokens as long as the likeliest two differ by more than rounding.
 
+Where compiled code decodes (`nanochat.model.native`), a row's bits depend on nothing beside it: there are no others
+than those that run in either mode.
+
 With `guesses` a row's next tokens are guessed from what was said before, and computed in a pass of its own: of a
 repeatable request always, whoever is beside it, of others where they are alone.
 
@@ -37,7 +40,7 @@ from nanochat.inference.request import Completion, Event, FinishReason, Request
 from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
 from nanochat.inference.slots import CHUNK, Slot, choose, decoded, next_pass, worth_waiting
 from nanochat.model.cache import KVCache
-from nanochat.model.transformer import IDLE, Transformer
+from nanochat.model.transformer import FEW, IDLE, Transformer
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -246,7 +249,7 @@ class Engine:
             found += token_logprobs(logits, some, [top] * len(some))
 
     def _choose(self, ready: list[Slot]) -> list[Event]:
-        rows = decoded(ready, self.slots)
+        rows = self._decoded(ready)
         at = {slot: row for row, slot in enumerate(rows)}
         uniforms, no_end = [0.0] * len(rows), [False] * len(rows)
         top: list[int | None] = [None] * len(rows)
@@ -336,7 +339,7 @@ class Engine:
 
     def _decode_together(self, decoding: Sequence[Slot]) -> None:
         """One token for each of the rows, in one shape; the shape's other rows are IDLE."""
-        slots = decoded(decoding, self.slots)
+        slots = self._decoded(decoding)
         at = {slot: row for row, slot in enumerate(slots)}
         ids, start = [[0]] * len(slots), [IDLE] * len(slots)
         for slot in decoding:
@@ -348,6 +351,12 @@ class Engine:
         logits = self._model.logits(hidden)[:, 0]  # (B, V)
         told = [slot.index for slot in decoding]
         self._logits[told] = logits[[at[slot] for slot in told]]
+
+    def _decoded(self, ready: Sequence[Slot]) -> list[int]:
+        """The slots that are decoded for those that are `ready`: no others where rows have the same bits alone."""
+        if self._model.few is not None and self.slots <= FEW:
+            return [slot.index for slot in ready]
+        return decoded(ready, self.slots)
 
     @contextmanager
     def _blaming(self, slot: Slot) -> Iterator[None]:

@@ -4,7 +4,7 @@
 
 A block is multiplied with the keys that it sees alone. Scores and sums are fp32: oneDNN has products of fp32 matrices
 that it multiplies as bf16, which loses nothing of scores, for they are made of bf16. The softmax is kept in bf16 for
-backward, half of B * H * T^2 numbers: LONGEST bounds it. Backward follows FlashAttention (arXiv 2205.14135).
+backward, half of B * H * T^2 numbers, which LONGEST bounds. Backward follows FlashAttention (arXiv 2205.14135).
 
 It is an operator of PyTorch's, which torch.compile takes as it is. B rows, T positions, H heads, hd head size; N is
 B * H, R the rows of a block, S the keys that they see.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 ROWS = 128  # of a block
-LONGEST = 1024  # positions; beyond them PyTorch's kernel takes less memory
+LONGEST = 1024  # positions in training; beyond them PyTorch's kernel takes less memory
 
 
 def is_supported(compute_dtype: torch.dtype) -> bool:
@@ -31,7 +31,7 @@ def is_supported(compute_dtype: torch.dtype) -> bool:
 
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """q (B, T, H, hd), k and v (B, T, H_kv, hd), bf16, T up to LONGEST -> (B, T, H, hd)."""
+    """q (B, T, H, hd), k and v (B, T, H_kv, hd), bf16 -> (B, T, H, hd)."""
     shared = q.size(2) // k.size(2)
     if shared > 1:
         k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))

@@ -37,6 +37,7 @@ class Int8Linear(nn.Module):
             quantized = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
                 whole, scale, zero, 0
             )
+        self.whole, self.scale = whole, scale.float()
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, x: Tensor) -> Tensor:

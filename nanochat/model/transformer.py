@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ ROTARY_REACH = 10  # positions that can be told apart, in multiples of the train
 
 IDLE = -1  # the start of a row of `extend` that is not in use
 
+FEW = 32  # tokens that one pass over the weights serves well, where `Transformer.few` computes them
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -55,6 +57,33 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     cos, sin = rotary[0], rotary[1]
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+class FewTokens(Protocol):
+    """Computes a few tokens in its own way; `nanochat.model.native`."""
+
+    def extend(self, tokens: Sequence[tuple[int, int, int]], cache: KVCache) -> Tensor:
+        """The normed last layer (n, D) of tokens (id, slot, position), those of a slot in their order."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (n, D) -> capped logits (n, V), fp32."""
+        ...
+
+
+def extend_few(
+    few: FewTokens, ids: Tensor, start: Sequence[int], ends: Sequence[int], slots: Sequence[int], cache: KVCache
+) -> Tensor:
+    """`Transformer.extend` token by token; what does not count is zero."""
+    said = ids.tolist()
+    counts = [0 if begin == IDLE else end - begin for begin, end in zip(start, ends, strict=True)]
+    places = [(row, at) for row, count in enumerate(counts) for at in range(count)]
+    found = few.extend([(said[row][at], slots[row], start[row] + at) for row, at in places], cache)  # (n, D)
+    if len(places) == ids.numel():
+        return found.view(*ids.shape, -1)
+    hidden = found.new_zeros(*ids.shape, found.size(-1))
+    hidden[[row for row, _ in places], [at for _, at in places]] = found
+    return hidden
 
 
 class Linear(nn.Module):
@@ -156,6 +185,7 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.attend: Attend = sdpa  # over whole rows
+        self.few: FewTokens | None = None  # what computes up to FEW tokens, in place of the modules
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.stream = ResidualStream(config)
@@ -223,6 +253,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""
+        few = self.few
+        if few is not None and hidden.numel() <= FEW * hidden.size(-1):
+            return few.logits(hidden.reshape(-1, hidden.size(-1))).view(*hidden.shape[:-1], -1)
         return softcap(self.head(hidden))
 
     def loss(
@@ -273,6 +306,9 @@ class Transformer(nn.Module):
         ends = (start + (t if lengths is None else lengths)).tolist()
         self._check_length(max(ends))
         cache.check_room(max(ends), t)
+        few = self.few
+        if few is not None and ids.numel() <= FEW:
+            return extend_few(few, ids, start.tolist(), ends, slots, cache)
 
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
         if lengths is not None:

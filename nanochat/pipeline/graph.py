@@ -15,6 +15,7 @@ from typing import Any
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name, tokenizer_shards
 from nanochat.pipeline.task_selection import (
+    choice_tasks,
     find_task,
     known_metrics,
     metrics_of,
@@ -249,6 +250,8 @@ def _training(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> str:
             recipe |= {"model": plan.model.to_dict(), "steps": plan.steps}
             inputs = [_ref("text-tokens", shard_name(i)) for i in plan.shards]
             also.append(validation)
+            if 0 < settings.core_every < plan.steps:
+                also.append(_ref("eval-bundle", "core"))
         elif name == "rl":
             used = sorted({part.task for part in settings.tasks})
             recipe |= {"versions": [task_recipe(task) for task in used]}
@@ -260,6 +263,8 @@ def _training(builder: _Builder, spec: PipelineSpec, plan: Horizon) -> str:
             inputs = [*([_ref("model", last)] if last else []), *sorted(refs)]
             also += sorted({_ref("chat-tokens", f"{part.task}-{part.split}") for part in settings.validation})
             recipe.pop("validation")
+            if name == "sft" and settings.tasks_every:
+                also += builder.task_data(choice_tasks(spec))
         output = builder.output("model", name, recipe, inputs)
         builder.add(name, "gpu", [output], also=also)
         last = name
@@ -277,7 +282,7 @@ def _evaluation(builder: _Builder, spec: PipelineSpec, name: str, plan: Horizon)
         inputs += [_ref("text-tokens", shard_name(i)) for i in (plan.shards[0], plan.validation_shard)]
         if spec.stages.eval_base.core:
             inputs.append(_ref("eval-bundle", "core"))
-        if spec.stages.base.sample_prompts and settings.sample_tokens:
+        if spec.stages.base.sample_prompts and spec.stages.eval_base.sample_tokens:
             recipe["samplePrompts"] = list(spec.stages.base.sample_prompts)
     else:
         used = sorted({part.task for part in spec.stages.eval_chat.tasks})

@@ -52,6 +52,13 @@ def used_tasks(spec: PipelineSpec) -> list[str]:
     return sorted(names)
 
 
+def choice_tasks(spec: PipelineSpec) -> list[str]:
+    """Names of the chat evaluation's tasks that are of multiple choice: quick enough to be measured in training."""
+    if not spec.stages.eval_chat.enabled:
+        return []
+    return [part.task for part in spec.stages.eval_chat.tasks if find_task(part.task).kind == "choice"]
+
+
 def metrics_of(spec: PipelineSpec, stage: str) -> set[str]:
     """Names of the metrics that the evaluation of a stage's model tells of, also those that it says were not run."""
     if stage == "base":

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from nanochat.report.document import Plot
 from nanochat.report.metrics import label
 from nanochat.report.plots import Curve, draw, smoothed
-from nanochat.tracking.journal import History
+from nanochat.tracking.journal import TASK, History
 from nanochat.tracking.quantities import count, number
 
-TASK = "task/"  # begins the metrics of chat tasks that are measured while a stage trains
 # Words in a metric's name -> (name of the plot, its y axis, where that ends at least).
 _PLOTS = (
     (("loss",), "loss", "loss (nats per token)", None),

@@ -10,6 +10,7 @@ from typing import Any
 from nanochat.model.artifact import SERVED, combined
 from nanochat.model.export import load_model
 from nanochat.model.int8 import to_int8
+from nanochat.model.native import speed_up
 from nanochat.model.packing import pack
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import choose_device
@@ -18,15 +19,17 @@ from nanochat.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 
-def load(folder: Path, *, int8: bool = False) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
+def load(folder: Path, *, int8: bool = False, beside: bool = False) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     """Model, tokenizer and what the artifact says of the model (stage, step), on the best device there is.
 
-    With `int8` its matrices have 8 bits, on a CPU; UserError elsewhere.
+    With `int8` its matrices have 8 bits, on a CPU; UserError elsewhere. Code that has to be compiled is waited for,
+    unless it may come `beside` the first answers.
     """
     device = choose_device()
     model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
     said = to_int8(model) if int8 else ""
     model.cast_weights()
+    _log.info("%s", speed_up(model, beside=beside))
     _log.info("%s", said or pack(model))
     return model, Tokenizer.load(folder), extra
 

@@ -14,3 +14,8 @@ PIPELINE = "nanochat.dev/pipeline"
 UID = "nanochat.dev/pipeline-uid"
 STAGE = "nanochat.dev/stage"
 ATTEMPT = "nanochat.dev/attempt"  # its number; as an annotation of a job, what the attempt's record begins with
+
+# Installs the Kubeflow training operator, which runs the jobs.
+TRAINING_OPERATOR = (
+    "kubectl apply --server-side -k 'https://github.com/kubeflow/trainer.git/manifests/overlays/standalone?ref=v1.9.4'"
+)

@@ -129,6 +129,12 @@ class TaskSelection(Section):
 CHATCORE = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")  # tasks that it is the mean of
 
 
+def passes(samples: int) -> tuple[int, ...]:
+    """Each k above 1 that pass@k is told for of so many samples: powers of two, and all samples."""
+    powers = {1 << i for i in range(1, samples.bit_length()) if 1 << i <= samples}
+    return tuple(sorted(powers | ({samples} - {1})))
+
+
 def _chat_tasks() -> tuple[TaskSelection, ...]:
     return tuple(TaskSelection(task=name, rows=256 if name == "spelling-bee" else None) for name in CHATCORE)
 
@@ -172,8 +178,7 @@ class ChatEvaluation(ComputeStage):
     @property
     def pass_at(self) -> tuple[int, ...]:
         """Each k that pass@k is measured for: powers of two, and all samples."""
-        powers = {1 << i for i in range(1, self.samples.bit_length()) if 1 << i <= self.samples}
-        return tuple(sorted(powers | ({self.samples} - {1})))
+        return passes(self.samples)
 
 
 class ReportStage(Stage):

@@ -202,6 +202,17 @@ class BaseStage(PackedStage):
     )
     eval_every: int = setting(250, EVAL_EVERY.format("bits per byte"), unit="steps", ge=0, key=False)
     eval_tokens: int = setting(10_485_760, EVAL_TOKENS, unit="tokens", ge=1, key=False)
+    core_every: int = setting(
+        2000,
+        "coreEvery is the number of optimizer steps between measurements of CORE, where stages.evalBase.core is on; 0 "
+        "measures none.",
+        unit="steps",
+        ge=0,
+        key=False,
+    )
+    core_max_per_task: int = setting(
+        500, "coreMaxPerTask is the largest number of examples of each CORE task in training.", ge=1, key=False
+    )
     sample_every: int = setting(
         2000,
         "sampleEvery is the number of optimizer steps between samples that are printed to the log; 0 prints none.",
@@ -304,6 +315,17 @@ class SftStage(TrainingStage):
     eval_rows: int = setting(
         3200, "evalRows is the number of conversations of one measurement in training.", ge=1, key=False
     )
+    tasks_every: int = setting(
+        200,
+        "tasksEvery is the number of optimizer steps between measurements of the tasks of stages.evalChat that are of "
+        "multiple choice, such as MMLU and ARC; 0 measures none.",
+        unit="steps",
+        ge=0,
+        key=False,
+    )
+    tasks_rows: int = setting(
+        1024, "tasksRows is the largest number of problems of each of these tasks in training.", ge=1, key=False
+    )
 
 
 def _rl_tasks() -> Mixture:
@@ -337,3 +359,11 @@ class RlStage(TrainingStage):
     final_lr_fraction: float = setting(0.0, FINAL_LR_FRACTION, ge=0, le=1)
     eval_every: int = setting(60, EVAL_EVERY.format("pass@1"), unit="steps", ge=0, key=False)
     eval_rows: int = setting(400, "evalRows is the number of problems of one measurement in training.", ge=1, key=False)
+    eval_samples: int = setting(
+        1,
+        "evalSamples is the number of samples of each of these problems; with several pass@k is told, for k = 2, 4, 8 "
+        "and so on.",
+        ge=1,
+        le=256,
+        key=False,
+    )

@@ -8,6 +8,8 @@ from nanochat.data.bestfit import BestFitLoader
 from nanochat.data.loader import Shard, TextLoader
 from nanochat.data.tokenfile import TokenFile
 from nanochat.evaluation.bpb import bits_per_byte, text_batches
+from nanochat.evaluation.core import measure_core
+from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.inference import Engine, Sampling
 from nanochat.model.scaling import Scaling
 from nanochat.optim.schedule import decay_scale, lr_scale, muon_momentum
@@ -45,6 +47,7 @@ def run(context: StageContext) -> None:
             length=length,
             seed=context.spec.seed,
         )
+        measured = (lambda step: core(session, settings)) if context.has("eval-bundle/core") else None
         state = session.train(
             Supervised(loader, session.world, settings.device_batch_size),
             steps=horizon.steps,
@@ -53,6 +56,7 @@ def run(context: StageContext) -> None:
             measurements=(
                 Measurement(settings.eval_every, lambda step: validation(session, settings)),
                 Measurement(settings.sample_every, lambda step: samples(session, settings, step)),
+                *([Measurement(settings.core_every, measured, after_last=False)] if measured else []),
             ),
         )
         loader.close()
@@ -99,6 +103,20 @@ def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float
         tick=session.alive,
     )
     return {"val/bpb": figure.value}
+
+
+def core(session: TrainingSession, settings: BaseStage) -> dict[str, float]:
+    """CORE on the first examples of each of its tasks, always the same."""
+    found = measure_core(
+        session.model,
+        session.tokenizer,
+        load_tasks(session.context.fetch("eval-bundle/core")),
+        batch_size=settings.device_batch_size,
+        world=session.world,
+        most=settings.core_max_per_task,
+        tick=lambda label, done: session.alive(),
+    )
+    return {"val/core": found.core.value}
 
 
 def prompts_of(settings: BaseStage) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ the chat tasks, ChatCORE, and answers to the pipeline's sample questions. What c
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,17 +26,21 @@ from nanochat.evaluation.figure import Figure
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion, Engine, Sampling
+from nanochat.model.blocked_attention import blocked, is_supported
 from nanochat.model.export import load_model
+from nanochat.model.native import speed_up
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.resolve import shard_name
 from nanochat.pipeline.task_selection import find_task, pass_metric, unmeasured
-from nanochat.runtime.device import choose_device
+from nanochat.runtime.device import Device, choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.stages import CHATCORE, BaseEvaluation, ChatEvaluation
 from nanochat.stages.base import prompts_of
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -128,8 +133,7 @@ def run(context: StageContext) -> None:
     work = Path(context.plan.work)
     with join(device.device, work) as world:
         folder = context.fetch(f"model/{output.name}")
-        model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
-        model.cast_weights()
+        model, extra = load_measured(folder, device)
         items = work / f"rank{world.rank}-{ITEMS}"
         items.unlink(missing_ok=True)
         results = Results()
@@ -149,6 +153,16 @@ def run(context: StageContext) -> None:
             manifest = context.commit(writer, output, {"metrics": values, "step": subject.step})
         print(*results.lines(), sep="\n")
         print(f"{context.stage}: the results are in {context.artifacts.uri(manifest)}", flush=True)
+
+
+def load_measured(folder: Path, device: Device) -> tuple[Transformer, dict[str, Any]]:
+    """A model that is only read from now on, as fast as the device allows, and what was saved beside it."""
+    model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
+    model.cast_weights()
+    log.info("%s", speed_up(model))
+    if model.device.type == "cpu" and is_supported(model.compute_dtype):
+        model.attend = blocked
+    return model, extra
 
 
 # ----------------------------------------------------------------------------------------------------------------

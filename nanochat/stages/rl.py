@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from nanochat.evaluation.chat import pass_at_k
 from nanochat.inference import Engine
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import UserError
+from nanochat.spec.stages import passes
 from nanochat.spec.training import MixturePart, RlStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.evaluate import task_errors
@@ -64,7 +66,7 @@ def run(context: StageContext) -> None:
             schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
             step_tokens=settings.prompts_per_step * settings.samples_per_prompt * settings.max_new_tokens,
             fixed_shapes=False,
-            measurements=(Measurement(settings.eval_every, lambda step: pass_at_1(session, objective, problems)),),
+            measurements=(Measurement(settings.eval_every, lambda step: passed(session, objective, problems)),),
             # What is minimised is no likelihood: the model is judged by its rewards, and by how it predicts its
             # prompts, which it may get a little worse at.
             margin=math.inf,
@@ -111,13 +113,19 @@ def load_prompts(
     return prompts, too_long
 
 
-def pass_at_1(session: TrainingSession, objective: Reinforce, problems: Sequence[Prompt]) -> dict[str, float]:
-    """Mean reward of one sample of each problem, drawn as in training and always with the same seeds."""
+def passed(session: TrainingSession, objective: Reinforce, problems: Sequence[Prompt]) -> dict[str, float]:
+    """Mean reward of the samples of each problem, which is pass@1, and pass@k of full rewards where there are several;
+    drawn as in training and always with the same seeds."""
     if not problems:
         return {}
+    settings: RlStage = session.context.settings
+    samples, ks = settings.eval_samples, passes(settings.eval_samples)
     numbers = range(len(problems))[session.world.part(len(problems))]
-    mine = [problems[number] for number in numbers]
-    completions = objective.sample(mine, [f"pass@1/{number}" for number in numbers])
-    rewards = [prompt.reward(completion.text) for prompt, completion in zip(mine, completions, strict=True)]
-    (total,) = session.world.sum(sum(rewards))
-    return {"val/pass_at_1": total / len(problems)}
+    drawn = [(number, sample) for number in numbers for sample in range(samples)]
+    names = [f"pass@1/{number}" + (f"/{sample}" if sample else "") for number, sample in drawn]
+    completions = objective.sample([problems[number] for number, _ in drawn], names)
+    rewards = [problems[number].reward(each.text) for (number, _), each in zip(drawn, completions, strict=True)]
+    solved = [[reward >= 1 for reward in rewards[i : i + samples]] for i in range(0, len(rewards), samples)]
+    several = (sum(pass_at_k(verdicts, k) for verdicts in solved) for k in ks)
+    sums = session.world.sum(sum(rewards) / samples, *several)
+    return {f"val/pass_at_{k}": total / len(problems) for k, total in zip((1, *ks), sums, strict=True)}

@@ -61,7 +61,7 @@ class TrainingSession:
     tokenizer: Tokenizer
     tokenizer_folder: Path
     initialise: Callable[[], None]  # sets the weights that training starts from
-    questions: tuple[str, ...]  # of the model that training starts from
+    questions: tuple[str, ...] = ()  # of the model that training starts from
 
     def train(
         self,

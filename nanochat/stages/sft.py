@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from nanochat.data.mixture import RowLoader
+from nanochat.evaluation.chat import Chat, ChatSettings, Problems, TaskResult
+from nanochat.pipeline.task_selection import choice_tasks
 from nanochat.spec.training import SftStage
 from nanochat.stages.context import StageContext
+from nanochat.stages.evaluate import open_task, task_errors
 from nanochat.stages.session import TrainingSession, falling, open_session, steps_for
+from nanochat.tracking.journal import TASK
 from nanochat.training.objective import Supervised
 from nanochat.training.plan import Measurement
 from nanochat.training.validation import mean_loss, row_batches
@@ -37,7 +42,10 @@ def run(context: StageContext) -> None:
             schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
             step_tokens=settings.rows_per_step * length,
             fixed_shapes=False,
-            measurements=(Measurement(settings.eval_every, lambda step: validation(session, settings)),),
+            measurements=(
+                Measurement(settings.eval_every, lambda step: validation(session, settings)),
+                Measurement(settings.tasks_every, lambda step: choices(session, settings), after_last=False),
+            ),
         )
         session.commit(
             state,
@@ -50,6 +58,21 @@ def run(context: StageContext) -> None:
             },
             learned=loader.mixture,
         )
+
+
+def choices(session: TrainingSession, settings: SftStage) -> dict[str, float]:
+    """Right answers to the first problems of each task of multiple choice, as a proportion."""
+    context, world = session.context, session.world
+    how = ChatSettings.of(context.spec.stages.eval_chat, seed=context.spec.seed)
+    chat = Chat(session.model, session.tokenizer, replace(how, batch_size=settings.device_batch_size), world=world)
+    found = {}
+    for name in choice_tasks(context.spec):
+        with task_errors(name):
+            task = open_task(context, name)
+            work = Problems.of(task, range(world.rank, min(len(task), settings.tasks_rows), world.size))
+        items = [item for some in chat.examine([work], tick=lambda done: session.alive()) for item in some]
+        found[f"{TASK}{name}"] = TaskResult.of(task, items, world=world).accuracy.value
+    return found
 
 
 def validation(session: TrainingSession, settings: SftStage) -> dict[str, float]:

@@ -26,7 +26,6 @@ from nanochat.evaluation.core_tasks import CoreTask, Example, load_tasks
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter, read_items
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.artifact import SERVED, combined
-from nanochat.model.export import load_model
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.profiles import ResolvedProfile
 from nanochat.pipeline.ref import ArtifactRef
@@ -36,7 +35,7 @@ from nanochat.runtime.distributed import ALONE
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import Pipeline
 from nanochat.stages.dataset import make_files
-from nanochat.stages.evaluate import Results, task_errors
+from nanochat.stages.evaluate import Results, load_measured, task_errors
 from nanochat.storage import files
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.opening import open_store
@@ -152,8 +151,7 @@ def _measure(
     base, chat = data.spec.stages.eval_base, data.spec.stages.eval_chat
     device = choose_device(chat.precision)
     tokenizer = Tokenizer.load(folder)
-    model, _ = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
-    model.cast_weights()
+    model, _ = load_measured(folder, device)
     for task, examples in core.items():
         missing = {place: each for place, each in enumerate(examples) if (PREFIX + task.label, place) not in known}
         yield from judge(model, tokenizer, task, missing, batch_size=base.device_batch_size)

@@ -49,6 +49,7 @@ MOST_NAMES = 1000  # of a stage's metrics
 SENSELESS = 100  # lines of a piece that are no records, after which the rest is passed over
 _TIME, _COUNT, _VALUES = TypeAdapter(Seconds), TypeAdapter(Count), TypeAdapter(dict[str, float])
 _DATA = TypeAdapter(dict[str, Any])
+TASK = "task/"  # begins the metrics of chat tasks that are measured while a stage trains
 METRICS, SYSTEM = "metrics", "system"  # kinds of journals, by the folder that they are in: of training, of machines
 
 

@@ -42,7 +42,7 @@ class Machine:
         self._gpus = gpus
         self._samples = 0
         began = time.monotonic()
-        psutil.cpu_percent()  # from now on
+        self._idle = idle()  # by the clock, for psutil.cpu_percent counts for each thread anew
         self._ticker = Ticker("system", self.sample, lambda: max(SECONDS, SHARE * (time.monotonic() - began)))
 
     @classmethod
@@ -57,7 +57,7 @@ class Machine:
         """Record what the machine does now."""
         memory = psutil.virtual_memory()
         values = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "cpu_utilization_percentage": self._busy(),
             "system_memory_usage_megabytes": memory.used / MEGABYTE,
             "system_memory_usage_percentage": 100 * memory.used / memory.total,
         }
@@ -66,11 +66,23 @@ class Machine:
         self._samples += 1
         self._journal.metrics(self._samples, {self._prefix + name: value for name, value in values.items()})
 
+    def _busy(self) -> float:
+        """The percentage of the CPUs' time since the last sample in which they worked."""
+        (before, then), (now, at) = self._idle, idle()
+        self._idle = now, at
+        return min(100.0, max(0.0, 100 * (1 - (now - before) / (max(1e-3, at - then) * (os.cpu_count() or 1)))))
+
     def close(self) -> None:
         """Write the rest and stop; what cannot be written is lost, and is no matter of the launch's."""
         self._ticker.close()
         with suppress(NanochatError, OSError):
             self._journal.close()
+
+
+def idle() -> tuple[float, float]:
+    """The seconds for which all CPUs together had nothing to do since they began, and the time of that."""
+    times = psutil.cpu_times()
+    return times.idle + getattr(times, "iowait", 0.0), time.monotonic()
 
 
 class Nvml:

@@ -17,14 +17,18 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Something to measure every few steps, and after the last. All ranks call it and get the same values."""
+    """Something to measure every few steps, and after the last unless an evaluation follows that measures it anyway.
+
+    All ranks call it and get the same values.
+    """
 
     every: int  # steps; 0 is never
     call: Callable[[int], Mapping[str, float]]
+    after_last: bool = True
 
     def due(self, step: int, last: int) -> bool:
         """Whether it is due after `step` steps of `last`."""
-        return self.every > 0 and (step % self.every == 0 or step == last)
+        return self.every > 0 and (self.after_last if step == last else step % self.every == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,10 @@ from rendered_chart import VALUES, Chart, Rendered
 
 from operators import metrics
 
-S3: dict[str, Any] = {"profiles": {"default": {"root": "s3://b", "secret": "k", "controllerSecret": "k"}}}
+S3: dict[str, Any] = {
+    "images": {"loaded": True},
+    "profiles": {"default": {"root": "s3://b", "secret": "k", "controllerSecret": "k"}},
+}
 # The server's, which this checks by name: it is another process.
 SERVER = {
     "nanochat_requests_running",

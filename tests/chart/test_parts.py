@@ -11,11 +11,13 @@ import pytest
 import yaml
 from rendered_chart import CHART, VALUES, Chart, Rendered
 
+from nanochat.spec.chatpipeline import TRAINING_OPERATOR
 from nanochat.training.compiled_code import KEY, SHORTEST
 from operators.config import Config
 from operators.crd import crd
 
-S3: dict[str, Any] = {
+LOADED: dict[str, Any] = {"images": {"loaded": True}}
+S3: dict[str, Any] = LOADED | {
     "profiles": {"default": {"root": "s3://b/nanochat", "region": "r", "secret": "k", "controllerSecret": "own"}}
 }
 SERVER = "nanochat-inference"
@@ -46,7 +48,67 @@ def test_images(chart: Chart) -> None:
     assert config["image"] == "other.example.org/trainer:latest"
     pods = {"imagePullPolicy": "Always", "imagePullSecrets": ["registry"]}
     assert config["pools"] == {"cpu": {"pods": pods}, "gpu": {"pods": pods}}
-    assert chart.render(S3).config()["image"] == "nanochat-trainer:0.1.0"
+    assert chart.render(S3).config()["image"] == "nanochat-trainer:0.3.0"
+
+
+@pytest.mark.parametrize(
+    ("image", "pulled"),
+    [
+        ({"registry": "r.example.org"}, "r.example.org/nanochat-server"),
+        ({"repository": "team/server"}, "team/server"),
+        ({"repository": "server"}, ""),
+    ],
+)
+def test_an_image_comes_from_a_registry(chart: Chart, image: dict[str, str], pulled: str) -> None:
+    """Of its own, or of all; without one the two commands are told that make one, for the image that lacks it."""
+    own = {name: {"image": {"registry": "registry.example.org"}} for name in ("trainer", "controller", "mlflow")}
+    done = chart.template(S3, {"images": {}}, own, {"inference": {"image": image}})
+    assert (done.returncode == 0) is bool(pulled)
+    if pulled:
+        assert f"image: {pulled}:" in done.stdout
+    else:
+        assert "no registry to pull server:" in done.stderr and "make push REGISTRY=" in done.stderr
+
+
+def test_a_registry_is_all_that_is_needed(chart: Chart) -> None:
+    """Storage inside on a volume that stays, MLflow in SQLite, and the keys where pipelines are run first."""
+    rendered = chart.render({"images": {"registry": "registry.example.org/team"}}, namespace="nanochat")
+    assert [item["metadata"]["name"] for item in rendered.of("Deployment")] == [
+        "nanochat-controller", SERVER, "nanochat-mlflow", "nanochat-store",
+    ]  # fmt: skip
+    profile = rendered.config()["profiles"]["default"]
+    assert (profile["root"], profile["endpoint"]) == ("s3://nanochat", "http://nanochat-store.nanochat.svc:7070")
+    assert profile["tracking"] == "http://nanochat-mlflow.nanochat.svc:5000"
+    keys = rendered.one("Secret", profile["secret"], "nanochat")["data"]
+    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} < set(keys)
+    claim = rendered.one("PersistentVolumeClaim", "nanochat-store")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert claim["spec"]["resources"]["requests"]["storage"] == "100Gi"
+    images = {container["image"] for _, pod in rendered.pods() for container in pod["spec"]["containers"]}
+    ours = {*images, rendered.config()["image"]} - {"versity/versitygw:v1.8.0"}
+    parts = ("trainer", "server", "operator", "mlflow")
+    assert ours == {f"registry.example.org/team/nanochat-{part}:0.3.0" for part in parts}
+
+
+@pytest.mark.parametrize(
+    ("profiles", "enabled", "inside", "default"),
+    [
+        ({}, "auto", True, True),
+        ({"default": {"root": "s3://b"}}, "auto", False, False),
+        ({"team": {"root": "s3://b"}}, "auto", False, False),
+        ({"team": {"root": "s3://b"}}, True, True, True),
+        ({"default": {"root": "s3://b"}}, True, True, False),
+    ],
+)
+def test_where_the_store_is_inside(
+    chart: Chart, profiles: dict[str, Any], enabled: Any, inside: bool, default: bool
+) -> None:
+    values = {"profiles": profiles, "devStore": {"enabled": enabled}, "inference": {"enabled": False}}
+    rendered = chart.render(LOADED, values)
+    assert ("nanochat-store" in [item["metadata"]["name"] for item in rendered.of("Deployment")]) is inside
+    found = rendered.config()["profiles"]
+    assert (found.get("default", {}).get("root") == "s3://nanochat") is default
+    assert set(found) == {*profiles, *(["default"] if default else [])}
 
 
 def test_the_names_that_people_rely_on(chart: Chart) -> None:
@@ -77,7 +139,7 @@ def test_profiles(chart: Chart) -> None:
 
 
 def test_the_server_has_keys_that_only_read(chart: Chart) -> None:
-    inside = chart.render({"devStore": {"enabled": True}})
+    inside = chart.render(LOADED, {"devStore": {"enabled": True}})
     server = dict(inside.pods())[SERVER]["spec"]["containers"][0]
     assert server["envFrom"] == [{"secretRef": {"name": "nanochat-store-reader"}}]
     assert inside.env(SERVER)["NANOCHAT_ENDPOINT"] == "http://nanochat-store.ns.svc:7071"
@@ -85,7 +147,9 @@ def test_the_server_has_keys_that_only_read(chart: Chart) -> None:
     assert "--readonly" in store["reader"]["command"] and "--readonly" not in store["store"]["command"]
     keys = {name: container["env"][0]["valueFrom"]["secretKeyRef"]["name"] for name, container in store.items()}
     assert keys == {"store": "nanochat-store", "reader": "nanochat-store-reader"}
-    own = {"profiles": {"default": S3["profiles"]["default"] | {"readerSecret": "reads", "readerEndpoint": "http://r"}}}
+    own = LOADED | {
+        "profiles": {"default": S3["profiles"]["default"] | {"readerSecret": "reads", "readerEndpoint": "http://r"}}
+    }
     rendered = chart.render(own)
     server = dict(rendered.pods())[SERVER]["spec"]["containers"][0]
     assert server["envFrom"] == [{"secretRef": {"name": "reads"}}]
@@ -95,7 +159,7 @@ def test_the_server_has_keys_that_only_read(chart: Chart) -> None:
 
 
 def test_each_namespace_has_a_key_of_its_own_for_compiled_code(chart: Chart) -> None:
-    rendered = chart.render({"devStore": {"enabled": True, "namespaces": ["chat"]}})
+    rendered = chart.render(LOADED, {"devStore": {"enabled": True, "namespaces": ["chat"]}})
     stores = [item for item in rendered.of("Secret") if item["metadata"]["name"] == "nanochat-store"]
     assert {item["metadata"]["namespace"] for item in stores} == {"ns", "chat"}
     keys = {b64decode(item["data"][KEY]) for item in stores}
@@ -329,15 +393,27 @@ def test_the_health_test(chart: Chart) -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("gpu", ["all namespaces", "speedrun.yaml -n ns", "svc/nanochat-mlflow 5000", "8000:80", "`champion`"]),
-        ("namespaced", ["pipelines of ns, team-b", "cpu.yaml -n ns", "not part of this release"]),
+        (
+            "gpu",
+            ["all namespaces", "apply -n ns -f k8s/pipelines/speedrun.yaml", "svc/nanochat-mlflow 5000", "8000:80",
+             "`champion`", f"on when it is there:\n  {TRAINING_OPERATOR}\n"],
+        ),
+        (
+            "namespaced",
+            ["pipelines of ns, team-b", "apply -n ns -f k8s/pipelines/cpu.yaml", "not part of this release",
+             "one volume (the claim nanochat-store, 100Gi)", "set profiles.default to a bucket", "docs/operations.md",
+             "namespaces: ns, team-b."],
+        ),
+        ("gateway", ["the claim old-store)"]),
         ("fixed_model", ["get chatpipelines", "8000:8080", "Secret keys in the pipeline's namespace"]),
         ("dev_store", ["nanochat report cpu"]),
     ],
-)
+)  # fmt: skip
 def test_notes(chart: Chart, file: str, said: list[str]) -> None:
     path = VALUES / f"{file}.yaml"
     done = chart.run("install", "nanochat", str(CHART), "-n", "ns", "-f", str(path), "--dry-run=client")
     notes = done.stdout.partition("NOTES:")[2]
+    inside = file in ("namespaced", "gateway", "dev_store")
+    assert ("The store is this release's own S3 server" in notes) is inside
     assert [words for words in said if words not in notes] == [], notes
     assert [line[:4] for line in notes.splitlines() if re.match(r"  \d\.", line)] == ["  1.", "  2.", "  3."]

@@ -6,8 +6,8 @@ until it is stopped, `history` with how many messages it was given, and any othe
 
 from __future__ import annotations
 
-import signal
 import sys
+import time
 from collections.abc import Generator, Sequence
 
 from rich.console import Console
@@ -28,7 +28,7 @@ class Parrot:
         elif question == "hold":
             yield Said("text", "holding on")
             while True:
-                signal.pause()
+                time.sleep(0.05)  # signal.pause would miss an interrupt that comes just before it
         elif question == "history":
             yield Said("text", f"{len(messages)} messages, seed {settings.seed}")
         else:

@@ -22,6 +22,10 @@ from nanochat.serving import command as serving
 
 FLAGS = {
     "json",
+    "cluster",
+    "open",
+    "probe",
+    "mixed",
     "follow",
     "watch",
     "markdown",

@@ -158,7 +158,7 @@ class Site:
             "controllerSecret": "s3",
         }
         chosen = {
-            "images": {"tag": "test"},
+            "images": {"tag": "test", "loaded": True},
             "crds": {"install": False},
             "mlflow": {"enabled": False},
             "inference": {"enabled": False},

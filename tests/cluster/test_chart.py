@@ -108,7 +108,7 @@ def test_a_release_comes_and_goes_and_its_data_stays(site: Site, tmp_path: Path)
     site.kubectl("label", "ns", OWN, "--overwrite", "pod-security.kubernetes.io/enforce=restricted")
     values = {
         "scope": "namespaced",
-        "images": {"tag": "test"},
+        "images": {"tag": "test", "loaded": True},
         "crds": {"install": False},
         "devStore": {"enabled": True, "secretKey": "of-the-test", "persistence": {"size": "1Gi"}},
         "mlflow": {"persistence": {"size": "1Gi"}},
@@ -156,25 +156,53 @@ def test_a_release_comes_and_goes_and_its_data_stays(site: Site, tmp_path: Path)
 
 
 def test_the_release_before_is_upgraded(site: Site, tmp_path: Path) -> None:
-    """From the chart of the version before, with the definition that it brought."""
+    """From the chart of the version before, with its values as they were: data and claims stay as they are."""
     before = previous_chart(tmp_path)
     if before is None:
         pytest.skip("this checkout has no history with a version before")
     namespace = "upgraded"
     site.kubectl("create", "namespace", namespace, check=False)
-    profile = {"root": "s3://chat/nanochat", "endpoint": "http://s3.storage:7070"}
-    common = {"profiles": {"default": profile}, "namespaces": ["storage"]}  # where no pipelines are
-    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
-    old.write_text(yaml.safe_dump(common | {"controller": {"image": "nanochat-operator:test"}}))
-    off = {"images": {"tag": "test"}, "mlflow": {"enabled": False}, "inference": {"enabled": False}}
-    new.write_text(yaml.safe_dump(common | off | {"crds": {"install": False}}))
+    values = {
+        "namespaces": ["storage"],  # where no pipelines are
+        "images": {"tag": "test"},  # which the nodes have, as the running release shows
+        "devStore": {"enabled": True, "secretKey": "of-the-test"},
+        "mlflow": {"enabled": False},
+        "inference": {"enabled": False},
+        "crds": {"install": False},
+    }
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    place = ("-n", namespace)
+
+    def holds() -> None:
+        assert site.get("deployment", "nanochat-controller", *place)["status"]["readyReplicas"] == 1
+        claim = site.get("pvc", "nanochat-store", *place)["spec"]["resources"]["requests"]
+        assert claim == {"storage": "20Gi"}, "the former default"
+        with site.forward(namespace, "service/nanochat-store", 7070) as url:
+            assert store_of(url, tmp_path).read("kept", 1 << 20) == b"data"
+
     try:
-        place = ("-n", namespace)
-        helm(site, "install", "nanochat", str(before), *place, "-f", str(old), "--skip-crds", "--wait")
-        helm(site, "upgrade", "nanochat", CHART, *place, "-f", str(new), "--wait", "--timeout=4m")
-        assert site.get("deployment", "nanochat-controller", *place)["status"]["readyReplicas"] == 1
+        helm(site, "install", "nanochat", str(before), *place, "-f", str(file), "--wait", "--timeout=4m")
+        with site.forward(namespace, "service/nanochat-store", 7070) as url:
+            store_of(url, tmp_path).write("kept", b"data")
+        helm(site, "upgrade", "nanochat", CHART, *place, "-f", str(file), "--wait", "--timeout=4m")
+        holds()
         helm(site, "rollback", "nanochat", "1", *place, "--wait", "--timeout=4m")
-        assert site.get("deployment", "nanochat-controller", *place)["status"]["readyReplicas"] == 1
+        holds()
+        helm(site, "uninstall", "nanochat", *place, "--wait")
+        helm(
+            site,
+            "install",
+            "nanochat",
+            CHART,
+            *place,
+            "-f",
+            str(file),
+            "--set=images.loaded=true",
+            "--wait",
+            "--timeout=4m",
+        )
+        holds()
         helm(site, "uninstall", "nanochat", *place, "--wait")
     finally:
         site.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -216,20 +216,8 @@ def check_command(simple: list[str], *, where: str) -> None:
         verb = next(word for word in simple[1:] if not word.startswith("-") and word not in ("nanochat", "kubeflow"))
         assert verb in KUBECTL, f"{where}: kubectl {verb}"
     else:
-        known = (
-            "docker",
-            "curl",
-            "kind",
-            "mlflow",
-            "python3",
-            "gcloud",
-            "az",
-            "aws",
-            "eksctl",
-            "helm",
-            "pip",
-            "lm_eval",
-        )
+        clouds = ("aws", "eksctl", "gcloud", "az", "export", "base64")
+        known = ("docker", "curl", "kind", "mlflow", "python3", "helm", "pip", "lm_eval", *clouds)
         assert name in known, f"{where}: {name}"
     for word in simple[1:]:
         check_path(word, where)

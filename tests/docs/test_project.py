@@ -12,8 +12,10 @@ import doc_pages
 import yaml
 from doc_pages import PAGES, ROOT, commands
 
+from nanochat.spec.chatpipeline import TRAINING_OPERATOR
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FOLDERS = (".ci", "docs", "helm", "images", "k8s", "nanochat", "operators", "tasks")
+FOLDERS = (".ci", ".github", "docs", "helm", "images", "k8s", "nanochat", "operators", "tasks")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -62,6 +64,13 @@ def test_make_generate_runs_all_that_generate_files() -> None:
     named = re.findall(r"-m (\S+)", recipe)
     assert len(writers) > 3
     assert {f"{name.replace('.', '/')}.py" for name in named} | set(re.findall(r"docs/\S+\.py", recipe)) == writers
+
+
+def test_one_training_operator_is_installed_everywhere() -> None:
+    """By the controller's sentences and the doctor, by make, by the page and by the chart's notes."""
+    (address,) = re.findall(r"https://\S+?ref=v[\d.]+", TRAINING_OPERATOR)
+    for file in ("Makefile", "docs/install.md", "helm/nanochat/templates/NOTES.txt"):
+        assert address in (ROOT / file).read_text(encoding="utf-8"), file
 
 
 def test_namespaces_of_the_pages_exist_on_kind() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Engine, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import ALONE, World
-from nanochat.spec.stages import CHATCORE
+from nanochat.spec.stages import CHATCORE, ChatEvaluation
+from nanochat.spec.training import RlStage, SftStage
+from nanochat.stages import rl, sft
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer.chat import render_prompt
 from tasks import Example, Program, Task
@@ -241,3 +245,32 @@ def test_samples_of_a_problem_and_pass_at_k(model: Transformer, tokenizer: Token
     alone = ChatSettings(batch_size=3, max_new_tokens=2, temperature=1.0, top_k=2, seed=1)
     first = examine(model, tokenizer, [Problems.of(task, range(12))], alone)
     assert [i.answers[0] for i in first] == [i.answers[0] for i in items]
+
+
+def test_sft_measures_tasks_of_multiple_choice(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = FakeChoices(Path(), "test")
+    monkeypatch.setattr(sft, "choice_tasks", lambda spec: ["fake-choices"])
+    monkeypatch.setattr(sft, "open_task", lambda context, name: task)
+    spec = SimpleNamespace(stages=SimpleNamespace(eval_chat=ChatEvaluation()), seed=1)
+    session: Any = SimpleNamespace(
+        model=model, tokenizer=tokenizer, world=ALONE, alive=lambda: None, context=SimpleNamespace(spec=spec)
+    )
+    settings = SftStage.model_validate({"deviceBatchSize": 3, "tasksRows": 17})
+    expected = measure(model, tokenizer, task, 17).accuracy.value
+    assert sft.choices(session, settings) == {"task/fake-choices": expected}
+
+
+@pytest.mark.parametrize(("samples", "shares"), [(1, [0.5]), (3, [0.5, 5 / 6, 1.0])])
+def test_rl_measures_pass_at_k(samples: int, shares: list[float]) -> None:
+    """Two problems: of the first's three samples one is right, of the second's two."""
+    said = {"pass@1/0": "right", "pass@1/1": "wrong", "pass@1/0/1": "wrong", "pass@1/0/2": "wrong"}
+    said |= {"pass@1/1/1": "right", "pass@1/1/2": "right"}
+    problem = SimpleNamespace(reward=lambda text: float(text == "right"))
+    objective: Any = SimpleNamespace(sample=lambda prompts, names: [SimpleNamespace(text=said[name]) for name in names])
+    settings = RlStage.model_validate({"evalSamples": samples})
+    session: Any = SimpleNamespace(world=ALONE, context=SimpleNamespace(settings=settings))
+    found = rl.passed(session, objective, [problem, problem])  # type: ignore[list-item]
+    assert list(found) == ["val/pass_at_1", "val/pass_at_2", "val/pass_at_3"][: len(shares)]
+    assert list(found.values()) == pytest.approx(shares)

@@ -8,6 +8,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ from nanochat.evaluation.core import judge, measure_core
 from nanochat.evaluation.core_tasks import CoreTask, Example, Span, load_tasks
 from nanochat.evaluation.scoring import WORTHWHILE, cut_left, grouped, score
 from nanochat.model.transformer import Transformer
-from nanochat.runtime.distributed import World
+from nanochat.runtime.distributed import ALONE, World
 from nanochat.spec.errors import UserError
+from nanochat.spec.training import BaseStage
+from nanochat.stages import base
 from nanochat.tokenizer import Tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "thin", "mat", "in", "winter", "then", "another", "dinner", "other"]
@@ -338,3 +341,15 @@ def test_the_mirrors_bundle_is_understood(mirror: Path, tokenizer: Tokenizer) ->
             example = task.examples(most=1)[0]
             (span,) = task.sequences(tokenizer, task.prompt(example))
             assert tokenizer.decode(span.ids[span.start :]).strip() == example.item["continuation"].strip()
+
+
+def test_training_measures_the_first_examples(bundle: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    signs: list[None] = []
+    session: Any = SimpleNamespace(
+        model=model, tokenizer=tokenizer, world=ALONE, alive=lambda: signs.append(None),
+        context=SimpleNamespace(fetch=lambda ref: {"eval-bundle/core": bundle}[ref]),
+    )  # fmt: skip
+    few = measure_core(model, tokenizer, load_tasks(bundle), batch_size=4, world=ALONE, most=2).core
+    settings = BaseStage.model_validate({"deviceBatchSize": 4, "coreMaxPerTask": 2})
+    assert base.core(session, settings) == {"val/core": few.value}
+    assert signs

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanochat.data.tokenfile import write_text
 from nanochat.evaluation.items import ITEMS, Item, read_items
 from nanochat.evaluation.sandbox import Sandbox
+from nanochat.model.attention import sdpa
+from nanochat.model.blocked_attention import blocked, is_supported
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
+from nanochat.runtime.compiler import cxx_compiler
+from nanochat.runtime.device import Device
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import evaluate
@@ -166,3 +171,19 @@ def test_a_stop_ends_it_without_results(make_context: Any) -> None:
     context.close()
     (output,) = context.outputs
     assert context.artifacts.find(output.kind, output.key) is None
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+@torch.inference_mode()
+def test_a_measured_model_is_as_fast_as_the_device_allows_and_says_the_same(
+    tmp_path: Path, model: Transformer, name: str
+) -> None:
+    """Rows that are longer than any in training, too."""
+    save_model(tmp_path, model, {"step": 7})
+    dtype, most = {"fp32": (torch.float32, 1e-4), "bf16": (torch.bfloat16, 0.3)}[name]
+    measured, extra = evaluate.load_measured(tmp_path, Device(torch.device("cpu"), dtype))
+    assert extra["step"] == 7
+    assert (measured.few is None) is (cxx_compiler() is None)
+    assert measured.attend is (blocked if is_supported(dtype) else sdpa)
+    ids = torch.randint(256, (1, 400), generator=torch.Generator().manual_seed(1))
+    assert float((measured(ids) - model(ids)).abs().max()) < most

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from nanochat.inference import Engine, Sampling
 from nanochat.model.cache import KVCache
+from nanochat.model.native import speed_up
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
+from nanochat.runtime.compiler import cxx_compiler
 from nanochat.tokenizer import Tokenizer
 from tests.model.recipe_models import MODERN
 
@@ -23,16 +25,24 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([TEXT], vocab_size=320)
 
 
-@pytest.fixture(scope="session", params=[{}, MODERN], ids=["classic", "modern"])
+MODELS = {"classic": ({}, False), "modern": (MODERN, False), "compiled": (MODERN, True)}
+
+
+@pytest.fixture(scope="session", params=MODELS.values(), ids=list(MODELS))
 def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Transformer:
+    fields, compiled = request.param
     config = ModelConfig(
-        depth=2, width=32, heads=4, kv_heads=2, sequence_length=640, vocab_size=tokenizer.vocab_size, **request.param
+        depth=2, width=32, heads=4, kv_heads=2, sequence_length=640, vocab_size=tokenizer.vocab_size, **fields
     )
     model = Transformer(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0.0, 0.3, generator=generator)
+    if compiled:
+        if cxx_compiler() is None:
+            pytest.skip("there is no C++ compiler")
+        assert speed_up(model) == "answers are computed by compiled code"
     return model
 
 
@@ -45,6 +55,7 @@ class ScriptedModel:
         )
         self.device = torch.device("cpu")
         self.compute_dtype = torch.float32
+        self.few = None
         self.prompt = prompt
         self.script = list(script)
 

@@ -117,7 +117,7 @@ def test_samples_of_one_prompt_share_it_and_differ(model: Transformer, tokenizer
     extend = model.extend
 
     class Counting:
-        config, device, compute_dtype = model.config, model.device, model.compute_dtype
+        config, device, compute_dtype, few = model.config, model.device, model.compute_dtype, model.few
         logits = model.logits
 
         def extend(self, ids: torch.Tensor, **rest: object) -> torch.Tensor:

@@ -34,6 +34,7 @@ class FakeKube:
         self.created: list[str] = []  # names of all jobs, in their order
         self.asked: list[str] = []  # verb and plural of every request
         self.refuses_jobs: KubeError | None = None
+        self.takes_up_jobs = True  # the training operator runs
         self.nodes: list[str] | None = None  # None: room for all
         self.queue: set[str] | None = None  # names of jobs that are admitted to the queue; None: all are
         self.lose_answer = False  # to the next creation of a job
@@ -121,10 +122,10 @@ class FakeKube:
             if self.refuses_jobs is not None:
                 raise self.refuses_jobs
             self.created.append(name)
-            body = body | {"metadata": body["metadata"] | {"generation": 1}, "status": {"startTime": self.stamp()}}
+            body = body | {"metadata": body["metadata"] | {"generation": 1}}
         self._store(resource, body)
-        if resource is PYTORCHJOBS:
-            self._start(self[resource][name])
+        if resource is PYTORCHJOBS and self.takes_up_jobs:
+            self.take_up(name)
         if resource is PYTORCHJOBS and self.lose_answer:
             self.lose_answer = False
             raise KubeError("the API server cannot be reached")
@@ -170,6 +171,11 @@ class FakeKube:
     def change(self, resource: Resource, body: Object) -> None:
         """Put the next state of an object there."""
         self._store(resource, body)
+
+    def take_up(self, job: str) -> None:
+        """The training operator sees a job for the first time."""
+        self._store(PYTORCHJOBS, self[PYTORCHJOBS][job] | {"status": {"startTime": self.stamp()}})
+        self._start(self[PYTORCHJOBS][job])
 
     def start_pods(self, job: str) -> None:
         """Make the pods of a job anew."""

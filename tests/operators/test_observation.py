@@ -224,6 +224,7 @@ def test_memory_is_the_hosts() -> None:
     ("found", "pods", "says"),
     [
         (job("Created"), [], "waits for the training operator to create its pods"),
+        (job() | {"status": {}}, [], "waits for the training operator to take up its job"),
         (
             job("Created"),
             [pod(0, "Pending", conditions=[condition("PodScheduled", "0/3 nodes are available", "False")]), pod(1)],

@@ -14,7 +14,7 @@ from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.run_status import read_status
 from nanochat.pipeline.runs import RunPaths
-from nanochat.spec.chatpipeline import RETRY
+from nanochat.spec.chatpipeline import RETRY, TRAINING_OPERATOR
 from nanochat.spec.chatpipeline import UID as UID_LABEL
 from nanochat.spec.errors import StorageError
 from nanochat.spec.load import check_pipeline
@@ -377,6 +377,35 @@ def test_a_job_that_the_api_server_refuses(rig: Rig, reason: str) -> None:
     assert rig.attempts() == []
     rig.cluster.refuses_jobs = None
     assert rig.reconcile()["phase"] == "Running" and rig.attempts() == ["Running"]
+
+
+@pytest.mark.parametrize("reason", ["JobKindMissing", "JobNotCreated"])
+def test_a_cluster_without_training_operator(rig: Rig, reason: str) -> None:
+    """It is said with the command that installs it, for as long as it takes, and then it goes on by itself."""
+    rig.cluster.refuses_jobs = REFUSALS[reason]
+    for _ in range(30):
+        told = rig.reconcile(after=600)
+        assert (told["phase"], told["stages"][0]["reason"]) == ("Pending", reason)
+        assert told["message"].endswith(TRAINING_OPERATOR)
+    rig.restart()
+    assert rig.reconcile()["stages"][0]["reason"] == reason
+    rig.cluster.refuses_jobs = None
+    assert rig.reconcile()["phase"] == "Running" and rig.attempts() == ["Running"]
+    assert rig.cluster.created == ["demo-12ab-dataset-1"], "no attempt was counted"
+
+
+def test_jobs_that_nothing_takes_up(rig: Rig) -> None:
+    """PyTorchJobs are known, and no training operator runs."""
+    rig.cluster.takes_up_jobs = False
+    rig.reconcile()
+    assert rig.reconcile()["stages"][0]["reason"] == "JobNotTakenUp", "that takes a second where one runs"
+    for _ in range(30):
+        told = rig.reconcile(after=600)
+        assert told["phase"] == "Pending"
+    assert told["stages"][0]["reason"] == "TrainingOperatorMissing" and told["message"].endswith(TRAINING_OPERATOR)
+    rig.cluster.take_up("demo-12ab-dataset-1")
+    assert rig.reconcile()["phase"] == "Running" and rig.attempts() == ["Running"]
+    assert rig.cluster.created == ["demo-12ab-dataset-1"]
 
 
 def test_a_job_that_is_refused_for_too_long(rig: Rig) -> None:

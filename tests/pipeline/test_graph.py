@@ -112,6 +112,22 @@ def test_a_deeper_model_keeps_its_tokenizer_and_adds_shards() -> None:
     assert texts[0] < texts[1]
 
 
+def test_data_that_training_measures_on_is_read_and_in_no_key() -> None:
+    made, none = graph(), graph("stages.base.coreEvery=0", "stages.sft.tasksEvery=0")
+    tasks = {"task-data/mmlu", "task-data/arc-easy", "task-data/arc-challenge"}
+    assert "eval-bundle/core" in made.node("base").needs and tasks <= made.node("sft").needs.keys()
+    assert "eval-bundle/core" not in none.node("base").needs and not tasks & none.node("sft").needs.keys()
+    assert made.digest() == none.digest()
+    assert "eval-bundle/core" not in graph("stages.base.steps=2000").node("base").needs, "eval-base measures the last"
+    assert "eval-bundle/core" not in graph("stages.evalBase.core=false").node("base").needs, (
+        "it is not fetched for this"
+    )
+
+
+def test_base_prompts_are_in_the_evaluations_key_alone() -> None:
+    assert changed("stages.base.samplePrompts=[One]") == {"eval-base", "report", "release"}
+
+
 def test_the_reference_horizon() -> None:
     horizon = build_graph(PipelineSpec()).horizon
     assert horizon.steps == 21_400

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from nanochat.storage import Store
@@ -71,6 +73,15 @@ def test_each_of_several_nodes_has_names_of_its_own(store: Store, nvml: SimpleNa
         "system/node_1/cpu_utilization_percentage", "system/node_1/system_memory_usage_megabytes",
         "system/node_1/system_memory_usage_percentage",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("spare", "percentage"), [(0.0, 100.0), (1e9, 0.0)])
+def test_the_time_in_which_cpus_worked_counts(
+    store: Store, monkeypatch: pytest.MonkeyPatch, spare: float, percentage: float
+) -> None:
+    seconds = itertools.count(0.0, spare)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(idle=next(seconds)))
+    assert sampled(store, node=None)["system/cpu_utilization_percentage"] == percentage
 
 
 def test_it_can_be_switched_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

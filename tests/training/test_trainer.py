@@ -425,3 +425,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(
     with pytest.raises(NanochatError):
         Rig(tmp_path, checkpoint_steps=2).run()
     assert not [path for path in tmp_path.rglob("step-*") if any(path.rglob("*.safetensors"))]
+
+
+def test_what_an_evaluation_measures_anyway_is_not_measured_after_the_last_step() -> None:
+    usual, early = Measurement(4, lambda step: {}), Measurement(4, lambda step: {}, after_last=False)
+    assert [step for step in range(1, 11) if usual.due(step, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if early.due(step, 10)] == [4, 8]
+    assert not early.due(8, 8)

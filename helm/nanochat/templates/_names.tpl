@@ -47,7 +47,21 @@ labels: {{- include "nanochat.labels" . | nindent 2 }}
 {{- define "nanochat.image" -}}
 {{- $root := index . 0 -}}{{- $image := index . 1 -}}
 {{- $ours := dict "registry" ($image.registry | default $root.Values.images.registry) "tag" ($image.tag | default $root.Values.images.tag | default $root.Chart.AppVersion) -}}
-{{- include "nanochat.reference" (merge $ours $image) -}}
+{{- $reference := include "nanochat.reference" (merge $ours $image) -}}
+{{- if not (or (contains "/" $reference) $root.Values.images.loaded (include "nanochat.runsLoaded" $root)) -}}
+{{- fail (printf "There is no registry to pull %s from. Push the images to one, and name it:\n\n  make push REGISTRY=registry.example.org/team\n  helm %s %s helm/nanochat -n %s --create-namespace --set images.registry=registry.example.org/team\n\nWhere the nodes have the images already, as after kind load, set images.loaded=true." $reference (ternary "upgrade --install" "install" $root.Release.IsUpgrade) $root.Release.Name $root.Release.Namespace) -}}
+{{- end -}}
+{{- $reference -}}
+{{- end -}}
+
+{{- /* Whether the release that is upgraded runs with images of no registry: then the nodes have them. */ -}}
+{{- define "nanochat.runsLoaded" -}}
+{{- if .Release.IsUpgrade -}}
+{{- $found := lookup "apps/v1" "Deployment" .Release.Namespace (include "nanochat.name" (list . "controller")) | default dict -}}
+{{- range dig "spec" "template" "spec" "containers" list $found -}}
+{{- if not (contains "/" .image) }}true{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "nanochat.reference" -}}

@@ -68,6 +68,14 @@ automountServiceAccountToken: false
 {{- (index . 2).existingClaim | default (include "nanochat.name" .) -}}
 {{- end -}}
 
+{{- /* The size of a claim: what is asked for, or what it has where that is more, for none can shrink. */ -}}
+{{- define "nanochat.claimSize" -}}
+{{- $found := lookup "v1" "PersistentVolumeClaim" (index . 0).Release.Namespace (include "nanochat.claimName" .) | default dict -}}
+{{- $has := dig "spec" "resources" "requests" "storage" "" $found -}}
+{{- $asked := (index . 2).size | default $has | default "100Gi" -}}
+{{- ternary $has $asked (and (ne $has "") (gt (include "nanochat.amount" $has | float64) (include "nanochat.amount" $asked | float64))) -}}
+{{- end -}}
+
 {{- /* A claim that outlives the release, and is found again by one of the same name in the same namespace. */ -}}
 {{- define "nanochat.claim" -}}
 {{- $persistence := index . 2 -}}
@@ -81,5 +89,5 @@ spec:
   {{- with $persistence.storageClassName }}
   storageClassName: {{ . }}
   {{- end }}
-  resources: {requests: {storage: {{ $persistence.size }}}}
+  resources: {requests: {storage: {{ include "nanochat.claimSize" . }}}}
 {{- end -}}

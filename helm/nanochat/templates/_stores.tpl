@@ -11,6 +11,20 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether the S3 server inside is installed. */ -}}
+{{- define "nanochat.storeInside" -}}
+{{- if kindIs "bool" .Values.devStore.enabled -}}
+{{- ternary "true" "" .Values.devStore.enabled -}}
+{{- else if not .Values.profiles -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- /* Whether the profile `default` is the S3 server inside. */ -}}
+{{- define "nanochat.defaultInside" -}}
+{{- if and (include "nanochat.storeInside" .) (not (hasKey (.Values.profiles | default dict) "default")) }}true{{ end -}}
+{{- end -}}
+
 {{- define "nanochat.storeEndpoint" -}}
 {{- printf "http://%s.%s.svc:7070" (include "nanochat.name" (list . "store")) .Release.Namespace -}}
 {{- end -}}
@@ -23,12 +37,12 @@
 {{- /* The profiles with what is filled in, as YAML. */ -}}
 {{- define "nanochat.profiles" -}}
 {{- $profiles := .Values.profiles | default dict | deepCopy -}}
-{{- if and .Values.devStore.enabled (not (hasKey $profiles "default")) -}}
+{{- if include "nanochat.defaultInside" . -}}
 {{- $name := include "nanochat.name" (list . "store") -}}
 {{- $_ := set $profiles "default" (dict "root" (printf "s3://%s" .Values.devStore.bucket) "endpoint" (include "nanochat.storeEndpoint" .) "region" "us-east-1" "secret" $name "controllerSecret" $name "readerSecret" (printf "%s-reader" $name) "readerEndpoint" (include "nanochat.storeReader" .)) -}}
 {{- end -}}
 {{- if not $profiles -}}
-{{- fail "There is no store: set profiles.default.root (and its Secrets), or devStore.enabled=true for a trial." -}}
+{{- fail "There is no store: set profiles.default.root (and its Secrets), or leave devStore.enabled at auto." -}}
 {{- end -}}
 {{- $tracking := include "nanochat.tracking" . -}}
 {{- range $profiles -}}
