@@ -120,7 +120,7 @@ class Session:
 
     def run(self) -> None:
         """Ask until the user quits; Ctrl-C stops an answer, Ctrl-D ends."""
-        self._note(f"You talk to {self._backend.name}. /help shows the commands; Ctrl-C stops an answer.")
+        self._note(f"You talk to {self._backend.name}. /help shows the commands; Ctrl-C stops an answer, Ctrl-D ends.")
         with suppress(EOFError):
             for line in typed(self._console, self._note):
                 try:

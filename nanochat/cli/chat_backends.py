@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,13 +42,7 @@ class Said:
 
 def merged(said: Sequence[Said]) -> list[Said]:
     """Neighbours of one kind as one."""
-    out: list[Said] = []
-    for each in said:
-        if out and out[-1].kind == each.kind:
-            out[-1] = Said(each.kind, out[-1].text + each.text)
-        else:
-            out.append(each)
-    return out
+    return [Said(kind, "".join(each.text for each in run)) for kind, run in groupby(said, lambda each: each.kind)]
 
 
 def to_content(said: Sequence[Said]) -> str | list[dict[str, str]]:

@@ -60,7 +60,7 @@ def clean(text: str) -> str:
 
 def rendered(said: Sequence[Said]) -> RenderableType:
     """An answer as it looks on a terminal."""
-    return _Lines(merged(said))
+    return _Lines(said)
 
 
 class _Pipe:
@@ -97,7 +97,7 @@ class _Terminal:
         self._live.stop()
 
     def add(self, said: Said) -> None:
-        self._said = merged([*self._said, said])
+        self._said.append(said)
         begun = time.monotonic()
         if begun >= self._rested:
             self._live.update(_Lines(self._said, height=max(1, self._console.height - 1)), refresh=True)
@@ -128,7 +128,7 @@ def _trimmed(line: list[Segment]) -> list[Segment]:
 
 def _blocks(said: Sequence[Said]) -> list[RenderableType]:
     blocks: list[RenderableType] = []
-    for each in said:
+    for each in merged(said):
         text = clean(each.text)
         if each.kind == "text":
             blocks.append(_markdown(text))

@@ -4,7 +4,7 @@
         ...
 
 On a terminal Enter sends, Alt+Enter or Ctrl-J begins a new line, and the arrows go through earlier questions. Ctrl-C
-empties what is typed; where nothing is, it ends, as Ctrl-D does.
+empties what is typed; a second one ends, as Ctrl-D does.
 """
 
 from __future__ import annotations
@@ -86,10 +86,9 @@ def _editor(note: Callable[[str], None]) -> Callable[[], str]:
     @keys.add("c-c", filter=~is_searching)
     @keys.add("<sigint>", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            event.current_buffer.reset()
-        else:
+        if event.is_repeat:
             event.app.exit(exception=EOFError())
+        event.current_buffer.reset()
 
     kept = _Kept(note)
     session: PromptSession[str] = PromptSession(

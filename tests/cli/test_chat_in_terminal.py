@@ -125,7 +125,7 @@ def test_a_text_that_is_pasted_is_one_question(terminal: Callable[[], Terminal])
 
 def test_ctrl_c_empties_the_line_and_another_ends(terminal: Callable[[], Terminal]) -> None:
     chat = terminal()
-    chat.type("never asked", ALT_ENTER, "at all", CTRL_C, "asked", ENTER)
+    chat.type(CTRL_C, "never asked", ALT_ENTER, "at all", CTRL_C, "asked", ENTER)
     chat.until("heard 'asked'")
     assert "heard 'never" not in chat.screen
     chat.prompted()

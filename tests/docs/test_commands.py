@@ -148,9 +148,8 @@ def test_local_commands_work(block: Block, terminal: Terminal) -> None:
             simple = next(words(command))
             if " ".join(simple[:2]) in ELSEWHERE:
                 continue
-            if simple[0].endswith(("nanochat", "mlflow")) and simple[1] in ("serve", "ui"):
-                fewer = " --workers 1" if simple[1] == "ui" else ""
-                servers.append(terminal.start(f"{command.partition(' # ')[0].rstrip()} --port {port}{fewer}"))
+            if simple[0].endswith("nanochat") and simple[1] in ("serve", "ui"):
+                servers.append(terminal.start(f"{command.partition(' # ')[0].rstrip()} --port {port}"))
                 terminal.run(f"{CURL} http://127.0.0.1:{port}/health")
             else:
                 terminal.run(command.replace("curl ", f"{CURL} ").replace(":8000", f":{port}"))
