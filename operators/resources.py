@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from nanochat.model.sizes import flops_per_token, parameters
 from nanochat.pipeline.graph import Graph
 from nanochat.pipeline.resolve import WORKER_MEMORY
+from nanochat.pipeline.work import text_cores
 from nanochat.spec.cost import CPU_HOUR, GPU_HOUR
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import YEAR
@@ -34,7 +35,6 @@ from operators.config import Config, Pool
 
 GIB = 1 << 30
 SMALL = 50_000_000  # parameters up to which a model trains in a share of a core
-CHARACTERS_A_CORE = 500_000_000  # of text that one core tokenizes in a few minutes
 FLOPS_A_CORE = 1e11  # a second, which few cores reach
 SPOT = {
     ("eks.amazonaws.com/capacityType", "SPOT"),
@@ -97,8 +97,7 @@ def _cores(spec: PipelineSpec, stage: str, graph: Graph) -> float:
             return 4.0 * processes(spec, stage)
         return processes(spec, stage) * (0.5 if parameters(graph.horizon.model) <= SMALL else 1.0)
     if stage in ("tokenizer", "tokens"):
-        characters = spec.sources.text.characters_per_shard * len(graph.horizon.shards)
-        return float(min(16, max(1, math.ceil(characters / CHARACTERS_A_CORE))))
+        return float(text_cores(spec, len(graph.horizon.shards)))
     return 0.5
 
 

@@ -23,9 +23,12 @@ from nanochat.cli import (
     listing,
     models,
     options,
+    plan,
+    pull,
     rollback,
     run,
     runs,
+    ui,
 )
 from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
@@ -46,6 +49,7 @@ app.add_typer(identity_app, name="identity")
 app.add_typer(bench.app, name="bench")
 
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("retry")(runs.retry)
 app.command("status")(runs.status)
 app.command("runs")(listing.runs)
@@ -61,6 +65,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
+app.command("pull")(pull.pull)
+app.command("ui")(ui.ui)
 app.command("completion")(completion.completion)
 
 

@@ -10,6 +10,7 @@ import typer
 from nanochat.cli import options
 from nanochat.cli.display import Display
 from nanochat.cli.options import File, Set, option
+from nanochat.cli.plan import show
 from nanochat.pipeline.local import LocalRunner
 from nanochat.pipeline.planner import Phase
 from nanochat.pipeline.profiles import resolve_profile
@@ -28,8 +29,14 @@ def run(
     only: Only = None,
     from_: From = None,
     set_: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would run here, and what it would take.")
+    ] = False,
 ) -> None:
     """Run a pipeline on this machine, or go on where it left off."""
+    if dry_run:
+        show(load_pipeline(file, set_), here=True)
+        return
     options = {"--only": only or [], "--from": [from_] if from_ else [], "--set": set_ or []}
     words = [word for option, values in options.items() for value in values for word in (option, value)]
     again = shlex.join(["nanochat", "run", str(file), *words])

@@ -20,10 +20,12 @@ class Devices:
 
     cores: int
     gpus: int
+    gpu_name: str = ""
 
     @classmethod
     def detect(cls) -> Devices:
-        return cls(cores=cores(), gpus=_nvidia_gpus())
+        names = _nvidia_gpus()
+        return cls(cores=cores(), gpus=len(names), gpu_name=names[0] if names else "")
 
     @cached_property
     def slots(self) -> dict[str, int]:
@@ -57,8 +59,10 @@ class Devices:
         return max(1, self.cores // processes)
 
 
-def _nvidia_gpus() -> int:
+def _nvidia_gpus() -> list[str]:
+    """The names of the GPUs."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in found.stdout.splitlines())
+    lines = (line for line in found.stdout.splitlines() if line.startswith("GPU "))
+    return [line.partition(":")[2].partition("(UUID")[0].strip() for line in lines]

@@ -18,21 +18,8 @@ from typing import Literal
 import psutil
 import torch
 
+from nanochat.runtime.accelerators import find_accelerator
 from nanochat.spec.environment import integer
-
-# Dense bf16 FLOPs a second, from the makers' data sheets; the first name that is part of the device's own counts.
-PEAK_FLOPS = (
-    ("B200", 2250e12),
-    ("GH200", 989e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("RTX 4090", 165e12),
-    ("RTX 3090", 71e12),
-)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LOCAL_VARIABLES = (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
@@ -113,5 +100,5 @@ def peak_flops(device: torch.device) -> float | None:
     """The device's dense bf16 peak in FLOPs a second, where it is known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS if part in name), None)
+    found = find_accelerator(torch.cuda.get_device_name(device))
+    return found.peak if found else None

@@ -15,12 +15,13 @@ alike with its speed; docs/performance.md says how they were measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from nanochat.model.sizes import ModelConfig
 from nanochat.runtime.compiler import cxx_compiler
+
+if TYPE_CHECKING:
+    import torch
 
 GAIN = 30e-9  # seconds of a core that a token gains for each layer and unit of width
 LOGIT_GAIN = 0.7e-9  # and for each word of the vocabulary
@@ -34,6 +35,11 @@ class Decision:
     compiled: bool
     reason: str
     tuned: bool = False
+
+
+def saved_seconds(config: ModelConfig, tokens: float) -> float:
+    """Seconds of a core that compiled code saves on so many tokens."""
+    return (GAIN * config.depth * config.width + LOGIT_GAIN * config.vocab_size) * tokens
 
 
 def decide(
@@ -62,7 +68,8 @@ def decide(
         return Decision(False, f"not compiled: whether that pays is not known for {device.type}")
     if cxx_compiler() is None:
         return Decision(False, "not compiled: there is no C++ compiler; install g++")
-    each = GAIN * config.depth * config.width + LOGIT_GAIN * config.vocab_size
-    gain = each * tokens / torch.get_num_threads()
+    import torch  # not at the top: `nanochat plan` reckons with the figures above
+
+    gain = saved_seconds(config, tokens) / torch.get_num_threads()
     figures = f"it would save an estimated {gain:,.0f} s of training and take {COST:,.0f} s"
     return Decision(gain > COST, f"{'compiled' if gain > COST else 'not compiled'}: {figures}")

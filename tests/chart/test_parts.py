@@ -300,7 +300,7 @@ def test_no_unavailability(chart: Chart) -> None:
 
 def test_gpus(chart: Chart) -> None:
     rendered = chart.render(VALUES / "gpu.yaml")
-    assert rendered.container(SERVER)["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": 1}
+    assert rendered.container(SERVER)["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": 1}
     pod = rendered.one("Deployment", SERVER)["spec"]["template"]["spec"]
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     pool = rendered.config()["pools"]["gpu"]

@@ -37,10 +37,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return open_store(resolve_profile().profile)
 
 
+DECLARED = {"metadata": {"name": "demo"}, "spec": {}}
+
+
 def tell(store: Store, phase: str, *stages: dict[str, Any], paths: RunPaths = PATHS) -> None:
     """Write the status of a run."""
     status = {"name": "demo", "namespace": "default", "phase": phase, "message": "", "horizon": {}, "pid": 1}
     store.write_json(paths.status, {**status, "stages": list(stages)})
+    store.write_json(paths.pipeline, DECLARED)
 
 
 def test_status_tells_of_stages_and_warnings(store: Store, capsys: Capture) -> None:
@@ -79,6 +83,7 @@ def test_status_tells_of_stages_and_warnings(store: Store, capsys: Capture) -> N
 def test_the_headline_says_a_thing_once(store: Store, capsys: Capture, phase: str, message: str, headline: str) -> None:
     status = {"name": "demo", "namespace": "default", "phase": phase, "message": message, "horizon": {}, "stages": []}
     store.write_json(PATHS.status, status)
+    store.write_json(PATHS.pipeline, DECLARED)
     runs.status()
     assert capsys.readouterr().out == f"{headline}\n"
 

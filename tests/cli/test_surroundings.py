@@ -224,7 +224,7 @@ def test_what_is_not_done_is_not_told_as_done(tmp_path: Path) -> None:
         done = called(tmp_path, "report", "small", **variables)
         assert done.returncode == 0 and "tokens of text" not in done.stdout
         page = done.stdout.rsplit("The whole report: ", 1)[1].strip()
-        assert "Pretraining" not in Path(page).with_name("report.md").read_text(encoding="utf-8")
+        assert "- Pretraining: " not in Path(page).with_name("report.md").read_text(encoding="utf-8")
         reports.add(page)
     assert len(reports) == 2
 

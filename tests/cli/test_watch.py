@@ -169,6 +169,7 @@ def test_resizing_and_control_c_leave_the_terminal_as_it_was(tmp_path: Path) -> 
     stage = {"stage": "base", "phase": "Running", "message": EVIL, "attempts": 1, "started": 100.0}
     status = {"name": "demo", "namespace": "team", "phase": "Running", "message": EVIL, "stages": [stage]}
     store.write_json(PATHS.status, status)
+    store.write_json(PATHS.pipeline, {"metadata": {"name": "demo"}, "spec": {}})
     with Lease(store, runs=[PATHS.root]):  # as a controller holds it
         terminal = look_resize_and_interrupt(tmp_path)
     assert terminal.process.returncode == 130

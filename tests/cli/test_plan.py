@@ -1,0 +1,54 @@
+"""`nanochat plan` and `nanochat run --dry-run`: what they print, and that they start and write nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_pipeline import PIPELINE, UNTRACKED, called, mistake
+
+STAGES = ("dataset", "tokenizer", "tokens", "base", "eval-base", "mid", "eval-mid", "sft", "eval-sft", "rl", "eval-rl")
+SPEEDRUN = Path(__file__).parents[2] / "k8s" / "pipelines" / "speedrun.yaml"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(PIPELINE)
+    return tmp_path
+
+
+def test_a_plan_is_one_screen_and_leaves_nothing_behind(home: Path) -> None:
+    done = called(home, "plan", "small.yaml", "--set", "budget.money=5", COLUMNS="80", **UNTRACKED)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("small: ") and "4 steps" in lines[0]
+    assert [line.split()[0] for line in lines[2:15]] == [*STAGES, "report", "release"]
+    assert len(lines) < 24 and max(map(len, lines[1:15])) <= 80
+    assert "* assumed" in lines[-1] and "USD" not in done.stdout
+    assert not list((home / "state").glob("**/*")), "nothing was written"
+
+
+def test_gpus_have_prices_and_a_budget_is_compared(home: Path) -> None:
+    done = called(home, "plan", str(SPEEDRUN), "--set", "budget.money=5", "--device", "A100", **UNTRACKED)
+    assert done.returncode == 0, done.stderr
+    assert "21,400" in done.stdout and "That is more than the budget: 5 USD" in done.stdout
+    table = {line.split()[0]: line for line in done.stdout.splitlines()[-11:]}
+    assert {"H100", "A100", "L4", "B200"} <= table.keys()
+    told = json.loads(called(home, "plan", str(SPEEDRUN), "--device", "A100", "--json", **UNTRACKED).stdout)
+    base = next(stage for stage in told["stages"] if stage["stage"] == "base")
+    assert (base["work"]["steps"], base["device"], base["gpus"]) == (21_400, "A100", 8)
+    known = {item["device"]: item for item in told["devices"]}
+    assert told["gpu_hours"] == pytest.approx(known["A100"]["gpu_hours"])
+    assert told["cost"] == pytest.approx(1.79 * told["gpu_hours"]) and known["H100"]["seconds"] < told["seconds"]
+
+
+def test_a_dry_run_is_of_this_machine(home: Path) -> None:
+    done = called(home, "run", "small.yaml", "--dry-run", **UNTRACKED)
+    assert done.returncode == 0 and "In all" in done.stdout
+    assert "error" not in done.stderr and not list((home / "state").glob("**/*"))
+
+
+def test_mistakes_are_one_sentence(home: Path) -> None:
+    assert "stages.base.steps" in mistake(called(home, "plan", "small.yaml", "--set", "stages.base.steps=-1"))
+    assert "'nowhere'" in mistake(called(home, "plan", "small.yaml", "--set", "store=nowhere"))
