@@ -35,7 +35,7 @@ def serving(folder: Path, *options: str, port: int = 0) -> Iterator[str]:
         # It starts further processes, which end with its group.
         process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | LEAN, start_new_session=True)
     try:
-        deadline = time.monotonic() + 300  # a busy machine takes its time
+        deadline = time.monotonic() + 600  # a busy machine takes its time
         while not _answers(f"{url}/health"):
             assert process.poll() is None and time.monotonic() < deadline, (folder / "mlflow.out").read_text()
             time.sleep(0.1)

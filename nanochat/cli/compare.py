@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nanochat.cli.local_run import find_run
+from nanochat.cli.differences import differences
+from nanochat.cli.local_run import SHORTEST_ID, LocalRun, find_run
 from nanochat.cli.options import Store, argument, option
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.ref import ArtifactRef
@@ -39,7 +40,25 @@ def compare(
     items: Annotated[int, option(integer(0, 100_000), "--items", help="Print this many items of another verdict.")] = 0,
     store: Store = "default",
 ) -> None:
-    """Compare two evaluations item by item: B less A, with the standard errors of paired differences."""
+    """Compare two runs, or two evaluations: settings, data and losses of runs, then all items, B less A.
+
+    Differences of scores come with the standard errors of paired differences.
+    """
+    console = Console(highlight=False)
+    runs = [_run_of(name, store=store) for name in (a, b)]
+    if runs[0] is not None and runs[1] is not None:
+        (first, stage), (second, other) = runs
+        for line in differences(first, second, stage=stage, width=console.width):
+            console.print(line, markup=False, soft_wrap=True)
+        lacking = [
+            f"{run.name}/{made or 'any stage'}"
+            for run, made in ((first, stage), (second, other))
+            if made in ("", *STAGES) and not _measured(run, made)
+        ]
+        if lacking:
+            print(f"Scores: none to compare, for there is no evaluation of {' and '.join(lacking)}")
+            return
+        print()
     from nanochat.evaluation.comparison import compare as pair
     from nanochat.evaluation.core import PREFIX
     from nanochat.evaluation.items import read_items
@@ -62,7 +81,6 @@ def compare(
             first, second, of = found.mean(names)
             scores = (f"{first:.4f}", f"{second:.4f}", f"{of.value:+.4f} ± {of.stderr:.4f}")
             table.add_row(f"{kind}, {len(names)} tasks above guessing", *scores, "", "", f"{of.n:,}")
-    console = Console(highlight=False)
     console.print(table)
     if found.single or found.other_questions:
         console.print(
@@ -96,7 +114,7 @@ def items_of(name: str, *, store: str) -> Path:
         artifacts = Artifacts(open_store(profile), resolved.cache)
         what = name
     else:
-        run_name, _, stage = name.partition("/")
+        run_name, stage = _split(name)
         run = find_run(run_name, store=store)
         artifacts, keys = Artifacts(run.store, run.resolved.cache), run.status.keys()
         measured = [made for made in STAGES if ArtifactRef.of(KIND, made) in keys]
@@ -115,6 +133,27 @@ def items_of(name: str, *, store: str) -> Path:
         raise UserError(f"{what} was measured by a version that kept no items: measure it again with 'nanochat eval'")
     print(f"{what}: {artifacts.uri(manifest)}", file=sys.stderr)
     return artifacts.fetch(manifest, [ITEMS]) / ITEMS
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A run's name or id and the stage, '' where none is named: an id may stand behind a name, too."""
+    run, _, stage = name.rpartition("/")
+    return (run, stage) if run and (stage in STAGES or ("/" not in run and len(stage) < SHORTEST_ID)) else (name, "")
+
+
+def _run_of(name: str, *, store: str) -> tuple[LocalRun, str] | None:
+    """The run that a word means, and its stage; None where it means an evaluation's folder or address."""
+    if "://" in name or Path(name).is_dir():
+        return None
+    run, stage = _split(name)
+    return find_run(run, store=store), stage
+
+
+def _measured(run: LocalRun, stage: str) -> bool:
+    """Whether an evaluation of a run, or of one of its stages, is there."""
+    artifacts, keys = Artifacts(run.store, run.resolved.cache), run.status.keys()
+    wanted = [key for made in ([stage] if stage else STAGES) if (key := keys.get(ArtifactRef.of(KIND, made)))]
+    return any(artifacts.find(KIND, key) is not None for key in wanted)
 
 
 def _printable(name: str) -> str:

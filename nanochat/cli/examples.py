@@ -65,6 +65,8 @@ HELP: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {
     "eval": (["nanochat eval demo --tasks world-facts,world-math --rows 100"], STORE | SOURCES),
     "compare": (["nanochat compare demo/base demo/sft --items 3"], STORE),
     "export": (["nanochat export demo ./demo-hf"], STORE),
+    "pull": (["nanochat pull demo ./demo-model", "nanochat pull champion ./champion"], STORE),
+    "ui": (["nanochat ui", "nanochat ui --port 5001 -n chat"], STORE | CLUSTER),
     "import": (["nanochat import ./demo-hf"], STORE),
     "doctor": (
         ["nanochat doctor k8s/pipelines/speedrun.yaml", "nanochat doctor k8s/pipelines/speedrun.yaml -n chat"],

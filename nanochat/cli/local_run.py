@@ -26,7 +26,7 @@ from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.run_status import RunStatus, StageRunStatus, read_declaration, read_status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.spending import Spending
-from nanochat.spec.errors import UserError
+from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
@@ -111,8 +111,11 @@ class LocalRun(RunHandle):
         return StageProgress(text, state.step, state.losses.get("loss"))
 
     def losses(self, stage: str) -> Sequence[tuple[int, float]]:
-        points = JournalReader(self.store, self.paths.root).history(stage).metrics.get("train/loss", ())
-        return [(point.step, point.value) for point in points if math.isfinite(point.value)]
+        for paths in self._made_in(stage):
+            points = JournalReader(self.store, paths.root).history(stage).metrics.get("train/loss", ())
+            if found := [(point.step, point.value) for point in points if math.isfinite(point.value)]:
+                return found
+        return []
 
     def events(self, most: int) -> Sequence[Happened]:
         found = []
@@ -127,10 +130,17 @@ class LocalRun(RunHandle):
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
-        attempts = AttemptLog(self.store, self.paths, AttemptRecord).load().all()
-        yield from Spending.of(attempts, (self.spec.get("cost") or {}).get("gpuHour"), time.time()).lines()
+        if attempts := AttemptLog(self.store, self.paths, AttemptRecord).load().all():
+            yield from Spending.of(attempts, self._gpu_hour(), time.time()).lines()
         if page := page_of(self.store, self.paths.root, self.resolved.tracking):
             yield f"MLflow: {page}"
+
+    def _gpu_hour(self) -> float | None:
+        """The price that the declaration names, where that is still there."""
+        try:
+            return (self.spec.get("cost") or {}).get("gpuHour")
+        except StorageError:
+            return None
 
     def command(self, verb: str) -> str:
         store = f" --store {self.resolved.name}" if self.resolved.name != "default" else ""
@@ -182,14 +192,19 @@ class LocalRun(RunHandle):
 
     def _logs(self, stage: str) -> str:
         """Where the logs of a stage are: those of an earlier run, if that one made its output."""
-        own = self.paths.logs(stage)
+        folders = (paths.logs(stage) for paths in self._made_in(stage))
+        return next((folder for folder in folders if self.store.children(folder)), self.paths.logs(stage))
+
+    def _made_in(self, stage: str) -> Iterator[RunPaths]:
+        """This run, and where it took a stage's output from the store the runs that made the same."""
+        yield self.paths
         item = self.status.of_stage(stage)
-        if item is None or item.phase != Phase.CACHED or self.store.children(own):
-            return own
-        runs = (run for run in find_runs(self.resolved.name) if run.name == self.name)
-        made = (run for run in runs if (found := run.status.of_stage(stage)) and found.keys == item.keys)
-        others = (run.paths.logs(stage) for run in made)
-        return next((folder for folder in others if self.store.children(folder)), own)
+        if item is None or item.phase != Phase.CACHED:
+            return
+        for run in find_runs(self.resolved.name):
+            found = run.status.of_stage(stage) if run.name == self.name else None
+            if found is not None and found.keys == item.keys:
+                yield run.paths
 
 
 def find_runs(profile: str) -> list[LocalRun]:

@@ -24,9 +24,11 @@ from nanochat.cli import (
     models,
     options,
     plan,
+    pull,
     rollback,
     run,
     runs,
+    ui,
 )
 from nanochat.cli.options import Context, Model, Namespace, Set, Stage, Store, argument, option
 from nanochat.pipeline.orphan import in_folder
@@ -63,6 +65,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
+app.command("pull")(pull.pull)
+app.command("ui")(ui.ui)
 app.command("completion")(completion.completion)
 
 

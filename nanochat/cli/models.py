@@ -9,29 +9,62 @@ or of the one that the pipeline NAME releases. A run of the name `champion` is m
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.cli.local_run import NoRun, find_run
-from nanochat.model.artifact import WEIGHTS, ModelAddress, read_manifest
+from nanochat.model.artifact import KIND, WEIGHTS, ModelAddress, read_manifest
 from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.stages import ReleaseStage
-from nanochat.storage.artifacts import Artifacts
+from nanochat.storage.artifacts import ROOT, Artifacts
 from nanochat.storage.failures import Damaged
+from nanochat.storage.manifest import Manifest
 from nanochat.storage.opening import open_store
-from nanochat.storage.store import Profile
+from nanochat.storage.store import Profile, Store
 from nanochat.tracking.registry import ALIAS, FOLDER_TAG, FORMER, Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model in a store; `what` says which one it is."""
+
+    what: str
+    artifacts: Artifacts
+    manifest: Manifest
+
+    @property
+    def store(self) -> Store:
+        return self.artifacts.store
+
+    @property
+    def base(self) -> str:
+        """The folder of its files in the store."""
+        return f"{self.artifacts.folder(self.manifest.kind, self.manifest.key)}/{self.manifest.launch}"
 
 
 def find_model(model: str | None, *, stage: str | None, store: str) -> Path:
     """The local folder of a model; UserError where there is none, or its weights are gone."""
     if model and Path(model, WEIGHTS).exists():
-        return _say(f"the folder {model}", Path(model))
+        _say(f"the folder {model}")
+        return Path(model)
+    found = locate(model, stage=stage, store=store)
+    return found.artifacts.fetch(found.manifest)
+
+
+def locate(model: str | None, *, stage: str | None, store: str) -> Found:
+    """The model of a store that a word means, which is said; UserError where there is none, or it is gone."""
+    found = _locate(model, stage=stage, store=store)
+    _say(found.what)
+    return found
+
+
+def _locate(model: str | None, *, stage: str | None, store: str) -> Found:
     resolved = resolve_profile(store)
-    if model and "://" in model:
-        return _say(model, _fetch(model, resolved))
+    if model and ("://" in model or f"/{ROOT}/{KIND}/" in model):
+        return _stored(model, resolved, what=model)
     if model in (ALIAS, FORMER):
         return _registered(ReleaseStage().model, model, resolved)
     if model and ":" in model:
@@ -40,12 +73,11 @@ def find_model(model: str | None, *, stage: str | None, store: str) -> Path:
     return _of_run(model, stage=stage, store=store)
 
 
-def _say(what: str, folder: Path) -> Path:
+def _say(what: str) -> None:
     print(f"Model: {what}", file=sys.stderr)
-    return folder
 
 
-def _registered(name: str, version: str, resolved: ResolvedProfile) -> Path:
+def _registered(name: str, version: str, resolved: ResolvedProfile) -> Found:
     """A version, or the one that an alias names, of a registered model or of a pipeline's."""
     registry = Registry(resolved.tracking)
     if not registry.has(name):
@@ -59,25 +91,24 @@ def _registered(name: str, version: str, resolved: ResolvedProfile) -> Path:
     by = f", released by {released.removeprefix('runs/')}" if released else ""
     alias = f" ({version})" if version != found.version else ""
     try:
-        folder = _fetch(found.source, resolved)
+        return _stored(found.source, resolved, what=f"version {found.version} of {name}{alias}{by}")
     except UserError as error:
         raise UserError(f"version {found.version} of {name} cannot be used: {error.message}") from error
-    return _say(f"version {found.version} of {name}{alias}{by}", folder)
 
 
-def _fetch(uri: str, resolved: ResolvedProfile) -> Path:
+def _stored(uri: str, resolved: ResolvedProfile, *, what: str) -> Found:
     """A model artifact by its address: a folder or s3://.../artifacts/model/<key>[/<launch>]."""
     address = ModelAddress.parse(uri)
     own = resolved.profile.root == address.root
     profile = resolved.profile if own else Profile(root=address.root, endpoint=resolved.profile.endpoint)
     artifacts = Artifacts(open_store(profile), resolved.cache)
     try:
-        return artifacts.fetch(read_manifest(artifacts.store, address))
+        return Found(what, artifacts, read_manifest(artifacts.store, address))
     except Damaged as damage:
         raise UserError(damage.message) from damage
 
 
-def _of_run(name: str | None, *, stage: str | None, store: str) -> Path:
+def _of_run(name: str | None, *, stage: str | None, store: str) -> Found:
     """The last model that a run made, or that of a stage."""
     run = find_run(name, store=store)
     artifacts = Artifacts(run.store, run.resolved.cache)
@@ -90,7 +121,7 @@ def _of_run(name: str | None, *, stage: str | None, store: str) -> Path:
         key = keys.get(ArtifactRef.of("model", made))
         found = artifacts.find("model", key) if key else None
         if found is not None:
-            return _say(f"{made} of the run {run.paths.root.removeprefix('runs/')}", artifacts.fetch(found))
+            return Found(f"{made} of the run {run.paths.root.removeprefix('runs/')}", artifacts, found)
     raise UserError(
         f"{run.name} has made no model{f' of {stage}' if stage else ''} yet: see 'nanochat status {run.name}'"
     )

@@ -21,6 +21,9 @@ def cores() -> int:
     return there if quota is None else max(1, min(there, math.ceil(quota)))
 
 
+# Kernels for matrices of so many shapes are kept, in oneDNN's cache and in PyTorch's before it. Each takes some
+# hundreds of kilobytes, and the 1,024 of the default are reached where prompts have any length.
+KERNELS = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 SPINS = "1000"  # how often a thread that waits looks before it sleeps: some ten microseconds, a wake-up's time
 
 
@@ -33,6 +36,8 @@ def settle() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    for name, count in KERNELS.items():
+        os.environ.setdefault(name, count)
     keep_pages()
 
 

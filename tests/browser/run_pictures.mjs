@@ -1,4 +1,4 @@
-// Takes the pictures that run_pictures.py wants: of the report at $REPORT and of MLflow's pages, that of a run at $MLFLOW.
+// Takes the pictures that run_pictures.py wants: of the report at $REPORT, or of MLflow's pages, a run's being $MLFLOW.
 
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
@@ -23,18 +23,20 @@ async function mlflow(url, seen, path) {
   return page;
 }
 
-await (await open(REPORT)).screenshot({ path: `${PICTURES}/report.png` });
-const runs = await mlflow(MLFLOW.replace(/runs\/[^?]+/, "runs"), "default.demo-");
-assert.match(runs.url(), /\/runs\?/);
-await runs.getByText("Expand rows").click();
-await runs.getByText("default.demo-").nth(5).waitFor();
-await runs.screenshot({ path: `${PICTURES}/mlflow.png` });
-if (ALL) {
-  await (await open(REPORT)).screenshot({ path: `${ALL}/light.png`, fullPage: true });
-  await (await open(REPORT, { colorScheme: "dark" })).screenshot({ path: `${ALL}/dark.png`, fullPage: true });
-  const phone = await open(REPORT, { viewport: { width: 375, height: 700 } });
-  await phone.screenshot({ path: `${ALL}/phone.png`, fullPage: true });
-  await (await open(REPORT, { colorScheme: "dark" })).pdf({ path: `${ALL}/print.pdf` });
-  await mlflow(MLFLOW, "Description", `${ALL}/mlflow-run.png`);
+if (REPORT) {
+  await (await open(REPORT)).screenshot({ path: `${PICTURES}/report.png` });
+  if (ALL) {
+    await (await open(REPORT)).screenshot({ path: `${ALL}/light.png`, fullPage: true });
+    await (await open(REPORT, { colorScheme: "dark" })).screenshot({ path: `${ALL}/dark.png`, fullPage: true });
+    const phone = await open(REPORT, { viewport: { width: 375, height: 700 } });
+    await phone.screenshot({ path: `${ALL}/phone.png`, fullPage: true });
+    await (await open(REPORT, { colorScheme: "dark" })).pdf({ path: `${ALL}/print.pdf` });
+  }
+}
+if (MLFLOW) {
+  const runs = await mlflow(MLFLOW.replace(/runs\/[^?]+/, "runs"), "default.demo-");
+  assert.match(runs.url(), /\/runs\?/);
+  await runs.screenshot({ path: `${PICTURES}/mlflow.png` });
+  if (ALL) await mlflow(MLFLOW, "Description", `${ALL}/mlflow-run.png`);
 }
 await browser.close();

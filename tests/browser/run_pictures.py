@@ -32,16 +32,19 @@ def main() -> None:
     options = parser.parse_args()
     run = find_run(options.name)
     artifacts = Artifacts(run.store, run.resolved.cache)
-    with tempfile.TemporaryDirectory() as scratch, serving(Path(scratch)) as server:
-        build(run.store, artifacts, run.paths.root, Path(scratch) / "report")
-        assert RunTracker(run.store, artifacts, run=run.paths.root, uri=server).sync()
-        variables = {
-            "REPORT": (Path(scratch) / "report" / "report.html").as_uri(),
-            "MLFLOW": page_of(run.store, run.paths.root, server),
-            "PICTURES": str(PICTURES),
-            "ALL": str(options.all or ""),
-        }
-        subprocess.run(["node", str(HERE / "run_pictures.mjs")], env=os.environ | variables, check=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build(run.store, artifacts, run.paths.root, folder / "report")
+        take("REPORT", (folder / "report" / "report.html").as_uri(), options.all)
+        with serving(folder) as server:
+            assert RunTracker(run.store, artifacts, run=run.paths.root, uri=server).sync()
+            take("MLFLOW", page_of(run.store, run.paths.root, server), options.all)
+
+
+def take(what: str, page: str, folder: Path | None) -> None:
+    """The pictures of a page, and with `folder` its others."""
+    variables = {what: page, "PICTURES": str(PICTURES), "ALL": str(folder or "")}
+    subprocess.run(["node", str(HERE / "run_pictures.mjs")], env=os.environ | variables, check=True)
 
 
 if __name__ == "__main__":

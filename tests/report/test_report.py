@@ -214,6 +214,32 @@ def test_no_run_is_said(tmp_path: Path) -> None:
         gather(run.store, run.artifacts, run="runs/default.none/0")
 
 
+def test_what_a_repetition_needs_is_told(run: FakeRun, tmp_path: Path) -> None:
+    run.spec |= {"seed": 7, "sources": {"text": {"kind": "hub", "path": "datasets/a/text/resolve/x", "revision": "v1"},
+                                        "hubRevision": "v2"}}  # fmt: skip
+    run.spec["stages"]["mid"] |= {"matrixLr": 0.02, "initLrFraction": 0.5}
+    run.close()
+    record = gather(run.store, run.artifacts, run=RUN)
+    facts, rates, fold = section(describe(record), "Settings")
+    told = {"Seed": "7", "Pretraining text": "a/text, revision v1", "Task data": "revision v2"}
+    assert dict(facts.items) == told
+    assert rates.rows == (("MID", "-", "-", "0.02", "0.5", "-"),)
+    assert dict(fold.blocks[0].items)["stages.mid.gpusPerNode"] == "8", "all settings are there, folded"
+    write_report(record, tmp_path)
+    card, page = (tmp_path / "model-card.md").read_text(), (tmp_path / "report.html").read_text()
+    assert all(f"{name}: {value}" in card for name, value in told.items()) and "| MID |" in card
+    assert "<details><summary>All settings</summary>" in page
+
+
+def test_several_samples_tell_pass_at_k(run: FakeRun) -> None:
+    record = gather(run.store, run.artifacts, run=RUN)
+    mid = record.evaluations["mid"]
+    measured = replace(mid, metrics={**mid.metrics, "gsm8k-pass8": Result(0.25, 100, 0.04)})
+    shown = table(describe(replace(record, evaluations={"mid": measured})), "Results")
+    rows = {row[0]: row[1] for row in shown.rows}
+    assert rows["GSM8K, pass@8"] == "25.0 ± 4.0 %\n25 of 100"
+
+
 def test_mlflow_is_told_of_results_and_attempts(record: RunRecord) -> None:
     run = tracked_run(record)
     assert run.results["mid.arc-easy"] == 0.3876

@@ -19,6 +19,13 @@ def free_port() -> int:
 def start_serve(folder: Path, *, before: str = "", **options: Any) -> tuple[subprocess.Popen[Any], str]:
     """The process that serves the model in a folder, and its address; `before` is code that it runs first."""
     port = free_port()
-    imports = "from pathlib import Path; from nanochat.cli.serve import serve; from nanochat.inference import Engine"
-    script = f"{imports}\n{before}\nserve(folder=Path({str(folder)!r}), port={port})"
+    script = f"""
+from nanochat.runtime.threads import settle
+settle()
+from pathlib import Path
+from nanochat.cli.serve import serve
+from nanochat.inference import Engine
+{before}
+serve(folder=Path({str(folder)!r}), port={port})
+"""
     return subprocess.Popen([sys.executable, "-c", script], **options), f"http://127.0.0.1:{port}"
