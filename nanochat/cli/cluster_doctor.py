@@ -20,22 +20,23 @@ from nanochat.cli.cluster_parts import (
     operator_checks,
     server_checks,
 )
-from nanochat.cli.cluster_pods import job_checks, pod_checks, secret_checks
+from nanochat.cli.cluster_pods import job_checks, pod_checks, secret_checks, variable_checks
 from nanochat.cli.cluster_probe import probe_checks
 from nanochat.cli.cluster_room import queue_checks, stage_checks
 from nanochat.cli.cluster_run import FIELD_MANAGER
 from nanochat.cli.cluster_view import ClusterView, looked
 from nanochat.parse.address import local_path
-from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.preflight import check_inputs
-from nanochat.spec.errors import UserError
 from nanochat.spec.load import check_pipeline, load_pipeline
 from nanochat.spec.pipeline import Pipeline
-from operators import resources
-from operators.admission import Accepted, profile_of
+from operators.admission import admit_object
+from operators.cluster import Cluster
 from operators.kube_client import PIPELINES, KubeClient
 
-ANY = {"apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "doctor"}, "spec": {}}
+ANY = {  # any pipeline's place, where no file is given; suspended, for its size is of no account
+    "apiVersion": "nanochat.dev/v1alpha1", "kind": "ChatPipeline", "metadata": {"name": "doctor"},
+    "spec": {"suspend": True},
+}  # fmt: skip
 
 
 def cluster_doctor(
@@ -67,8 +68,9 @@ def examine(kube: KubeClient, namespace: str, pipeline: Pipeline | None, *, prob
     tracking = view.accepted.profile.tracking
     yield from looked(view, "mlflow", lambda: mlflow_checks(view, tracking))
     yield from looked(view, "secret", lambda: secret_checks(view))
+    yield from looked(view, "secret", lambda: variable_checks(view))
     yield from looked(view, "pods", lambda: pod_checks(view))
-    yield from looked(view, "operator", lambda: job_checks(view))
+    yield from looked(view, "jobs", lambda: job_checks(view))
     yield from looked(view, "queue", lambda: queue_checks(view))
     yield from looked(view, "stages", lambda: stage_checks(view))
     if probe:
@@ -79,28 +81,18 @@ def pipeline_checks(view: ClusterView) -> Iterator[Check]:
     """The controller's own checks, and the API server's: all for which a declaration is refused before it runs."""
     assert view.config is not None
     pipeline = view.pipeline or check_pipeline(ANY)
-    meta = pipeline.metadata.model_copy(update={"namespace": view.namespace})
-    pipeline, spec = pipeline.model_copy(update={"metadata": meta}), pipeline.spec
-    profile = profile_of({}, spec.store, view.config)
-    graph = build_graph(spec)
-    if view.pipeline is not None:
-        for setting, uri in spec.sources.local():
-            raise UserError(f"{setting} is {uri}, on this machine: a cluster needs an address like https:// or s3://")
-        check_inputs(spec)
-        resources.check(view.config, spec, graph)
-        _try_to_declare(view, pipeline)
-    view.passed = Accepted(pipeline, graph, profile)
-    where = profile.root + (f" at {profile.endpoint}" if profile.endpoint else "")
-    what = f"{pipeline.metadata.name}: {len(graph.stages)} stages, " if view.pipeline else ""
-    yield Check("pipeline", "ok", f"{what}profile {spec.store}, {where}")
-
-
-def _try_to_declare(view: ClusterView, pipeline: Pipeline) -> None:
-    """Ask the API server whether it would take the declaration; UserError where it refuses a field or a value."""
-    if not view.may("patch", PIPELINES):
-        return
+    spec, mid = pipeline.spec, pipeline.spec.stages.mid
     body = declared(pipeline, view.namespace)
-    if pipeline.spec.stages.mid.identity and local_path(pipeline.spec.stages.mid.identity):
-        body["spec"]["stages"]["mid"]["identity"] = identity_address(pipeline)
-    with translate_errors(f"pipeline {view.namespace}/{pipeline.metadata.name}"):
-        view.kube.apply(PIPELINES, body, manager=FIELD_MANAGER, dry_run=True)
+    if local := bool(mid.identity and local_path(mid.identity)):  # which `nanochat submit` uploads
+        check_inputs(spec)
+        body["spec"]["stages"]["mid"]["identity"] = None
+    view.passed = admit_object(body, view.config, Cluster(view.kube))
+    if view.pipeline is not None and view.may("patch", PIPELINES):
+        if local:
+            body["spec"]["stages"]["mid"]["identity"] = identity_address(pipeline)
+        with translate_errors(f"pipeline {view.namespace}/{pipeline.metadata.name}"):
+            view.kube.apply(PIPELINES, body, manager=FIELD_MANAGER, dry_run=True)
+    profile, stages = view.accepted.profile, view.accepted.graph.stages
+    where = profile.root + (f" at {profile.endpoint}" if profile.endpoint else "")
+    what = f"{pipeline.metadata.name}: {len(stages)} stages, " if view.pipeline else ""
+    yield Check("pipeline", "ok", f"{what}profile {spec.store}, {where}")

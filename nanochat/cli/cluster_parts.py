@@ -34,7 +34,7 @@ CONTROLLER = "app.kubernetes.io/part-of=nanochat,app.kubernetes.io/component=con
 INSTALL = "install the chart: helm upgrade --install nanochat helm/nanochat -n nanochat --create-namespace -f VALUES"
 SERVICES = Resource("v1", "Service", "services")
 ENDPOINTS = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
-GOES_ON = "pipelines go on without it, and tell it later what it missed; none is released meanwhile"
+GOES_ON = "pipelines go on without it, and tell it later what it missed; a release needs it"
 
 
 def server_checks(view: ClusterView) -> Iterator[Check]:
@@ -110,6 +110,8 @@ def controller_checks(view: ClusterView) -> Iterator[Check]:
         return
     deployment, view.config = own[0]
     yield _controller_check(view, deployment)
+    if "controller" not in view.broken:
+        yield from _unreachable_stores(view)
 
 
 def _controller_by_its_lease(view: ClusterView, refused: KubeError) -> Check:
@@ -122,6 +124,17 @@ def _controller_by_its_lease(view: ClusterView, refused: KubeError) -> Check:
     if late := _lateness(view.kube, release):
         return Check("controller", "fail", late, f"ask who runs the release in {release}")
     return Check("controller", "ok", f"a controller runs in {release}, of which you may see no more")
+
+
+def _unreachable_stores(view: ClusterView) -> Iterator[Check]:
+    """The controller's word on its own way to the stores, for its credentials are other ones than those of pods."""
+    for item in view.kube.listing(PIPELINES, view.namespace).items:
+        conditions = (item.get("status") or {}).get("conditions") or ()
+        told = next((c for c in conditions if c["type"] == "StorageReachable" and c["status"] == "False"), None)
+        if told is not None:
+            text = f"it does not reach the store of {item['metadata']['name']}: {told.get('message', '')}"
+            yield Check("controller", "fail", text, "correct the profile, or the keys of its controllerSecret")
+            return
 
 
 def _lateness(kube: KubeClient, namespace: str) -> str:
@@ -187,10 +200,10 @@ def mlflow_checks(view: ClusterView, tracking: str | None) -> Iterator[Check]:
 def trouble_of(view: ClusterView, deployment: Object) -> str:
     """Why a Deployment has no pod that is available; '' where it has one."""
     wanted, status = deployment["spec"].get("replicas", 1), deployment.get("status") or {}
-    if status.get("availableReplicas"):
-        return ""
     if not wanted:
         return "it is scaled to no pod"
+    if status.get("availableReplicas"):
+        return ""
     labels = deployment["spec"]["selector"].get("matchLabels") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or () if item["status"] == "True"}
     refused = conditions.get("ReplicaFailure", {}).get("message", "")

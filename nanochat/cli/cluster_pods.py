@@ -19,7 +19,7 @@ from nanochat.pipeline.planner import Start
 from nanochat.spec.chatpipeline import PIPELINE
 from operators import resources
 from operators.job_backend import JobRequest
-from operators.kube_client import PODS, Resource
+from operators.kube_client import CONFIG_MAPS, PODS, Resource
 from operators.kube_error import KubeError, Object
 from operators.kube_models import to_json
 from operators.pod_template import Placement, build_template
@@ -90,6 +90,33 @@ def secret_checks(view: ClusterView) -> Iterator[Check]:
     yield Check("secret", "warn", text, "right where pods have an identity of the cloud; else give it those keys")
 
 
+def variable_checks(view: ClusterView) -> Iterator[Check]:
+    """The other Secrets and ConfigMaps that the stages' variables are read from, and their keys."""
+    asked = dict.fromkeys(item for stage in view.stages for item in _sources(pod_of(view, stage)))
+    for resource, name, key in asked:
+        if resource is SECRETS and name == view.accepted.profile.secret and (not key or "secret" in view.broken):
+            continue
+        found = view.kube.get(resource, view.namespace, name)
+        if found is None:
+            text = f"there is no {resource.kind} {view.namespace}/{name}, which variables of pods are read from"
+            yield Check("secret", "fail", text, "create it, or correct env and envFrom of spec.pods or of the stage")
+        elif key and key not in (found.get("data") or {}):
+            text = f"{resource.kind} {view.namespace}/{name} has no key {key}, which a variable of pods is read from"
+            yield Check("secret", "fail", text, f"add the key; there are: {names(sorted(found.get('data') or {}))}")
+
+
+def _sources(pod: Object) -> Iterator[tuple[Resource, str, str]]:
+    """(kind, name, key) of what a pod's variables are read from; '' where all keys are."""
+    kinds = {"secret": SECRETS, "configMap": CONFIG_MAPS}
+    for container in pod["spec"]["containers"]:
+        wholes = container.get("envFrom") or ()
+        single = [item.get("valueFrom") or {} for item in container.get("env") or ()]
+        for name, kind in kinds.items():
+            yield from ((kind, item[f"{name}Ref"]["name"], "") for item in wholes if f"{name}Ref" in item)
+            refs = (item[f"{name}KeyRef"] for item in single if f"{name}KeyRef" in item)
+            yield from ((kind, ref["name"], ref["key"]) for ref in refs)
+
+
 def pod_checks(view: ClusterView) -> Iterator[Check]:
     """Quotas, Pod Security, and the API server's own word on the pods."""
     pods = {stage: pod_of(view, stage) for stage in view.stages}
@@ -137,7 +164,9 @@ def job_checks(view: ClusterView) -> Iterator[Check]:
     except KubeError as error:
         if error.status == 400:  # a webhook that takes no dry run
             return
-        yield Check("operator", "fail", f"the API server takes no PyTorchJob: {error.said}", "change what it names")
+        if error.is_passing and error.status < 500:
+            raise
+        yield Check("jobs", "fail", f"the API server takes no PyTorchJob: {error.said}", "mend what it names")
 
 
 # ---- Pod Security and quotas ------------------------------------------------------------------------------------

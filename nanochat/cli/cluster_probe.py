@@ -117,16 +117,18 @@ def _findings(view: ClusterView, pod: Object) -> list[Check] | None:
     states = {item["name"]: item for item in (pod.get("status") or {}).get("containerStatuses") or ()}
     held = [item for item in states.values() if _waits(item).get("reason") in AT_ONCE]
     images = [item for item in held if CONTAINER_WAITS[_waits(item)["reason"]] is not Wait.CONFIG]
+    ended = (states.get("probe-0") or {}).get("state", {}).get("terminated")
     if held and not images:
         why = said(Wait.CONFIG, pod="the probe", why=_waits(held[0]).get("message", ""))
         return [Check("secret", "fail", why, f"kubectl -n {view.namespace} get secrets,configmaps lists what is there")]
-    if images:
-        return [_image_check(view, pod, item) for item in images]
-    ended = (states.get("probe-0") or {}).get("state", {}).get("terminated")
-    if ended is None or any(_waits(item) for item in states.values()):
+    unsettled = [item for item in states.values() if item not in held and "terminated" not in (item.get("state") or {})]
+    if not states or unsettled:
         return None
-    pulled = ", ".join(item["image"] for item in pod["spec"]["containers"])
-    return [Check("images", "ok", f"{pulled}: pulled on {pod['spec'].get('nodeName', '')}"), *_words(view, ended)]
+    found = [_image_check(view, pod, item) for item in images]
+    if not images:
+        pulled = ", ".join(item["image"] for item in pod["spec"]["containers"])
+        found = [Check("images", "ok", f"{pulled}: pulled on {pod['spec'].get('nodeName', '')}")]
+    return [*found, *(_words(view, ended) if ended else ())]
 
 
 def _image_check(view: ClusterView, pod: Object, status: Object) -> Check:

@@ -106,6 +106,8 @@ def looked(view: ClusterView, name: str, check: Callable[[], Iterator[Check]]) -
     except NanochatError as error:
         view.broken.add(name)
         yield Check(name, "fail", error.message)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # an object in a form that was not thought of
+        yield Check(name, "skip", f"{type(error).__name__}: {error}", "this is a fault of nanochat: please report it")
 
 
 def names(found: Sequence[str]) -> str:

@@ -111,6 +111,8 @@ class DoctoredCluster:
         self.denied: set[str] = set()
         self.refuses: Callable[[str, Object], str] = lambda plural, body: ""
         self.waits: Object | None = None
+        self.waiting: set[str] | None = None  # the containers that wait; None: all
+        self.webhook_fails = False
         self.unplaced = ""
         self.words: Any = FINE
         self.probes: list[Object] = []
@@ -165,6 +167,8 @@ class DoctoredCluster:
             return 201, {"status": {"allowed": f"{asked['verb']} {asked['resource']}" not in self.denied}}
         if f"{does} {plural}" in self.denied:
             return _failure(403, "Forbidden", f'{plural} is forbidden: User "me" cannot {does} resource "{plural}"')
+        if plural == "pytorchjobs" and self.webhook_fails:
+            return _failure(500, "InternalError", 'failed calling webhook "validator.training-operator.kubeflow.org"')
         if body is not None and verb != "DELETE" and (why := self.refuses(plural, body)):
             return _failure(403, "Forbidden", f"{plural} {body['metadata']['name']!r} is forbidden: {why}")
         if verb in ("POST", "PATCH"):
@@ -199,10 +203,11 @@ class DoctoredCluster:
             body["status"] = {"phase": "Pending", "conditions": [reason]}
         else:
             ended = {"terminated": {"exitCode": 0, "message": json.dumps(self.words)}}
-            state = {"waiting": self.waits} if self.waits else ended
             names = [item["name"] for item in body["spec"]["containers"]]
+            held = set(names if self.waiting is None else self.waiting) if self.waits else set[str]()
+            states = [{"name": n, "state": {"waiting": self.waits} if n in held else ended} for n in names]
             body["spec"] = body["spec"] | {"nodeName": "worker"}
-            body["status"] = {"containerStatuses": [{"name": name, "state": state} for name in names]}
+            body["status"] = {"containerStatuses": states}
         self.objects[f"{path}/{body['metadata']['name']}"] = body
         return body
 

@@ -78,7 +78,7 @@ def is_flag(param: Any) -> bool:
 def sentence(home: Path, words: tuple[str, ...], param: Any, value: str) -> str:
     """The one line that a command answers to a value of a parameter."""
     option, names = names_of(param)
-    second = (words[0], param.name) in {("logs", "stage"), ("export", "folder"), ("compare", "b")}
+    second = (words[0], param.name) in {("logs", "stage"), ("export", "folder"), ("pull", "folder"), ("compare", "b")}
     before = ["x"] if second and not option else []  # the name of the run comes before
     done = called(home, *words, *([f"{option}={value}"] if option else [*before, "--", value]))
     assert done.returncode == 2, (done.stdout, done.stderr)

@@ -29,10 +29,11 @@ UP, ALT_ENTER, CTRL_C, CTRL_D, ENTER = "\x1b[A", "\x1b\r", "\x03", "\x04", "\r"
 class Terminal:
     """A chat's process and the screen that it writes to."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **variables: str) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         environment = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "NANOCHAT_HOME": str(home)}
+        environment |= variables
         self.process = subprocess.Popen(
             ["setsid", "--ctty", *COMMAND], stdin=slave, stdout=slave, stderr=slave, env=environment
         )
@@ -193,6 +194,24 @@ def test_a_home_that_cannot_be_used_is_told_of_and_the_chat_goes_on(
     assert "set NANOCHAT_HOME to a folder of yours." in chat.screen
     chat.type("one", ENTER)
     chat.until("heard 'one'")
+
+
+def test_without_the_editor_it_says_so_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "prompt_toolkit.py").write_text("raise ImportError")
+    chat = Terminal(tmp_path / "home", PYTHONPATH=str(tmp_path))
+    try:
+        chat.until("prompt_toolkit is missing: pip install 'nanochat-kubernetes[chat]'.")
+        chat.until("> ")
+        chat.type("one", ENTER)
+        chat.until("heard 'one'")
+        chat.until("> ")
+        chat.type("half", CTRL_C)
+        chat.until("> ")
+        chat.type(CTRL_C)
+        assert chat.end() == 0 and "heard 'half" not in chat.screen
+    finally:
+        chat.close()
+    assert not (tmp_path / "home").exists()
 
 
 def piped(tmp_path: Path, *lines: str) -> Any:

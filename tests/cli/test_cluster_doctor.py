@@ -57,6 +57,12 @@ def with_gpus(count: int, **pod: Any) -> Pipeline:
     return pipeline(stages={**stages, "base": base})
 
 
+def with_identity(address: str) -> Pipeline:
+    data = yaml.safe_load(PIPELINE)
+    data["spec"]["stages"]["mid"] |= {"identity": address, "mixture": [{"task": "identity"}]}
+    return check_pipeline(data)
+
+
 def failures(found: list[Check]) -> dict[str, str]:
     """What is broken: check -> what was found."""
     return {check.name: f"{check.found} | {check.advice}" for check in found if check.level == "fail"}
@@ -177,6 +183,20 @@ def crashing_controller(cluster: DoctoredCluster) -> None:
     }  # fmt: skip
 
 
+def unreachable_store(cluster: DoctoredCluster) -> None:
+    told = {"type": "StorageReachable", "status": "False", "message": "s3://b refuses"}
+    other = {"metadata": {"name": "other"}, "status": {"conditions": [told]}}
+    cluster.objects[f"{NANOCHAT}/namespaces/chat/chatpipelines/other"] = other
+
+
+def variable(source: str, key: str = "") -> Pipeline:
+    """A pipeline with a variable of its base stage from a Secret."""
+    if key:
+        ref = {"secretKeyRef": {"name": source, "key": key}}
+        return with_gpus(1, env=[{"name": "WHERE", "valueFrom": ref}])
+    return with_gpus(1, envFrom=[{"secretRef": {"name": source}}])
+
+
 HOST = {"pods": {"network": "rdma-host"}}
 BROKEN: list[tuple[str, Break, Callable[[], Pipeline], str, str]] = [
     ("no operator", no_operator, pipeline, "operator", "install the Kubeflow training operator"),
@@ -199,6 +219,11 @@ BROKEN: list[tuple[str, Break, Callable[[], Pipeline], str, str]] = [
     ("a wrong image", waiting("ImagePullBackOff", "not found"), pipeline, "images", "registry.example/trainer:1"),
     ("an image's name", waiting("InvalidImageName", "couldn't parse"), pipeline, "images", "couldn't parse"),
     ("a variable's Secret", waiting("CreateContainerConfigError", 'secret "x" not found'), pipeline, "secret", '"x"'),
+    ("the Secret of one stage's variables", lambda c: None, lambda: variable("keys"), "secret", "no Secret chat/keys"),
+    ("a key of it", lambda c: None, lambda: variable("store", "OTHER"), "secret", "chat/store has no key OTHER"),
+    ("an identity", lambda c: None, lambda: with_identity("configmap://me/identity.jsonl"), "pipeline", "chat/me"),
+    ("the controller's keys", unreachable_store, pipeline, "controller", "keys of its controllerSecret"),
+    ("no webhook", lambda c: setattr(c, "webhook_fails", True), pipeline, "jobs", "failed calling webhook"),
     ("MLflow away", no_mlflow, pipeline, "mlflow", "no pod of Service nanochat/mlflow is ready"),
     ("no MLflow", without(f"{SYSTEM}/services/mlflow"), pipeline, "mlflow", "there is no Service nanochat/mlflow"),
     ("MLflow out of reach", words("tracking", "it does not answer"), pipeline, "mlflow", "from a pod: it does not"),
@@ -312,6 +337,14 @@ def test_the_pod_is_a_stages_with_every_image_and_no_credential(cluster: Doctore
     assert all("emptyDir" in volume for volume in spec["volumes"])
     labels = made["metadata"]["labels"]
     assert labels["nanochat.dev/pipeline"] and "nanochat.dev/pipeline-uid" not in labels
+
+
+def test_one_wrong_image_of_two_is_named_and_the_store_is_tried(cluster: DoctoredCluster) -> None:
+    cluster.waits = {"reason": "ImagePullBackOff", "message": "not found"}
+    cluster.waiting = {"probe-1"}
+    found = cluster.examine(with_gpus(1, image="mine:2"))
+    assert failures(found).keys() == {"images"} and "mine:2" in failures(found)["images"]
+    assert levels(found)["store"] == "ok"
 
 
 def test_what_a_killed_look_left_is_removed(cluster: DoctoredCluster) -> None:

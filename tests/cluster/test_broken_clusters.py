@@ -27,8 +27,9 @@ def scaled_to_none(site: Site, namespace: str, deployment: str) -> Iterator[None
     where = ("-n", namespace)
     site.kubectl(*where, "scale", f"deployment/{deployment}", "--replicas=0")
     try:
-        zero = "jsonpath={.status.replicas}="
-        site.kubectl(*where, "wait", f"deployment/{deployment}", f"--for={zero}", "--timeout=60s", check=False)
+        labels = site.get("deployment", deployment, *where)["spec"]["selector"]["matchLabels"]
+        chosen = ",".join(f"{name}={value}" for name, value in labels.items())
+        site.kubectl(*where, "wait", "pod", "-l", chosen, "--for=delete", "--timeout=120s", check=False)
         yield
     finally:
         site.kubectl(*where, "scale", f"deployment/{deployment}", "--replicas=1")
