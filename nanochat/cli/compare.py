@@ -45,9 +45,9 @@ def compare(
     Differences of scores come with the standard errors of paired differences.
     """
     console = Console(highlight=False)
-    runs = [_run_of(name, store=store) for name in (a, b)]
-    if runs[0] is not None and runs[1] is not None:
-        (first, stage), (second, other) = runs
+    one, two = (_run_of(name, store=store) for name in (a, b))
+    if one is not None and two is not None:
+        (first, stage), (second, other) = one, two
         for line in differences(first, second, stage=stage, width=console.width):
             console.print(line, markup=False, soft_wrap=True)
         lacking = [
