@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from nanochat.runtime.threads import cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where byte code is not written, each of the hundreds of processes that tests start would compile the project anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# What starts tests in the background may ignore these, and so would each process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # How long an example takes says more of the machine than of what is tested.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -6,7 +6,6 @@ until it is stopped, `history` with how many messages it was given, and any othe
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -37,7 +36,6 @@ class Parrot:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs tests in the background ignores it
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     Session(Parrot(), ReplySettings(temperature=0.6, top_k=50, max_tokens=256), console=console).run()
     print("ended", file=sys.stderr)

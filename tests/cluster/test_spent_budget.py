@@ -26,6 +26,7 @@ def test_a_budget_ends_in_mid_training(site: Site, tmp_path: Path) -> None:
     """It is set below what was spent by then. No GPU is needed: what claims one is charged for it."""
     node = site.nodes()[0]
     site.run("kind", "set-gpus", node, "1")
+    site.kubectl("label", "node", node, "pool=gpu", "--overwrite")
     small = {"requests": {"cpu": "250m", "memory": "1Gi"}}
     changes: dict[str, Any] = {
         "stages.base.steps": STEPS,
@@ -67,3 +68,4 @@ def test_a_budget_ends_in_mid_training(site: Site, tmp_path: Path) -> None:
         site.delete("budget")
         site.delete("calm-budget")
         site.run("kind", "set-gpus", node, "0")
+        site.kubectl("label", "node", node, "pool-")

@@ -122,7 +122,7 @@ def test_a_reader_that_takes_nothing_holds_no_slot_and_nobody_up(
 ) -> None:
     """Megabytes of an answer wait for it; its slots are free as soon as all is computed, and others are answered."""
     server = start(slots=4)
-    long = {**BODY, "max_tokens": 300, "min_tokens": 300, "n": 4, "stream": True, "logprobs": True, "top_logprobs": 20}
+    long = {**BODY, "max_tokens": 450, "min_tokens": 450, "n": 4, "stream": True, "logprobs": True, "top_logprobs": 20}
     body = json.dumps(long).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as stuck:
