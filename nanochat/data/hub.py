@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -151,9 +150,8 @@ class Hub:
             self._copy(file, out, source)
 
     def _object(self, scheme: str, source: Source, part: Path) -> None:
-        url, store = source.url, self.store
-        backend = find_backend(scheme)
-        place = store if urlsplit(store.root).scheme == scheme else Profile(root=url)
+        url, backend = source.url, find_backend(scheme)
+        place = self.store.towards(url)
         try:
             with backend.connect(place, None).open(url, "rb", block_size=8 * BLOCK) as file, open(part, "wb") as out:
                 self._copy(file, out, source)

@@ -53,8 +53,7 @@ def local_files(place: Path) -> list[Path]:
 def stored_files(address: str, profile: Profile) -> list[str]:
     """The same of object storage; StorageError where that is out of reach."""
     scheme = urlsplit(address).scheme
-    backend = find_backend(scheme)
-    place = profile if urlsplit(profile.root).scheme == scheme else Profile(root=address)
+    backend, place = find_backend(scheme), profile.towards(address)
     try:
         fs, path = backend.connect(place, None), address.partition("://")[2].rstrip("/")
         if is_pattern(path):

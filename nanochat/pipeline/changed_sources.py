@@ -22,6 +22,7 @@ from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.sources import Sources
+from nanochat.storage import files
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.manifest import Manifest
 from tasks.task import SourceFile
@@ -87,8 +88,8 @@ def _places(spec: PipelineSpec, sources: Sources, output: Output) -> Iterator[tu
     elif output.kind == "text" and sources.text.files:
         found = [(Source(sources.text.files, "sources.text.files", "sources.text.revision"), "")]
     elif output.kind == "task-data":
-        files = {file for split in find_task(output.name).files.values() for file in split}
-        found = [(source_of(spec, sources, file), file.local) for file in files]
+        copied = {file for split in find_task(output.name).files.values() for file in split}
+        found = [(source_of(spec, sources, file), file.local) for file in copied]
         found = [item for item in found if item[0].setting != "stages.mid.identity"]  # whose content is in the key
     elif output.kind == "eval-bundle":
         url = sources.eval_bundle.url
@@ -116,7 +117,7 @@ def _changed(source: Source, name: str, manifest: Manifest) -> bool:
 def _is_other(path: Path, size: int, sha256: str, created: float) -> bool:
     if path.stat().st_size != size:
         return True
-    return _is_newer(path, created) and _sha256(path).hex() != sha256
+    return _is_newer(path, created) and files.sha256(path) != sha256
 
 
 def _is_newer(path: Path, created: float) -> bool:
@@ -126,10 +127,5 @@ def _is_newer(path: Path, created: float) -> bool:
 
 def fingerprint(paths: Sequence[Path]) -> dict[str, int | str]:
     """The files' number, bytes and content, as an artifact notes what it was made of."""
-    whole = hashlib.sha256(b"".join(map(_sha256, paths))).hexdigest()
+    whole = hashlib.sha256(b"".join(bytes.fromhex(files.sha256(path)) for path in paths)).hexdigest()
     return {"files": len(paths), "bytes": sum(path.stat().st_size for path in paths), "sha256": whole}
-
-
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

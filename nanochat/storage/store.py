@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nanochat.parse import Malformed
 from nanochat.parse.json_text import read_json
@@ -33,6 +34,10 @@ class Profile:
     endpoint: str | None = None
     region: str | None = None
     anonymous: bool = False
+
+    def towards(self, address: str) -> Profile:
+        """How an address is reached: as this store where it is of the same kind of storage, else as its kind is."""
+        return self if urlsplit(self.root).scheme == urlsplit(address).scheme else Profile(root=address)
 
 
 @dataclass(frozen=True, slots=True)
