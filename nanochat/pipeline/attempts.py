@@ -25,7 +25,7 @@ from nanochat.pipeline.outcomes import Outcome, Reason
 from nanochat.pipeline.planner import STAGES, Attempt
 from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.sentences import Said
-from nanochat.spec.fields import MOST
+from nanochat.spec import fields
 from nanochat.spec.pipeline import TRAINING
 from nanochat.storage.failures import Damaged
 from nanochat.storage.manifest import Name
@@ -35,7 +35,7 @@ from nanochat.tracking.progress import State, read_progress
 
 log = logging.getLogger(__name__)
 
-Money = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Money = Annotated[float, Field(ge=0, le=fields.MOST, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 LARGEST = 256 << 10  # bytes of a record: one of an attempt on a thousand nodes has about 100,000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from nanochat.data.bestfit import BestFitLoader
 from nanochat.data.loader import Shard, TextLoader
@@ -12,11 +13,13 @@ from nanochat.evaluation.core import measure_core
 from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.inference import Engine, Sampling
 from nanochat.model.scaling import Scaling
+from nanochat.model.transformer import Transformer
 from nanochat.optim.schedule import decay_scale, lr_scale, muon_momentum
 from nanochat.pipeline.resolve import scaling, shard_name
 from nanochat.spec.training import BaseStage
 from nanochat.stages.context import StageContext
 from nanochat.stages.session import TrainingSession, open_session
+from nanochat.tokenizer import Tokenizer
 from nanochat.training.objective import Supervised
 from nanochat.training.plan import Measurement, Rates
 
@@ -124,16 +127,21 @@ def prompts_of(settings: BaseStage) -> tuple[str, ...]:
     return settings.sample_prompts or SAMPLE_PROMPTS
 
 
+def continued(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], tokens: int) -> list[str]:
+    """The model's continuations of a few beginnings, always by the likeliest token."""
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+    engine = Engine(model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
+    completions = engine.generate(prompts, Sampling(max_tokens=tokens))
+    return [tokenizer.decode(completion.ids) for completion in completions]
+
+
 def samples(session: TrainingSession, settings: BaseStage, step: int) -> dict[str, float]:
     """Log the model's continuations of a few beginnings; rank 0's work."""
     if not session.world.first:
         return {}
-    tokenizer, texts = session.tokenizer, prompts_of(settings)
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
-    engine = Engine(session.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + SAMPLE_TOKENS)
-    completions = engine.generate(prompts, Sampling(max_tokens=SAMPLE_TOKENS))
-    for text, completion in zip(texts, completions, strict=True):
-        sample = text + tokenizer.decode(completion.ids)
+    texts = prompts_of(settings)
+    for text, said in zip(texts, continued(session.model, session.tokenizer, texts, SAMPLE_TOKENS), strict=True):
+        sample = text + said
         log.info("step %s: %s", f"{step:,}", sample)
         session.context.journal.event("sample", step=step, message=sample)
     return {}

@@ -25,7 +25,7 @@ from nanochat.evaluation.core_tasks import load_tasks
 from nanochat.evaluation.figure import Figure
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter
 from nanochat.evaluation.sandbox import Sandbox
-from nanochat.inference import Completion, Engine, Sampling
+from nanochat.inference import Completion
 from nanochat.model.blocked_attention import blocked, is_supported
 from nanochat.model.export import load_model
 from nanochat.model.native import speed_up
@@ -36,7 +36,7 @@ from nanochat.runtime.device import Device, choose_device
 from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.stages import CHATCORE, BaseEvaluation, ChatEvaluation
-from nanochat.stages.base import prompts_of
+from nanochat.stages.base import continued, prompts_of
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
 
@@ -223,15 +223,10 @@ def _core(subject: Subject, settings: BaseEvaluation, results: Results) -> None:
 
 
 def _continuations(subject: Subject, tokens: int) -> list[dict[str, str]]:
-    """The model's continuations of a few beginnings, always by the likeliest token."""
-    tokenizer, texts = subject.tokenizer, prompts_of(subject.context.spec.stages.base)
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
-    engine = Engine(subject.model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
-    completions = engine.generate(prompts, Sampling(max_tokens=tokens))
-    return [
-        {"prompt": text, "completion": tokenizer.decode(completion.ids)}
-        for text, completion in zip(texts, completions, strict=True)
-    ]
+    """The model's continuations of the beginnings that its base stage has."""
+    texts = prompts_of(subject.context.spec.stages.base)
+    found = continued(subject.model, subject.tokenizer, texts, tokens)
+    return [{"prompt": text, "completion": said} for text, said in zip(texts, found, strict=True)]
 
 
 # ----------------------------------------------------------------------------------------------------------------
