@@ -160,20 +160,31 @@ class Projection:
     def _find_or_create(self, folder: str, experiment: str, run: TrackedRun, stage: TrackedStage | None) -> Run:
         assert self._client is not None
         tags = {RUN_TAG: run.uid, STAGE_TAG: stage.name if stage else ""}
+        path = f"{folder}/mlflow/{_digest([self._uri, experiment, tags])[:16]}.json"
         found = find_run(self._client, experiment, run.uid, stage.name if stage else "")
         if found is not None:
-            return found
+            return self._agree(path, found, tags)
         name = f"{run.name}/{stage.name}" if stage else run.name
         started = stage.started if stage else run.started
         made = self._client.create_run(experiment, start_time=_milliseconds(started), run_name=name, tags=tags)
-        return self._agree(f"{folder}/mlflow/{_digest([self._uri, experiment, tags])[:16]}.json", made, tags)
+        agreed = self._agree(path, made, tags)
+        if agreed.info.run_id != made.info.run_id:
+            self._client.delete_run(made.info.run_id)
+        return agreed
 
-    def _agree(self, path: str, made: Run, tags: Mapping[str, str]) -> Run:
-        """The run that counts where several processes made one at once: that of the first to say so in the store."""
+    def _agree(self, path: str, run: Run, tags: Mapping[str, str]) -> Run:
+        """The run that counts: that of the first to say so in the store.
+
+        A run that was found is asked about too: it may be one of several that processes made at once, about to be
+        deleted by whoever made it.
+        """
         assert self._client is not None
-        if self._store.create(path, json.dumps({"run": made.info.run_id}).encode()):
-            return made
         known = _field(self._store, path, "run")
+        if known is None and self._store.create(path, json.dumps({"run": run.info.run_id}).encode()):
+            return run
+        known = known or _field(self._store, path, "run")
+        if known == run.info.run_id:
+            return run
         try:
             first = self._client.get_run(str(known))
         except Exception:  # the file tells of a run that is gone, or of nothing
@@ -181,9 +192,8 @@ class Projection:
         # The file may name a run of others: a run that has not our tags is none of ours.
         ours = first is not None and all(first.data.tags.get(name) == value for name, value in tags.items())
         if first is None or not ours or first.info.lifecycle_stage != "active":
-            self._store.write_json(path, {"run": made.info.run_id})
-            return made
-        self._client.delete_run(made.info.run_id)
+            self._store.write_json(path, {"run": run.info.run_id})
+            return run
         return first
 
     def _update(self, run: Run, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:

@@ -328,6 +328,21 @@ def test_a_deleted_run_is_made_anew(store: Store, uri: str, client: Any) -> None
     assert run_of(client, "deleted", "base").data.tags["mlflow.parentRunId"] == parent
 
 
+def test_a_run_that_was_found_is_not_taken_where_another_was_agreed_on(store: Store, uri: str, client: Any) -> None:
+    """Whoever lost the race deletes its run a moment later: who found that one by a search must not mean it."""
+    winner = Projection(store, uri).ensure(folder("found"), tracked("found"))
+    tags = client.get_run(winner).data.tags
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    loser = client.create_run(experiment, start_time=1, tags=tags).info.run_id
+    assert run_of(client, "found").info.run_id == loser  # the older of the two, so that a search gives it
+    assert Projection(store, uri).ensure(folder("found"), tracked("found")) == winner
+    [agreement] = store.children(f"{folder('found')}/mlflow")
+    store.delete(f"{folder('found')}/mlflow/{agreement}")
+    client.delete_run(winner)
+    assert Projection(store, uri).ensure(folder("found"), tracked("found")) == loser  # the first who asks says so
+    assert store.children(f"{folder('found')}/mlflow") == [agreement]
+
+
 def test_whoever_is_first_makes_the_run_and_all_mean_that_one(store: Store, uri: str, client: Any) -> None:
     connect(uri)
     with ThreadPoolExecutor(4) as pool:
