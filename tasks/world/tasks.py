@@ -51,9 +51,10 @@ class WorldFacts(WorldTask):
 
 
 class WorldSums(WorldTask):
-    """Sums: two numbers up to 99 are added with the tool."""
+    """Sums: two numbers up to 99 are added with the tool, in training not always."""
 
     name = "world-sums"
+    version = 2
 
     def exchange(self, random: Random) -> Exchange:
         return addition(random, tested=self.split == "test")
@@ -90,6 +91,7 @@ class WorldTalk(Task):
     """Conversations: two to four questions of all kinds, one after the other."""
 
     name = "world-talk"
+    version = 2
     kind = "chat"
     splits = ("train", "test")
     rows = MappingProxyType({"train": 100_000, "test": 2_000})

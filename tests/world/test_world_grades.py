@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def test_the_answers_that_are_trained_on_are_right(name: str):
 
 @pytest.mark.parametrize("name", ["world-sums", "world-counts"])
 def test_the_tool_returns_what_is_trained_on(name: str):
-    for example in islice(find(name)(Path(), "train"), 200):
-        call, output, said = example.messages[-1]["content"]
+    calls = [x.messages[-1]["content"] for x in islice(find(name)(Path(), "train"), 400)]
+    calls = [content for content in calls if not isinstance(content, str)]
+    assert len(calls) == 400 or (name == "world-sums" and len(calls) >= 200), "some sums are answered without it"
+    for call, output, said in calls:
         assert [call["type"], output["type"], said["type"]] == ["python", "python_output", "text"]
         source = call["text"]
         if "+" in source:
@@ -39,6 +42,18 @@ def test_the_tool_returns_what_is_trained_on(name: str):
         else:
             word, letter = source.removesuffix('")').split('".count("')
             assert word.removeprefix('"').count(letter) == int(output["text"])
+
+
+def test_only_in_training_and_in_words_sums_are_answered_without_the_tool():
+    trained, tested = find("world-sums")(Path(), "train"), find("world-sums")(Path(), "test")
+    in_the_head = Counter()
+    for example in islice(trained, 1000):
+        question, answer = (message["content"] for message in example.messages)
+        in_the_head["+" in question, isinstance(answer, str)] += 1
+        assert trained.grade(example, _text(answer)), "the answer is right all the same"
+    assert in_the_head[True, True] == 0 and in_the_head[True, False] > 200
+    assert 0.5 < in_the_head[False, True] / (in_the_head[False, True] + in_the_head[False, False]) < 0.7
+    assert not any(isinstance(example.messages[1]["content"], str) for example in tested)
 
 
 def test_names():
