@@ -4,11 +4,11 @@
     for address in stored_files("s3://bucket/letters", profile): ...
 
 They are read in the order of their names. A folder gives all of the known kinds in it and below it, but hidden ones.
+Links to folders below a folder, or below a pattern's `**`, are not followed: they may lead in circles.
 """
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -43,7 +43,7 @@ def local_files(place: Path) -> list[Path]:
     elif place.is_dir():
         found = [path for path in _visible(place.rglob("*"), place) if kind_of(path.name)]
     elif is_pattern(str(place)):
-        found = [Path(path) for path in glob.iglob(str(place), recursive=True) if Path(path).is_file()]
+        found = list(_matching(place))
     else:
         raise UserError(f"there is no file {place}: correct {SETTING}")
     names = _checked((str(path) for path in found), str(place))
@@ -71,6 +71,19 @@ def stored_files(address: str, profile: Profile) -> list[str]:
     return [f"{scheme}://{name}" for name in _checked(found, address)]
 
 
+def _matching(pattern: Path) -> Iterator[Path]:
+    """The files that match a pattern, where * is no hidden one."""
+    root = Path(pattern.anchor)
+    parts = pattern.relative_to(root).parts
+    if wrong := next((part for part in parts if "**" in part and part != "**"), ""):
+        raise UserError(f"{pattern}: '{wrong}' is no pattern, for ** stands alone between slashes: correct {SETTING}")
+    all_of_them = any(part.startswith(".") and is_pattern(part) for part in parts)
+    for path in root.glob(str(Path(*parts))):
+        shown = not any(part.startswith(".") and part not in parts for part in path.relative_to(root).parts)
+        if (shown or all_of_them) and path.is_file():
+            yield path
+
+
 def _visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
     for path in paths:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -80,7 +93,8 @@ def _visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
 def _checked(names: Iterable[str], place: str) -> list[str]:
     found = sorted(names)
     if not found:
-        raise UserError(f"{place} has no file that ends in {', '.join(KINDS)}: correct {SETTING}")
+        bracket = "; in a pattern [[] means the sign [" if "[" in place else ""
+        raise UserError(f"{place} has no file that ends in {', '.join(KINDS)}: correct {SETTING}{bracket}")
     if len(found) > MOST:
         raise UserError(f"{place} has {len(found):,} files, and {MOST:,} are the most: put them together")
     for name in found:
