@@ -57,6 +57,10 @@ class Rates:
         others = [statistics.median(found[:3]) for (name, _), found in self.seen.items() if name == device]
         return Rate(statistics.median(others), 0) if others else Rate()
 
+    def knows(self, device: str) -> bool:
+        """Whether something is known of a device."""
+        return any(name == device for name, _ in self.seen)
+
 
 def learn(store: Store, artifacts: Artifacts) -> Rates:
     """The rates of the newest runs. One that cannot be read teaches nothing."""
