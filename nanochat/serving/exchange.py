@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanochat.inference import Event
+from nanochat.serving.reservations import Visitor
 from nanochat.serving.service import EngineService, Samples
-from nanochat.serving.tickets import Visitor
 
 
 @dataclass(slots=True)
@@ -39,8 +39,8 @@ Item = tuple[int, Event | Exception]
 
 
 class Mail:
-    """What the engine's thread has for the requests of an event loop: all of a step with one wake-up of the loop, and
-    of several steps where they are faster than anyone reads."""
+    """Takes tokens from the engine's thread to the requests of an event loop: those of a step with one wake-up of the
+    loop, and those of several steps where these are faster than anyone reads."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

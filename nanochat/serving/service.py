@@ -27,7 +27,7 @@ import torch
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
 from nanochat.serving.admission import Admission, Overloaded
 from nanochat.serving.metrics import Metrics
-from nanochat.serving.tickets import Visitor
+from nanochat.serving.reservations import Visitor
 from nanochat.spec.errors import UserError
 
 _log = logging.getLogger(__name__)

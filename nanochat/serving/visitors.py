@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from fastapi import Request
 
-from nanochat.serving.tickets import Visitor
+from nanochat.serving.reservations import Visitor
 
 
 async def visitor(request: Request, *, by_key: bool) -> Visitor:

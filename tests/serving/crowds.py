@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from nanochat.serving.admission import Admission, Overloaded
-from nanochat.serving.tickets import Visitor
+from nanochat.serving.reservations import Visitor
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.types import Message
 
 from nanochat.serving.admission import LONGEST, Admission, Overloaded
-from nanochat.serving.tickets import GRACE, MOST, Tickets, Visitor
+from nanochat.serving.reservations import GRACE, MOST, Reservations, Visitor
 from nanochat.serving.visitors import visitor
 
 SLOTS, QUEUE = 8, 64
@@ -127,34 +127,34 @@ def test_a_request_for_many_answers_is_let_in_too() -> None:
 
 
 def test_who_comes_too_early_or_too_late_has_no_right() -> None:
-    tickets, me = Tickets(), Visitor("me", 1)
-    tickets.give(me, 1, due=10.0)
-    assert not tickets.use(me, 9.9) and tickets.places == 1
-    assert not tickets.use(Visitor("me", 2), 10.0) and not tickets.use(Visitor("you", 1), 10.0)
-    assert tickets.use(me, 10.0) and not tickets.use(me, 10.0) and tickets.places == 0
-    tickets.give(me, 3, due=20.0)
-    assert not tickets.use(me, 20.0 + GRACE + 1.0) and tickets.places == 0
+    reservations, me = Reservations(), Visitor("me", 1)
+    reservations.give(me, 1, due=10.0)
+    assert not reservations.use(me, 9.9) and reservations.places == 1
+    assert not reservations.use(Visitor("me", 2), 10.0) and not reservations.use(Visitor("you", 1), 10.0)
+    assert reservations.use(me, 10.0) and not reservations.use(me, 10.0) and reservations.places == 0
+    reservations.give(me, 3, due=20.0)
+    assert not reservations.use(me, 20.0 + GRACE + 1.0) and reservations.places == 0
 
 
 def test_a_clients_place_is_behind_its_own_and_its_equals() -> None:
-    tickets = Tickets()
+    reservations = Reservations()
     for number in range(100):
-        tickets.give(Visitor("flood", number), 1, due=500.0)
-    assert tickets.ahead(Visitor("flood", 100), 1) == 101
-    assert tickets.ahead(Visitor("other", 0), 1) == 2
-    tickets.give(Visitor("other", 0), 2, due=500.0)
-    assert tickets.ahead(Visitor("other", 1), 1) == 3 + 3 and tickets.ahead(Visitor("third", 0), 1) == 1 + 2
+        reservations.give(Visitor("flood", number), 1, due=500.0)
+    assert reservations.ahead(Visitor("flood", 100), 1) == 101
+    assert reservations.ahead(Visitor("other", 0), 1) == 2
+    reservations.give(Visitor("other", 0), 2, due=500.0)
+    assert reservations.ahead(Visitor("other", 1), 1) == 3 + 3 and reservations.ahead(Visitor("third", 0), 1) == 1 + 2
 
 
-def test_tickets_have_a_bound_that_costs_those_who_have_most() -> None:
-    tickets, few = Tickets(), [Visitor(f"client {number}", 0) for number in range(20)]
+def test_reservations_have_a_bound_that_costs_those_who_have_most() -> None:
+    reservations, few = Reservations(), [Visitor(f"client {number}", 0) for number in range(20)]
     for one in few:
-        tickets.give(one, 1, due=1.0)
+        reservations.give(one, 1, due=1.0)
     for number in range(2 * MOST):
-        tickets.give(Visitor("flood", number), 1, due=1.0)
-    assert tickets.places == MOST
-    assert all(tickets.use(one, 1.0) for one in few)
-    assert tickets.use(Visitor("flood", 0), 1.0) and not tickets.use(Visitor("flood", 2 * MOST - 1), 1.0)
+        reservations.give(Visitor("flood", number), 1, due=1.0)
+    assert reservations.places == MOST
+    assert all(reservations.use(one, 1.0) for one in few)
+    assert reservations.use(Visitor("flood", 0), 1.0) and not reservations.use(Visitor("flood", 2 * MOST - 1), 1.0)
 
 
 def test_what_is_told_is_in_whole_seconds_and_has_bounds() -> None:

@@ -12,8 +12,8 @@ from nanochat.inference import Engine, Event, Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.serving.admission import Overloaded
 from nanochat.serving.pace import FIRST_GUESS, MEASURED, Pace
+from nanochat.serving.reservations import Visitor
 from nanochat.serving.service import EngineService
-from nanochat.serving.tickets import Visitor
 from nanochat.tokenizer import Tokenizer
 
 SHORT = Sampling(max_tokens=1, min_tokens=1)

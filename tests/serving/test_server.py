@@ -21,9 +21,9 @@ from nanochat.inference.sampling import Sampler
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.serving.admission import Overloaded
+from nanochat.serving.reservations import Visitor
 from nanochat.serving.server import bind
 from nanochat.serving.service import EngineFailed, EngineService, RequestFailed
-from nanochat.serving.tickets import Visitor
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 

@@ -1,14 +1,14 @@
-"""What was promised to requests that were sent away: when each of them may come back, and finds room.
+"""The room that was promised to requests which were sent away, and when each of them may come back.
 
-    tickets = Tickets()
-    tickets.ahead(visitor, 1)               # how many places go before it, its own one included
-    tickets.give(visitor, 1, due=now + 12)
-    tickets.use(visitor, now + 12.3)        # True: it was promised room, and is here
+    reservations = Reservations()
+    reservations.ahead(visitor, 1)               # how many places go before it, its own one included
+    reservations.give(visitor, 1, due=now + 12)
+    reservations.use(visitor, now + 12.3)        # True: it was promised room, and is here
 
-A request that comes back is known by who asks and by what: nothing beside `Retry-After` is asked of clients. A ticket
-is void GRACE seconds after it has fallen due. The tickets of one client make another's request wait for no more places
-than that one has itself: whoever is sent away a thousand times makes nobody's time longer but his own. Of a client that
-does not come back they count less and less.
+A request that comes back is known by who asks and by what: nothing beside `Retry-After` is asked of clients. It may be
+late by GRACE seconds. The reservations of one client make another's request wait for no more places than that one has
+itself: whoever is sent away a thousand times makes nobody's time longer but his own. Of a client that does not come
+back they count less and less.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 GRACE = 10.0  # seconds after its time in which a request may still come back
-MOST = 4096  # tickets; above it the client that has most of them loses one
-MEMORY = 8  # of a client's last tickets, by which is judged how many it comes back with
+MOST = 4096  # reservations; above it the client that has most of them loses one
+MEMORY = 8  # of a client's last reservations, by which is judged how many it comes back with
 
 
 class Visitor(NamedTuple):
@@ -29,7 +29,7 @@ class Visitor(NamedTuple):
     request: int
 
 
-class Ticket(NamedTuple):
+class Reservation(NamedTuple):
     """The right to be let in."""
 
     due: float
@@ -38,19 +38,19 @@ class Ticket(NamedTuple):
 
 @dataclass(slots=True)
 class _Client:
-    tickets: dict[int, list[Ticket]] = field(default_factory=dict)  # by request, the first due first
+    reservations: dict[int, list[Reservation]] = field(default_factory=dict)  # by request, the first due first
     places: int = 0
-    comes: float = 1.0  # the share of its tickets that are used, of late
+    comes: float = 1.0  # the share of its reservations that are used, of late
 
     def seen(self, *, came: bool) -> None:
         self.comes += (came - self.comes) / MEMORY
 
 
-class Tickets:
+class Reservations:
     """All of them; see the module's docstring."""
 
     def __init__(self) -> None:
-        self.places = 0  # of all tickets that are not void
+        self.places = 0  # of all reservations that are not void
         self._count = 0
         self._clients: dict[str, _Client] = {}
         self._swept = 0.0
@@ -66,19 +66,19 @@ class Tickets:
     def give(self, visitor: Visitor, places: int, *, due: float) -> None:
         """Promise room for so many samples."""
         client = self._clients.setdefault(visitor.client, _Client())
-        insort(client.tickets.setdefault(visitor.request, []), Ticket(due, places))
+        insort(client.reservations.setdefault(visitor.request, []), Reservation(due, places))
         client.places += places
         self.places += places
         self._count += 1
         if self._count > MOST:
             name, largest = max(self._clients.items(), key=lambda item: item[1].places)
-            self._drop(Visitor(name, next(reversed(largest.tickets))), -1)
+            self._drop(Visitor(name, next(reversed(largest.reservations))), -1)
 
     def use(self, visitor: Visitor, now: float) -> bool:
-        """Whether the request has a ticket that has fallen due, which is then used."""
+        """Whether the request has a reservation that has fallen due, which is then used."""
         self._sweep(now)
         client = self._clients.get(visitor.client)
-        held = client.tickets.get(visitor.request) if client else None
+        held = client.reservations.get(visitor.request) if client else None
         if client is None or not held or held[0].due > now:
             return False
         client.seen(came=True)
@@ -91,19 +91,19 @@ class Tickets:
             return
         self._swept = now
         for name, client in list(self._clients.items()):
-            for request, held in list(client.tickets.items()):
-                for _ in [ticket for ticket in held if ticket.due + GRACE < now]:
+            for request, held in list(client.reservations.items()):
+                for _ in [reservation for reservation in held if reservation.due + GRACE < now]:
                     client.seen(came=False)
                     self._drop(Visitor(name, request), 0)
 
     def _drop(self, visitor: Visitor, which: int) -> None:
         client = self._clients[visitor.client]
-        held = client.tickets[visitor.request]
-        ticket = held.pop(which)
+        held = client.reservations[visitor.request]
+        reservation = held.pop(which)
         self._count -= 1
-        self.places -= ticket.places
-        client.places -= ticket.places
+        self.places -= reservation.places
+        client.places -= reservation.places
         if not held:
-            del client.tickets[visitor.request]
-        if not client.tickets:
+            del client.reservations[visitor.request]
+        if not client.reservations:
             del self._clients[visitor.client]
