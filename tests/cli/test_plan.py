@@ -55,3 +55,7 @@ def test_mistakes_are_one_sentence(home: Path) -> None:
     assert "'nowhere'" in mistake(called(home, "plan", "small.yaml", "--set", "store=nowhere"))
     wrong = mistake(called(home, "plan", "small.yaml", "--device", "banana", **UNTRACKED))
     assert "--device banana" in wrong and "H100" in wrong
+    for option in ("--only", "--from"):
+        assert "leave out --only" in mistake(
+            called(home, "run", "small.yaml", "--dry-run", option, "base", **UNTRACKED)
+        )
