@@ -42,8 +42,6 @@ static inline Words load(const Pair* x) {
     return y;
 }
 
-template <class V, class T> static inline void store(T* into, V x) { std::memcpy(into, &x, sizeof x); }
-
 // ---------------------------------------------------------------------------------------------------------------
 // Products
 
@@ -53,15 +51,6 @@ static inline Floats add_products(Words a, Words b, Floats sum) {
 #else
     sum += Floats(a << 16) * Floats(b << 16);
     return sum + Floats(a & 0xffff0000u) * Floats(b & 0xffff0000u);
-#endif
-}
-
-static inline Halves halved(Floats x) {  // to the nearest bf16, ties to even
-#ifdef __AVX512BF16__
-    return Halves(_mm512_cvtneps_pbh(__m512(x)));
-#else
-    Words bits = Words(x);
-    return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Halves);
 #endif
 }
 

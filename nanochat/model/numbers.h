@@ -63,6 +63,17 @@ static inline Floats load(const int8_t* x) {
 #endif
 }
 
+template <class V, class T> static inline void store(T* into, V x) { std::memcpy(into, &x, sizeof x); }
+
+static inline Halves halved(Floats x) {  // to the nearest bf16, ties to even
+#ifdef __AVX512BF16__
+    return Halves(_mm512_cvtneps_pbh(__m512(x)));
+#else
+    Words bits = Words(x);
+    return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Halves);
+#endif
+}
+
 static inline float total(Floats x) {
     typedef float Eight __attribute__((vector_size(32)));
     typedef float Four __attribute__((vector_size(16)));

@@ -95,6 +95,8 @@ class TrainingSession:
             cache=context.artifacts.cache,
         )
         self.model.attend = attention.attend
+        if not decision.compiled:
+            self.model.pointwise = attention.pointwise
         product = "FP8" if self.use_fp8() else self.precision
         code = self._compiled_code(product, attention.reason, decision.tuned) if decision.compiled else None
         if code is not None:

@@ -1,7 +1,8 @@
-"""Which kernel attends in training.
+"""Which kernel attends in training, and what computes between the products.
 
     choice = choose_attention(device, config, world=world, cache=cache)
     model.attend = choice.attend
+    model.pointwise = choice.pointwise      # of a model that torch.compile leaves alone
     log.info("%s", choice.reason)
 
 Chosen by what the device has, never by a stopwatch: a resumed run must choose again what it chose before, or its
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from nanochat.model import blocked_attention, fused_attention
+from nanochat.model import blocked_attention, fused_attention, fused_pointwise
 from nanochat.model.attention import Attend, sdpa
+from nanochat.model.pointwise import PLAIN, Pointwise
 from nanochat.model.sizes import ModelConfig
 from nanochat.runtime.device import Device
 from nanochat.runtime.distributed import ALONE, World
@@ -35,6 +37,7 @@ class Choice:
 
     attend: Attend
     reason: str
+    pointwise: Pointwise = PLAIN
 
 
 def choose_attention(
@@ -66,11 +69,12 @@ def _on_cpu(compute_dtype: torch.dtype, length: int, world: World) -> Choice:
     if not reason:
         try:
             fused_attention.prepare()
+            fused_pointwise.prepare()
         except (Uncompiled, OSError) as error:
             reason = str(error)
     (failed,) = world.sum(float(bool(reason)))
     if not failed:
-        return Choice(fused_attention.fused, "attention by compiled code")
+        return Choice(fused_attention.fused, "attention by compiled code", fused_pointwise.FUSED)
     said = f": {reason or 'another process has no compiled code'}" if compute_dtype == torch.bfloat16 else ""
     if length <= blocked_attention.LONGEST and blocked_attention.is_supported(compute_dtype):
         return Choice(blocked_attention.blocked, f"attention by blocks of rows{said}")

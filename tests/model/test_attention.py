@@ -15,8 +15,9 @@ from nanochat.model import blocked_attention, fused_attention
 from nanochat.model.attention import Attend, sdpa, visible
 from nanochat.model.blocked_attention import blocked
 from nanochat.model.fused_attention import fused
+from nanochat.model.pointwise import norm
 from nanochat.model.sizes import ModelConfig
-from nanochat.model.transformer import Transformer, norm
+from nanochat.model.transformer import Transformer
 from nanochat.runtime import native_code
 from nanochat.runtime.compiler import cxx_compiler
 
