@@ -1,8 +1,7 @@
 """Which kernel attends in training, and what computes between the products.
 
     choice = choose_attention(device, config, world=world, cache=cache)
-    model.attend = choice.attend
-    model.pointwise = choice.pointwise      # of a model that torch.compile leaves alone
+    choice.use_in(model, compiled=False)
     log.info("%s", choice.reason)
 
 Chosen by what the device has, never by a stopwatch: a resumed run must choose again what it chose before, or its
@@ -20,6 +19,7 @@ from nanochat.model import blocked_attention, fused_attention, fused_pointwise
 from nanochat.model.attention import Attend, sdpa
 from nanochat.model.pointwise import PLAIN, Pointwise
 from nanochat.model.sizes import ModelConfig
+from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import Device
 from nanochat.runtime.distributed import ALONE, World
 from nanochat.runtime.native_code import Uncompiled
@@ -33,11 +33,16 @@ PYTORCHS = "attention by PyTorch's kernels"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A kernel, and the words that name it."""
+    """A kernel, the words that name it, and what goes with it."""
 
     attend: Attend
     reason: str
     pointwise: Pointwise = PLAIN
+
+    def use_in(self, model: Transformer, *, compiled: bool) -> None:
+        """Let a model compute by it; what torch.compile takes it fuses itself."""
+        model.attend = self.attend
+        model.pointwise = PLAIN if compiled else self.pointwise
 
 
 def choose_attention(
