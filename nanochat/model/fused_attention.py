@@ -47,7 +47,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """-> the output, and the logarithms of the sums of the weights (B, H, T), fp32."""
+    """The output, and the logarithms of the sums of the weights (B, H, T), fp32."""
     if q.dtype != torch.bfloat16:
         raise TypeError(f"compiled code attends in bf16, not in {q.dtype}")
     q, k, v = (x.contiguous() for x in (q, k, v))

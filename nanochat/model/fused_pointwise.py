@@ -1,4 +1,4 @@
-"""What works on each number between a layer's products, by compiled code (`fused_pointwise.cpp`): bf16 on a CPU.
+"""Norms, rotary positions and the MLP's square by compiled code (`fused_pointwise.cpp`), in bf16 on a CPU.
 
     prepare()                       # compiles it where that was not done; `Uncompiled` or OSError where it can't be had
     model.pointwise = FUSED         # for a model that torch.compile leaves alone

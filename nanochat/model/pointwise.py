@@ -1,4 +1,4 @@
-"""What works on each number between a layer's products: norms, rotary positions, the MLP's square.
+"""Work on each number between a layer's products: norms, rotary positions, the MLP's square.
 
 x = pointwise.norm(x)       # PLAIN: by PyTorch, torch.compile fuses it; or `nanochat.model.fused_pointwise.FUSED`
 """
