@@ -110,6 +110,7 @@ def test_a_model_trains_by_it(
         assert float((fused - plain).norm()) <= 3e-2 * float(plain.norm())
 
 
+@torch.no_grad()
 def test_the_compiler_takes_the_plain_ones_whole(
     config: ModelConfig, make_model: Callable[[ModelConfig], Transformer]
 ) -> None:
