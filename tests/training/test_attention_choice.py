@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -48,7 +49,7 @@ def test_where_there_is_a_compiler_its_code_attends(length: int) -> None:
     assert choice.attend is fused and choice.reason == "attention by compiled code"
     model = Transformer(CONFIG)
     choice.use_in(model, compiled=False)
-    assert model.attend is fused and model.pointwise is FUSED
+    assert model.attend is fused and model.pointwise is FUSED and deepcopy(model).pointwise == FUSED
     choice.use_in(model, compiled=True)
     assert model.attend is fused and model.pointwise is PLAIN
 
