@@ -14,7 +14,6 @@ from nanochat.data.tokenfile import write_text
 from nanochat.evaluation.items import ITEMS, Item, read_items
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.attention import sdpa
-from nanochat.model.blocked_attention import blocked, is_supported
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.graph import build_graph
@@ -184,6 +183,6 @@ def test_a_measured_model_is_as_fast_as_the_device_allows_and_says_the_same(
     measured, extra = evaluate.load_measured(tmp_path, Device(torch.device("cpu"), dtype))
     assert extra["step"] == 7
     assert (measured.few is None) is (cxx_compiler() is None)
-    assert measured.attend is (blocked if is_supported(dtype) else sdpa)
+    assert (measured.attend is sdpa) is (dtype == torch.float32)
     ids = torch.randint(256, (1, 400), generator=torch.Generator().manual_seed(1))
     assert float((measured(ids) - model(ids)).abs().max()) < most
