@@ -101,7 +101,7 @@ class Site:
         context = ("--context", f"kind-{self.name}", "-n", NAMESPACE)
         return self.run(sys.executable, "-m", "nanochat.cli.main", *arguments, *context, check=check)
 
-    def kind(self, *arguments: str, timeout: float = 300) -> str:
+    def kind(self, *arguments: str, timeout: float = 900) -> str:
         return self.run("kind", *arguments, "--name", self.name, timeout=timeout)
 
     # ---- building it ----------------------------------------------------------------------------------------
