@@ -128,9 +128,13 @@ def prompts_of(settings: BaseStage) -> tuple[str, ...]:
 
 
 def continued(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], tokens: int) -> list[str]:
-    """The model's continuations of a few beginnings, always by the likeliest token."""
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
-    engine = Engine(model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
+    """The model's continuations of a few beginnings, always by the likeliest token.
+
+    Of a beginning that is longer than the context its last tokens are continued.
+    """
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)][-model.config.sequence_length :] for text in texts]
+    length = min(model.longest, max(map(len, prompts)) + tokens)
+    engine = Engine(model, tokenizer, slots=len(prompts), length=length)
     completions = engine.generate(prompts, Sampling(max_tokens=tokens))
     return [tokenizer.decode(completion.ids) for completion in completions]
 
