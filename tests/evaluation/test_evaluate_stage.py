@@ -23,7 +23,7 @@ from nanochat.runtime.device import Device
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import evaluate
-from nanochat.stages.base import SAMPLE_PROMPTS
+from nanochat.stages.base import SAMPLE_PROMPTS, continued
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.tokenizer import Tokenizer
 
@@ -114,6 +114,12 @@ def test_a_base_model_continues_the_pipelines_own_beginnings(make_context: Any) 
     evaluate.run(context)
     context.close()
     assert [sample["prompt"] for sample in results(context)["samples"]] == beginnings
+
+
+def test_beginnings_of_any_length_are_continued(model: Transformer, tokenizer: Tokenizer) -> None:
+    long = "a beginning that the context does not hold, however it is cut; " * 16
+    found = continued(model, tokenizer, ["", long, long[1:]], 4096)
+    assert found[1] == found[2] and len(found) == 3 and all(found)
 
 
 def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
