@@ -4,13 +4,13 @@
     for address in stored_files("s3://bucket/letters", profile): ...
 
 They are read in the order of their names. A folder gives all of the known kinds in it and below it. Hidden files, and
-those in hidden folders, count only where they are named: a folder or a pattern does not mean them.
+those in hidden folders, count only where they are named: a folder or a pattern does not mean them. Links to folders
+below a folder, or below a pattern's `**`, are not followed: they may lead in circles.
 """
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -46,7 +46,7 @@ def local_files(place: Path) -> list[Path]:
     elif place.is_dir():
         found = [path for path in place.rglob("*") if kind_of(path.name) and path.is_file()]
     elif is_pattern(str(place)):
-        found = [Path(path) for path in glob.iglob(str(place), recursive=True) if Path(path).is_file()]
+        found = list(_matching(place))
     else:
         raise UserError(f"there is no file {place}: correct {SETTING}")
     names = _checked(_visible(map(str, found), str(place)), str(place))
@@ -75,6 +75,15 @@ def stored_files(address: str, profile: Profile) -> list[str]:
     return [given_address(f"{scheme}://{name}", FILE, f"rename {name} in {address}").text for name in names]
 
 
+def _matching(pattern: Path) -> Iterator[Path]:
+    """The files that match a pattern of this machine."""
+    root = Path(pattern.anchor)
+    parts = pattern.relative_to(root).parts
+    if wrong := next((part for part in parts if "**" in part and part != "**"), ""):
+        raise UserError(f"{pattern}: '{wrong}' is no pattern, for ** stands alone between slashes: correct {SETTING}")
+    return (path for path in root.glob(str(Path(*parts))) if path.is_file())
+
+
 def _visible(names: Iterable[str], place: str) -> list[str]:
     """The files of a folder or a pattern, but those of which a part is hidden that the place itself does not name."""
     return [name for name in names if _hidden(name) <= _hidden(place)]
@@ -87,7 +96,8 @@ def _hidden(path: str) -> int:
 def _checked(names: Iterable[str], place: str) -> list[str]:
     found = sorted(names)
     if not found:
-        raise UserError(f"{place} has no file that ends in {', '.join(KINDS)}: correct {SETTING}")
+        bracket = "; in a pattern [[] means the sign [" if "[" in place else ""
+        raise UserError(f"{place} has no file that ends in {', '.join(KINDS)}: correct {SETTING}{bracket}")
     if len(found) > MOST:
         raise UserError(f"{place} has {len(found):,} files, and {MOST:,} are the most: put them together")
     for name in found:

@@ -64,11 +64,11 @@ def assumed_seconds(stage: str, work: Work, settings: Stage, model: ModelConfig,
         flops = machine.gpus * (found.peak * found.use if found else UNKNOWN_FLOPS)
         start = START_COMPUTE + (GPU_START if compiled and compiled != "never" else 0.0)
         return start + max(flops_per_token(model) * tokens / flops, GPU_STEP * work.steps) + GPU_CALL * work.calls
-    seconds = CPU_STEP * work.steps + _cores_seconds(tokens, model)
-    gain = saved_seconds(model, work.trained) if stage in ("base", "mid") else 0.0
-    if stage in TRAINING and (compiled == "always" or (compiled == "auto" and gain / machine.cores > COST)):
-        seconds += COST - gain
-    return START_COMPUTE + seconds / machine.cores + CPU_CALL * model.depth * work.calls
+    seconds = (CPU_STEP * work.steps + _cores_seconds(tokens, model)) / machine.cores
+    gain = saved_seconds(model, work.trained) / machine.cores if stage in ("base", "mid") else 0.0
+    if stage in TRAINING and (compiled == "always" or (compiled == "auto" and gain > COST)):
+        seconds += COST - gain  # one core compiles
+    return START_COMPUTE + seconds + CPU_CALL * model.depth * work.calls
 
 
 def _cores_seconds(tokens: float, model: ModelConfig) -> float:
