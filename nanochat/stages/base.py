@@ -146,6 +146,6 @@ def samples(session: TrainingSession, settings: BaseStage, step: int) -> dict[st
     texts = prompts_of(settings)
     for text, said in zip(texts, continued(session.model, session.tokenizer, texts, SAMPLE_TOKENS), strict=True):
         sample = text + said
-        log.info("step %s: %s", f"{step:,}", sample)
+        log.info("step %s: %s", f"{step:,}", sample.replace("\n", "\\n"))  # one sample, one line
         session.context.journal.event("sample", step=step, message=sample)
     return {}
