@@ -57,8 +57,9 @@ class Run:
         with torch.device(self.device.device):
             self.model = Transformer(config)
         self.model.compute_dtype = self.device.compute_dtype
-        self.model.attend = choose_attention(self.device, config).attend
-        self.forward = Forward(self.model, compiled=self.settings.compile == "always")
+        compiled = self.settings.compile == "always"
+        choose_attention(self.device, config).use_in(self.model, compiled=compiled)
+        self.forward = Forward(self.model, compiled=compiled)
         optimizer = build_optimizer(self.model, optim_settings(self.settings))
         self.model.init_weights(seed)
         rules = scaling(self.spec)

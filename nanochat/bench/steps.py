@@ -222,6 +222,7 @@ def samples(session: TrainingSession, folder: Path) -> Callable[[], Objective]:
             settings=rollouts,
             stop=lambda: False,
             alive=lambda: None,
+            renew=lambda: None,
         )
         objective.vocab_size = config.vocab_size
         return objective

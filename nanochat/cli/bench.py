@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from nanochat.bench.checkout import find_checkout
 from nanochat.bench.checkpoint import checkpoint_tables, measure_checkpoint
+from nanochat.bench.clients import Clients, clients_tables, kept_busy, measure_clients
 from nanochat.bench.conversations import Load
 from nanochat.bench.data import data_tables, measure_data
 from nanochat.bench.infer import infer_tables, measure_infer
@@ -160,20 +162,40 @@ def serve(
     ] = False,
     retries: Annotated[int, option(integer(0, 100), help="Times to come back where the server says when.")] = 0,
     unread: Annotated[int, option(integer(0, 1000), help="Answers of which nothing is read meanwhile.")] = 0,
+    clients: Annotated[
+        int | None, option(integer(1, 1000), help="Clients that ask at once, instead, in turns with the engine alone.")
+    ] = None,
+    rounds: Rounds = 5,
+    busy: Annotated[int, option(integer(0, 64), help="Processes that keep a core busy meanwhile.")] = 0,
     threads: Threads = None,
     store: Store = "default",
     json_: Json = False,
     markdown: Markdown = False,
 ) -> None:
-    """Time a server's first tokens and those after while conversations of several turns begin at a given rate."""
+    """Time a server's first tokens and those after while conversations of several turns begin at a given rate.
+
+    With --clients so many ask at once, once in each round, in turns with the bare engine, which answers the same.
+    """
     load = Load(rate, conversations, turns, words, tokens, mixed=mixed, retries=retries, unread=unread)
-    if url is not None:
-        document = measure_serve(url.rstrip("/").removesuffix("/v1"), load)
-    else:
+    if url is not None and clients is not None:
+        raise UserError("--clients compares a server with its engine, which --url does not reach: name a model instead")
+    if clients is not None:
         require_torch()
         folder = find_model(model, stage=stage, store=store)
-        with serving(folder, slots=slots, threads=threads or cores()) as (started, process), Memory(process) as memory:
-            document = measure_serve(started, load) | {"memory": memory.told()}
+        asked = Clients(clients=clients, slots=slots, rounds=rounds, tokens=tokens, busy=busy)
+        show(measure_clients(folder, asked, threads=threads or cores()), clients_tables, json_=json_, markdown=markdown)
+        return
+    with ExitStack() as stack:
+        memory = None
+        if url is None:
+            require_torch()
+            folder = find_model(model, stage=stage, store=store)
+            url, process = stack.enter_context(serving(folder, slots=slots, threads=threads or cores()))
+            memory = stack.enter_context(Memory(process))
+        stack.enter_context(kept_busy(busy))
+        document = measure_serve(url.rstrip("/").removesuffix("/v1"), load)
+        if memory:
+            document["memory"] = memory.told()
     show(document, serve_tables, json_=json_, markdown=markdown)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nanochat.cli.display import details_of, steps
 from nanochat.cli.run import execute
 from nanochat.cli.run_handle import Happened, RunHandle, StageProgress, pipeline_name
 from nanochat.model.artifact import missing_weights
-from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, read_latest_progress
+from nanochat.pipeline.attempts import AttemptLog, AttemptRecord
 from nanochat.pipeline.collection import stored_runs
 from nanochat.pipeline.control import ask_cancel
 from nanochat.pipeline.leases import live_run
@@ -31,9 +31,10 @@ from nanochat.spec.load import check_pipeline
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import translate_errors
 from nanochat.storage.opening import open_store
-from nanochat.storage.store import Store
+from nanochat.storage.store import Entry, Store
 from nanochat.tracking.journal import JournalReader
 from nanochat.tracking.links import page_of
+from nanochat.tracking.progress import read_progress
 from nanochat.tracking.registry import Registry
 
 SHORTEST_ID = 4  # characters of an id that are enough to name a run
@@ -41,6 +42,19 @@ SHORTEST_ID = 4  # characters of an id that are enough to name a run
 
 class NoRun(UserError):
     """The store has no run, or none of the pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The records of a run's attempts, and the declared price of a GPU hour where one has GPUs, as they were once."""
+
+    seen: tuple[int, Sequence[Entry]]  # the run's turn and the records' files, by which it is told that they changed
+    records: Sequence[AttemptRecord]
+    gpu_hour: float | None
+
+    def of(self, stage: str) -> AttemptRecord | None:
+        """The latest of a stage."""
+        return next((record for record in reversed(self.records) if record.stage == stage), None)
 
 
 @dataclass(slots=True)
@@ -52,6 +66,10 @@ class LocalRun(RunHandle):
     paths: RunPaths
     status: RunStatus
     by_id: bool = False  # asked for by its id: one of the pipeline's runs, and not simply the latest
+    _kept: Attempts | None = field(default=None, init=False, repr=False, compare=False)
+    _looked: bool = field(
+        default=False, init=False, repr=False, compare=False
+    )  # whether `_kept` is as it was at the last look
 
     @property
     def id(self) -> str:
@@ -104,7 +122,8 @@ class LocalRun(RunHandle):
         return self.status.stages
 
     def progress(self, stage: str) -> StageProgress | None:
-        state = read_latest_progress(self.store, self.paths, stage)
+        latest = self._attempts().of(stage)
+        state = read_progress(self.store, self.paths.progress(stage), latest.launch) if latest else None
         if state is None:
             return None
         text = ", ".join(filter(None, (f"{state.phase} {steps(state.step, state.total)}", details_of(state))))
@@ -119,7 +138,7 @@ class LocalRun(RunHandle):
 
     def events(self, most: int) -> Sequence[Happened]:
         found = []
-        for item in AttemptLog(self.store, self.paths, AttemptRecord).load().all():
+        for item in self._attempts().records:
             what = f"{item.stage}, attempt {item.number}"
             found.append(Happened(item.started, f"{what}: started"))
             if item.ended is not None:
@@ -130,10 +149,20 @@ class LocalRun(RunHandle):
         for item in self.status.stages:
             for warning in item.warnings:
                 yield f"warning: {item.stage}: {warning}"
-        if attempts := AttemptLog(self.store, self.paths, AttemptRecord).load().all():
-            yield from Spending.of(attempts, self._gpu_hour(), time.time()).lines()
+        attempts = self._attempts()
+        yield from Spending.of(attempts.records, attempts.gpu_hour, time.time()).lines()
         if page := page_of(self.store, self.paths.root, self.resolved.tracking):
             yield f"MLflow: {page}"
+
+    def _attempts(self) -> Attempts:
+        """The attempts as of the last look; they are read again where a record is new or was written again."""
+        if self._kept is None or not self._looked:
+            seen = self.status.turn, self.store.list(self.paths.attempts)
+            if self._kept is None or self._kept.seen != seen:
+                records = AttemptLog(self.store, self.paths, AttemptRecord).load().all()
+                self._kept = Attempts(seen, records, self._gpu_hour() if any(each.gpus for each in records) else None)
+            self._looked = True
+        return self._kept
 
     def _gpu_hour(self) -> float | None:
         """The price that the declaration names, where that is still there."""
@@ -182,6 +211,7 @@ class LocalRun(RunHandle):
     def look(self) -> tuple[bool, Sequence[StageRunStatus]]:
         live = self.is_live  # before the status is read: what is written last is seen
         self.status = read_status(self.store, self.paths) or self.status
+        self._looked = False
         return live, self.stages
 
     def launches(self, stage: str) -> Sequence[LaunchLogs]:

@@ -17,7 +17,9 @@ from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.rates import learn
 from nanochat.pipeline.work import Known
+from nanochat.runtime.accelerators import ACCELERATORS, find_accelerator
 from nanochat.spec.bounds import NAME, text
+from nanochat.spec.errors import UserError
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline
 from nanochat.storage import Artifacts
@@ -47,6 +49,9 @@ def show(pipeline: Pipeline, *, device: str | None = None, here: bool = False, j
     outputs.refresh()
     outputs.explain()
     rates, known = learn(store, artifacts), Known(artifacts, asks=True)
+    if device and find_accelerator(device) is None and not rates.knows(device):
+        names = ", ".join(item.name for item in ACCELERATORS)
+        raise UserError(f"--device {device}: it is none of {names}, and no run in this store has used such a GPU")
 
     def forecast(target: Target) -> Forecast:
         return Forecast.of(admitted, outputs, rates=rates, target=target, known=known)
@@ -67,12 +72,14 @@ def show(pipeline: Pipeline, *, device: str | None = None, here: bool = False, j
 
 
 def _print(console: Console, found: Forecast) -> None:
-    horizon = found.horizon
-    console.print(
-        f"{found.name}: {count(horizon['parameters'])} parameters, pretraining on {count(horizon['tokens'])} tokens "
-        f"in {horizon['steps']:,} steps ({horizon['shards']:,} shards of text, {scientific(horizon['flops'])} FLOPs)",
-        soft_wrap=True,
-    )
+    horizon, training = found.horizon, "no pretraining"
+    if horizon["steps"]:
+        shards = f"{horizon['shards']:,} shard{'' if horizon['shards'] == 1 else 's'} of text"
+        training = (
+            f"pretraining on {count(horizon['tokens'])} tokens in {horizon['steps']:,} steps ({shards}, "
+            f"{scientific(horizon['flops'])} FLOPs)"
+        )
+    console.print(f"{found.name}: {count(horizon['parameters'])} parameters, {training}", soft_wrap=True)
     _print_stages(console, found)
     hours = f", {found.gpu_hours:,.1f} GPU hours" if found.gpu_hours else ""
     console.print(f"In all {duration(found.seconds)}{hours}, {money(found.cost)}", soft_wrap=True)
@@ -92,9 +99,11 @@ def _print(console: Console, found: Forecast) -> None:
 
 
 def _print_stages(console: Console, found: Forecast) -> None:
-    """A line for each stage; what does not fit of why it runs is left out."""
-    rows = [HEAD, *(_row(stage) for stage in found.stages)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD) - 1)]
+    """A line for each stage. Columns in which nothing stands are left out, and what does not fit of why it runs."""
+    stages = [_row(stage) for stage in found.stages]
+    used = [i for i, name in enumerate(HEAD) if name in ("STAGE", "WHY") or any(row[i] for row in stages)]
+    rows = [[row[i] for i in used] for row in (HEAD, *stages)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(used) - 1)]
     left = max(len(HEAD[-1]) + 5, console.width - sum(widths) - 2 * len(widths))
     for row in rows:
         figures = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True))

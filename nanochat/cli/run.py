@@ -35,6 +35,8 @@ def run(
 ) -> None:
     """Run a pipeline on this machine, or go on where it left off."""
     if dry_run:
+        if only or from_:
+            raise UserError("--dry-run tells of all that would run: leave out --only and --from")
         show(load_pipeline(file, set_), here=True)
         return
     options = {"--only": only or [], "--from": [from_] if from_ else [], "--set": set_ or []}

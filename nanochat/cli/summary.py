@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanochat.report.document import Exchange
-from nanochat.report.metrics import brief
+from nanochat.report.metrics import answered, brief
 from nanochat.report.record import RunRecord
 from nanochat.report.samples import answers_of
 from nanochat.report.scores import Row, rows, stages, total
@@ -30,8 +30,9 @@ def summarize(record: RunRecord, console: Console) -> None:
     evaluation = record.evaluations.get(stage)
     whole = total(evaluation) if evaluation else None
     if whole is not None and whole.n:
-        right = f"{count(round(whole.value * whole.n))} of {count(whole.n)} held-out questions right"
-        console.print(f"\nThe {stage.upper()} model answers {right} ({100 * whole.value:.1f} %).", markup=False)
+        right, share = answered(whole), f"{100 * whole.value:.1f} %"
+        again = "" if share in right else f" ({share})"
+        console.print(f"\nThe {stage.upper()} model answers {right} held-out questions right{again}.", markup=False)
 
 
 def _headline(record: RunRecord) -> str:

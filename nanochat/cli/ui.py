@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -35,11 +35,13 @@ from nanochat.spec.errors import UserError
 from nanochat.storage.failures import Damaged
 from nanochat.storage.records import read_object
 from nanochat.tracking.links import runs_page
-from nanochat.tracking.mlflow import marker
+from nanochat.tracking.mlflow import EXPERIMENT, marker
+from nanochat.tracking.rest import experiment_at
 
 HOST = "127.0.0.1"
-START_SECONDS = 120.0  # that a server may take to answer
+START_SECONDS = 600.0  # that a server may take to answer, on a busy machine too
 END_SECONDS = 10.0  # and to end
+ENDS = "; Ctrl-C ends it"
 SQLITE = "sqlite:///"
 LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # of MLflow's processes
 
@@ -58,7 +60,7 @@ def ui(
     resolved = resolve_profile(store)
     uri, experiment = resolved.tracking, _experiment(store)
     if not uri.startswith(SQLITE):
-        _open(_page(shown(uri), experiment), opened=open_)
+        _open(shown(uri), experiment, opened=open_)
         return
     if not Path(uri.removeprefix(SQLITE)).exists():
         raise UserError(f"{uri.removeprefix(SQLITE)} is not there yet: nothing has run in this store")
@@ -71,7 +73,7 @@ def ui(
         "--artifacts-destination",
         str(Path(uri.removeprefix(SQLITE)).parent / "mlflow"),
     ]
-    _serve(server, port, experiment, opened=open_)
+    _serve(server, "MLflow", port, lambda: _open(f"http://{HOST}:{port}", experiment, opened=open_, more=ENDS))
 
 
 def _of_cluster(port: int, *, namespace: str | None, context: str | None, opened: bool) -> None:
@@ -83,14 +85,16 @@ def _of_cluster(port: int, *, namespace: str | None, context: str | None, opened
         raise UserError("no pipeline of this namespace is tracked by MLflow yet: submit one, or name another with -n")
     service = named_service(uri)
     if service is None:
-        _open(_page(shown(uri), ""), opened=opened)
+        _open(shown(uri), experiment_at(uri, EXPERIMENT), opened=opened)
         return
     if shutil.which("kubectl") is None:
         raise UserError("kubectl is not installed, and MLflow is inside of the cluster: install it")
     parts = urlsplit(uri)
     there = parts.port or (443 if parts.scheme == "https" else 80)
     command = ["kubectl", *(["--context", context] if context else []), "-n", service[0], "port-forward"]
-    _serve([*command, "--address", HOST, f"service/{service[1]}", f"{port}:{there}"], port, "", opened=opened)
+    command += ["--address", HOST, f"service/{service[1]}", f"{port}:{there}"]
+    here = f"{parts.scheme}://{HOST}:{port}{parts.path}"
+    _serve(command, "kubectl", port, lambda: _open(here, experiment_at(here, EXPERIMENT), opened=opened, more=ENDS))
 
 
 def _experiment(store: str) -> str:
@@ -103,12 +107,8 @@ def _experiment(store: str) -> str:
     return ""
 
 
-def _page(address: str, experiment: str) -> str:
-    return runs_page(address, experiment) if experiment else f"{address.rstrip('/')}/#/experiments"
-
-
-def _serve(command: Sequence[str], port: int, experiment: str, *, opened: bool) -> None:
-    """Run a server until Ctrl-C, or to its own end, which is an error."""
+def _serve(command: Sequence[str], name: str, port: int, tell: Callable[[], None]) -> None:
+    """Run what serves a port until Ctrl-C, or to its own end, which is an error; `tell` once it answers."""
     if _answers(port):
         raise UserError(f"port {port} is in use: choose another with --port")
     process = subprocess.Popen(
@@ -120,10 +120,10 @@ def _serve(command: Sequence[str], port: int, experiment: str, *, opened: bool) 
         while process.poll() is None and not _answers(port) and time.monotonic() < deadline:
             time.sleep(0.2)
         if not _answers(port):
-            raise UserError(f"{command[0] if command[0] == 'kubectl' else 'MLflow'} did not start: its words are above")
-        _open(_page(f"http://{HOST}:{port}", experiment), opened=opened, more="; Ctrl-C ends it")
+            raise UserError(f"{name} did not start: its words are above")
+        tell()
         process.wait()
-        raise UserError("the server has ended: its words are above")
+        raise UserError(f"{name} has ended, its words are above: type the command again")
     except KeyboardInterrupt:
         print()
     finally:
@@ -151,7 +151,9 @@ def _answers(port: int) -> bool:
         return found.connect_ex((HOST, port)) == 0
 
 
-def _open(page: str, *, opened: bool, more: str = "") -> None:
+def _open(address: str, experiment: str, *, opened: bool, more: str = "") -> None:
+    """Name the page of an experiment's runs, and open it; without one that of all experiments."""
+    page = runs_page(address, experiment) if experiment else f"{address.rstrip('/')}/#/experiments"
     print(f"MLflow: {page}{more}", flush=True)
     if opened and sys.stdout.isatty():
         webbrowser.open(page)

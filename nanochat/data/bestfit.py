@@ -4,7 +4,8 @@
     inputs, targets = loader.batch(step, rows=slice(rank * 32, rank * 32 + 32))
 
 A row takes the longest document that fits, again and again, out of those that wait. Where none fits the longest is cut
-to fill the row, and the rest of it waits too, with a bos of its own in front. So a file of n tokens has at least
+to fill the row, and the rest of it waits too, with a bos of its own in front. A file's rows are then shuffled, for a
+long document fills many in turn, and a batch of one document teaches little. A file of n tokens has at least
 n // (length + 1) full rows, known before it is read, and the loader is a pure function of the step, as TextLoader is.
 """
 
@@ -73,7 +74,8 @@ class PackedFile:
         self.bos = int(file.index["bos"])
         starts = np.flatnonzero(file.tokens == self.bos)
         documents = (Piece(int(first), int(last)) for first, last in pairwise([*starts, len(file)]))
-        self.rows = pack(documents, rows=len(file) // (length + 1), capacity=length + 1)
+        rows = pack(documents, rows=len(file) // (length + 1), capacity=length + 1)
+        self.rows = [rows[place] for place in np.random.default_rng(len(rows)).permutation(len(rows))]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -10,12 +10,16 @@ to the training shards in turn.
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import pyarrow as pa
 
 from nanochat.data.text import read_text
 from nanochat.data.text_files import COLUMNS, LINES, kind_of
@@ -25,8 +29,9 @@ from nanochat.parse.json_text import read_json
 
 EVERY = 20  # documents of which one is held out
 HELD_OUT = 10_000_000  # characters after which no more are
-PIECE = 4_000  # characters, at least, of the documents that a plain text is cut into
-LONGEST = 64 << 20  # bytes of a line
+PIECE = 4_000  # characters, at least, of the documents that a plain text is cut into,
+LONG_PIECE = 40_000  # and where no empty line comes; bytes of a line that are taken at once, too
+LONGEST = 64 << 20  # bytes of a line of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,21 @@ def read_documents(paths: Sequence[Path], *, column: str) -> Iterator[str]:
     for path in paths:
         kind = kind_of(path.name)
         if kind in COLUMNS:
-            found: Iterable[str] = (text for texts in read_text(path, column=column) for text in texts)
+            found: Iterable[str] = _rows(path, column)
         else:
             found = _lines(path, column) if kind in LINES else _pieces(path)
         yield from (text for text in found if text.strip())
+
+
+def _rows(path: Path, column: str) -> Iterator[str]:
+    """The column of a parquet file."""
+    try:
+        for texts in read_text(path, column=column):
+            yield from texts
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:  # of the file system, not of what the file holds
+            raise
+        raise WrongFile(path, f"it is no whole parquet file ({first_line(error)})") from None
 
 
 def _lines(path: Path, column: str) -> Iterator[str]:
@@ -79,8 +95,10 @@ def _lines(path: Path, column: str) -> Iterator[str]:
                 found = read_json(line, limit=LONGEST)
             except Malformed as error:
                 raise WrongFile(path, f"line {number} is {error}") from None
-            if not isinstance(found, dict) or not isinstance(found.get(column), str | None) or column not in found:
-                raise WrongFile(path, f"line {number} has no text '{column}' ({_has(found)}): set sources.text.column")
+            if not isinstance(found, dict) or column not in found:
+                raise WrongFile(path, f"line {number} has no text '{column}' ({_has(found)})")
+            if not isinstance(found[column], str | None):
+                raise WrongFile(path, f"line {number} has in '{column}' another thing than text")
             if found[column]:
                 yield found[column]
 
@@ -92,22 +110,35 @@ def _has(found: Any) -> str:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """A plain text, cut at the first empty line after each PIECE characters."""
+    """A plain text, cut at the first empty line after each PIECE characters; at the next line, or in one that is very
+    long, where there was none for LONG_PIECE characters."""
     held: list[str] = []
-    size = number = 0
-    with _opened(path) as file:
-        while line := file.readline(LONGEST):
-            number += 1
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise WrongFile(path, f"line {number} is not UTF-8 at its byte {error.start}") from None
-            held.append(text)
-            size += len(text)
-            if size >= PIECE and not text.strip():
-                yield "".join(held)
-                held, size = [], 0
+    size = 0
+    for text in _decoded(path):
+        held.append(text)
+        size += len(text)
+        if size >= (LONG_PIECE if text.strip() else PIECE):
+            yield "".join(held)
+            held, size = [], 0
     yield "".join(held)
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """The lines of a plain text; one that is very long comes in parts."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    number, begin = 1, 0  # of the line, and of what is decoded in it
+    with _opened(path) as file:
+        while True:
+            line = file.readline(LONG_PIECE)
+            ends = not line or line.endswith(b"\n")
+            try:
+                yield decoder.decode(line, final=ends)
+            except UnicodeDecodeError as error:
+                raise WrongFile(path, f"line {number} is not UTF-8 at its byte {begin + error.start}") from None
+            if not line:
+                return
+            begin = 0 if ends else begin + len(line) - len(decoder.getstate()[0])
+            number += ends
 
 
 @contextmanager
@@ -116,5 +147,5 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
             yield file  # type: ignore[misc]
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise WrongFile(path, f"it is no whole gzip file ({first_line(error)})") from None

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nanochat.spec.errors import UserError
 
 
@@ -24,6 +21,9 @@ class WrongFile(UserError):
 
 def check_parquet(path: Path) -> int:
     """Read the whole file; returns its number of rows."""
+    import pyarrow as pa  # here, for it begins a thread, and most of those who import this module have no such file
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             rows = sum(batch.num_rows for batch in file.iter_batches(batch_size=1024))

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanochat.model.loss import SOFTCAP
+from nanochat.model.pointwise import EPSILON
 from nanochat.model.sizes import FEATURES, MLP_RATIO, ModelConfig
-from nanochat.model.transformer import EPSILON
 from nanochat.parse import first_problem
 from nanochat.spec.errors import UserError
 

@@ -103,10 +103,14 @@ class Grammars:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)  # pyright: ignore
         limits = llguidance.LLParserLimits(**LIMITS)
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_logit_bias()  # fails where no answer has a first token
         if matcher.is_error():
             raise UserError(f"The schema can't be honoured: {_short(matcher.get_error())}.")
         return Grammar(matcher)
 
 
 def _short(error: str) -> str:
+    if error.startswith("NoExtension"):
+        return "nothing satisfies it"
     return " ".join(error.split())[:200].rstrip(".")

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from nanochat.model.cache import KVCache
 from nanochat.model.int8 import Int8Linear
 from nanochat.model.loss import SOFTCAP
+from nanochat.model.pointwise import EPSILON
 from nanochat.model.sizes import GATE_CHANNELS, MLP_RATIO, SMEAR_CHANNELS, matrix_parameters
-from nanochat.model.transformer import EPSILON, Attention, Block, Linear, Transformer
+from nanochat.model.transformer import Attention, Block, Linear, Transformer
 from nanochat.model.value_embedding import LARGEST_GATE
 from nanochat.runtime.native_code import Uncompiled, compiled, is_compiled
 

@@ -29,12 +29,12 @@ from nanochat.model.attention import Attend, sdpa
 from nanochat.model.cache import KVCache
 from nanochat.model.cached_attention import CachedAttend, attention_to
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
+from nanochat.model.pointwise import PLAIN, Pointwise, norm
 from nanochat.model.residual import ResidualStream
 from nanochat.model.sizes import MLP_RATIO, ModelConfig
 from nanochat.model.value_embedding import ValueEmbedding
 from nanochat.spec.errors import UserError
 
-EPSILON = torch.finfo(torch.float32).eps  # of the norms, in every compute dtype
 ROTARY_REACH = 10  # positions that can be told apart, in multiples of the trained context
 
 IDLE = -1  # the start of a row of `extend` that is not in use
@@ -42,21 +42,6 @@ IDLE = -1  # the start of a row of `extend` that is not in use
 FEW = 32  # tokens that one pass over the weights serves well, where `Transformer.few` computes them
 
 Reduction = Literal["mean", "sum", "none"]
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMS norm over the last dimension, without weights."""
-    return F.rms_norm(x, (x.size(-1),), eps=EPSILON)
-
-
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864), first half of a head with its second half, in fp32.
-
-    x (B, T, H, hd), rotary (2, 1 or B, T, 1, hd/2) -> (B, T, H, hd)
-    """
-    cos, sin = rotary[0], rotary[1]
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
 class FewTokens(Protocol):
@@ -114,9 +99,9 @@ class Attention(nn.Module):
         self.project = Linear(config.heads * config.head_dim, config.width)
         self.value_embedding = ValueEmbedding(config) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend, pointwise: Pointwise) -> Tensor:
         """The pass over whole rows."""
-        return self.project(attend(*self._project(x, ids, rotary), self.window).flatten(2))
+        return self.project(attend(*self._project(x, ids, rotary, pointwise), self.window).flatten(2))
 
     def extend(
         self,
@@ -134,19 +119,21 @@ class Attention(nn.Module):
         k[where], v[where] = new_k, new_v
         return self.project(attend(q, k, v).flatten(2))
 
-    def _project(self, x: Tensor, ids: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, ids: Tensor, rotary: Tensor, pointwise: Pointwise = PLAIN
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D), ids (B, T) -> q (B, T, H, hd), k and v (B, T, H_kv, hd)."""
         b, t, _ = x.shape
         if self.fused is not None:
             heads = self.fused(x).view(b, t, -1, self.head_dim)
             qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
-            q, k = norm(rotate(qk, rotary)).to(x.dtype).split((self.heads, self.kv_heads), dim=2)
+            q, k = pointwise.turn(qk, rotary).split((self.heads, self.kv_heads), dim=2)
             return q, k, self._value(v, x, ids)
         q = self.query(x).view(b, t, self.heads, self.head_dim)
         k = self.key(x).view(b, t, self.kv_heads, self.head_dim)
         v = self.value(x).view(b, t, self.kv_heads, self.head_dim)
         v = self._value(v, x, ids)
-        return norm(rotate(q, rotary)).to(x.dtype), norm(rotate(k, rotary)).to(x.dtype), v
+        return pointwise.turn(q, rotary), pointwise.turn(k, rotary), v
 
     def _value(self, v: Tensor, x: Tensor, ids: Tensor) -> Tensor:
         return v if self.value_embedding is None else self.value_embedding(v, x, ids)
@@ -160,8 +147,8 @@ class MLP(nn.Module):
         self.expand = Linear(config.width, MLP_RATIO * config.width)
         self.contract = Linear(MLP_RATIO * config.width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.relu(self.expand(x)).square())
+    def forward(self, x: Tensor, pointwise: Pointwise = PLAIN) -> Tensor:
+        return self.contract(pointwise.square(self.expand(x)))
 
 
 class Block(nn.Module):
@@ -172,9 +159,9 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attention(norm(x), ids, rotary, attend)
-        return x + self.mlp(norm(x))
+    def forward(self, x: Tensor, ids: Tensor, rotary: Tensor, attend: Attend, pointwise: Pointwise) -> Tensor:
+        x = x + self.attention(pointwise.norm(x), ids, rotary, attend, pointwise)
+        return x + self.mlp(pointwise.norm(x), pointwise)
 
 
 class Transformer(nn.Module):
@@ -185,6 +172,7 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.attend: Attend = sdpa  # over whole rows
+        self.pointwise = PLAIN  # in the layers, over whole rows
         self.few: FewTokens | None = None  # what computes up to FEW tokens, in place of the modules
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
@@ -249,7 +237,7 @@ class Transformer(nn.Module):
         rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
         x = self.stream.smear(self._embed(ids))
         called = self.blocks if blocks is None else blocks
-        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, self.attend))
+        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, self.attend, self.pointwise))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""

@@ -97,7 +97,7 @@ class Forecast:
     horizon: Mapping[str, Any]  # parameters, steps, tokens, shards, flops of base
     stages: tuple[StageForecast, ...]
     checkpoints: int  # bytes of those that are kept while a stage trains
-    beside: float  # time from start to end, as a part of the sum of the stages
+    shared: bool  # all stages are on one machine, and none is the sooner done for running beside another
     budget: Mapping[str, float | None]
 
     @classmethod
@@ -129,13 +129,12 @@ class Forecast:
             )
         trains = [spec.of_stage(s.stage) for s in stages if s.work.steps]
         kept = max((t.keep_checkpoints for t in trains if isinstance(t, TrainingStage)), default=0)
-        declares = declares_gpus(spec) and not target.here
         return cls(
             name=admitted.pipeline.metadata.name,
             horizon=graph.horizon.summary(),
             stages=tuple(stages),
             checkpoints=kept * sizing.checkpoint_bytes,
-            beside=0.0 if declares else rates.beside(target.cpu.name),
+            shared=target.here or not declares_gpus(spec),
             budget={"money": spec.budget.money, "gpuHours": spec.budget.gpu_hours},
         )
 
@@ -151,8 +150,8 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """From the start to the end: on this machine stages share it, on a cluster each has machines of its own."""
-        if self.beside:
-            return self.beside * sum(stage.seconds for stage in self.stages)
+        if self.shared:
+            return sum(stage.seconds for stage in self.stages)
         ends: dict[str, float] = {}
         for stage in self.stages:
             ends[stage.stage] = stage.seconds + max((ends.get(name, 0.0) for name in stage.before), default=0.0)

@@ -1,7 +1,8 @@
 """The first process of every launch: `python -m nanochat.pipeline.launcher PLAN.json`.
 
-It starts the stage (one process) or torchrun (several), keeps each rank's log in the run's folder, forwards SIGTERM to
-the ranks, gathers their outcomes, and ends with 0, 143 (stopped after a checkpoint) or 1. It imports no torch.
+It starts the stage (one process; a fork, where the launcher is one) or torchrun (several), keeps each rank's log in
+the run's folder, forwards SIGTERM to the ranks, gathers their outcomes, and ends with 0, 143 (stopped after a
+checkpoint) or 1. It imports no torch.
 
 On a cluster it is the first process of every pod. There the plan is that of the whole attempt; which launch and which
 of its nodes this is, the pod's environment tells:
@@ -18,7 +19,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,8 +26,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from nanochat.pipeline.forking import Child, StartChild
 from nanochat.pipeline.logs import LogEcho, LogUploader
-from nanochat.pipeline.orphan import PLAN, die_with_starter, end_launches, start_child
+from nanochat.pipeline.orphan import PLAN, STAGE, die_with_starter, end_launches, start_child
 from nanochat.pipeline.outcomes import (
     EXIT_DISK_FULL,
     EXIT_STOPPED,
@@ -55,8 +56,8 @@ START_SECONDS = 10.0  # that ranks may take to begin once the launch is to stop:
 TERMINATION_BYTES = 4096  # what Kubernetes keeps of a container's last words
 
 
-def main() -> int:
-    """Launch the plan; returns the exit code."""
+def main(start_child: StartChild = start_child) -> int:
+    """Launch the plan; returns the exit code. `start_child` starts the stage."""
     path = Path(sys.argv[1])
     plan = StagePlan.read(path)
     if POD in os.environ:
@@ -78,7 +79,7 @@ def main() -> int:
     kills = kernel_kills(machine)
     outcome = await_master(stopping) if plan.nodes > 1 else None
     if outcome is None:
-        outcome = watch(plan, start(plan, path, work), work, stopping)
+        outcome = watch(plan, start(plan, path, work, start_child), work, stopping)
     outcome = blamed_on_memory(outcome, kills=kernel_kills(machine) - kills, pod=POD in os.environ)
     outcome = replace(outcome, time=outcome.time or time.time())
     told = write_outcome(work / "outcome.json", outcome)
@@ -130,10 +131,10 @@ def await_master(stopping: threading.Event) -> Outcome | None:
     return Outcome(Reason.PREEMPTED, "stopped while it waited for its peers")
 
 
-def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping: threading.Event) -> Outcome:
+def watch(plan: StagePlan, child: Child, work: Path, stopping: threading.Event) -> Outcome:
     """Wait for the stage's end, forwarding a stop."""
     forwarded, asked = False, 0.0
-    while child.poll() is None:
+    while (code := child.poll()) is None:
         if stopping.is_set() and not forwarded:
             asked = asked or time.monotonic()
             forwarded = forward(work, plan.processes)
@@ -144,7 +145,7 @@ def watch(plan: StagePlan, child: subprocess.Popen[bytes], work: Path, stopping:
         time.sleep(0.1)
     end_launches(work)  # nothing of a launch outlives it
     return from_exit(
-        child.returncode,
+        code,
         read_outcomes(work),
         processes=plan.processes,
         first=node_rank() * plan.processes,
@@ -181,11 +182,11 @@ def last_words(path: Path, outcome: Outcome, launch: str) -> None:
         say(f"the termination message could not be written: {error}")
 
 
-def start(plan: StagePlan, path: Path, work: Path) -> subprocess.Popen[bytes]:
+def start(plan: StagePlan, path: Path, work: Path, start_child: StartChild) -> Child:
     """Start the stage, its output in the work folder."""
     variables = {"OMP_NUM_THREADS": str(plan.threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables["USER"] = os.environ.get("USER", "nanochat")  # PyTorch asks for it, and a pod's user may have no name
-    arguments = ["-m", "nanochat.stages", str(path)]
+    arguments = ["-m", STAGE, str(path)]
     if plan.processes * plan.nodes > 1:
         meeting = ["--standalone", "--nnodes=1"]
         if plan.nodes > 1:

@@ -26,6 +26,7 @@ from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
 from nanochat.pipeline.changed_sources import changed_sources
 from nanochat.pipeline.devices import Devices
+from nanochat.pipeline.forking import ForkServer
 from nanochat.pipeline.leases import Lease
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.logs import LogSync
@@ -45,6 +46,7 @@ from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.spec.fields import nearest
 from nanochat.spec.pipeline import Pipeline
 from nanochat.spec.pods import hide_values
+from nanochat.spec.stages import ComputeStage
 from nanochat.storage.artifacts import Artifacts
 from nanochat.storage.failures import Damaged, translate_errors
 from nanochat.storage.opening import open_store
@@ -106,6 +108,7 @@ class LocalRunner:
         lock = lock_path(resolved, meta.namespace, meta.name)
         self._lock = RunLock(lock, what=meta.name)
         self._work = resolved.work / lock.stem  # work folders of this pipeline's launches: the lock's holder owns all
+        self._forks = ForkServer(self._work, threads=self.devices.threads(1))
 
     def select(self, *, only: Sequence[str], start: str | None) -> None:
         """Run no more than `only`, or `start` and all that depends on it."""
@@ -157,6 +160,7 @@ class LocalRunner:
             finally:
                 for running in self.running.values():
                     running.end()
+                self._forks.close()
                 restore()
 
     def _next_turn(self) -> int:
@@ -346,6 +350,8 @@ class LocalRunner:
     # ---- acting ---------------------------------------------------------------------------------------------
 
     def _start(self, action: Start) -> None:
+        if self._awaits_server(action.stage):
+            return  # until it is planned again
         launch = f"{action.attempt:02d}-{uuid.uuid4().hex[:8]}"
         work = self._work / f"{action.stage}-{launch}"
         processes = self.devices.processes(self.spec, action.stage)
@@ -389,8 +395,27 @@ class LocalRunner:
             hourly=self.devices.hourly(self.spec, action.stage, self.resolved.prices),
         )
         self.moved = True
-        self.running[action.stage] = RunningAttempt.start(record, work, processes)
+        self.running[action.stage] = RunningAttempt.start(record, work, processes, self._forks.start_child)
         self.attempts.put(record)
+
+    def _awaits_server(self, stage: str) -> bool:
+        """Whether the stage has to wait until the server can fork it, for by itself it would import the same no sooner.
+
+        The server is started once it will serve several stages, and never where there are GPUs: a fork can't use them
+        once its origin has looked at them.
+        """
+        stages = {name for name in self.graph.stages if isinstance(self.spec.of_stage(name), ComputeStage)}
+        if not (self._forks.begun or self.devices.gpus) and self._forks.possible():
+            chosen = stages if self.selected is None else stages & self.selected
+            missing = (
+                name
+                for name in chosen
+                if self.devices.processes(self.spec, name) == 1
+                and not self.outputs.present.issuperset(out.key for out in self.graph.node(name).outputs)
+            )
+            if len(list(missing)) > 1:
+                self._forks.begin()
+        return stage in stages and self._forks.importing
 
     def _spec_for(self, action: Start) -> dict[str, Any]:
         """The spec with this attempt's device batch size in it."""

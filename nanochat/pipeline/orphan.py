@@ -27,28 +27,41 @@ import psutil
 
 LIFELINE = "NANOCHAT_LIFELINE"  # set where standard input is one
 PLAN = "plan.json"
-MODULES = {"nanochat.pipeline.launcher", "nanochat.stages"}
+LAUNCHER, STAGE, SERVER = "nanochat.pipeline.launcher", "nanochat.stages", "nanochat.stages.fork_server"
+MODULES = {LAUNCHER, STAGE}  # whose processes make up a launch
 END_SECONDS = 10.0  # that a process killed by SIGKILL may take to be gone
 
 
-def start_child(arguments: Sequence[str], *, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start Python in a session of its own and with a lifeline, its output at the end of `log`.
-
-    Its folder is this process's, to which variables of the environment may be relative, or else that of the log.
-    """
-    safe = {LIFELINE: "1", "PYTHONSAFEPATH": "1"}
-    if path := os.environ.get("PYTHONPATH"):  # where an empty entry, as in ":/opt/lib", means the working folder
-        safe["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+def start_child(
+    arguments: Sequence[str], *, log: Path, variables: Mapping[str, str], descriptors: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start Python in a session of its own and with a lifeline, its output at the end of `log`; it keeps the open files
+    of these `descriptors`."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.PIPE,
-            env={**os.environ, **safe, **variables},
-            cwd=None if in_folder() else log.parent,
+            env=environment_of(variables),
+            cwd=folder_of(log),
+            pass_fds=descriptors,
             start_new_session=True,
         )
+
+
+def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: this process's, with these variables."""
+    safe = {LIFELINE: "1", "PYTHONSAFEPATH": "1"}
+    if path := os.environ.get("PYTHONPATH"):  # where an empty entry, as in ":/opt/lib", means the working folder
+        safe["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    return {**os.environ, **safe, **variables}
+
+
+def folder_of(log: Path) -> Path | None:
+    """A child's folder: None for this process's, to which variables of the environment may be relative, or else that of
+    its log."""
+    return None if in_folder() else log.parent
 
 
 def in_folder() -> bool:
@@ -93,7 +106,8 @@ def _end(cleanup: Callable[[], None] | None) -> None:
 
 
 def end_launches(folder: Path) -> None:
-    """SIGKILL every process of the launches whose plans lie in or below `folder`, and wait until they are gone.
+    """SIGKILL every process of the launches whose plans lie in or below `folder`, and the server of forks whose folder
+    it is, and wait until they are gone.
 
     The calling process is spared. Processes are told by the plan on their command line, so that it does not matter
     who started them, whether that one lives, or what session they are in.
@@ -111,9 +125,12 @@ def _processes(folder: Path) -> set[psutil.Process]:
     found: set[psutil.Process] = set()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or ()
-        if MODULES.isdisjoint(words):
-            continue
-        if any(word.endswith(f"/{PLAN}") and Path(word).is_relative_to(folder) for word in words):
+        if SERVER in words:
+            ours = any(Path(word) == folder for word in words)
+        else:
+            paths = [Path(word) for word in words if word.endswith(f"/{PLAN}")]
+            ours = not MODULES.isdisjoint(words) and any(path.is_relative_to(folder) for path in paths)
+        if ours:
             found.add(process)
             with suppress(psutil.Error):
                 found.update(process.children(recursive=True))

@@ -4,23 +4,24 @@
     rates.of("AMD EPYC x 2", "base")      # Rate(ratio=1.3, runs=2); ratio 1 and no run where none was seen
 
 A run tells by its records: how long each attempt ran, on which device (the event `environment` of its journal), and its
-declaration, from which its work follows as that of a new run does.
+declaration, from which its work follows as that of a new run does. Stages that ran side by side on one machine shared
+it: each took its share of that time, so that the times of all add up to the run's.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.attempts import AttemptRecord, read_attempts
-from nanochat.pipeline.collection import stored_runs
+from nanochat.pipeline.collection import StoredRun, stored_runs
 from nanochat.pipeline.estimate import Machine, assumed_seconds, kind_of
 from nanochat.pipeline.outcomes import Reason
 from nanochat.pipeline.run_status import read_declaration
-from nanochat.pipeline.runs import RunPaths
 from nanochat.pipeline.work import Known, Sizing
 from nanochat.runtime.accelerators import short_name
 from nanochat.spec.errors import NanochatError
@@ -47,7 +48,6 @@ class Rates:
     """All that was learned."""
 
     seen: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # device, kind -> ratios, the newest first
-    overlap: dict[str, list[float]] = field(default_factory=dict)  # device -> from start to end, by all stages' times
 
     def of(self, device: str, kind: str) -> Rate:
         """The rate of a kind of stage on a device: its own, else that of all kinds there."""
@@ -57,10 +57,9 @@ class Rates:
         others = [statistics.median(found[:3]) for (name, _), found in self.seen.items() if name == device]
         return Rate(statistics.median(others), 0) if others else Rate()
 
-    def beside(self, device: str) -> float:
-        """The time from start to end of a run, as a part of the sum of its stages: some run side by side."""
-        found = self.overlap.get(device, [])
-        return statistics.median(found[:3]) if found else 1.0
+    def knows(self, device: str) -> bool:
+        """Whether something is known of a device."""
+        return any(name == device for name, _ in self.seen)
 
 
 def learn(store: Store, artifacts: Artifacts) -> Rates:
@@ -68,17 +67,20 @@ def learn(store: Store, artifacts: Artifacts) -> Rates:
     rates, known = Rates(), Known(artifacts)
     for run in list(stored_runs(store, skip_senseless=True))[:MOST_RUNS]:
         try:
-            _learn_from(store, known, run.paths, rates)
+            _learn_from(store, known, run, rates)
         except (NanochatError, ValueError, LookupError) as error:
             log.debug("nothing is learned from %s: %s", run.paths.root, error)
     return rates
 
 
-def _learn_from(store: Store, known: Known, paths: RunPaths, rates: Rates) -> None:
+def _learn_from(store: Store, known: Known, run: StoredRun, rates: Rates) -> None:
+    paths, on_one_machine = run.paths, bool(run.status.home)
     admitted = admit_local(check_pipeline(read_declaration(store, paths), where=paths.root))
-    sizing, journal, spans = Sizing(admitted.spec, admitted.graph, known), JournalReader(store, paths.root), []
+    sizing, journal = Sizing(admitted.spec, admitted.graph, known), JournalReader(store, paths.root)
+    attempts = {node.stage: read_attempts(store, paths, node.stage) for node in admitted.graph.nodes}
+    beside = [each for found in attempts.values() for each in found if on_one_machine and not each.gpus]
     for node in admitted.graph.nodes:
-        whole = _whole(read_attempts(store, paths, node.stage), len(node.outputs))
+        whole = _whole(attempts[node.stage], len(node.outputs))
         if whole is None:
             continue
         environment = next((e.data for e in journal.history(node.stage).events if e.kind == "environment"), {})
@@ -87,14 +89,22 @@ def _learn_from(store: Store, known: Known, paths: RunPaths, rates: Rates) -> No
         assumed = assumed_seconds(
             node.stage, work, admitted.spec.of_stage(node.stage), admitted.graph.horizon.model, machine
         )
-        ratio = whole.ran(0.0) / assumed
+        ratio = whole.ran(0.0) * (share(whole, beside) if whole in beside else 1.0) / assumed
         if LEAST <= ratio <= LARGEST:
             rates.seen.setdefault((machine.name, kind_of(node.stage, admitted.spec)), []).append(ratio)
-            spans.append((whole.started, whole.ended or whole.started, machine.name))
-    total = sum(end - begin for begin, end, _ in spans)
-    if len(spans) == len(admitted.graph.nodes) and total:
-        between = max(end for _, end, _ in spans) - min(begin for begin, _, _ in spans)
-        rates.overlap.setdefault(spans[-1][2], []).append(min(1.0, between / total))
+
+
+def share(attempt: AttemptRecord, beside: Sequence[AttemptRecord]) -> float:
+    """An attempt's part of its machine, from its start to its end: half while another one ran there too."""
+    begin, end = attempt.started, attempt.ended or attempt.started
+    if end <= begin:
+        return 1.0
+    spans = [(each.started, each.ended or each.started) for each in beside]
+    times = sorted({begin, end, *(time for span in spans for time in span if begin < time < end)})
+    return sum(
+        (until - since) / sum(first <= since and until <= last for first, last in spans)
+        for since, until in pairwise(times)
+    ) / (end - begin)
 
 
 def _whole(attempts: list[AttemptRecord], outputs: int) -> AttemptRecord | None:

@@ -1,6 +1,6 @@
 """An attempt that runs on this machine: its launcher's process, from its start to its outcome.
 
-running = RunningAttempt.start(record, work, processes=2)     # `work` holds the plan
+running = RunningAttempt.start(record, work, 2, start_child)     # `work` holds the plan
 running.stop("suspended", grace=60)
 code = running.process.poll()
 if code is not None:
@@ -11,14 +11,14 @@ if code is not None:
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.pipeline.attempts import AttemptRecord
+from nanochat.pipeline.forking import Child, StartChild
 from nanochat.pipeline.launcher import read_last_lines, read_outcomes
-from nanochat.pipeline.orphan import PLAN, end_launches, start_child
+from nanochat.pipeline.orphan import LAUNCHER, PLAN, end_launches
 from nanochat.pipeline.outcomes import Outcome, Reason, blamed_on_memory, from_exit, read_outcome
 from nanochat.pipeline.standstill import Standstill, standstill_of
 from nanochat.runtime.cgroup import kernel_kills
@@ -29,7 +29,7 @@ class RunningAttempt:
     """An attempt and its process. Times are of the monotonic clock."""
 
     record: AttemptRecord
-    process: subprocess.Popen[bytes]
+    process: Child
     work: Path
     processes: int
     heard: float = field(default_factory=time.monotonic)  # when it gave its last sign of life
@@ -39,9 +39,9 @@ class RunningAttempt:
     stood: Standstill = field(default_factory=Standstill)  # its ranks, when it was stopped as stalled
 
     @classmethod
-    def start(cls, record: AttemptRecord, work: Path, processes: int) -> RunningAttempt:
+    def start(cls, record: AttemptRecord, work: Path, processes: int, start_child: StartChild) -> RunningAttempt:
         """Start the launcher of the plan in `work`."""
-        arguments = ["-m", "nanochat.pipeline.launcher", str(work / PLAN)]
+        arguments = ["-m", LAUNCHER, str(work / PLAN)]
         process = start_child(arguments, log=work / "launcher.log", variables={})
         return cls(record, process, work, processes)
 

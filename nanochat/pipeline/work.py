@@ -18,7 +18,7 @@ from nanochat.model.sizes import flops_per_token, parameters
 from nanochat.parse.address import local_path
 from nanochat.pipeline.graph import Graph, Output
 from nanochat.pipeline.resolve import CHARACTERS_PER_TOKEN, scaling
-from nanochat.pipeline.task_selection import find_task
+from nanochat.pipeline.task_selection import choice_tasks, find_task
 from nanochat.spec.fields import MOST
 from nanochat.spec.pipeline import TRAINING, PipelineSpec
 from nanochat.spec.sources import PUBLIC_HUB, Sources
@@ -39,8 +39,8 @@ MEGABYTES = {"smoltalk": 1000, "mmlu": 52, "gsm8k": 3, "humaneval": 1, "identity
 UNKNOWN_ROWS, UNKNOWN_TOKENS, UNKNOWN_MEGABYTES = 1000, 200, 5
 BYTES_A_CHARACTER = 0.38  # of text in a compressed shard
 BUNDLE_BYTES, RANKS_BYTES = 162_000_000, 1_500_000
-CORE_ITEMS, CORE_TASKS, CORE_CHOICES = 90_000, 22, 3.2  # of the evaluation bundle: items, and prompts for each
-PROMPT_SHARE = 0.5  # of the context, by a solved-example prompt of CORE
+CORE_ITEMS, CORE_TASKS = 88_000, 22  # of the evaluation bundle
+CORE_CHARACTERS, CORE_ROOM = 2300, 0.75  # of an item: what its choices share, and they; of the context at most
 CHARACTERS_A_CORE = 500_000_000  # of text that one core tokenizes in a few minutes
 PADDED = 2.0  # rows of many lengths, beside their mean
 STATE_BYTES = 16  # a parameter's weights and optimizer in a checkpoint
@@ -168,6 +168,11 @@ class Sizing:
             found = self.known.mirrored(f"{base}/{text.path.format(revision=text.revision, index=index)}")
         return found / BYTES_A_CHARACTER if found else float(text.characters_per_shard)
 
+    @property
+    def _shard_tokens(self) -> float:
+        """Tokens of a shard of text."""
+        return self._shard_characters / characters_a_token(self.spec.stages.tokenizer.vocab_size)
+
     def _task_bytes(self, task: str) -> float:
         """Bytes of a task's files."""
         files = {file for split in find_task(task).files.values() for file in split}
@@ -220,7 +225,7 @@ class Sizing:
     def _tokens(self, missing: Sequence[Output]) -> Work:
         vocabulary = self.spec.stages.tokenizer.vocab_size
         text = sum(out.kind == "text-tokens" for out in missing)
-        tokens = text * self._shard_characters / characters_a_token(vocabulary)
+        tokens = text * self._shard_tokens
         characters, stored = text * self._shard_characters, 2 * tokens
         for out in missing:
             if out.kind == "chat-tokens":
@@ -251,7 +256,8 @@ class Sizing:
             rows, mixed = self._mixture(settings.tasks)
             steps = settings.steps or math.ceil(rows * settings.epochs / settings.prompts_per_step)
             samples = settings.prompts_per_step * settings.samples_per_prompt
-            asked = settings.eval_rows * _times(settings.eval_every, steps)
+            problems = min(settings.eval_rows, sum(self.known.rows(part.task, "test") for part in settings.tasks))
+            asked = problems * settings.eval_samples * _times(settings.eval_every, steps)
             row = mixed / max(1, rows)
             drawn = (samples * steps + asked) * min(settings.max_new_tokens, row / 2)
             calls = drawn / min(samples, settings.device_batch_size * settings.nodes * settings.processes)
@@ -262,14 +268,17 @@ class Sizing:
             each = min(float(length), PADDED * mixed / max(1, rows))
             tokens = steps * settings.rows_per_step * each
             read = settings.eval_rows * each * _times(settings.eval_every, steps)
+            read += self._choices(settings.tasks_rows) * _between(settings.tasks_every, steps)
         elif stage == "mid":
             batch = settings.total_batch_tokens
             steps = settings.steps or max(1, math.ceil(self._mixture(settings.mixture)[1] / batch))
             tokens = float(steps * batch)
-            read = float(settings.eval_tokens * _times(settings.eval_every, steps))
+            read = settings.eval_tokens * _times(settings.eval_every, steps)
         else:
             steps, tokens = horizon.steps, float(horizon.steps * scaling(self.spec).batch_tokens)
-            read = float(settings.eval_tokens * _times(settings.eval_every, steps))
+            read = min(settings.eval_tokens, self._shard_tokens) * _times(settings.eval_every, steps)
+            if self.spec.stages.eval_base.enabled and self.spec.stages.eval_base.core:
+                read += self._core(settings.core_max_per_task) * _between(settings.core_every, steps)
         flops = flops_per_token(horizon.model)
         return Work(
             steps=steps,
@@ -290,12 +299,23 @@ class Sizing:
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def _eval_base(self, missing: Sequence[Output]) -> Work:
-        settings, length = self.spec.stages.eval_base, self.graph.horizon.model.sequence_length
-        read = 2.0 * settings.bits_per_byte_tokens
-        if settings.core:
-            items = min(CORE_ITEMS, CORE_TASKS * (settings.core_max_per_task or CORE_ITEMS))
-            read += items * CORE_CHOICES * length * PROMPT_SHARE
-        return self._evaluation(read, 0.0, 1)
+        settings = self.spec.stages.eval_base
+        read = 2 * min(settings.bits_per_byte_tokens, self._shard_tokens)
+        return self._evaluation(read + (self._core(settings.core_max_per_task) if settings.core else 0.0), 0.0, 1)
+
+    def _core(self, most: int | None) -> float:
+        """Tokens that are read for CORE."""
+        model, items = self.graph.horizon.model, min(CORE_ITEMS, CORE_TASKS * (most or CORE_ITEMS))
+        return items * min(CORE_ROOM * model.sequence_length, CORE_CHARACTERS / characters_a_token(model.vocab_size))
+
+    def _choices(self, most: int) -> float:
+        """Tokens that are read for the tasks of multiple choice while sft trains."""
+        model = self.graph.horizon.model
+        return sum(
+            min(most, self.known.rows(task, "test"))
+            * min(model.sequence_length, self.known.row_tokens(task, "test", model.vocab_size))
+            for task in choice_tasks(self.spec)
+        )
 
     def _eval_chat(self, stage: str) -> Work:
         settings, length = self.spec.stages.eval_chat, self.graph.horizon.model.sequence_length
@@ -324,6 +344,11 @@ def text_cores(spec: PipelineSpec, shards: int) -> int:
 def _times(every: int, steps: int) -> int:
     """How often something is measured: after each so many steps, and at the end."""
     return math.ceil(steps / every) if every else 0
+
+
+def _between(every: int, steps: int) -> int:
+    """How often something is measured: after each so many steps, but not at the end."""
+    return (steps - 1) // every if every and steps else 0
 
 
 def _small(missing: Sequence[Output]) -> Work:

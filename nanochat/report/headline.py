@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanochat.report.metrics import answered
 from nanochat.report.record import Result, RunRecord
 from nanochat.report.scores import total
 from nanochat.tracking.quantities import count, duration
@@ -31,9 +32,8 @@ def _worth(record: RunRecord) -> list[str]:
     """The scores; those of a chat model are the last stage's."""
     evaluation = record.evaluations.get(record.last_trained or "")
     parts = []
-    if evaluation is not None and (answered := total(evaluation)) is not None and answered.n:
-        right = f"{count(round(answered.value * answered.n))} of {count(answered.n)}"
-        parts.append(f"it answers {right} held-out questions right")
+    if evaluation is not None and (found := total(evaluation)) is not None and found.n:
+        parts.append(f"it answers {answered(found)} held-out questions right")
     peers = f"GPT-2 with 1.6 billion parameters has {GPT2_CORE}, the reference's published d20 {D20_CORE}"
     core = _core(record)
     if core is None:

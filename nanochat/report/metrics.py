@@ -32,6 +32,7 @@ _NAMES = {
     CHATCORE: "ChatCORE",
 }
 _SCORES = ("core", CHATCORE)  # centred on chance, so no shares
+_WHOLE = 0.01  # so near to a whole number of problems a proportion is one
 _PASS = re.compile(r"(.+)-pass([0-9]+)")  # of several samples of each problem
 _WORDS = {"stderr": "standard error", "bpb": "bits per byte", "val": "validation", "train": "training"}
 
@@ -62,7 +63,8 @@ def label(name: str) -> str:
         return known
     if sampled := _PASS.fullmatch(name):
         return f"{label(sampled[1])}, pass@{sampled[2]}"
-    words = [_WORDS.get(word, word) for word in canonical(name).replace("_", "-").replace("/", "-").split("-")]
+    plain = canonical(name).replace("pass_at_", "pass@")
+    words = [_WORDS.get(word, word) for word in re.split("[-_/]", plain)]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
 
@@ -88,7 +90,7 @@ def cell(name: str, result: Result) -> str:
         what = f"\nn {count(result.n)}" if result.n else ""
         return f"{_fixed(result.value)}{error}{what}"
     error = f" ± {100 * result.stderr:.1f}" if result.stderr is not None else ""
-    what = f"\n{count(round(result.value * result.n))} of {count(result.n)}" if result.n else ""
+    what = f"\n{_solved(result, ' of ') or f'n {count(result.n)}'}" if result.n else ""
     return f"{100 * result.value:.1f}{error} %{what}"
 
 
@@ -96,10 +98,19 @@ def brief(name: str, result: Result) -> tuple[str, str]:
     """The value and, where it is a proportion, how many of how many, both as short as can be."""
     if not is_proportion(name, result.value):
         return _fixed(result.value), ""
-    return (
-        f"{100 * result.value:.1f} %",
-        f"{count(round(result.value * result.n))}/{count(result.n)}" if result.n else "",
-    )
+    return f"{100 * result.value:.1f} %", _solved(result, "/")
+
+
+def answered(result: Result) -> str:
+    """How many questions were answered right, for a sentence."""
+    return _solved(result, " of ") or f"{100 * result.value:.1f} % of {count(result.n or 0)}"
+
+
+def _solved(result: Result, of: str) -> str:
+    """How many problems of how many; '' where the proportion is a mean over several answers to each."""
+    right = result.value * (result.n or 0)
+    whole = result.n and abs(right - round(right)) < _WHOLE
+    return f"{count(round(right))}{of}{count(result.n)}" if whole else ""
 
 
 def _fixed(value: float) -> str:

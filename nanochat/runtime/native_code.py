@@ -2,8 +2,9 @@
 
     library = ctypes.CDLL(str(compiled(source, "FORMAT=float")))     # Uncompiled says why not
 
-It is kept in ~/.cache/nanochat/native (XDG_CACHE_HOME), by all that decides what it is: source, command, compiler and
-the CPU's instructions. OpenMP's functions are left open, for PyTorch brings them: both then share one set of threads.
+It is kept in ~/.cache/nanochat/native (XDG_CACHE_HOME), by all that decides what it is: source, headers of its folder,
+command, compiler and the CPU's instructions. OpenMP's functions are left open, for PyTorch brings them: both then share
+one set of threads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from nanochat.runtime.compiler import cxx_compiler
 from nanochat.storage import files
 
 OPTIONS = ("-std=c++17", "-O2", "-fvect-cost-model=dynamic", "-march=native", "-fPIC")
-SECONDS = 120.0  # that a compiler may take; it takes two
+SECONDS = 600.0  # that a compiler may take; it takes two, and on a crowded machine long
 
 
 class Uncompiled(Exception):
@@ -56,7 +57,8 @@ def is_compiled(source: Path, *defined: str) -> bool:
 def _library(source: Path, defined: Sequence[str]) -> Path:
     command = _compiler()
     version = _run([*command, "--version"])
-    parts = [source.read_text(), *command, version, *_options(defined), platform.machine(), instructions()]
+    texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [*texts, *command, version, *_options(defined), platform.machine(), instructions()]
     return _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
 
 

@@ -30,6 +30,7 @@ from nanochat.serving.objects import (
 from nanochat.tokenizer import Tokenizer
 
 DONE = "data: [DONE]\n\n"
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for each token
 
 
 def head(model: str, fingerprint: str, *, kind: str) -> Head:
@@ -159,4 +160,4 @@ def _delta(piece: Piece) -> Delta:
 def sse(data: Mapping[str, Any]) -> str:
     """A server-sent event; one with a `type` is named by it."""
     name = f"event: {data['type']}\n" if "type" in data else ""
-    return f"{name}data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"{name}data: {_to_json(data)}\n\n"

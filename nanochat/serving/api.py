@@ -5,7 +5,6 @@ app.include_router(Api(host, settings=ServerSettings()).router())
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,12 +15,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from nanochat.inference import ContextTooLong, Sampling
+from nanochat.serving.admission import Overloaded
 from nanochat.serving.bodies import UnknownFields
 from nanochat.serving.chat_prompt import ChatPrompt, chat_prompt
 from nanochat.serving.completion_answers import CompletionResponder
 from nanochat.serving.completion_request import CompletionRequest, rendered
 from nanochat.serving.errors import ApiError
-from nanochat.serving.exchange import Exchange
+from nanochat.serving.exchange import Exchange, Mail
 from nanochat.serving.forms import Format
 from nanochat.serving.holder import Model, ModelHolder
 from nanochat.serving.json_route import JsonRoute
@@ -34,7 +34,7 @@ from nanochat.serving.responses_answers import ResponsesResponder
 from nanochat.serving.responses_objects import ResponseObject
 from nanochat.serving.responses_request import ResponsesRequest
 from nanochat.serving.sampled import ANY_MODEL, MODEL, SampledRequest, sampling
-from nanochat.serving.service import EngineFailed, Overloaded, Samples
+from nanochat.serving.service import EngineFailed, Samples
 from nanochat.serving.settings import ServerSettings
 from nanochat.serving.tokenizing import (
     Detokenized,
@@ -46,6 +46,7 @@ from nanochat.serving.tokenizing import (
     tokenized,
     tokenizer_info,
 )
+from nanochat.serving.visitors import visitor
 from nanochat.spec.errors import UserError
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Api:
         self._host = host
         self._settings = settings
         self._unknown = UnknownFields()
+        self._mail: Mail | None = None  # of the event loop, which runs when the first request comes
 
     def router(self) -> APIRouter:
         keys = [Depends(BEARER)] if self._settings.api_keys else []
@@ -140,7 +142,7 @@ class Api:
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of events."""
         model = self._asked(body)
-        prompt, _, exchange = await self._ask(model, body, body.response_format, param="messages")
+        prompt, _, exchange = await self._ask(model, request, body, body.response_format, param="messages")
         talk = ChatResponder(model, exchange, body, prompt)
         return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
@@ -148,12 +150,12 @@ class Api:
         """Answer a conversation, as the newer of OpenAI's APIs does, whole or as a stream of events."""
         model = self._asked(body)
         form = body.text.format if body.text else None
-        prompt, settings, exchange = await self._ask(model, body.chat(), form, param="input")
+        prompt, settings, exchange = await self._ask(model, request, body.chat(), form, param="input")
         talk = ResponsesResponder(model, exchange, body, prompt, settings)
         return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
     async def _ask(
-        self, model: Model, body: ChatRequest, form: Format | None, *, param: str
+        self, model: Model, request: Request, body: ChatRequest, form: Format | None, *, param: str
     ) -> tuple[ChatPrompt, Sampling, Exchange]:
         """A conversation on its way to the engine, and what its answer is held to; `param` names it in errors."""
         if body.top_logprobs and not body.logprobs:
@@ -174,7 +176,8 @@ class Api:
         if form and (schema := form.wanted) is not None:
             where = "response_format" if param == "messages" else "text.format"
             settings = replace(settings, grammar=await _prompted(lambda: model.grammars.json(schema), where))
-        return prompt, settings, self._submit(model, [_samples(model, prompt.ids, settings, body.choices)], param=param)
+        wanted = [_samples(model, prompt.ids, settings, body.choices)]
+        return prompt, settings, await self._submit(model, request, wanted, param=param)
 
     async def _complete(self, body: CompletionRequest, request: Request) -> Response:
         """Go on with texts or tokens, and say how likely they are, whole or as a stream of events."""
@@ -183,7 +186,7 @@ class Api:
         settings = self._sampling(model, body, longest=max(1, body.longest), logprobs=body.logprobs)
         settings = replace(settings, prompt_logprobs=body.logprobs if body.echo else None)
         wanted = [_samples(model, prompt.ids, settings, body.choices) for prompt in prompts]
-        exchange = self._submit(model, wanted, param="prompt")
+        exchange = await self._submit(model, request, wanted, param="prompt")
         talk = CompletionResponder(model, exchange, body, prompts)
         return await self._answer(model, request, exchange, talk, stream=bool(body.stream))
 
@@ -191,19 +194,21 @@ class Api:
         vocabulary = model.tokenizer.vocab_size
         return sampling(body, self._settings, vocabulary=vocabulary, longest=longest, logprobs=logprobs)
 
-    def _submit(self, model: Model, wanted: Sequence[Samples], *, param: str) -> Exchange:
+    async def _submit(self, model: Model, request: Request, wanted: Sequence[Samples], *, param: str) -> Exchange:
+        asker = await visitor(request, by_key=bool(self._settings.api_keys))
         try:
-            return Exchange(model.service, wanted, patience=self._settings.queue_seconds)
+            self._mail = self._mail or Mail()
+            return Exchange(model.service, wanted, asker, self._mail, patience=self._settings.queue_seconds)
         except ContextTooLong as error:
             raise _too_long(error, param) from None
         except EngineFailed as error:
             raise ApiError(503, str(error), kind="server_error", code="engine_failed", retry_after=5) from error
         except Overloaded as error:
             if model.service.draining:
-                message = "The server is about to end; try again."
-                raise ApiError(503, message, kind="server_error", code="draining", retry_after=5) from error
-            after = retry_after(error.seconds)
-            message = f"Too many requests are running and waiting; try again in about {after} seconds."
+                message, after = "The server is about to end; try again.", error.seconds
+                raise ApiError(503, message, kind="server_error", code="draining", retry_after=after) from error
+            after = error.seconds
+            message = f"Too many requests are running and waiting; send this one again in {after} seconds."
             raise ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after=after) from error
 
     async def _answer(
@@ -220,7 +225,8 @@ class Api:
                 return EventStream(exchange, talk.chunks())
             return JSONResponse(await unless_disconnected(request, talk.collect()))
         except TimeoutError:
-            message, after = "No slot was free in time; try again.", retry_after(model.service.wait)
+            after = exchange.again()
+            message = f"No slot was free in time; send the request again in {after} seconds."
             raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=after) from None
         except EngineFailed as error:
             raise ApiError(500, str(error), kind="server_error") from error
@@ -229,11 +235,6 @@ class Api:
         finally:
             if not handed_on:
                 exchange.close()
-
-
-def retry_after(seconds: float | None) -> int:
-    """When to try again: after so long, at least a second and at most an hour; two where it is not known."""
-    return 2 if seconds is None else min(max(1, math.ceil(seconds)), 3600)
 
 
 async def _prompted(make: Callable[[], T], param: str) -> T:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanochat import __version__
 from nanochat.serving.api import Api
 from nanochat.serving.errors import ApiError, api_error, http_error, internal_error, invalid_request
 from nanochat.serving.gate import LEAST_BODY_LIMIT, Gate, body_limit
@@ -48,7 +49,9 @@ def create_app(host: ModelHolder, settings: ServerSettings) -> FastAPI:
     def limit() -> int:
         return LEAST_BODY_LIMIT if host.model is None else body_limit(host.model.service.length)
 
-    app = FastAPI(title="nanochat", summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="nanochat", version=__version__, summary=SUMMARY, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     rates = Rates(settings.key_requests) if settings.key_requests else None
     app.add_middleware(Gate, keys=settings.api_keys, hosts=settings.hosts, limit=limit, rates=rates)
     if settings.origins:

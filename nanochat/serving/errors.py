@@ -68,8 +68,9 @@ async def invalid_request(_request: Request, error: Exception) -> JSONResponse:
         case "value_error":
             message = f"{subject} {first['ctx']['error']}."
         case _:
-            predicate = re.sub("^(Input|Value|List|Dictionary|String|Keys) (?=should)", "", first["msg"])
-            message = f"{subject}: {predicate}." if predicate == first["msg"] else f"{subject} {predicate}."
+            said = re.sub(" after validation, not [0-9]+$", "", first["msg"])
+            predicate = re.sub("^(Input|Value|List|Dictionary|String|Keys) (?=should)", "", said)
+            message = f"{subject}: {predicate}." if predicate == said else f"{subject} {predicate}."
     return JSONResponse(ApiError(400, message, param=place or None).body, status_code=400)
 
 

@@ -17,7 +17,7 @@ _ERRORS: dict[int | str, str] = {
     404: "The model is not served here.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    429: "Too many requests are running and waiting; `Retry-After` says when to try again.",
+    429: "Too many requests are running and waiting; `Retry-After` says when there is room for this one.",
     500: "The server failed.",
     503: "No model, no free slot in time, or the server is about to end; `Retry-After` says when to try.",
     "default": "Another error, in the same shape.",

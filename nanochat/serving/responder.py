@@ -77,14 +77,18 @@ class ChatResponder:
 
 
 async def streamed(exchange: Exchange, encoder: Encoder, *, prompt: int | None) -> AsyncIterator[str]:
-    """The events of an answer as they come; with the tokens of the `prompt` the usage is the last one."""
+    """The events of an answer as they come, those together that are there together: of several samples, or because the
+    client reads slowly; with the tokens of the `prompt` the usage is the last one."""
     yield encoder.begin()
+    texts: list[str] = []
     try:
         async for index, event in exchange:
-            if text := encoder.add(index, event):
-                yield text
+            texts.append(encoder.add(index, event))
+            if not exchange.more and any(texts):
+                yield "".join(texts)
+                texts = []
     except EngineFailed as error:
-        yield encoder.fail(ApiError(500, str(error), kind="server_error"))
+        yield "".join(texts) + encoder.fail(ApiError(500, str(error), kind="server_error"))
         return
     yield encoder.end(prompt=prompt)
 

@@ -2,7 +2,7 @@
 
     service = EngineService(engine, queue=64)
     service.start()
-    submissions = service.submit([(prompt, samplings)], deliver)     # from any thread; deliver runs in the engine's
+    submissions = service.submit([(prompt, samplings)], deliver, visitor)   # deliver runs in the engine's thread
     service.cancel(submission)
     service.stop()
 
@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 import torch
 
 from nanochat.inference import ContextTooLong, Engine, Event, Request, Sampling
+from nanochat.serving.admission import Admission, Overloaded
 from nanochat.serving.metrics import Metrics
-from nanochat.serving.pace import Pace
+from nanochat.serving.reservations import Visitor
 from nanochat.spec.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -35,17 +36,6 @@ STALLED_SECONDS = 60.0  # a step that takes longer will never end
 STOP_SECONDS = 10.0  # how long an end waits for a step to end
 
 Samples = tuple[Sequence[int], Sequence[Sampling]]  # a prompt, and the settings of each of its samples
-
-
-class Overloaded(Exception):
-    """As many requests as are allowed run and wait already, or the server is about to end.
-
-    `seconds` is when there may be room, as far as it is known.
-    """
-
-    def __init__(self, seconds: float | None = None) -> None:
-        super().__init__()
-        self.seconds = seconds
 
 
 class EngineFailed(Exception):
@@ -66,6 +56,7 @@ class Submission:
     cancelled: bool = False
     tokens: int = 0  # of the reply so far
     at: float = field(default_factory=time.monotonic)  # when the last of them came; before the first, when it was asked
+    begun: float | None = None  # when the first came
     request: Request | None = field(default=None, repr=False)
 
 
@@ -79,11 +70,9 @@ class EngineService:
         self._engine = engine
         engine.on_error = self._ended
         self._metrics = metrics or Metrics()
-        self._capacity = engine.slots + queue
+        self._admission = Admission(slots=engine.slots, queue=queue)
         self._inbox: deque[Submission] = deque()
         self._submissions: dict[Request, Submission] = {}
-        self._open = 0  # submitted and not finished
-        self._pace = Pace()
         self._changed = threading.Condition()
         self._stopping = False
         self._beat = time.monotonic()
@@ -102,7 +91,7 @@ class EngineService:
     @property
     def open(self) -> int:
         """Requests that run or wait."""
-        return self._open
+        return self._admission.open
 
     @property
     def running(self) -> int:
@@ -112,7 +101,7 @@ class EngineService:
     @property
     def waiting(self) -> int:
         """Requests that wait for one."""
-        return max(0, self._open - self._engine.running)
+        return max(0, self.open - self._engine.running)
 
     @property
     def held(self) -> int:
@@ -130,12 +119,6 @@ class EngineService:
         return self._engine.device
 
     @property
-    def wait(self) -> float | None:
-        """Seconds that one more request would wait for a slot; None: not known yet."""
-        ahead = self._open - self.slots + 1  # that have to leave first
-        return 0.0 if ahead <= 0 else self._pace.seconds(ahead)
-
-    @property
     def alive(self) -> bool:
         """Whether the thread runs and has lately begun a step or waited for work."""
         return self._thread.is_alive() and time.monotonic() - self._beat < STALLED_SECONDS
@@ -144,13 +127,13 @@ class EngineService:
         self,
         wanted: Sequence[Samples],
         deliver: Callable[[int, Event | Exception], None],
+        visitor: Visitor,
         *,
         patience: float = math.inf,
     ) -> list[Submission]:
         """Submit samples of prompts, all or none; `deliver(index, ...)` says which of all samples it is about.
 
-        Where as many wait as there are slots, no more are taken than can be expected to get one within `patience`
-        seconds.
+        No more are taken than can be expected to get a slot within `patience` seconds (`nanochat.serving.admission`).
 
         Raises ContextTooLong, Overloaded, EngineFailed.
         """
@@ -167,15 +150,16 @@ class EngineService:
                 raise EngineFailed("The engine is not running.")
             if self.draining:
                 raise Overloaded
-            if (over := self._open + len(submissions) - self._capacity) > 0:
-                raise Overloaded(self._pace.seconds(over))
-            if self._open >= 2 * self.slots and (self.wait or 0.0) > patience:
-                raise Overloaded((self.wait or 0.0) - patience)
-            self._open += len(submissions)
+            self._admission.enter(visitor, len(submissions), time.monotonic(), patience=patience)
             self._inbox.extend(submissions)
             self._changed.notify_all()
         self._metrics.prompt.inc(sum(len(prompt) for prompt, _ in wanted))
         return submissions
+
+    def promise(self, visitor: Visitor, places: int, *, patience: float) -> int:
+        """The seconds after which a request for so many samples, which waited in vain, finds room."""
+        with self._changed:
+            return self._admission.promise(visitor, places, time.monotonic(), patience=patience)
 
     def cancel(self, submission: Submission) -> None:
         """Stop a request within one token; nothing more is delivered once the engine has seen it."""
@@ -209,8 +193,8 @@ class EngineService:
             )
             self._inbox = deque(again)
             lost = [each for each in held if each not in again]
-            self._open -= len(lost)
         for submission in lost:
+            self._left(submission)
             _tell(submission, EngineFailed(f"The engine failed: {error}"))
 
     def _renewed(self) -> bool:
@@ -227,18 +211,17 @@ class EngineService:
     def _ended(self, request: Request, error: Exception) -> None:
         """A request of the engine ended with an error of its own."""
         submission = self._submissions.pop(request)
-        self._left()
+        self._left(submission, in_slot=True)
         if not isinstance(error, UserError):
             _log.error("a request ended with an error", exc_info=error)
             error = RequestFailed(f"The request failed: {type(error).__name__}: {error}")
         _tell(submission, error)
 
-    def _left(self, *, cancelled: bool = False, freed: float | None = None) -> None:
-        """One request less runs or waits; `freed` is when it left a slot."""
+    def _left(self, submission: Submission, *, in_slot: bool = False, cancelled: bool = False) -> None:
+        """One request less runs or waits; `in_slot`: it leaves a slot."""
+        now = time.monotonic()
         with self._changed:
-            if freed is not None:
-                self._pace.freed(freed, waiting=self._open > self.slots)
-            self._open -= 1
+            self._admission.left(now, held=now - (submission.begun or now) if in_slot else None)
         self._metrics.cancelled.inc(cancelled)
 
     def _take(self) -> bool:
@@ -252,33 +235,34 @@ class EngineService:
             gone = [submission for submission in self._submissions.values() if submission.cancelled]
         for submission in arrived:
             if submission.cancelled:
-                self._left(cancelled=True)
+                self._left(submission, cancelled=True)
                 continue
             try:
                 submission.request = self._engine.submit(submission.prompt, submission.sampling)
             except Exception as error:
-                self._left()
+                self._left(submission)
                 _tell(submission, error if isinstance(error, UserError) else RequestFailed(str(error)))
             else:
                 self._submissions[submission.request] = submission
         for submission in gone:
             assert submission.request is not None
-            had_slot = not self._engine.waits(submission.request)
+            in_slot = not self._engine.waits(submission.request)
             self._engine.cancel(submission.request)
             del self._submissions[submission.request]
-            self._left(cancelled=True, freed=time.monotonic() if had_slot else None)
+            self._left(submission, in_slot=in_slot, cancelled=True)
         return not self._stopping
 
     def _deliver(self, event: Event) -> None:
         submission, now = self._submissions[event.request], time.monotonic()
         (self._metrics.inter_token if submission.tokens else self._metrics.first_token).observe(now - submission.at)
         if not submission.tokens:
+            submission.begun = now
             self._metrics.reused.inc(event.request.reused)
         submission.tokens, submission.at = submission.tokens + 1, now
         self._metrics.generated.inc()
         if event.finish_reason is not None:
             del self._submissions[event.request]
-            self._left(freed=now)
+            self._left(submission, in_slot=True)
         _tell(submission, event)
 
 

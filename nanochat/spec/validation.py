@@ -129,6 +129,8 @@ def _sentence(item: Any, kind: type[BaseModel], within: str) -> str:
         return f"'{path}': must be {KINDS[item['type']]}"
     if item["type"] == "too_long":
         return f"'{path}': must have at most {item['ctx']['max_length']} items"
+    if item["type"] == "too_short":
+        return f"'{path}': must have at least {item['ctx']['min_length']} item{'s' * (item['ctx']['min_length'] > 1)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message

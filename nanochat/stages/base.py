@@ -128,9 +128,13 @@ def prompts_of(settings: BaseStage) -> tuple[str, ...]:
 
 
 def continued(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], tokens: int) -> list[str]:
-    """The model's continuations of a few beginnings, always by the likeliest token."""
-    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
-    engine = Engine(model, tokenizer, slots=len(prompts), length=max(map(len, prompts)) + tokens)
+    """The model's continuations of a few beginnings, always by the likeliest token.
+
+    Of a beginning that is longer than the context its last tokens are continued.
+    """
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)][-model.config.sequence_length :] for text in texts]
+    length = min(model.longest, max(map(len, prompts)) + tokens)
+    engine = Engine(model, tokenizer, slots=len(prompts), length=length)
     completions = engine.generate(prompts, Sampling(max_tokens=tokens))
     return [tokenizer.decode(completion.ids) for completion in completions]
 
@@ -142,6 +146,6 @@ def samples(session: TrainingSession, settings: BaseStage, step: int) -> dict[st
     texts = prompts_of(settings)
     for text, said in zip(texts, continued(session.model, session.tokenizer, texts, SAMPLE_TOKENS), strict=True):
         sample = text + said
-        log.info("step %s: %s", f"{step:,}", sample)
+        log.info("step %s: %s", f"{step:,}", sample.replace("\n", "\\n"))  # one sample, one line
         session.context.journal.event("sample", step=step, message=sample)
     return {}

@@ -161,7 +161,7 @@ def _own_text(spec: PipelineSpec, text: TextSource, hub: Hub, index: int, target
         try:
             write_text_shard(target, _watched(dealt(read_documents(paths, column=text.column), part), hub))
         except WrongFile as error:
-            raise UserError(f"{error.message}: correct it, or {SETTING}") from None
+            raise UserError(f"{error.message}: correct it, {SETTING} or sources.text.column") from None
         except OSError as error:
             raise UserError(f"{SETTING}: {error.filename or text.files} cannot be read: {error.strerror}") from None
     made = check_text_shard(target)

@@ -26,7 +26,6 @@ from nanochat.evaluation.figure import Figure
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion
-from nanochat.model.blocked_attention import blocked, is_supported
 from nanochat.model.export import load_model
 from nanochat.model.native import speed_up
 from nanochat.model.transformer import Transformer
@@ -39,6 +38,7 @@ from nanochat.spec.stages import CHATCORE, BaseEvaluation, ChatEvaluation
 from nanochat.stages.base import continued, prompts_of
 from nanochat.stages.context import StageContext
 from nanochat.tokenizer import Tokenizer
+from nanochat.training.attention import choose_attention
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +160,8 @@ def load_measured(folder: Path, device: Device) -> tuple[Transformer, dict[str, 
     model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
     model.cast_weights()
     log.info("%s", speed_up(model))
-    if model.device.type == "cpu" and is_supported(model.compute_dtype):
-        model.attend = blocked
+    if model.device.type == "cpu":
+        model.attend = choose_attention(device, model.config).attend
     return model, extra
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nanochat.evaluation.chat import pass_at_k
 from nanochat.inference import Engine
+from nanochat.model.snapshot import Snapshot
 from nanochat.pipeline.task_selection import find_task
 from nanochat.spec.errors import UserError
 from nanochat.spec.stages import passes
@@ -41,9 +42,10 @@ def run(context: StageContext) -> None:
             )
         if too_long and session.world.first:
             log.info("%s prompts are longer than the context and are left out", f"{too_long:,}")
+        snapshot = Snapshot(session.model)
         objective = Reinforce(
             prompts,
-            engine=Engine(session.model, session.tokenizer, slots=settings.device_batch_size),
+            engine=Engine(snapshot.model, session.tokenizer, slots=settings.device_batch_size),
             world=session.world,
             settings=RolloutSettings(
                 prompts_per_step=settings.prompts_per_step,
@@ -56,6 +58,7 @@ def run(context: StageContext) -> None:
             ),
             stop=lambda: bool(context.stop),
             alive=session.alive,
+            renew=snapshot.renew,
         )
         problems = load_prompts(session, settings.tasks, split=EVALUATION_SPLIT)[0] if settings.eval_every else []
         problems = problems[: settings.eval_rows]

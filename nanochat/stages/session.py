@@ -94,7 +94,7 @@ class TrainingSession:
             world=self.world,
             cache=context.artifacts.cache,
         )
-        self.model.attend = attention.attend
+        attention.use_in(self.model, compiled=decision.compiled)
         product = "FP8" if self.use_fp8() else self.precision
         code = self._compiled_code(product, attention.reason, decision.tuned) if decision.compiled else None
         if code is not None:

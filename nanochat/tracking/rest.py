@@ -5,6 +5,7 @@
 `call(method, path, arguments)` makes a request below /api/2.0/mlflow/ and returns the JSON that came back.
 
     registry = light_registry(uri)     # of a server, without MLflow's own library, which takes 120 MiB of memory
+    experiment_at(uri, "nanochat")     # the id of an experiment of that name
 """
 
 from __future__ import annotations
@@ -91,6 +92,18 @@ def light_registry(uri: str) -> Registry:
     if not uri.startswith(("http://", "https://")):
         return Registry(uri)
     return Registry(uri, connect=lambda uri: RestClient(_over_http(uri)))
+
+
+def experiment_at(uri: str, name: str) -> str:
+    """The id of a server's experiment; '' where it has none of that name, or does not say."""
+    import requests
+
+    try:
+        told = _over_http(uri)("GET", "experiments/get-by-name", {"experiment_name": name})
+        found = str(told["experiment"]["experiment_id"])
+    except (StorageError, requests.RequestException, KeyError, TypeError):
+        return ""
+    return found if found.isdecimal() else ""
 
 
 def _over_http(uri: str) -> Call:

@@ -65,14 +65,17 @@ class Reinforce:
         settings: RolloutSettings,
         stop: Callable[[], bool],
         alive: Callable[[], None],
+        renew: Callable[[], None],
     ) -> None:
-        """`stop` and `alive` are called while sampling: a stop ends it early, `alive` is the sign of life."""
+        """`stop` and `alive` are called while sampling: a stop ends it early, `alive` is the sign of life. `renew` is
+        called before: the weights have changed since, and the engine's model may be a copy."""
         self.prompts = prompts
         self.engine = engine
         self.world = world
         self.settings = settings
         self.stop = stop
         self.alive = alive
+        self.renew = renew
 
     def local_batch(self, step: int) -> LocalBatch:
         """This rank's samples of the step. Samples, not prompts, are dealt out, so that no rank goes without."""
@@ -135,7 +138,8 @@ class Reinforce:
     ) -> list[Completion]:
         """A completion of each prompt, seeded by its name; all are cut short where `stop` says so in between."""
         settings = self.settings
-        self.engine.forget()  # the weights have changed
+        self.renew()
+        self.engine.forget()
         requests = [
             self.engine.submit(
                 prompt.ids,

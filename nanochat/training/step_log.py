@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 FIRST = 3  # steps of a launch that have a line each
 SECONDS = 30.0  # between two lines after these
 
+_NAMES = {"val/loss": "validation loss", "val/core": "CORE"}  # where the last part of a name says too little
+
 
 class StepLog:
     """Decides which steps have a line, and writes it; rank 0's."""
@@ -78,5 +80,9 @@ class StepLog:
 
 
 def _shown(metrics: Mapping[str, float]) -> list[str]:
-    """Metrics by the last part of their names, in words: val/bpb is 'bpb', val/pass_at_1 'pass at 1'."""
-    return [f"{name.rpartition('/')[2].replace('_', ' ')} {number(value)}" for name, value in metrics.items()]
+    """Metrics by the last part of their names, in words: val/bpb is 'bpb', val/pass_at_1 'pass@1'."""
+    return [f"{_NAMES.get(name) or _words(name)} {number(value)}" for name, value in metrics.items()]
+
+
+def _words(name: str) -> str:
+    return name.rpartition("/")[2].replace("pass_at_", "pass@").replace("_", " ")

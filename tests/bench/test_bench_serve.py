@@ -16,6 +16,7 @@ import pytest
 import torch
 from bench_shapes import bench, document, sentence
 
+from nanochat.bench.clients import clients_tables
 from nanochat.bench.conversations import Answer, Load
 from nanochat.bench.serve import busiest, measure_serve, quantiles, serve_tables
 from nanochat.model.export import save_model
@@ -158,7 +159,9 @@ def test_shares_and_how_many_at_once() -> None:
     assert busiest([Answer(0, asked, came=[ended]) for asked, ended in spans]) == 3
 
 
-def test_a_model_is_served_and_asked(tmp_path: Path) -> None:
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The folder of a tiny model."""
     tokenizer = Tokenizer([bytes([value]) for value in range(256)])
     config = ModelConfig(depth=1, width=32, heads=2, kv_heads=2, sequence_length=256, vocab_size=tokenizer.vocab_size)
     model = Transformer(config)
@@ -167,8 +170,32 @@ def test_a_model_is_served_and_asked(tmp_path: Path) -> None:
             weight.normal_(generator=torch.Generator().manual_seed(1))
     tokenizer.save(tmp_path / "model")
     save_model(tmp_path / "model", model, {"stage": "sft"})
+    return tmp_path / "model"
+
+
+def test_a_model_is_served_and_asked(tmp_path: Path, model: Path) -> None:
     options = ("--rate", "20", "--conversations", "2", "--turns", "2", "--words", "2", "--tokens", "4", "--json")
-    found = document(bench(tmp_path, "serve", str(tmp_path / "model"), *options, shape=False))
+    found = document(bench(tmp_path, "serve", str(model), *options, shape=False))
     assert (found["answers"], found["refused"]) == (4, 0)
     assert found["load"] == asdict(Load(rate=20, conversations=2, turns=2, words=2, tokens=4))
     assert found["memory"] is None or found["memory"]["late"] > 1
+
+
+def test_a_server_takes_turns_with_its_engine(tmp_path: Path, model: Path) -> None:
+    options = ("--clients", "5", "--slots", "2", "--tokens", "6", "--rounds", "5", "--busy", "1", "--json")
+    found = document(bench(tmp_path, "serve", str(model), *options, shape=False))
+    for item in found["measured"]:
+        tokens = item["figures"]["tokens"]
+        assert (tokens["low"], tokens["high"], tokens["rounds"]) == (30, 30, 5)
+    assert [item["name"] for item in found["measured"]] == ["engine", "server"]
+    assert found["first_token"]["count"] == 25 and 0 < found["first_token"]["p50"] <= found["first_token"]["p99"]
+    engine, server = (item["figures"]["seconds"] for item in found["measured"])
+    share = found["share"]["seconds"]
+    assert engine["low"] / server["high"] <= share["median"] <= engine["high"] / server["low"]
+    title, *_ = (table.title for table in clients_tables(found))
+    assert "5 clients at once on 2 slots, 6 tokens each, beside 1 busy processes" in title
+
+
+def test_clients_need_a_model(tmp_path: Path) -> None:
+    done = bench(tmp_path, "serve", "--url", "http://127.0.0.1:9", "--clients", "2", shape=False)
+    assert "name a model instead" in sentence(done)

@@ -14,6 +14,7 @@ from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.errors import UserError
+from nanochat.storage.folder import FolderStore
 from nanochat.storage.opening import open_store
 from nanochat.storage.store import Store
 
@@ -171,3 +172,46 @@ def test_a_listing_has_no_command_for_the_terminal(store: Store, capsys: Capture
     store.write_json(PATHS.status, {**status, "stages": []})
     listing.runs()
     assert all(character.isprintable() for character in capsys.readouterr().out.replace("\n", ""))
+
+
+def test_attempts_and_the_price_are_read_again_only_where_they_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = FolderStore.read
+    monkeypatch.setattr(FolderStore, "read", lambda self, path, limit: reads.append(path) or read(self, path, limit))
+
+    def costs(price: float, turn: int) -> None:
+        store.write_json(PATHS.pipeline, {**DECLARED, "spec": {"cost": {"gpuHour": price}}})
+        status = {"name": "demo", "namespace": "default", "phase": "Running", "turn": turn}
+        store.write_json(PATHS.status, {**status, "stages": [stage("base", "Running")]})
+
+    def looked() -> tuple[list[str], list[str]]:
+        """The lines on the run after one look more, and what was read for them."""
+        reads.clear()
+        run.look()
+        told = run.progress("base")
+        lines = [*run.remarks(), told.text if told else "", *(event.text for event in run.events(9))]
+        return lines, [path.removeprefix(f"{PATHS.root}/") for path in reads]
+
+    costs(2.0, 1)
+    attempt = {"number": 1, "launch": "02-a", "gpus": 8, "started": 0.0, "used": 1800.0}
+    store.write_json(PATHS.attempt("base", 1), attempt)
+    progress = {"stage": "base", "launch": "02-a", "phase": "training", "step": 4, "total": 9}
+    store.write_json(f"{PATHS.progress('base')}/02-a.json", progress)
+    run = find_run("demo")
+    every = ["status.json", "progress/base/02-a.json"]
+    first = ["4.0 GPU hours, 8.00 USD", "training 4/9", "base, attempt 1: started"]
+    assert looked() == (first, ["status.json", "attempts/base/0001.json", "pipeline.json", "progress/base/02-a.json"])
+    assert looked() == (first, every)
+
+    store.write_json(f"{PATHS.progress('base')}/02-a.json", {**progress, "step": 5})
+    assert looked()[0][1] == "training 5/9"
+    ended = {"reason": "Error", "message": "it broke"}
+    store.write_json(PATHS.attempt("base", 1), {**attempt, "ended": 5.0, "used": 3600.0, "outcome": ended})
+    assert looked()[0] == ["8.0 GPU hours, 16.00 USD", "training 5/9", first[2], "base, attempt 1: Error: it broke"]
+    store.write_json(PATHS.attempt("base", 2), {"number": 2, "launch": "02-b", "started": 6.0, "used": 0.0})
+    assert looked()[0][1] == ""
+    costs(3.0, 2)
+    assert looked()[0][0] == "8.0 GPU hours, 24.00 USD"
+    assert looked()[1] == ["status.json", "progress/base/02-b.json", "progress/base.json"]

@@ -25,6 +25,7 @@ def test_a_plan_is_one_screen_and_leaves_nothing_behind(home: Path) -> None:
     assert lines[0].startswith("small: ") and "4 steps" in lines[0]
     assert [line.split()[0] for line in lines[2:15]] == [*STAGES, "report", "release"]
     assert len(lines) < 24 and max(map(len, lines[1:15])) <= 80
+    assert lines[1].split() == ["STAGE", "STEPS", "TOKENS", "FLOPS", "TIME", "WHY"], "no GPU, and no price of a core"
     assert "* assumed" in lines[-1] and "USD" not in done.stdout
     assert not list((home / "state").glob("**/*")), "nothing was written"
 
@@ -52,3 +53,9 @@ def test_a_dry_run_is_of_this_machine(home: Path) -> None:
 def test_mistakes_are_one_sentence(home: Path) -> None:
     assert "stages.base.steps" in mistake(called(home, "plan", "small.yaml", "--set", "stages.base.steps=-1"))
     assert "'nowhere'" in mistake(called(home, "plan", "small.yaml", "--set", "store=nowhere"))
+    wrong = mistake(called(home, "plan", "small.yaml", "--device", "banana", **UNTRACKED))
+    assert "--device banana" in wrong and "H100" in wrong
+    for option in ("--only", "--from"):
+        assert "leave out --only" in mistake(
+            called(home, "run", "small.yaml", "--dry-run", option, "base", **UNTRACKED)
+        )

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import pty
-import signal
-import struct
-import subprocess
-import sys
-import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from small_pipeline import variables_of
+from terminal import Terminal
 
 from nanochat.cli import watch
 from nanochat.cli.run_handle import Happened, StageProgress, Unanswered
@@ -131,39 +123,6 @@ def test_a_terminal_is_left_with_the_last_picture(capsys: pytest.CaptureFixture[
     assert curve.startswith("base loss 10.00 █") and curve.rstrip().endswith("▁ 4.000") and len(curve) < 70
 
 
-class Terminal:
-    """A process in a pseudo-terminal, and all that it has written."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self.main, child = pty.openpty()
-        self.resize(24, 100)
-        variables = variables_of(folder, {"TERM": "xterm-256color", "KUBECONFIG": str(folder / "absent")})
-        variables.pop("COLUMNS", None)
-        command = [sys.executable, "-m", "nanochat", *words]
-        self.process = subprocess.Popen(
-            command, stdin=child, stdout=child, stderr=child, env=variables, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
-        os.close(child)
-        os.set_blocking(self.main, False)
-        self.seen = ""
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.main, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def until(self, done: Callable[[str], bool], seconds: float = 120.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not done(self.seen):
-            assert time.monotonic() < deadline, self.seen[-3000:]
-            try:
-                self.seen += os.read(self.main, 1 << 16).decode("utf-8", "replace")
-            except BlockingIOError:
-                time.sleep(0.05)
-            except OSError as error:  # the process has ended
-                assert error.errno == errno.EIO
-                break
-
-
 def test_resizing_and_control_c_leave_the_terminal_as_it_was(tmp_path: Path) -> None:
     store = open_store(Profile(str(tmp_path / "state")))
     stage = {"stage": "base", "phase": "Running", "message": EVIL, "attempts": 1, "started": 100.0}
@@ -178,7 +137,8 @@ def test_resizing_and_control_c_leave_the_terminal_as_it_was(tmp_path: Path) -> 
 
 
 def look_resize_and_interrupt(folder: Path) -> Terminal:
-    terminal = Terminal(folder, "status", "demo", "--watch")
+    variables = variables_of(folder, {"KUBECONFIG": str(folder / "absent")})
+    terminal = Terminal(["status", "demo", "--watch"], variables)
     try:
         terminal.until(lambda seen: ("STAGE" in seen and "base" in seen) or "error" in seen)
         assert "\x1b[?1049h" in terminal.seen and "\x1b]0" not in terminal.seen and "\x07" not in terminal.seen
@@ -188,7 +148,5 @@ def look_resize_and_interrupt(folder: Path) -> Terminal:
         os.write(terminal.main, b"\x03")
         terminal.until(lambda seen: terminal.process.poll() is not None and seen.endswith("\n"))
     finally:
-        terminal.process.send_signal(signal.SIGKILL)
-        terminal.process.wait(30)
-        os.close(terminal.main)
+        terminal.end()
     return terminal

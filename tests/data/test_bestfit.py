@@ -65,11 +65,19 @@ def test_the_longest_that_fits_is_taken_and_the_longest_is_cut() -> None:
 def test_a_document_longer_than_rows_goes_on_behind_a_bos(tmp_path: Path) -> None:
     (shard,) = make(tmp_path, [[20]])
     packed = PackedFile(shard.open(), 6)
-    assert [row.tolist() for row in map(packed.row, range(3))] == [
+    assert sorted(row.tolist() for row in map(packed.row, range(3))) == [
         [BOS, 0, 1, 2, 3, 4, 5],
         [BOS, 6, 7, 8, 9, 10, 11],
         [BOS, 12, 13, 14, 15, 16, 17],
     ]
+
+
+def test_a_long_document_is_no_batch_of_its_own(tmp_path: Path) -> None:
+    (shard,) = make(tmp_path, [[800, *[7] * 100]])  # as many rows of the one as of the others
+    packed = PackedFile(shard.open(), 7)
+    long = ["l" if packed.row(index)[1] < 800 else "s" for index in range(len(packed))]
+    assert min(long.count("l"), long.count("s")) > 90
+    assert max(len(run) for letter in "ls" for run in "".join(long).split(letter)) < 20
 
 
 def test_batches_are_a_pure_function_of_the_step(tmp_path: Path) -> None:

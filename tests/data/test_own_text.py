@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from nanochat.data.hub import Hub
-from nanochat.data.own_text import HELD_OUT, Part, dealt, read_documents
+from nanochat.data.own_text import HELD_OUT, LONG_PIECE, Part, dealt, read_documents
 from nanochat.data.text import read_text
 from nanochat.data.text_files import local_files
 from nanochat.data.verify import WrongFile
@@ -83,6 +83,43 @@ def test_one_plain_text_is_cut_where_paragraphs_end(tmp_path: Path) -> None:
     assert all(text.startswith("Paragraph") for text in found["shard_00000"]) and len(found["shard_00000"]) > 5
 
 
+@pytest.mark.parametrize(
+    "text", ["é" * 100_000, "a line of a list\r\n" * 10_000, "é" * 90_000 + "\n\n" + "ö\n" * 50_000]
+)
+def test_a_plain_text_without_empty_lines_is_cut_all_the_same(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    found = list(read_documents([tmp_path / "list.txt"], column="text"))
+    assert "".join(found) == text and len(found) > 2
+    assert all(len(piece) <= 2 * LONG_PIECE for piece in found)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"row {n}" for n in range(100)]}), place)
+    whole = place.read_bytes()
+    for damaged in (whole[:-20], whole[:20] + b"\xff" * 40 + whole[60:], whole[:-60] + b"\xff" * 40 + whole[-20:]):
+        place.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.parquet: it is no whole parquet file.*correct it"):
+            shards(spec_of(place), tmp_path / str(hash(damaged)))
+
+
+def test_links_in_circles_are_not_followed(letters: Path) -> None:
+    (letters / "up").symlink_to("..")
+    (letters / "more" / "self").symlink_to(".")
+    (letters / "itself.txt").symlink_to("itself.txt")
+    names = ["a.jsonl", "b.jsonl.gz", "c.parquet"]
+    for place in (letters, letters / "**" / "*.[jp]*[!f]"):
+        assert [path.name for path in local_files(place)] == names
+
+
+def test_hidden_files_match_where_the_pattern_names_them(letters: Path) -> None:
+    assert [path.name for path in local_files(letters / ".h*.jsonl")] == [".hidden.jsonl"]
+    with pytest.raises(UserError, match=r"'let\*\*' is no pattern.*correct sources\.text\.files"):
+        local_files(letters.parent / "let**" / "*.jsonl")
+    with pytest.raises(UserError, match=r"in a pattern \[\[\] means the sign \["):
+        local_files(letters.parent / "letters[1]" / "*.jsonl")
+
+
 def test_no_more_is_held_out_than_is_needed() -> None:
     documents = ["x" * (HELD_OUT // 2)] * 100
     held = list(dealt(documents, Part(held_out=True)))
@@ -92,14 +129,19 @@ def test_no_more_is_held_out_than_is_needed() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"title": "y"}', "line 2 has no text 'text' (it has title): set sources.text.col"),
-        ("a.jsonl", b'{"text": 5}', "line 1 has no text 'text' (it has text)"),
+        ("a.jsonl", b'{"text": "x"}\n{"title": "y"}', "line 2 has no text 'text' (it has title)"),
+        ("a.jsonl", b'{"text": 5}', "line 1 has in 'text' another thing than text"),
         ("a.jsonl", b'["x"]', "line 1 has no text 'text' (it is no object with fields)"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
         ("a.ndjson", b'{"text": "\xff"}', "line 1 is not JSON"),
         ("a.txt", b"fine\nnot \xff", "line 2 is not UTF-8 at its byte 4"),
         ("a.txt.gz", gzip.compress(b"x" * 5000)[:-20], "it is no whole gzip file"),
         ("a.txt.gz", b"plain", "it is no whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"x")[:10] + b"\xff" * 40, "it is no whole gzip file"),
+        ("a.txt", b"x" * (2 * LONG_PIECE + 5) + b"\xff\n", f"line 1 is not UTF-8 at its byte {2 * LONG_PIECE + 5}"),
+        ("a.txt", "é".encode()[:1], "line 1 is not UTF-8 at its byte 0"),
+        ("a.parquet", b"no rows at all", "it is no whole parquet file"),
+        ("a.parquet", b"", "it is no whole parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
@@ -107,7 +149,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     with pytest.raises(WrongFile) as caught:
         list(read_documents([tmp_path / name], column="text"))
     assert f"{name}: {problem}" in caught.value.message
-    with pytest.raises(UserError, match=r"correct it, or sources\.text\.files"):
+    with pytest.raises(UserError, match=r"correct it, sources\.text\.files or sources\.text\.column"):
         shards(spec_of(tmp_path / name), tmp_path / "made")
 
 

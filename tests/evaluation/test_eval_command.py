@@ -134,3 +134,5 @@ def test_a_folder_of_other_settings_is_refused(
     with ItemWriter(tmp_path / "out" / ITEMS):
         assert evaluate(monkeypatch, *common, 4) == 2
     assert "is being written by another process" in capsys.readouterr().err
+    assert evaluate(monkeypatch, folder, "--tasks", "world-sums", "--rows", 1, "--out", tmp_path / "out" / ITEMS) == 2
+    assert f"{tmp_path / 'out' / ITEMS} cannot be used: Not a directory" in capsys.readouterr().err

@@ -14,7 +14,6 @@ from nanochat.data.tokenfile import write_text
 from nanochat.evaluation.items import ITEMS, Item, read_items
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.attention import sdpa
-from nanochat.model.blocked_attention import blocked, is_supported
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.graph import build_graph
@@ -24,7 +23,7 @@ from nanochat.runtime.device import Device
 from nanochat.spec.errors import Stopped, UserError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.stages import evaluate
-from nanochat.stages.base import SAMPLE_PROMPTS
+from nanochat.stages.base import SAMPLE_PROMPTS, continued
 from nanochat.stages.context import StageContext, StopFlag
 from nanochat.tokenizer import Tokenizer
 
@@ -117,6 +116,12 @@ def test_a_base_model_continues_the_pipelines_own_beginnings(make_context: Any) 
     assert [sample["prompt"] for sample in results(context)["samples"]] == beginnings
 
 
+def test_beginnings_of_any_length_are_continued(model: Transformer, tokenizer: Tokenizer) -> None:
+    long = "a beginning that the context does not hold, however it is cut; " * 16
+    found = continued(model, tokenizer, ["", long, long[1:]], 4096)
+    assert found[1] == found[2] and len(found) == 3 and all(found)
+
+
 def test_chat_model(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sandbox, "unavailable", lambda self: "no isolation on this machine")
     tasks = [{"task": name} for name in ("world-sums", "world-facts", "world-talk", "humaneval", "identity")]
@@ -184,6 +189,6 @@ def test_a_measured_model_is_as_fast_as_the_device_allows_and_says_the_same(
     measured, extra = evaluate.load_measured(tmp_path, Device(torch.device("cpu"), dtype))
     assert extra["step"] == 7
     assert (measured.few is None) is (cxx_compiler() is None)
-    assert measured.attend is (blocked if is_supported(dtype) else sdpa)
+    assert (measured.attend is sdpa) is (dtype == torch.float32)
     ids = torch.randint(256, (1, 400), generator=torch.Generator().manual_seed(1))
     assert float((measured(ids) - model(ids)).abs().max()) < most

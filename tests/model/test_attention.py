@@ -1,22 +1,29 @@
-"""Attention by blocks of rows against an exact computation, and against PyTorch's kernel."""
+"""Attention by blocks of rows and by compiled code against an exact computation, and against PyTorch's kernel."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nanochat.model import blocked_attention
+from nanochat.model import blocked_attention, fused_attention
 from nanochat.model.attention import Attend, sdpa, visible
 from nanochat.model.blocked_attention import blocked
+from nanochat.model.fused_attention import fused
+from nanochat.model.pointwise import norm
 from nanochat.model.sizes import ModelConfig
-from nanochat.model.transformer import Transformer, norm
+from nanochat.model.transformer import Transformer
+from nanochat.runtime import native_code
+from nanochat.runtime.compiler import cxx_compiler
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+needs_compiler: Any = pytest.mark.skipif(cxx_compiler() is None, reason="there is no C++ compiler")
+KERNELS = pytest.mark.parametrize("attend", [blocked, pytest.param(fused, marks=needs_compiler)])
 # Rows of one block, of several, of several and a part; windows within a block and beyond it.
 SHAPES = [(1, None), (60, None), (60, 7), (300, None), (300, 5), (300, 128), (384, 200), (300, 300), (60, 1)]
 
@@ -54,39 +61,43 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     ]
 
 
+@KERNELS
 @pytest.mark.parametrize(("length", "window"), SHAPES)
-def test_it_is_as_exact_as_pytorchs_kernel(length: int, window: int | None) -> None:
+def test_it_is_as_exact_as_pytorchs_kernel(attend: Attend, length: int, window: int | None) -> None:
     """The output, and the gradients together; each gradient by itself within a fifth."""
     given = inputs(length)
     expected = results(exact, given, window)
-    (y, *gradients), (plain_y, *plain) = (errors(results(each, given, window), expected) for each in (blocked, sdpa))
+    (y, *gradients), (plain_y, *plain) = (errors(results(each, given, window), expected) for each in (attend, sdpa))
     assert y <= 1.05 * plain_y < 5e-3
     assert sum(gradients) <= 1.1 * sum(plain) or max(gradients) < 1e-6
     assert all(a <= 1.25 * b or a < 1e-6 for a, b in zip(gradients, plain, strict=True))
 
 
+@KERNELS
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_heads_share_keys(kv_heads: int) -> None:
+def test_heads_share_keys(attend: Attend, kv_heads: int) -> None:
     given = inputs(200, heads=4, kv_heads=kv_heads)
-    assert max(errors(results(blocked, given, None), results(exact, given, None))) < 1e-2
+    assert max(errors(results(attend, given, None), results(exact, given, None))) < 1e-2
 
 
+@KERNELS
 @pytest.mark.parametrize("window", [None, 40])
-def test_what_a_position_does_not_see_has_no_weight_at_all(window: int | None) -> None:
+def test_what_a_position_does_not_see_has_no_weight_at_all(attend: Attend, window: int | None) -> None:
     q, k, v, _ = inputs(300)
-    before = blocked(q, k, v, window)
+    before = attend(q, k, v, window)
     k[:, 200:], v[:, 200:] = 7.0, 99.0
-    after = blocked(q, k, v, window)
+    after = attend(q, k, v, window)
     assert torch.equal(after[:, :200], before[:, :200]) and not torch.equal(after[:, 200:], before[:, 200:])
     if window is not None:
         v[:, :161] = 50.0
-        assert torch.equal(blocked(q, k, v, window)[:, 200:], after[:, 200:])
+        assert torch.equal(attend(q, k, v, window)[:, 200:], after[:, 200:])
 
 
-def test_the_same_bits_each_time_and_the_processs_products_as_before() -> None:
+@KERNELS
+def test_the_same_bits_each_time_and_the_processs_products_as_before(attend: Attend) -> None:
     settings, given = torch.backends.mkldnn.matmul, inputs(300)
     before = settings.fp32_precision
-    first, second = (results(blocked, given, None) for _ in range(2))
+    first, second = (results(attend, given, None) for _ in range(2))
     assert all(map(torch.equal, first, second))
     assert settings.fp32_precision == before
 
@@ -108,20 +119,67 @@ def test_what_is_kept_for_backward_is_kept_for_it_alone() -> None:
         assert operator(q, k, v, 300, torch.is_grad_enabled())[1].numel() == 0
 
 
-def test_the_compiler_takes_it_whole() -> None:
+@KERNELS
+def test_the_compiler_takes_it_whole(attend: Attend) -> None:
     given = inputs(150)
-    compiled = torch.compile(blocked, backend="aot_eager", fullgraph=True)
-    assert all(map(torch.equal, results(compiled, given, 40), results(blocked, given, 40)))
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    assert all(map(torch.equal, results(compiled, given, 40), results(attend, given, 40)))
 
 
-def test_a_model_trains_by_it(config: ModelConfig, make_model: Callable[[ModelConfig], Transformer]) -> None:
+@needs_compiler
+def test_bits_of_compiled_code_depend_on_nothing_beside() -> None:
+    """Neither on the threads, nor on other rows of the batch, nor, forward, on how many positions follow."""
+    given = inputs(300, heads=4)
+    whole, before = results(fused, given, 70), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert all(map(torch.equal, results(fused, given, 70), whole))
+    finally:
+        torch.set_num_threads(before)
+    q, k, v, to_y = (x[1:] for x in given)
+    assert all(map(torch.equal, results(fused, (q, k, v, to_y), 70), (x[1:] for x in whole)))
+    assert torch.equal(fused(q[:, :77], k[:, :77], v[:, :77], 70), whole[0][1:, :77])
+
+
+@needs_compiler
+@pytest.mark.parametrize("hd", [6, 40, 128])
+def test_compiled_code_takes_heads_of_any_size(hd: int) -> None:
+    given = inputs(90, heads=3, kv_heads=3, hd=hd)
+    assert max(errors(results(fused, given, 30), results(exact, given, 30))) < 1e-2
+
+
+@needs_compiler
+def test_compiled_code_keeps_little_for_backward() -> None:
+    kept: list[Tensor] = []
+    q, k, v, _ = inputs(300)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        y = fused(q.requires_grad_(), k, v, None)
+    assert sum(x.numel() for x in kept) == 4 * y.numel() + y.numel() // 64
+
+
+@needs_compiler
+def test_code_for_other_cpus_attends_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler makes of it for a CPU without instructions for bf16."""
+    given = inputs(200)
+    expected = results(exact, given, 50)
+    plain = [option for option in native_code.OPTIONS if option != "-march=native"]
+    monkeypatch.setattr(native_code, "OPTIONS", (*plain, "-Wno-psabi"))
+    library = fused_attention.prepare.__wrapped__()
+    monkeypatch.setattr(fused_attention, "prepare", lambda: library)
+    assert max(errors(results(fused, given, 50), expected)) < 1e-2
+
+
+@KERNELS
+def test_a_model_trains_by_it(
+    config: ModelConfig, make_model: Callable[[ModelConfig], Transformer], attend: Attend
+) -> None:
     """Loss and gradients are those of PyTorch's kernel within rounding, with short windows too."""
     model = make_model(replace(config, window_pattern="SL"))
     model.compute_dtype = torch.bfloat16
     ids = torch.randint(config.vocab_size, (2, config.sequence_length), generator=torch.Generator().manual_seed(0))
     found = []
-    for attend in (sdpa, blocked):
-        model.attend = attend
+    for each in (sdpa, attend):
+        model.attend = each
         model.zero_grad()
         model(ids, ids.roll(-1, 1)).backward()
         found.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])

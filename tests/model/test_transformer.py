@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.model.loss import SOFTCAP
+from nanochat.model.pointwise import rotate
 from nanochat.model.sizes import ModelConfig
-from nanochat.model.transformer import Transformer, rotate
+from nanochat.model.transformer import Transformer
 from nanochat.model.value_embedding import ValueEmbedding
 from nanochat.spec.errors import UserError
 from tests.model.recipe_models import MODERN, RECIPES

@@ -50,28 +50,38 @@ def forecast(
     return Forecast.of(admitted, outputs, rates=learn(store, artifacts), target=target, known=Known(artifacts))
 
 
-def has_run(store: Store, name: str, *overrides: str, slower: float = 1.0, uid: str = "0a") -> float:
+def has_run(
+    store: Store,
+    name: str,
+    *overrides: str,
+    slower: float = 1.0,
+    uid: str = "0a",
+    beside: bool = False,
+    home: str = "h",
+) -> float:
     """Store the records of a run on the machine of these tests, which took so many times as long as is assumed; returns
-    the seconds of all its stages."""
+    its seconds. With `beside` base is evaluated while mid trains, each at half of its speed."""
     pipeline = load_pipeline(PIPELINES / f"{name}.yaml", list(overrides))
     admitted, paths = admit_local(pipeline), RunPaths.of(namespace="default", name=name, uid=uid)
     store.write_json(paths.pipeline, admitted.pipeline.to_yaml_dict())
-    sizing, begun, records = Sizing(admitted.spec, admitted.graph, Known()), BEGAN, []
+    sizing, begun, other, records = Sizing(admitted.spec, admitted.graph, Known()), BEGAN, 0.0, []
     for node in admitted.graph.nodes:
         work, settings = sizing.work(node.stage, node.outputs), admitted.spec.of_stage(node.stage)
         took = slower * assumed_seconds(node.stage, work, settings, admitted.graph.horizon.model, CPU)
+        both = beside and node.stage == "eval-base"
         record = AttemptRecord(
             stage=node.stage, number=1, started=begun, running_since=begun, launch="01-a",
             keys=tuple(out.key for out in node.outputs),
         )  # fmt: skip
-        record = record.end(Outcome(Reason.SUCCEEDED), reached=1, now=begun + took)
+        ends = begun + (2 * took if both else took + other)
+        record = record.end(Outcome(Reason.SUCCEEDED), reached=1, now=ends)
         store.write_json(paths.attempt(node.stage, 1), record.to_dict())
         with Journal(store, paths.root, stage=node.stage, launch="01-a", interval=1e9) as journal:
             journal.event("environment", **MACHINE)
-        begun += took
+        begun, other = (begun, took) if both else (ends, 0.0)
         records.append(record)
     planned = Status(Phase.SUCCEEDED, tuple(StageStatus(s, Phase.SUCCEEDED) for s in admitted.graph.stages))
-    document = RunStatus.of(admitted.pipeline, admitted.graph, planned, {}, {}, records)
+    document = RunStatus.of(admitted.pipeline, admitted.graph, planned, {}, {}, records, home=home)
     StatusFile(store, paths).write(document)
     return begun - BEGAN
 
@@ -113,6 +123,38 @@ def test_what_a_store_has_seen_is_measured(store: Store) -> None:
     other = forecast(store, "cpu")
     assert other.seconds == pytest.approx(2 * _assumed("cpu"), rel=0.01)
     assert [stage.stage for stage in other.stages if not stage.measured] == ["dataset"], "text was not fetched before"
+
+
+def test_stages_side_by_side_share_their_machine(store: Store) -> None:
+    """An evaluation that took twice its time beside a training, which it slowed, is no slow evaluation elsewhere."""
+    took = has_run(store, "demo", beside=True)
+    again = forecast(store, "demo", "seed=7")
+    assert again.seconds == pytest.approx(took, rel=0.01)
+    assert again.seconds == pytest.approx(sum(stage.seconds for stage in again.stages))
+    assert forecast(store, "cpu").seconds == pytest.approx(_assumed("cpu"), rel=0.01)
+
+
+def test_pods_side_by_side_have_machines_of_their_own(store: Store) -> None:
+    has_run(store, "demo", beside=True, home="")
+    rates = learn(store, Artifacts(store, Path(store.root).parent / "cache"))
+    assert rates.of(CPU.name, "eval-base").ratio == pytest.approx(2.0)
+    assert rates.of(CPU.name, "mid").ratio > 1.0
+
+
+def test_what_is_measured_while_training_is_counted() -> None:
+    """CORE and tasks in between, samples of each problem; no more text than there is."""
+
+    def read(stage: str, *overrides: str) -> float:
+        admitted = admit_local(load_pipeline(PIPELINES / "cpu.yaml", list(overrides)))
+        work = Sizing(admitted.spec, admitted.graph, Known()).work(stage, ())
+        return work.read + work.drawn
+
+    assert read("base", "stages.base.coreEvery=100") > read("base", "stages.base.coreEvery=299") > read("base")
+    assert read("sft", "stages.sft.tasksEvery=30") > read("sft")
+    assert read("rl", "stages.rl.evalSamples=16") > 2 * read("rl")
+    few = "sources.text.charactersPerShard=1000000"
+    assert read("base", few, "stages.base.evalTokens=10000000000") < 2e6
+    assert read("eval-base", few, "stages.evalBase.bitsPerByteTokens=10000000000") < 2e6
 
 
 def _assumed(name: str) -> float:

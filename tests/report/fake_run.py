@@ -127,7 +127,7 @@ def whole_run(folder: Path) -> FakeRun:
         "metrics": {
             "chatcore": {"value": 0.0884, "n": 4000, "stderr": 0.004},
             "world-sums": {"value": 0.935, "n": 200, "stderr": 0.0174},
-            "arc-easy": {"value": 0.3876, "n": 2376, "stderr": 0.01},
+            "arc-easy": {"value": 0.3876, "n": 2500, "stderr": 0.01},
         },
         "notRun": {"humaneval": "no sandbox here"},
         "tasks": {}, "samples": [{"prompt": "What is 2 + 2?", "completion": "4."}],

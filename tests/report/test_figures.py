@@ -12,7 +12,7 @@ from nanochat.pipeline.attempts import AttemptRecord
 from nanochat.report.curves import told
 from nanochat.report.document import Answer, Document, Exchange, Line, Section
 from nanochat.report.markdown import render_markdown
-from nanochat.report.metrics import brief, cell, label, ordered
+from nanochat.report.metrics import answered, brief, cell, label, ordered
 from nanochat.report.plots import Curve, draw, smoothed, thinned
 from nanochat.report.record import Result, spent_on
 from nanochat.tracking.quantities import count, date, duration, money, number, scientific, size
@@ -76,9 +76,9 @@ def test_date() -> None:
 
 
 def test_cells() -> None:
-    assert cell("arc-easy", Result(0.3561, 2376, 0.0098)) == "35.6 ± 1.0 %\n846 of 2,376"
+    assert cell("arc-easy", Result(846 / 2376, 2376, 0.0098)) == "35.6 ± 1.0 %\n846 of 2,376"
     assert cell("core", Result(0.2219, 92000, 0.006)) == "0.2219 ± 0.0060\nn 92,000"
-    assert brief("arc-easy", Result(0.3561, 2376, 0.0098)) == ("35.6 %", "846/2,376")
+    assert brief("arc-easy", Result(846 / 2376, 2376, 0.0098)) == ("35.6 %", "846/2,376")
     assert brief("core", Result(0.2219, 92000, 0.006)) == ("0.2219", "")
     assert cell("chatcore", Result(-0.01)) == "-0.0100"
     assert cell("gsm8k", Result(0.0)) == "0.0 %"
@@ -91,6 +91,14 @@ def test_metrics_are_in_their_usual_order() -> None:
     ]  # fmt: skip
     assert label("arc_easy") == "ARC-Easy" and label("val/bpb") == "Validation bits per byte"
     assert label("gsm8k-pass4") == "GSM8K, pass@4" and label("my-task-pass16") == "My task, pass@16"
+    assert label("val/pass_at_4") == "Validation pass@4"
+
+
+def test_a_mean_over_several_answers_counts_no_problems() -> None:
+    whole, mean = Result(0.25, 16, 0.1), Result(0.3125, 4, 0.2)
+    assert cell("gsm8k", whole) == "25.0 ± 10.0 %\n4 of 16" and cell("gsm8k", mean) == "31.2 ± 20.0 %\nn 4"
+    assert brief("gsm8k", whole) == ("25.0 %", "4/16") and brief("gsm8k", mean) == ("31.2 %", "")
+    assert answered(whole) == "4 of 16" and answered(mean) == "31.2 % of 4"
 
 
 def test_a_plot_takes_the_colour_around_it() -> None:

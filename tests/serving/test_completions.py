@@ -47,6 +47,11 @@ def test_a_completion_has_everything_a_client_expects(client: openai.OpenAI, tok
     assert 1 <= answer.usage.completion_tokens <= 16
 
 
+def test_a_list_of_another_length_is_told_in_plain_words(server: Any) -> None:
+    for body, words in (({"prompt": []}, "should have at least 1 item."), ({"stop": ["a"] * 5}, "at most 4 items.")):
+        assert post(server, **{"prompt": TEXT} | body).json()["error"]["message"].endswith(words)
+
+
 @pytest.mark.parametrize("listed", [False, True], ids=["unsent bos", "bos sent"])
 def test_likelihoods_are_those_of_the_forward_pass_in_the_layout_of_the_harness(
     server: Any, model: Transformer, tokenizer: Tokenizer, listed: bool

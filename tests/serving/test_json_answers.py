@@ -123,6 +123,7 @@ WRONG: list[tuple[Any, str, str]] = [
 SCHEMAS = [
     ({"type": "objekt"}, "The schema can't be honoured: Invalid type: objekt."),
     ({"not": {}}, "The schema can't be honoured: Unimplemented keys"),
+    ({"$ref": "#"}, "The schema can't be honoured: nothing satisfies it."),
     ({"$ref": "http://127.0.0.1:9/x"}, "can't be honoured"),
     ({"type": "string", "pattern": "(" * 500}, "can't be honoured"),
     ({"enum": ["a" * LONGEST_SCHEMA]}, "send at most 65,536"),

@@ -1,4 +1,4 @@
-"""How long one more request would wait, and who is refused for it."""
+"""How fast slots become free, and who is refused for it."""
 
 from __future__ import annotations
 
@@ -10,39 +10,51 @@ import pytest
 
 from nanochat.inference import Engine, Event, Sampling
 from nanochat.model.transformer import Transformer
-from nanochat.serving.api import retry_after
-from nanochat.serving.pace import MEASURED, Pace
-from nanochat.serving.service import EngineService, Overloaded
+from nanochat.serving.admission import Overloaded
+from nanochat.serving.pace import FIRST_GUESS, MEASURED, Pace
+from nanochat.serving.reservations import Visitor
+from nanochat.serving.service import EngineService
 from nanochat.tokenizer import Tokenizer
 
 SHORT = Sampling(max_tokens=1, min_tokens=1)
 
 
-def test_nothing_is_known_until_two_left_while_others_waited() -> None:
-    pace = Pace()
-    pace.freed(10.0, waiting=False)
-    pace.freed(500.0, waiting=True)  # the time before says nothing: no one waited
-    assert pace.seconds(1) is None
-    pace.freed(504.0, waiting=True)
-    pace.freed(506.0, waiting=False)
-    pace.freed(9000.0, waiting=True)
-    assert pace.seconds(1) == 3.0 and pace.seconds(4) == 12.0 and pace.seconds(0) == 0.0
+def test_times_count_in_which_someone_waits() -> None:
+    pace = Pace(slots=1)
+    pace.freed(10.0, waiting=False, held=0.0)
+    assert pace.interval(400.0) == FIRST_GUESS and not pace.measured
+    pace.waits(500.0)
+    pace.waits(501.0)  # another one
+    pace.freed(504.0, waiting=True, held=4.0)
+    pace.freed(506.0, waiting=False, held=2.0)
+    pace.waits(9000.0)
+    pace.freed(9003.0, waiting=True, held=3.0)
+    assert pace.interval(9003.0) == 3.0 and pace.measured == 3
+    assert pace.interval(9005.0) == 3.0 and pace.interval(9019.0) == (9 + 16) / 4, "nobody has left for longer"
+    pace.rests()
+    pace.freed(20_000.0, waiting=False, held=3.0)
+    assert pace.interval(20_000.0) == 3.0
+
+
+def test_before_anything_is_measured_it_goes_by_how_long_a_slot_was_held() -> None:
+    pace = Pace(slots=4)
+    assert pace.interval(0.0) == FIRST_GUESS / 4
+    pace.freed(3.0, waiting=False, held=2.0)
+    assert pace.interval(3.0) == 0.5 and not pace.measured
 
 
 def test_those_that_leave_together_count_each_and_what_is_long_ago_does_not() -> None:
-    pace = Pace()
-    for round in range(5):
-        for _ in range(4):
-            pace.freed(round * 8.0, waiting=True)
-    assert pace.seconds(1) == pytest.approx(32 / 19)
+    pace = Pace(slots=4)
+    pace.waits(0.0)
+    for round in range(1, 6):
+        for number in range(4):
+            pace.freed(round * 8.0, waiting=True, held=8.0)
+            assert pace.interval(round * 8.0) == pytest.approx(
+                2.0 if round == 1 else 8 * round / (4 * round - 3 + number)
+            )
     for step in range(MEASURED + 1):
-        pace.freed(100 + step * 0.5, waiting=True)
-    assert pace.seconds(1) == 0.5
-
-
-@pytest.mark.parametrize(("seconds", "answer"), [(None, 2), (0.0, 1), (0.2, 1), (7.01, 8), (1e9, 3600)])
-def test_when_to_try_again(seconds: float | None, answer: int) -> None:
-    assert retry_after(seconds) == answer
+        pace.freed(100 + step * 0.5, waiting=True, held=8.0)
+    assert pace.interval(100 + MEASURED * 0.5) == 0.5
 
 
 class HeldEngine(Engine):
@@ -66,27 +78,44 @@ def service(model: Transformer, tokenizer: Tokenizer) -> Iterator[EngineService]
 
 
 def test_no_more_are_taken_than_can_be_expected_to_be_answered_in_time(service: EngineService, until: Any) -> None:
-    def submit(patience: float) -> None:
-        service.submit([([1, 2, 3], [SHORT])], lambda _index, _what: None, patience=patience)
+    def submit(number: int, patience: float) -> None:
+        service.submit([([1, 2, 3], [SHORT])], lambda _index, _what: None, Visitor("a", number), patience=patience)
 
-    assert service.wait == 0.0
-    for _ in range(4):
-        submit(0.0)  # how fast they leave is not known yet
-    assert service.wait is None
-    HeldEngine.let.release(2)
-    until(lambda: service.open == 2)
-    assert service.wait is not None and service.wait > 0
-    with pytest.raises(Overloaded) as refused:
-        submit(0.0)
-    assert refused.value.seconds == service.wait
-    for _ in range(3):
-        submit(1e9)
-    with pytest.raises(Overloaded) as full:  # by number, however patient
-        submit(1e9)
-    assert full.value.seconds is not None and 0 < full.value.seconds < service.wait
-    HeldEngine.let.release(4)
+    for number in range(4):
+        submit(number, 0.0)  # how fast they leave is not known yet
+    HeldEngine.let.release(3)
     until(lambda: service.open == 1)
-    submit(0.0)  # as many as there are slots may always wait
+    submit(4, 0.0)  # as many as there are slots may always wait
+    with pytest.raises(Overloaded) as refused:
+        submit(5, 0.0)
+    assert refused.value.seconds >= 1
+    HeldEngine.let.release(1)
+    until(lambda: service.open == 1)
+    with pytest.raises(Overloaded):  # for the place is promised
+        submit(6, 0.0)
+    until(lambda: _enters(submit, 5, 0.0))
+    assert service.open == 2
     HeldEngine.let.release(2)
     until(lambda: service.open == 0)
-    assert service.wait == 0.0
+
+
+def test_no_more_are_taken_than_there_is_room_for(service: EngineService, until: Any) -> None:
+    def submit(number: int) -> None:
+        service.submit([([1, 2, 3], [SHORT])], lambda _index, _what: None, Visitor("a", number), patience=1e9)
+
+    for number in range(5):
+        submit(number)
+    with pytest.raises(Overloaded):
+        submit(5)
+    HeldEngine.let.release(5)
+    until(lambda: service.open == 0)
+    submit(6)  # slots never wait for those who do not come back
+    assert service.open == 1
+
+
+def _enters(submit: Any, number: int, patience: float) -> bool:
+    try:
+        submit(number, patience)
+    except Overloaded:
+        return False
+    return True

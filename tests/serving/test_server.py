@@ -20,10 +20,14 @@ from nanochat.inference.reply import Reply
 from nanochat.inference.sampling import Sampler
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
+from nanochat.serving.admission import Overloaded
+from nanochat.serving.reservations import Visitor
 from nanochat.serving.server import bind
-from nanochat.serving.service import EngineFailed, EngineService, Overloaded, RequestFailed
+from nanochat.serving.service import EngineFailed, EngineService, RequestFailed
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
+
+SOMEONE = Visitor("someone", 1)
 
 
 def test_health(server: Any) -> None:
@@ -72,7 +76,7 @@ class Heard:
 
     def __init__(self, service: EngineService, *, samplings: list[Sampling], prompt: Sequence[int] = (1, 2, 3)) -> None:
         self.ends: dict[int, str | Exception] = {}
-        service.submit([(prompt, samplings)], self._deliver)
+        service.submit([(prompt, samplings)], self._deliver, SOMEONE)
 
     def _deliver(self, index: int, what: Event | Exception) -> None:
         if isinstance(what, Exception) or what.finish_reason:
@@ -114,7 +118,7 @@ def test_who_can_not_be_told_is_forgotten(service: EngineService, until: Callabl
     def deliver(_index: int, _what: Event | Exception) -> None:
         raise OSError("gone")
 
-    service.submit([([1], [Sampling(max_tokens=400, min_tokens=400)])], deliver)
+    service.submit([([1], [Sampling(max_tokens=400, min_tokens=400)])], deliver, SOMEONE)
     heard = Heard(service, samplings=[Sampling(max_tokens=3)])
     until(lambda: len(heard.ends) == 1 and service.open == 0)
     assert set(heard.ends.values()) <= {"length", "stop"} and service.alive
@@ -204,10 +208,10 @@ def test_a_stopped_service_refuses(model: Transformer, tokenizer: Tokenizer) -> 
     service.start()
     service.draining = True
     with pytest.raises(Overloaded):
-        service.submit([([1], [])], lambda _index, _what: None)
+        service.submit([([1], [])], lambda _index, _what: None, SOMEONE)
     service.stop()
     with pytest.raises(EngineFailed):
-        service.submit([([1], [])], lambda _index, _what: None)
+        service.submit([([1], [])], lambda _index, _what: None, SOMEONE)
     assert not service.alive
 
 

@@ -11,6 +11,7 @@ import torch
 
 from nanochat.inference import Completion, Engine
 from nanochat.model.loss import IGNORED
+from nanochat.model.snapshot import Snapshot
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import World, join
 from nanochat.runtime.reading import Reading
@@ -77,6 +78,7 @@ def random_model() -> Transformer:
 def objective(
     model: Transformer,
     *,
+    renew: Callable[[], None] = lambda: None,
     world: World | None = None,
     count: int = 5,
     kind: type[Reinforce] = Reinforce,
@@ -89,7 +91,19 @@ def objective(
         settings=settings(**changes),
         stop=lambda: False,
         alive=lambda: None,
+        renew=renew,
     )
+
+
+def test_samples_are_those_of_the_weights_as_they_are_now(model: Transformer) -> None:
+    snapshot = Snapshot(model)
+    rl = objective(snapshot.model, renew=snapshot.renew)
+    names = ["a", "b", "c"]
+    before = [item.ids for item in rl.sample(rl.prompts[:3], names)]
+    with torch.no_grad():
+        model.embedding.copy_(model.embedding.flip(0))
+    expected = [item.ids for item in objective(Snapshot(model).model).sample(rl.prompts[:3], names)]
+    assert [item.ids for item in rl.sample(rl.prompts[:3], names)] == expected != before
 
 
 def test_advantages_are_rewards_less_the_mean_of_their_group() -> None:

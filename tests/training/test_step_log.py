@@ -53,6 +53,16 @@ def test_a_device_whose_peak_is_known_has_its_share_of_all_processes(caplog: pyt
     assert "step 1 of 2: sample length 31.50, learning rate 1, 2,000 tokens/s, MFU 50.0 %" in lines_of(caplog)[0]
 
 
+def test_a_measured_loss_is_not_read_as_that_of_training(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    plan = TrainerPlan(steps=2, schedule=lambda step: Rates(1.0))
+    lines = StepLog(plan, Device(CPU, torch.bfloat16), processes=1)
+    lines.measured(1, {"val/loss": 0.4103, "val/pass_at_4": 0.5, "val/core": 0.25, "task/arc-easy": 0.75})
+    (said,) = lines_of(caplog)
+    assert said == "step 1 of 2: validation loss 0.4103, pass@4 0.5000, CORE 0.2500, arc-easy 0.7500"
+    assert STEP_LINE.findall(said.encode()) == []
+
+
 def test_a_training_logs_steps_measurements_and_saves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     bits = Measurement(5, lambda step: {"val/bpb": 1.5})
