@@ -5,10 +5,10 @@
     admission.left(now, held=2.5)                       # one is over, which had a slot for 2.5 seconds
 
 Taken are as many as can be expected to get a slot within their patience, and no more than `capacity` at once. Any other
-request is told when those before it will be served, at the measured pace, and no more run and wait than is calm. Room
-is reserved for it then, before any that come for the first time. They may enter beside it as long as there is room for
-all reservations, and always while it is calm: slots never wait for those who do not come back. The room between calm
-and full is for the differences between what was expected and what happens.
+request is told when those before it will be served, at the measured pace, and there is room again. That is reserved for
+it, before any that come for the first time. They may enter beside it as long as there is room for all reservations, and
+always while it is calm: slots never wait for those who do not come back. The time told aims at the middle between calm
+and full, for what happens differs from what was expected.
 
 The time is given from outside, and one thread at a time may be inside.
 """
@@ -60,11 +60,12 @@ class Admission:
         """The whole seconds after which a request that is sent away will be let in."""
         most = self._most(now, patience)
         calm = self._calm(most)
-        ahead = max(0.0, self.open - calm + self._reservations.ahead(visitor, places))
-        # By so much the sum of so many intervals differs from what is expected of it, and their mean from the real one.
-        ahead += math.sqrt(ahead + ahead**2 / (1 + self._pace.measured))
         # Those who are told the same second come together, and the queue has to have room for them.
-        seconds = ahead * max(self._pace.interval(now), 1 / max(1, most - calm))
+        interval = max(self._pace.interval(now), 1 / max(1, most - calm))
+        aim = min((calm + most) / 2, most - 1 / interval)
+        ahead = max(0.0, self.open - aim + self._reservations.ahead(visitor, places))
+        # By so much the sum of so many intervals differs from what is expected of it, and their mean from the real one.
+        seconds = interval * (ahead + math.sqrt(ahead + ahead**2 / (1 + self._pace.measured)))
         told = min(max(1, math.ceil(seconds)), LONGEST)
         self._reservations.give(visitor, places, due=now + told)
         return told

@@ -47,7 +47,8 @@ def test_images(chart: Chart) -> None:
     config = rendered.config("chats-controller")
     assert config["image"] == "other.example.org/trainer:latest"
     pods = {"imagePullPolicy": "Always", "imagePullSecrets": ["registry"]}
-    assert config["pools"] == {"cpu": {"pods": pods}, "gpu": {"pods": pods}}
+    tolerated = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert config["pools"] == {"cpu": {"pods": pods}, "gpu": {"pods": pods | {"tolerations": tolerated}}}
     assert chart.render(S3).config()["image"] == "nanochat-trainer:0.3.0"
 
 

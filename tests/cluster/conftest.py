@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from site_of_tests import MLFLOW, SERVER, SYSTEM, Site, missing
+from site_of_tests import MLFLOW, SERVER, SYSTEM, Site, lacks, missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that begin with an empty cluster come before those that share one: there need be no room for two."""
+    items.sort(key=lambda item: "empty" not in getattr(item, "fixturenames", ()))
+
+
+def possible_site() -> Site:
+    """The site, not up yet; the test is skipped, or fails with NANOCHAT_REQUIRE_CLUSTER, where none can be made."""
+    lacking = missing()
+    if lacking:
+        lacks(f"no cluster can be made here, {', '.join(lacking)} missing")
+    return Site(os.environ.get("NANOCHAT_TEST_CLUSTER", "nanochat-test"))
 
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """The site, up; it is taken down at the end unless NANOCHAT_KEEP_CLUSTER is set."""
-    lacking = missing()
-    if lacking:
-        text = f"no cluster can be made here, {', '.join(lacking)} missing"
-        if os.environ.get("NANOCHAT_REQUIRE_CLUSTER"):
-            pytest.fail(text)
-        pytest.skip(text)
-    found = Site(os.environ.get("NANOCHAT_TEST_CLUSTER", "nanochat-test"))
+    found = possible_site()
     found.up()
     yield found
     if not os.environ.get("NANOCHAT_KEEP_CLUSTER"):
         found.kind("delete", "cluster")
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A cluster with nothing in it, of this test alone, and the context of every command that the test runs."""
+    found = possible_site()
+    found.start_docker()
+    if found.exists():
+        if os.environ.get("NANOCHAT_KEEP_CLUSTER"):
+            pytest.skip("NANOCHAT_KEEP_CLUSTER keeps the cluster that there is, and this test makes an empty one")
+        found.kind("delete", "cluster")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    found.create()
+    yield found
+    found.kind("delete", "cluster")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
+import pytest
 import yaml
 
 from nanochat.pipeline.graph import build_graph
@@ -51,6 +52,13 @@ def missing() -> list[str]:
     if not any(shutil.which(name, path=path()) for name in ("docker", "engine")):
         lacking.append("docker")
     return lacking + [str(f) for f in (MANIFESTS / "training-operator", MANIFESTS / "kueue") if not f.is_dir()]
+
+
+def lacks(text: str) -> NoReturn:
+    """Skip the test for what this machine lacks, or fail it where NANOCHAT_REQUIRE_CLUSTER is set."""
+    if os.environ.get("NANOCHAT_REQUIRE_CLUSTER"):
+        pytest.fail(text)
+    pytest.skip(text)
 
 
 @dataclass
@@ -93,23 +101,34 @@ class Site:
         context = ("--context", f"kind-{self.name}", "-n", NAMESPACE)
         return self.run(sys.executable, "-m", "nanochat.cli.main", *arguments, *context, check=check)
 
-    def kind(self, *arguments: str, timeout: float = 300) -> str:
+    def kind(self, *arguments: str, timeout: float = 900) -> str:
         return self.run("kind", *arguments, "--name", self.name, timeout=timeout)
 
     # ---- building it ----------------------------------------------------------------------------------------
 
-    def up(self) -> None:
-        """Make whatever is not there yet."""
+    def start_docker(self) -> None:
+        """Start Docker where it does not run and `engine` brings it."""
         if shutil.which("engine", path=path()) and not self.run("docker", "info", "-f", "{{.ID}}", check=False).strip():
             say("starting Docker")
             self.run("engine", "up", timeout=600)
+
+    def exists(self) -> bool:
+        return self.name in self.run("kind", "get", "clusters", check=False).split()
+
+    def create(self) -> None:
+        """Make the cluster, with nothing in it."""
+        say("creating the cluster")
+        self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
+
+    def up(self) -> None:
+        """Make whatever is not there yet."""
+        self.start_docker()
         for target in TARGETS:
             self.build(target)
         if not self.kubectl("get", "nodes", "-o", "name", "--request-timeout=20s", check=False):
-            if self.name in self.run("kind", "get", "clusters", check=False).split():
+            if self.exists():
                 self.kind("delete", "cluster")  # it does not answer any more
-            say("creating the cluster")
-            self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
+            self.create()
         say("loading the images")
         for target in TARGETS:
             self.load(f"nanochat-{target}:test")

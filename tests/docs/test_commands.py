@@ -46,7 +46,7 @@ LOCAL = [block for block in SHELL if block.mark == "local"]
 CHART = ROOT / "helm" / "nanochat"
 FOLDERS = ("docs", "helm", "k8s", "images", "nanochat", "operators", "tasks", "tests", ".ci")
 KUBECTL = {"apply", "get", "create", "label", "annotate", "taint", "describe", "logs", "rollout", "exec", "scale"}
-KUBECTL |= {"delete", "port-forward"}
+KUBECTL |= {"delete", "port-forward", "wait"}
 
 # Commands that take too long to be run here, and the file with what runs them.
 ELSEWHERE = {

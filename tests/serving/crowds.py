@@ -39,7 +39,7 @@ class Hall:
         self.admission = Admission(slots=slots, queue=queue)
         self.guests: list[Guest] = []
         self.now = 0.0
-        self.busy = 0.0  # slot seconds
+        self.idle = 0.0  # seconds of slots
         self.longest = 0  # that ran and waited at once
         self._seconds, self._patience = seconds, patience
         self._free, self._waiting = slots, deque[Guest]()
@@ -53,7 +53,9 @@ class Hall:
 
     def run(self, until: float = float("inf")) -> None:
         while self._events and self._events[0][0] <= until:
-            self.now, _, act = heapq.heappop(self._events)
+            when, _, act = heapq.heappop(self._events)
+            self.idle += self._free * (when - self.now)
+            self.now = when
             act()
 
     def came_back(self) -> tuple[int, int]:
@@ -83,7 +85,6 @@ class Hall:
             guest, seconds = self._waiting.popleft(), self._seconds()
             guest.begun = self.now if guest.begun is None else guest.begun
             self._free -= 1
-            self.busy += seconds
             self._at(self.now + seconds, lambda seconds=seconds: self._end(seconds))
 
     def _end(self, held: float) -> None:
