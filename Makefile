@@ -130,8 +130,10 @@ test-browser: $(VENV)/.dev $(BROWSER)/node_modules/.done ## try the chat page in
 	@command -v $${CHROMIUM:-chromium} > /dev/null || { echo "chromium is missing: install it, or name it in CHROMIUM." >&2; exit 1; }
 	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) $(BIN)/python -m pytest tests/browser -m browser -s
 
-screenshots: $(VENV)/.done $(BROWSER)/node_modules/.done ## take the pictures of the chat page in docs/pictures anew
-	CHROMIUM=$$(command -v $${CHROMIUM:-chromium}) node $(BROWSER)/screenshots.mjs
+screenshots: export CHROMIUM := $(or $(CHROMIUM),$(shell command -v chromium))
+screenshots: $(VENV)/.dev $(BROWSER)/node_modules/.done ## take the pictures of pages, runs and terminal in docs/pictures anew
+	node $(BROWSER)/screenshots.mjs
+	$(BIN)/python $(BROWSER)/run_pictures.py
 
 $(BROWSER)/node_modules/.done: $(BROWSER)/package-lock.json
 	@command -v npm > /dev/null || { echo "npm is missing: install Node.js 20 or newer." >&2; exit 1; }

@@ -153,6 +153,7 @@ class Collecting:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._record = _new_record()
+        self._lost = False  # to another process, whose right it is from then on
         self._ticker: Ticker | None = None
 
     def __enter__(self) -> Self:
@@ -176,8 +177,9 @@ class Collecting:
             raise StorageError("this machine was silent for too long, and another gc began: run it again")
 
     def _holds(self) -> bool:
-        found = collection_under_way(self._store)
-        return found is not None and found.holder == self._record.holder
+        found = None if self._lost else collection_under_way(self._store)
+        self._lost = found is None or found.holder != self._record.holder
+        return not self._lost
 
     def _bytes(self) -> bytes:
         self._record = replace(self._record, beat=self._record.beat + 1)
