@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_pipeline import UNTRACKED, called, started, stored
+from small_pipeline import called, started, stored
 
 from tasks.world.tasks import WorldTalk
 from tasks.world.text import OTHER_STATEMENTS
@@ -24,7 +24,7 @@ KINDS = tuple(f"world-{kind}" for kind in ("identity", "facts", "sums", "counts"
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the demo has run to its end."""
     found = tmp_path_factory.mktemp("demo")
-    process = started(found, "run", str(DEMO), **UNTRACKED)
+    process = started(found, "run", str(DEMO))
     assert process.wait(1800) == 0, (found / "output.log").read_text()
     return found
 
