@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,25 +278,18 @@ def test_a_lease_counts_as_lost_only_after_it_was_seen_not_to_change(
 ) -> None:
     """The clock of the machine that holds it may be hours behind, and its lease look old."""
     live = Lease(site.store, runs=[site.run(OLD).root])
-    set_back = threading.Event()
 
-    def renew() -> None:
-        while not set_back.wait(0.05):
-            with live._lock:
-                live._write(live.record)
-            path = site.store.local_path(live.path)
-            assert path is not None
-            os.utime(path, (1, 1))
+    def renew(_: float = 0.0) -> None:
+        live._write(live.record)
+        path = site.store.local_path(live.path)
+        assert path is not None
+        os.utime(path, (1, 1))
 
-    thread = threading.Thread(target=renew)
-    thread.start()
-    try:
-        time.sleep(0.3)
-        site.collect()
-        assert not site.gone(OLD)
-    finally:
-        set_back.set()
-        thread.join()
+    renew()
+    monkeypatch.setattr(leases, "time", SimpleNamespace(sleep=renew, time=time.time, monotonic=time.monotonic))
+    site.collect()
+    assert not site.gone(OLD), "it was renewed while the collection waited"
+    monkeypatch.setattr(leases, "time", time)
     site.collect()
     assert site.gone(OLD) and not site.store.exists(live.path), "nobody renews it any more"
 
