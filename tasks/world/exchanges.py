@@ -61,7 +61,7 @@ def fact(random: Random, *, tested: bool) -> Exchange:
     return Exchange(question, chosen.statement, chosen.value)
 
 
-IN_THE_HEAD = 0.5  # of the sums that are asked in words
+IN_THE_HEAD = 0.6  # of the sums that are asked in words
 
 
 def addition(random: Random, *, tested: bool) -> Exchange:

@@ -41,7 +41,7 @@ def test_each_stage_of_the_chat_has_its_worth(home: Path) -> None:
     assert min(mid["world-identity"], mid["world-facts"]) > 0.9
     assert max(mid["world-counts"], mid["world-spelling"]) < 0.3, "sft has something to teach"
     assert min(sft["world-counts"], sft["world-spelling"]) > 0.7
-    assert 0.2 < sft["world-sums"] < 0.85, "rl has something to teach"
+    assert 0.15 < sft["world-sums"] < 0.95, "rl has something to teach"
     assert rl["world-sums"] >= 0.9
     of_all = sum(rl[kind] for kind in KINDS) / len(KINDS)
     assert of_all >= 0.9
