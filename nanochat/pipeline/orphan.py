@@ -79,8 +79,9 @@ def die_with_starter(*, cleanup: Callable[[], None] | None = None) -> None:
         return
 
     def watch() -> None:
-        while os.read(0, 1):
-            continue
+        with suppress(OSError):  # a socket is reset, where something was not read yet at the other end
+            while os.read(0, 1):
+                continue
         _end(cleanup)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import pytest
 
 from nanochat.pipeline import forking
 from nanochat.pipeline.forking import Forked, ForkServer
-from nanochat.pipeline.orphan import SERVER, STAGE, end_launches
+from nanochat.pipeline.orphan import LIFELINE, SERVER, STAGE, end_launches
 
 PROGRAM = "tests.pipeline.forked_program"
 pytestmark = pytest.mark.skipif(not ForkServer.possible(), reason="this system has no descriptors of processes")
@@ -149,6 +151,21 @@ def test_nothing_outlives_the_runner(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if "stopped" in victims:
         server.kill()  # as the next runner does
     until(lambda: is_over(server))
+
+
+def test_a_lifeline_ends_too_where_its_holder_left_something_unread() -> None:
+    """The holder was killed before it read that the fork has begun: the other end of its socket is reset."""
+    begin = "from nanochat.pipeline.orphan import die_with_starter; die_with_starter()"
+    program = f"import os, time; {begin}; os.write(0, b'begun'); time.sleep(600)"
+    mine, theirs = socket.socketpair()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=theirs, env={**os.environ, LIFELINE: "1"}) as process:
+        theirs.close()
+        assert mine.recv(1) == b"b"
+        mine.close()
+        try:
+            assert process.wait(60) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 def test_the_real_server_has_no_threads_and_is_ended_by_its_folder(rigs: Callable[..., Rig], tmp_path: Path) -> None:
