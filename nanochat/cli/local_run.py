@@ -67,9 +67,8 @@ class LocalRun(RunHandle):
     status: RunStatus
     by_id: bool = False  # asked for by its id: one of the pipeline's runs, and not simply the latest
     _kept: Attempts | None = field(default=None, init=False, repr=False, compare=False)
-    _looked: bool = field(
-        default=False, init=False, repr=False, compare=False
-    )  # whether `_kept` is as it was at the last look
+    # Whether `_kept` is as of the last look.
+    _looked: bool = field(default=False, init=False, repr=False, compare=False)
 
     @property
     def id(self) -> str:

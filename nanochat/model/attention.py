@@ -8,6 +8,7 @@ A position sees itself and those before it, with a window the newest so many of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,11 @@ def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         is_causal=mask is None,
         enable_gqa=k.size(2) != q.size(2),
     ).transpose(1, 2)
+
+
+def gradients_like(to_y: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    """Room for the gradients of q, k and v: what a kernel's backward gives, as far as torch.compile has to know it."""
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def visible(length: int, window: int | None, device: torch.device) -> Tensor:

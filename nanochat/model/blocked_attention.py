@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.model.attention import gradients_like
+
 ROWS = 128  # of a block
 LONGEST = 1024  # positions in training; beyond them PyTorch's kernel takes less memory
 
@@ -159,9 +161,5 @@ _OPERATORS.define(
 _OPERATORS.impl("blocked_attention", forward, "CPU")
 _OPERATORS.impl("blocked_attention_backward", backward, "CPU")
 torch.library.register_fake("nanochat::blocked_attention", _like_forward, lib=_OPERATORS)
-torch.library.register_fake(
-    "nanochat::blocked_attention_backward",
-    lambda to_y, q, k, v, *_: tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)),
-    lib=_OPERATORS,
-)
+torch.library.register_fake("nanochat::blocked_attention_backward", gradients_like, lib=_OPERATORS)
 torch.library.register_autograd("nanochat::blocked_attention", _backward, setup_context=_keep, lib=_OPERATORS)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.model.attention import gradients_like
 from nanochat.runtime.native_code import compiled
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -89,10 +90,6 @@ def _like_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor,
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(b, h, t, dtype=torch.float32)
 
 
-def _like_backward(to_y: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-
-
 _OPERATORS = torch.library.Library("nanochat", "FRAGMENT")  # see `nanochat.model.blocked_attention`
 _OPERATORS.define("fused_attention(Tensor q, Tensor k, Tensor v, int window) -> (Tensor, Tensor)")
 _OPERATORS.define(
@@ -102,5 +99,5 @@ _OPERATORS.define(
 _OPERATORS.impl("fused_attention", forward, "CPU")
 _OPERATORS.impl("fused_attention_backward", backward, "CPU")
 torch.library.register_fake("nanochat::fused_attention", _like_forward, lib=_OPERATORS)
-torch.library.register_fake("nanochat::fused_attention_backward", _like_backward, lib=_OPERATORS)
+torch.library.register_fake("nanochat::fused_attention_backward", gradients_like, lib=_OPERATORS)
 torch.library.register_autograd("nanochat::fused_attention", _backward, setup_context=_keep, lib=_OPERATORS)

@@ -24,7 +24,8 @@ from nanochat.pipeline.forking import ANSWER_SECONDS, BEGUN, ENDED, READY, Forks
 from nanochat.pipeline.orphan import LAUNCHER
 from nanochat.runtime.threads import settle
 
-IMPORTED = ("pipeline.launcher", "stages.__main__", *(f"stages.{name}" for name in ("base", "mid", "sft", "rl")))
+COMPUTE = ("base", "mid", "sft", "rl", "evaluate")
+IMPORTED = ("pipeline.launcher", "stages.__main__", *(f"stages.{name}" for name in COMPUTE))
 LARGEST = 1 << 20  # bytes of a request that are read at once
 
 
@@ -32,7 +33,7 @@ def imports() -> None:
     """Import what forks would import; what there is then is left alone by their garbage collection."""
     settle()
     gc.disable()
-    for name in (*IMPORTED, "stages.evaluate"):
+    for name in IMPORTED:
         importlib.import_module(f"nanochat.{name}")
     gc.freeze()
     gc.enable()
