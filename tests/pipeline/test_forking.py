@@ -158,7 +158,9 @@ def test_a_lifeline_ends_too_where_its_holder_left_something_unread() -> None:
     begin = "from nanochat.pipeline.orphan import die_with_starter; die_with_starter()"
     program = f"import os, time; {begin}; os.write(0, b'begun'); time.sleep(600)"
     mine, theirs = socket.socketpair()
-    with subprocess.Popen([sys.executable, "-c", program], stdin=theirs, env={**os.environ, LIFELINE: "1"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs.fileno(), env={**os.environ, LIFELINE: "1"}
+    ) as process:
         theirs.close()
         assert mine.recv(1) == b"b"
         mine.close()
