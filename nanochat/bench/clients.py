@@ -4,7 +4,8 @@
 
 Both answer the same prompts of random tokens, at temperature 0 and to the last token that is asked for, beside so many
 processes that keep a core busy. Clients read streams, each on a connection of its own, and do as little as they can
-with what they read: they run on the same machine.
+with what they read: they run on the same machine. Afterwards requests come one by one at random times, at four fifths of
+the rate that the server has shown.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ PROMPT, BYTES = 32, 256  # tokens of a prompt, and of those that every vocabular
 MOST_READ = 64 << 10  # bytes at a time
 LONGEST_ANSWER = 64 << 20  # bytes
 BUSY = "while True: pass"
+CALM, ARRIVALS = 0.8, 20  # of the rate with all at once, for so many rounds' worth of requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +74,20 @@ def measure_clients(folder: Path, asked: Clients, *, threads: int) -> dict[str, 
                 engine.append(alone)
                 server.append(served)
                 firsts += first
-    found = [Measured("engine", engine), Measured("server", server)]
+            found = [Measured("engine", engine), Measured("server", server)]
+            reached = found[1].rate("answers")
+            later = crowd.arrivals(CALM * reached.median)
     return {
         "bench": "clients",
         "asked": asdict(asked),
         "measured": [item.to_dict() for item in found],
-        "requests_per_second": asdict(found[1].rate("answers")),
+        "requests_per_second": asdict(reached),
         "share": {
             "seconds": asdict(times_faster(found[1], found[0])),
             "cpu_seconds": asdict(times_faster(found[1], found[0], under="cpu_seconds")),
         },
         "first_token": quantiles(firsts),
+        "arrivals": {"requests_per_second": CALM * reached.median, "first_token": quantiles(later)},
     }
 
 
@@ -125,6 +130,20 @@ class Crowd:
         told = {"seconds": taken, "cpu_seconds": used, "answers": len(asked), "tokens": len(asked) * self._asked.tokens}
         return told, firsts
 
+    def arrivals(self, rate: float) -> list[float]:
+        """Let requests begin at random times, so many a second; the seconds to the first token of each."""
+        asked = [prompt for _ in range(ARRIVALS) for prompt in next(self._prompts)]
+        return asyncio.run(self._arrive(asked, rate))
+
+    async def _arrive(self, prompts: list[list[int]], rate: float) -> list[float]:
+        draw = random.Random(SEED)
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for prompt in prompts:
+                tasks.append(group.create_task(self._ask(prompt)))
+                await asyncio.sleep(draw.expovariate(rate))
+        return [task.result() for task in tasks]
+
     async def _all(self, prompts: list[list[int]]) -> list[float]:
         return await asyncio.gather(*(self._ask(prompt) for prompt in prompts))
 
@@ -164,4 +183,14 @@ def clients_tables(document: Mapping[str, Any]) -> list[Table]:
     ]
     share = document["share"]
     rows.append(["server's tokens/s, of the engine's", times(share["seconds"]), times(share["cpu_seconds"])])
-    return [Table(title, ["", "by the clock", "by CPU time"], rows)]
+    calm = document["arrivals"]
+    later = [[f"{short(calm['first_token'][at])} s" for at in ("p50", "p90", "p99")]]
+    return [
+        Table(title, ["", "by the clock", "by CPU time"], rows),
+        Table(
+            f"First tokens of {calm['first_token']['count']} requests that come by themselves, "
+            f"{short(calm['requests_per_second'])} a second",
+            ["50 % within", "90 % within", "99 % within"],
+            later,
+        ),
+    ]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from bench_shapes import bench, document, sentence
 
-from nanochat.bench.clients import clients_tables
+from nanochat.bench.clients import ARRIVALS, CALM, clients_tables
 from nanochat.bench.conversations import Answer, Load
 from nanochat.bench.serve import busiest, measure_serve, quantiles, serve_tables
 from nanochat.model.export import save_model
@@ -192,7 +192,11 @@ def test_a_server_takes_turns_with_its_engine(tmp_path: Path, model: Path) -> No
     engine, server = (item["figures"]["seconds"] for item in found["measured"])
     share = found["share"]["seconds"]
     assert engine["low"] / server["high"] <= share["median"] <= engine["high"] / server["low"]
-    title, *_ = (table.title for table in clients_tables(found))
+    later = found["arrivals"]
+    assert later["first_token"]["count"] == 5 * ARRIVALS and later["first_token"]["p50"] > 0
+    assert later["requests_per_second"] == CALM * found["requests_per_second"]["median"]
+    title, arrivals = (table.title for table in clients_tables(found))
+    assert f"{5 * ARRIVALS} requests that come by themselves" in arrivals
     assert "5 clients at once on 2 slots, 6 tokens each, beside 1 busy processes" in title
 
 
