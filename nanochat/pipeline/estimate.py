@@ -17,12 +17,12 @@ from nanochat.runtime.accelerators import find_accelerator
 from nanochat.spec.pipeline import TRAINING, PipelineSpec
 from nanochat.spec.stages import Stage
 from nanochat.spec.training import TrainingStage
-from nanochat.training.compiling import COST, LOGIT_GAIN, saved_seconds
+from nanochat.training.compiling import COST, saved_seconds
 
 # Two cores of an AMD EPYC with AVX512-BF16: seconds of a core.
 CPU_FLOPS = 400e9  # a second, in matrix products
-CPU_ELEMENT, CPU_COMPILED = 30e-9, 23e-9  # for each token, layer and unit of width: all between the products
-CPU_LOGIT = 1.7e-9  # for each token and word of the vocabulary; LOGIT_GAIN less where it is compiled
+CPU_ELEMENT = 30e-9  # for each token, layer and unit of width: all between the products, by own code
+CPU_LOGIT = 1.7e-9  # for each token and word of the vocabulary
 CPU_STEP = 0.07  # for each step of the optimizer
 CPU_CALL = 0.4e-3  # for each layer of a pass that draws one token of each row
 CPU_CHARACTERS = {"dataset": 4e6, "tokenizer": 3e6, "tokens": 3.5e6}  # a second: generated, learned, encoded
@@ -64,18 +64,15 @@ def assumed_seconds(stage: str, work: Work, settings: Stage, model: ModelConfig,
         flops = machine.gpus * (found.peak * found.use if found else UNKNOWN_FLOPS)
         start = START_COMPUTE + (GPU_START if compiled and compiled != "never" else 0.0)
         return start + max(flops_per_token(model) * tokens / flops, GPU_STEP * work.steps) + GPU_CALL * work.calls
-    trained, others = work.trained, tokens - work.trained
-    seconds = CPU_STEP * work.steps + _core_seconds(others, model)
-    gain = saved_seconds(model, trained) / machine.cores if stage in ("base", "mid") else 0.0
-    if stage in TRAINING and (compiled == "always" or (compiled == "auto" and gain > COST)):
-        seconds += _core_seconds(trained, model, CPU_COMPILED, CPU_LOGIT - LOGIT_GAIN)
-        seconds += COST * machine.cores  # one of them compiles
-    else:
-        seconds += _core_seconds(trained, model)
+    seconds = CPU_STEP * work.steps + _core_seconds(tokens, model)
+    saved = saved_seconds(model, work.trained, fused=True)
+    pays = stage in ("base", "mid") and saved / machine.cores > COST
+    if stage in TRAINING and (compiled == "always" or (compiled == "auto" and pays)):
+        seconds += COST * machine.cores - saved  # one of them compiles
     return START_FORK + seconds / machine.cores + CPU_CALL * model.depth * work.calls
 
 
-def _core_seconds(tokens: float, model: ModelConfig, element: float = CPU_ELEMENT, logit: float = CPU_LOGIT) -> float:
+def _core_seconds(tokens: float, model: ModelConfig) -> float:
     """Seconds of a core for so many tokens, forward and backward."""
-    each = flops_per_token(model) / CPU_FLOPS + element * model.depth * model.width + logit * model.vocab_size
+    each = flops_per_token(model) / CPU_FLOPS + CPU_ELEMENT * model.depth * model.width + CPU_LOGIT * model.vocab_size
     return each * tokens

@@ -79,20 +79,21 @@ class TrainingSession:
         and `trend` are the guard's."""
         context, settings = self.context, self.settings
         flops = flops_per_token(self.model.config)
-        decision = decide(
-            settings.compile,
-            self.device.device,
-            self.model.config,
-            tokens=step_tokens * steps / self.world.size,
-            fixed_shapes=fixed_shapes,
-            deterministic=settings.deterministic,
-        )
         attention = choose_attention(
             self.device,
             self.model.config,
             deterministic=settings.deterministic,
             world=self.world,
             cache=context.artifacts.cache,
+        )
+        decision = decide(
+            settings.compile,
+            self.device.device,
+            self.model.config,
+            tokens=step_tokens * steps / self.world.size,
+            fixed_shapes=fixed_shapes,
+            fused=attention.fused,
+            deterministic=settings.deterministic,
         )
         attention.use_in(self.model, compiled=decision.compiled)
         product = "FP8" if self.use_fp8() else self.precision

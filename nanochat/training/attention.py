@@ -39,6 +39,11 @@ class Choice:
     reason: str
     pointwise: Pointwise = PLAIN
 
+    @property
+    def fused(self) -> bool:
+        """Whether own code computes what lies between the products of a model that is not compiled."""
+        return self.pointwise is not PLAIN
+
     def use_in(self, model: Transformer, *, compiled: bool) -> None:
         """Let a model compute by it; what torch.compile takes it fuses itself."""
         model.attend = self.attend

@@ -25,7 +25,7 @@ def two_threads_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def choose(
     config: ModelConfig, tokens: float, setting: Any = "auto", device: torch.device = CPU, **changes: Any
 ) -> Decision:
-    return decide(setting, device, config, tokens=tokens, **{"fixed_shapes": True} | changes)
+    return decide(setting, device, config, tokens=tokens, **{"fixed_shapes": True, "fused": False} | changes)
 
 
 def test_compiling_pays_for_long_training_and_not_for_the_demo() -> None:
@@ -33,6 +33,12 @@ def test_compiling_pays_for_long_training_and_not_for_the_demo() -> None:
     assert choose(DEMO, 100 * 150 * 4096).compiled
     assert not choose(LARGER, 10 * 8192).compiled
     assert choose(LARGER, 1000 * 8192).compiled
+
+
+def test_less_is_left_to_gain_beside_own_code() -> None:
+    between = 100 * 8192  # tokens
+    assert choose(LARGER, between).compiled and not choose(LARGER, between, fused=True).compiled
+    assert choose(LARGER, 1000 * 8192, fused=True).compiled
 
 
 def test_a_larger_vocabulary_gains_more() -> None:
