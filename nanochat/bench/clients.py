@@ -4,8 +4,8 @@
 
 Both answer the same prompts of random tokens, at temperature 0 and to the last token that is asked for, beside so many
 processes that keep a core busy. Clients read streams, each on a connection of its own, and do as little as they can
-with what they read: they run on the same machine. Afterwards requests come one by one at random times, at four fifths of
-the rate that the server has shown.
+with what they read: they run on the same machine. Afterwards requests come one by one at random times, at 80 % of the
+rate that the server has shown.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def decide(
     fused: bool,
     deterministic: bool = False,
 ) -> Decision:
-    """For training of so many tokens on this process; each shape of a batch is compiled anew. `fused`: what lies between
-    the products is own code otherwise."""
+    """For training of so many tokens on this process; each shape of a batch is compiled anew. `fused`: own code
+    does what lies between the products otherwise."""
     if setting == "max-autotune":
         if device.type != "cuda":
             return Decision(True, "compiled, not tuned: only kernels of a CUDA GPU are")
