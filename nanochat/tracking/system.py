@@ -43,7 +43,12 @@ class Machine:
         self._samples = 0
         began = time.monotonic()
         self._idle = idle()  # by the clock, for psutil.cpu_percent counts for each thread anew
-        self._ticker = Ticker("system", self.sample, lambda: max(SECONDS, SHARE * (time.monotonic() - began)))
+        self._ticker = Ticker(
+            "system",
+            self.sample,
+            lambda: max(SECONDS, SHARE * (time.monotonic() - began)),
+            last=lambda: not self._samples,  # the shortest launch has a sample, too
+        )
 
     @classmethod
     def of(cls, store: Store, run: str, *, stage: str, launch: str, node: int | None) -> Machine | None:

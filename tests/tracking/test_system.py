@@ -75,6 +75,14 @@ def test_each_of_several_nodes_has_names_of_its_own(store: Store, nvml: SimpleNa
     }  # fmt: skip
 
 
+def test_the_shortest_launch_has_a_sample(store: Store) -> None:
+    machine = Machine.of(store, RUN, stage="base", launch="01-a", node=None)
+    assert machine is not None
+    machine.close()
+    found = system_metrics(JournalReader(store, RUN, kind=SYSTEM), "base", 0.0)
+    assert {len(points) for points in found.values()} == {1}
+
+
 @pytest.mark.parametrize(("spare", "percentage"), [(0.0, 100.0), (1e9, 0.0)])
 def test_the_time_in_which_cpus_worked_counts(
     store: Store, monkeypatch: pytest.MonkeyPatch, spare: float, percentage: float
