@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from nanochat.inference import ContextTooLong
 from nanochat.serving.bodies import MAX_TEXT, Text
@@ -49,6 +49,22 @@ Prompts = Annotated[
 ]
 
 
+def _all_sent(best_of: int) -> int:
+    if best_of != 1:
+        raise ValueError("is not honoured: all that is written is sent; leave it out, and ask for several with 'n'")
+    return best_of
+
+
+def _no_end(suffix: str) -> str:
+    if suffix:
+        raise ValueError("is not honoured: this model can't write towards an end; leave it out")
+    return suffix
+
+
+_BestOf = Annotated[int, AfterValidator(_all_sent), Field(json_schema_extra={"enum": [1]})]
+_Suffix = Annotated[Text, AfterValidator(_no_end), Field(json_schema_extra={"enum": [""]})]
+
+
 class CompletionRequest(SampledRequest):
     """The body of POST /v1/completions."""
 
@@ -57,8 +73,8 @@ class CompletionRequest(SampledRequest):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     add_special_tokens: Annotated[bool | None, Field(description="Whether prompts begin with bos, as they do.")] = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None  # the model can't write what stands before it
+    best_of: _BestOf | None = None
+    suffix: _Suffix | None = None
 
     @field_validator("prompt")
     @classmethod

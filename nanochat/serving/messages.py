@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from nanochat.serving.bodies import MAX_TEXT, Body, Items, Label, Text, text_or_list
+from nanochat.serving.neutral import Pairs
 
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_ROLES = ("tool", "function")
@@ -68,6 +69,7 @@ class Part(Body):
     type: Annotated[Text, Field(json_schema_extra={"enum": list(KINDS)})]
     text: Text | None = None
     refusal: Text | None = None
+    prompt_cache_breakpoint: Pairs | None = None  # without effect
 
     @model_validator(mode="after")
     def _is_text(self) -> Part:
@@ -100,6 +102,7 @@ class ChatMessage(Body):
     parts: Annotated[Items[Part] | None, Field(description="What an answer of this server said, with its tool.")] = None
     refusal: Text | None = None
     name: Label | None = None
+    annotations: list[Any] | None = None  # without effect, as in answers
     tool_calls: list[Any] | None = Field(default=None, json_schema_extra={"maxItems": 0})
     function_call: Any = Field(default=None, json_schema_extra={"type": "null"})
     audio: Any = Field(default=None, json_schema_extra={"type": "null"})

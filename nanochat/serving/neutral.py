@@ -13,15 +13,20 @@ from pydantic import AfterValidator, Field
 
 from nanochat.serving.bodies import Label
 
-MAX_METADATA = 64
+MAX_PAIRS = 64
 
-Metadata = Annotated[dict[Label, Any], Field(max_length=MAX_METADATA)]
+Pairs = Annotated[dict[Label, Any], Field(max_length=MAX_PAIRS)]  # metadata, and options without effect
 
 
-def _no_tools(tools: list[Any]) -> list[Any]:
-    if tools:
-        raise ValueError("are not honoured: this model calls no tools of yours; leave them out")
-    return tools
+def absent(why: str) -> AfterValidator:
+    """For a field that has to be null, beside NULL, or an empty list, beside EMPTY; `why` goes on with its name."""
+
+    def check(value: Any) -> Any:
+        if value not in (None, []):
+            raise ValueError(why)
+        return value
+
+    return AfterValidator(check)
 
 
 def _no_choice(choice: Any) -> Any:
@@ -30,19 +35,9 @@ def _no_choice(choice: Any) -> Any:
     return choice
 
 
-NoTools = Annotated[list[Any], AfterValidator(_no_tools), Field(json_schema_extra={"maxItems": 0})]
-NoChoice = Annotated[Any, AfterValidator(_no_choice), Field(json_schema_extra={"enum": [None, "none", "auto"]})]
-
-
 NULL = Field(json_schema_extra={"type": "null"})
+EMPTY = Field(json_schema_extra={"maxItems": 0})
 
-
-def absent(why: str) -> AfterValidator:
-    """For a field that has to be null, beside NULL; `why` goes on with the field's name."""
-
-    def check(value: Any) -> Any:
-        if value is not None:
-            raise ValueError(why)
-        return value
-
-    return AfterValidator(check)
+NoTools = Annotated[list[Any], absent("are not honoured: this model calls no tools of yours; leave them out"), EMPTY]
+NoModeration = Annotated[Any, absent("is not honoured: this server moderates nothing; leave it out"), NULL]
+NoChoice = Annotated[Any, AfterValidator(_no_choice), Field(json_schema_extra={"enum": [None, "none", "auto"]})]

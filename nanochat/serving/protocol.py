@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 from nanochat.serving.bodies import Items, Label
 from nanochat.serving.forms import ResponseFormat
 from nanochat.serving.messages import ChatMessage, check_end, check_length
-from nanochat.serving.neutral import NULL, Metadata, NoChoice, NoTools, absent
+from nanochat.serving.neutral import NULL, NoChoice, NoModeration, NoTools, Pairs, absent
 from nanochat.serving.sampled import MAX_TOP_LOGPROBS, Count, SampledRequest
 
 _Absent = Annotated[Any, absent("is not honoured: this model neither speaks nor searches; leave it out"), NULL]
@@ -56,11 +56,12 @@ class ChatRequest(SampledRequest):
     # Taken, and without effect
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
+    prompt_cache_options: Pairs | None = None
     prompt_cache_retention: Label | None = None
     service_tier: Label | None = None
     reasoning_effort: Label | None = None
     verbosity: Label | None = None
-    metadata: Metadata | None = None
+    metadata: Pairs | None = None
     prediction: Any = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
@@ -73,6 +74,7 @@ class ChatRequest(SampledRequest):
     tool_choice: NoChoice = None
     function_call: NoChoice = None
     web_search_options: _Absent = None
+    moderation: NoModeration = None
 
     @field_validator("messages")
     @classmethod

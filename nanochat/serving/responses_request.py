@@ -15,13 +15,16 @@ from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 from nanochat.serving.bodies import Body, Items, Label, Text, text_or_list
 from nanochat.serving.forms import TextFormat
 from nanochat.serving.messages import ChatMessage, Part, check_end, check_length, text_or_refusal
-from nanochat.serving.neutral import NULL, Metadata, NoChoice, NoTools, absent
+from nanochat.serving.neutral import EMPTY, NULL, NoChoice, NoModeration, NoTools, Pairs, absent
 from nanochat.serving.protocol import ChatRequest, Truncation
 from nanochat.serving.sampled import MAX_TOP_LOGPROBS, Count, ModelName, StreamOptions
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
 _TEXTS = ("input_text", "output_text", "text")
 _Absent = Annotated[Any, absent("refers to what is stored, and nothing is stored here; send all in 'input'"), NULL]
+_Compaction = Annotated[
+    list[Any], absent("is not honoured: nothing is compacted here; leave it out, or set truncation to auto"), EMPTY
+]
 
 
 class InputPart(Part):
@@ -30,6 +33,8 @@ class InputPart(Part):
     model_config = ConfigDict(json_schema_extra=text_or_refusal(*_TEXTS))
 
     type: Annotated[Text, Field(json_schema_extra={"enum": [*_TEXTS, "refusal"]})]
+    annotations: list[Any] | None = None  # without effect, as in answers
+    logprobs: list[Any] | None = None
 
     @field_validator("type")
     @classmethod
@@ -50,6 +55,7 @@ class InputItem(ChatMessage):
     type: Annotated[Label, Field(json_schema_extra={"enum": ["message"]})] | None = None
     id: Label | None = None
     status: Label | None = None
+    phase: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -87,17 +93,21 @@ class ResponsesRequest(Body):
     text: TextConfig | None = None
 
     # Taken, and without effect
-    metadata: Metadata | None = None
+    metadata: Pairs | None = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Count | None = None
-    reasoning: Annotated[dict[Label, Any], Field(max_length=64)] | None = None
+    reasoning: Pairs | None = None
     stream_options: StreamOptions | None = None
     service_tier: Label | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
+    prompt_cache_options: Pairs | None = None
     prompt_cache_retention: Label | None = None
+    image: Pairs | None = None
+    access_programs: Pairs | None = None
+    background_options: Pairs | None = None
 
     # Taken as long as they ask for nothing
     tools: NoTools | None = None
@@ -106,6 +116,8 @@ class ResponsesRequest(Body):
     previous_response_id: _Absent = None
     conversation: _Absent = None
     prompt: _Absent = None
+    moderation: NoModeration = None
+    context_management: _Compaction | None = None
 
     @field_validator("background")
     @classmethod

@@ -132,7 +132,7 @@ def routes(vocabulary: int) -> list[Route]:
         Route("/v1/chat/completions", chat, _conversation, "choices", _logprobs_are_told),
         Route(
             "/v1/completions",
-            of_fields(CompletionRequest, {**shared, "prompt": prompts, "suffix": Extremes([None, ""], ["a", 7, []])}),
+            of_fields(CompletionRequest, {**shared, "prompt": prompts}),
             lambda rnd: {"prompt": rnd.choice(TEXTS), "max_tokens": rnd.randrange(6), "stream": _rarely(rnd)},
             "choices",
             _prompt_has_tokens,
@@ -242,10 +242,12 @@ _NESTED = {
     "messages.parts": Extremes([None, [], [{"type": "text", "text": "a"}]], [7, "x", [7], [{"type": "python"}]]),
     "messages.refusal": Extremes([None, "", "No"], [7, [], {}]),
     "messages.name": extremes(ChatMessage.model_json_schema()["properties"]["name"]),
+    "messages.annotations": Extremes([None, []], [7, {}]),
     "messages.tool_calls": Extremes([None, []], [[{"id": "1"}], "x"]),
     "messages.function_call": Extremes([None], [{"name": "f"}]),
     "messages.audio": Extremes([None], [{"id": "1"}]),
     "parts.type": Extremes(["text"], ["image_url", "input_audio", "file", "python", "", 7, None]),
     "parts.text": _TEXT,
     "parts.refusal": Extremes([None, ""], [7, {}]),
+    "parts.prompt_cache_breakpoint": Extremes([None, {"mode": "explicit"}], [7, []]),
 }

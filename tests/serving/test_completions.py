@@ -153,8 +153,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [1] * 512, "add_special_tokens": False}, "512 tokens", "prompt"),
     ({"prompt": "", "add_special_tokens": False}, "has no tokens", "prompt"),
     ({"logprobs": 21}, "less than or equal to 20", "logprobs"),
-    ({"best_of": 2}, "less than or equal to 1", "best_of"),
-    ({"suffix": "end"}, "at most 0", "suffix"),
+    ({"best_of": 2}, "'best_of' is not honoured: all that is written is sent", "best_of"),
+    ({"suffix": "end"}, "can't write towards an end", "suffix"),
     ({"max_tokens": -1}, "greater than or equal to 0", "max_tokens"),
 ]
 

@@ -7,10 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
+from openai.types import chat, completion_create_params, responses
 from pydantic import TypeAdapter
 
+from nanochat.serving.bodies import Body
+from nanochat.serving.completion_request import CompletionRequest
+from nanochat.serving.messages import ChatMessage, Part
 from nanochat.serving.objects import ChatCompletion, ChatCompletionChunk, ErrorObject, ModelList
 from nanochat.serving.protocol import ChatRequest
+from nanochat.serving.responses_request import InputItem, InputPart, ResponsesRequest, TextConfig
+from nanochat.serving.sampled import StreamOptions
 from nanochat.serving.settings import ServerSettings
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -57,3 +64,23 @@ def test_answers_have_the_published_shapes(server: Any) -> None:
 def test_without_keys_none_is_asked_for(server: Any) -> None:
     published = httpx.get(f"{server.url}/openapi.json").json()
     assert "security" not in published["paths"]["/v1/chat/completions"]["post"]
+
+
+KNOWN: list[tuple[type[Body], list[Any]]] = [
+    (ChatRequest, [chat.completion_create_params.CompletionCreateParamsNonStreaming]),
+    (ChatMessage, [chat.ChatCompletionUserMessageParam, chat.ChatCompletionAssistantMessageParam]),
+    (Part, [chat.ChatCompletionContentPartTextParam, chat.ChatCompletionContentPartRefusalParam]),
+    (StreamOptions, [chat.ChatCompletionStreamOptionsParam, responses.response_create_params.StreamOptions]),
+    (CompletionRequest, [completion_create_params.CompletionCreateParamsNonStreaming]),
+    (ResponsesRequest, [responses.response_create_params.ResponseCreateParamsNonStreaming]),
+    (InputItem, [responses.EasyInputMessageParam, responses.ResponseOutputMessageParam]),
+    (InputPart, [responses.ResponseInputTextParam, responses.ResponseOutputTextParam]),
+    (TextConfig, [responses.ResponseTextConfigParam]),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), KNOWN)
+def test_every_field_of_openais_client_is_taken_or_refused_by_name(ours: type[Body], theirs: list[Any]) -> None:
+    """What is not declared is ignored, which is for others' fields."""
+    for each in theirs:
+        assert set(each.__required_keys__ | each.__optional_keys__) - set(ours.model_fields) == set(), each.__name__

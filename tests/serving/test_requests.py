@@ -48,7 +48,7 @@ CHANGES_NOTHING: list[dict[str, Any]] = [
     },
     {"stream_options": {"include_usage": True, "include_obfuscation": False}},
     {"top_logprobs": 0, "stop": [], "logprobs": False},
-    {"stop": "", "web_search_options": None},
+    {"stop": "", "web_search_options": None, "prompt_cache_options": {"ttl": "30m"}},
     {"temprature": 1, "thinking": {"type": "disabled"}, "chat_template_kwargs": {}, "best_of": 1},
     {"messages": [{"role": "user", "content": "Hi", "color": 1, "name": "Ann"}]},
     {
@@ -135,6 +135,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"modalities": ["text", "audio"]}, "more than text", "modalities"),
     ({"audio": {"voice": "alloy"}}, "neither speaks", "audio"),
     ({"web_search_options": {}}, "nor searches", "web_search_options"),
+    ({"moderation": {"model": "omni-moderation-latest"}}, "moderates nothing", "moderation"),
     ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]}, "knows no tools", "messages.0.role"),
     ({"messages": [{"role": "function", "content": "4", "name": "f"}]}, "knows no tools", "messages.0.role"),
     ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "calls of tools", "messages.0.tool_calls"),

@@ -132,6 +132,8 @@ NEUTRAL: list[dict[str, Any]] = [
     {"store": True, "metadata": {"a": "b"}, "reasoning": {"effort": "low"}, "parallel_tool_calls": True, "user": "u"},
     {"tools": [], "tool_choice": "auto", "text": {"format": {"type": "text"}, "verbosity": "low"}, "background": False},
     {"previous_response_id": None, "conversation": None, "include": [], "stream": False, "max_tool_calls": 3},
+    {"prompt_cache_options": {"ttl": "30m"}, "image": {}, "access_programs": {}, "context_management": []},
+    {"background_options": {"completion_window": "soonest"}},
 ]
 
 
@@ -152,6 +154,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": "ox " * 3000}, "at least", "input"),
     ({"previous_response_id": "resp_1"}, "nothing is stored here", "previous_response_id"),
     ({"background": True}, "would be stored", "background"),
+    ({"moderation": {"model": "omni-moderation-latest"}}, "moderates nothing", "moderation"),
+    ({"context_management": [{"type": "compaction"}]}, "nothing is compacted here", "context_management"),
     ({"tools": [{"type": "web_search"}]}, "calls no tools of yours", "tools"),
     ({"text": {"format": {"type": "xml"}}}, "can be held to text, json_object and", "text.format.type"),
     ({"max_output_tokens": 0}, "greater than or equal to 1", "max_output_tokens"),
