@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from kubernetes.client import V1ObjectReference
 
+from nanochat.pipeline.initial_model import check_initial_model
 from nanochat.pipeline.planner import UNDER_WAY, Phase, Status
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.chatpipeline import API_VERSION, KIND
@@ -205,10 +206,12 @@ class Run:
             return state, ""
         try:
             accepted = admit_object(found, self.services.config, self.services.cluster, self.services.graphs)
+            artifacts = self.services.stores.artifacts(accepted.profile)
+            check_initial_model(accepted.spec, accepted.graph, artifacts)
             if isinstance(state, Ready):
                 state.admit(accepted)
             else:
-                state = Ready.open(self.uid, accepted, self.services.stores.artifacts(accepted.profile))
+                state = Ready.open(self.uid, accepted, artifacts)
                 self.services.suspicion.learn(self.uid, state.attempts.all())
         except UserError as error:
             return (state, error.message) if isinstance(state, Ready) else (NotAdmitted(refused=error.message), "")

@@ -13,6 +13,7 @@ from nanochat.cli.options import File, Set, option
 from nanochat.pipeline.admission import admit_local
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.forecast import Forecast, StageForecast, Target, devices_of
+from nanochat.pipeline.initial_model import check_initial_model
 from nanochat.pipeline.outputs import Outputs
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.pipeline.rates import learn
@@ -45,6 +46,7 @@ def show(pipeline: Pipeline, *, device: str | None = None, here: bool = False, j
     admitted, resolved = admit_local(pipeline), resolve_profile(pipeline.spec.store)
     store = open_store(resolved.profile)
     artifacts = Artifacts(store, resolved.cache)
+    check_initial_model(admitted.spec, admitted.graph, artifacts)
     outputs = Outputs(artifacts, admitted.graph)
     outputs.refresh()
     outputs.explain()

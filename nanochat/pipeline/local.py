@@ -27,6 +27,7 @@ from nanochat.pipeline.attempts import AttemptLog, AttemptRecord, confirmed
 from nanochat.pipeline.changed_sources import changed_sources
 from nanochat.pipeline.devices import Devices
 from nanochat.pipeline.forking import ForkServer
+from nanochat.pipeline.initial_model import check_initial_model
 from nanochat.pipeline.leases import Lease
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.logs import LogSync
@@ -142,6 +143,7 @@ class LocalRunner:
             self.outputs.refresh()
             self.outputs.forget_outdated()
             self.outputs.check_release(light_registry(self.resolved.tracking))
+            check_initial_model(self.spec, self.graph, self.outputs.artifacts)
             self._check_selection()
             self.outputs.explain()
             for sentence in changed_sources(self.spec, self.graph, self.outputs.artifacts):

@@ -14,14 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanochat.model.artifact import KIND, MADE_OF, fingerprint
+from nanochat.model.artifact import MADE_OF, fingerprint
 from nanochat.pipeline.graph import Output
+from nanochat.pipeline.initial_model import find_initial_model
 from nanochat.pipeline.plan import StagePlan
 from nanochat.pipeline.ref import ArtifactRef
 from nanochat.pipeline.resolve import Horizon
 from nanochat.pipeline.runs import RunPaths
 from nanochat.spec.environment import integer
-from nanochat.spec.errors import StorageError, UserError
+from nanochat.spec.errors import StorageError
 from nanochat.spec.pipeline import PipelineSpec
 from nanochat.storage.artifacts import Artifacts, Writer
 from nanochat.storage.checkpoints import Checkpoints
@@ -89,12 +90,8 @@ class StageContext:
 
     @cached_property
     def initial_model(self) -> Manifest | None:
-        """The model that training starts from where the pipeline names one; UserError where the store has none."""
-        key = self.spec.stages.initial_model
-        found = self.artifacts.find(KIND, key) if key else None
-        if key and found is None:
-            raise UserError(f"initialModel: this store has no model {key}: import it into this store, or name another")
-        return found
+        """The model that training starts from where the pipeline names one, as it describes it; else UserError."""
+        return find_initial_model(self.spec, self.artifacts)
 
     def has(self, ref: str) -> bool:
         """Whether 'kind/name' is among the inputs."""

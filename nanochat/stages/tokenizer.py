@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 from nanochat.data.text import read_text
-from nanochat.model.artifact import CONFIG, TOKENIZER, read_config
-from nanochat.pipeline.resolve import shape_settings, shard_name
-from nanochat.spec.errors import Stopped, UserError
+from nanochat.model.artifact import TOKENIZER
+from nanochat.pipeline.resolve import shard_name
+from nanochat.spec.errors import Stopped
 from nanochat.stages.context import StageContext
 from nanochat.storage.manifest import Manifest
 from nanochat.tokenizer import Tokenizer
@@ -66,17 +66,8 @@ def run(context: StageContext) -> None:
 
 
 def take(context: StageContext, model: Manifest) -> None:
-    """Commit the tokenizer of a model. UserError where the pipeline describes a model of another shape."""
-    folder = context.artifacts.fetch(model, [CONFIG, TOKENIZER])
-    found, declared = shape_settings(read_config(folder)), shape_settings(context.horizon.model)
-    wrong = [f"{name}={value}" for name, value in found.items() if declared.get(name) != value]
-    wrong += [f"no {name}" for name in declared.keys() - found.keys()]
-    if wrong:
-        raise UserError(
-            f"initialModel: the pipeline describes another model than {model.key}, which has {', '.join(wrong)}: "
-            "set that"
-        )
-    tokenizer, output = Tokenizer.load(folder), context.outputs[0]
+    """Commit the tokenizer of a model."""
+    tokenizer, output = Tokenizer.load(context.artifacts.fetch(model, [TOKENIZER])), context.outputs[0]
     with context.writer(output) as writer:
         tokenizer.save(writer.folder)
         context.commit(writer, output, {"vocabSize": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint})

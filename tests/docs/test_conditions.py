@@ -34,6 +34,7 @@ OTHERS = (
     "pipeline/attempts",
     "pipeline/explain",
     "pipeline/graph",
+    "pipeline/initial_model",
     "pipeline/outputs",
     "pipeline/planner",
     "pipeline/preflight",
