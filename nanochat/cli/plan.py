@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Annotated
 
 import typer
@@ -82,7 +83,7 @@ def _print(console: Console, found: Forecast) -> None:
             f"{scientific(horizon['flops'])} FLOPs)"
         )
     console.print(f"{found.name}: {count(horizon['parameters'])} parameters, {training}", soft_wrap=True)
-    _print_stages(console, found)
+    reasons = _print_stages(console, found)
     hours = f", {found.gpu_hours:,.1f} GPU hours" if found.gpu_hours else ""
     console.print(f"In all {duration(found.seconds)}{hours}, {money(found.cost)}", soft_wrap=True)
     kept = f", and {size(found.checkpoints)} of checkpoints while it trains" if found.checkpoints else ""
@@ -98,24 +99,37 @@ def _print(console: Console, found: Forecast) -> None:
     ]  # fmt: skip
     if limits:
         console.print(f"That is more than the budget: {' and '.join(limits)}", soft_wrap=True)
+    if reasons:
+        console.print("Why they run:")
+    for why, stages in reasons.items():
+        line = f"  {', '.join(stages)}: {why}"
+        wrapped = textwrap.wrap(
+            line, console.width, subsequent_indent=" " * 4, break_long_words=False, break_on_hyphens=False
+        )
+        console.print("\n".join(wrapped), markup=False, soft_wrap=True)
 
 
-def _print_stages(console: Console, found: Forecast) -> None:
-    """A line for each stage. Columns in which nothing stands are left out, and what does not fit of why it runs."""
-    stages = [_row(stage) for stage in found.stages]
-    used = [i for i, name in enumerate(HEAD) if name in ("STAGE", "WHY") or any(row[i] for row in stages)]
-    rows = [[row[i] for i in used] for row in (HEAD, *stages)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(used) - 1)]
-    left = max(len(HEAD[-1]) + 5, console.width - sum(widths) - 2 * len(widths))
+def _print_stages(console: Console, found: Forecast) -> dict[str, list[str]]:
+    """A line for each stage, without columns in which nothing stands. Returns why which stages run, where the terminal
+    is too narrow for a column that says so."""
+    rows, why = [HEAD, *map(_row, found.stages)], len(HEAD) - 1
+    widths = {
+        i: max(len(row[i]) for row in rows) for i in range(len(HEAD)) if i == 0 or any(row[i] for row in rows[1:])
+    }
+    reasons: dict[str, list[str]] = {}
+    if sum(widths.values()) + 2 * len(widths) - 2 > console.width and widths.pop(why, None):
+        for stage in found.stages:
+            if stage.why:
+                reasons.setdefault(stage.why, []).append(stage.stage)
     for row in rows:
-        figures = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True))
-        why = row[-1] if len(row[-1]) <= left else row[-1][: left - 3] + "..."
-        console.print("  ".join([row[0].ljust(widths[0]), *figures, why]).rstrip(), markup=False, soft_wrap=True)
+        cells = (row[i].ljust(width) if i in (0, why) else row[i].rjust(width) for i, width in widths.items())
+        console.print("  ".join(cells).rstrip(), markup=False, soft_wrap=True)
+    return reasons
 
 
 def _row(stage: StageForecast) -> tuple[str, ...]:
     if stage.cached:
-        return (stage.stage, *[""] * (len(HEAD) - 2), "cached")
+        return (stage.stage, "", "", "", "cached ", "", "", "", "")
     work = stage.work
     return (
         stage.stage,

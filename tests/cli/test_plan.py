@@ -25,9 +25,29 @@ def test_a_plan_is_one_screen_and_leaves_nothing_behind(home: Path) -> None:
     assert lines[0].startswith("small: ") and "4 steps" in lines[0]
     assert [line.split()[0] for line in lines[2:15]] == [*STAGES, "report", "release"]
     assert len(lines) < 24 and max(map(len, lines[1:15])) <= 80
-    assert lines[1].split() == ["STAGE", "STEPS", "TOKENS", "FLOPS", "TIME", "WHY"], "no GPU, and no price of a core"
-    assert "* assumed" in lines[-1] and "USD" not in done.stdout
+    assert lines[1].split() == ["STAGE", "STEPS", "TOKENS", "FLOPS", "TIME"], "no GPU, and no price of a core"
+    assert "* assumed" in lines[17] and "USD" not in done.stdout
     assert not list((home / "state").glob("**/*")), "nothing was written"
+
+
+def test_why_stages_run_is_a_column_or_stands_below(home: Path) -> None:
+    def said(columns: int, file: Path) -> list[str]:
+        done = called(home, "plan", str(file), COLUMNS=str(columns), **UNTRACKED)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    new = "nothing like it was made before"
+    for file in (home / "small.yaml", SPEEDRUN):
+        wide, narrow = said(160, file), said(80, file)
+        assert wide[1].endswith("  WHY") and wide[5].startswith("base") and wide[5].endswith(f"  {new}")
+        assert "Why they run:" not in wide
+        below = narrow[narrow.index("Why they run:") + 1 :]
+        assert [line[:74].rstrip() for line in narrow[1:15]] == [
+            line.rpartition("  ")[0].rstrip() for line in wide[1:15]
+        ]
+        told = " ".join(line.strip() for line in below if line.startswith("  "))
+        assert f"tokenizer, {', '.join([*STAGES[3:], 'report', 'release'])}: {new}" in told
+        assert all(len(line) <= 80 for line in below)
 
 
 def test_gpus_have_prices_and_a_budget_is_compared(home: Path) -> None:
