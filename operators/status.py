@@ -35,7 +35,7 @@ PROGRESS = (
     "lostCost",
     "waitingCost",
 )  # fields that change while stages run, of the pipeline
-STAGE_PROGRESS = ("step", "total", "rate", "loss", "eta")  # and of a stage
+STAGE_PROGRESS = ("step", "total", "pause", "rate", "loss", "eta")  # and of a stage
 # what the status says of it, the time -> service, token and expiresAt
 AccessOf = Callable[[Mapping[str, str] | None, float], Mapping[str, str] | None]
 SERVING, REACHABLE, BUDGET = "Serving", "StorageReachable", "WithinBudget"  # conditions
@@ -257,6 +257,7 @@ def _stage(item: Any, inputs: StatusInputs, now: float) -> Object:
         "attempts": item.attempts,
         "step": live.step if live else None,
         "total": live.total if live else None,
+        "pause": live.pause[:LONGEST] or None if live else None,
         "rate": ", ".join(f"{value:,.4g} {unit}" for unit, value in live.rates.items())[:LONGEST] if live else None,
         "loss": round(loss, 4) if (loss := _loss(live)) is not None else None,
         "eta": round(live.eta) if live and live.eta is not None else None,

@@ -66,6 +66,9 @@ class StageStatus(StatusSection):
     attempts: int = setting(help="attempts is the number of attempts that were made, the present one included.")
     step: int | None = setting(None, "step is the number of steps that the running attempt has done.", unit="steps")
     total: int | None = setting(None, "total is the number of steps of the stage, once known.", unit="steps")
+    pause: Text | None = setting(
+        None, "pause is what the running attempt does while it makes no steps, for example measuring CORE."
+    )
     rate: Text | None = setting(
         None, "rate is how fast the running attempt is, with its units, for example 9,800 tokens/s."
     )

@@ -173,7 +173,7 @@ class ClusterRun(RunHandle):
             return None
         losses = {"loss": item["loss"]} if item.get("loss") is not None else {}
         rates = [item["rate"]] if item.get("rate") else []
-        parts = steps(item["step"], item.get("total")), details(losses, rates, item.get("eta"))
+        parts = steps(item["step"], item.get("total")), details(item.get("pause", ""), losses, rates, item.get("eta"))
         return StageProgress(", ".join(filter(None, parts)), item["step"], item.get("loss"))
 
     def losses(self, stage: str) -> Sequence[tuple[int, float]]:

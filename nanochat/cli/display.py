@@ -34,9 +34,9 @@ def steps(step: int, total: int | None) -> str:
     return f"{quantity(step)}/{quantity(total)}" if total else quantity(step)
 
 
-def details(losses: Mapping[str, float], rates: Iterable[str], eta: float | None) -> str:
-    """Losses, rates and the time left (seconds)."""
-    parts = [*(f"{name} {value:.3f}" for name, value in losses.items()), *rates]
+def details(pause: str, losses: Mapping[str, float], rates: Iterable[str], eta: float | None) -> str:
+    """Losses, rates and the time left (seconds), behind what pauses the steps."""
+    parts = [*filter(None, [pause]), *(f"{name} {value:.3f}" for name, value in losses.items()), *rates]
     if eta is not None:
         parts.append(f"{duration(eta)} left")
     return ", ".join(parts)
@@ -44,7 +44,8 @@ def details(losses: Mapping[str, float], rates: Iterable[str], eta: float | None
 
 def details_of(state: State) -> str:
     """The `details` that a stage has reported."""
-    return details(state.losses, (f"{quantity(value)} {unit}" for unit, value in state.rates.items()), state.eta)
+    rates = (f"{quantity(value)} {unit}" for unit, value in state.rates.items())
+    return details(state.pause, state.losses, rates, state.eta)
 
 
 class Display:

@@ -57,9 +57,15 @@ def run(context: StageContext) -> None:
             schedule=lambda step: rates(settings, rules, step, horizon.steps),
             step_tokens=rules.batch_tokens,
             measurements=(
-                Measurement(settings.eval_every, lambda step: validation(session, settings)),
-                Measurement(settings.sample_every, lambda step: samples(session, settings, step)),
-                *([Measurement(settings.core_every, measured, after_last=False)] if measured else []),
+                Measurement(
+                    settings.eval_every, lambda step: validation(session, settings), doing="measuring bits per byte"
+                ),
+                Measurement(settings.sample_every, lambda step: samples(session, settings, step), doing="sampling"),
+                *(
+                    [Measurement(settings.core_every, measured, after_last=False, doing="measuring CORE")]
+                    if measured
+                    else []
+                ),
             ),
         )
         loader.close()
@@ -110,14 +116,16 @@ def validation(session: TrainingSession, settings: BaseStage) -> dict[str, float
 
 def core(session: TrainingSession, settings: BaseStage) -> dict[str, float]:
     """CORE on the first examples of each of its tasks, always the same."""
+    tasks = load_tasks(session.context.fetch("eval-bundle/core"))
+    places = {task.label: place for place, task in enumerate(tasks, 1)}
     found = measure_core(
         session.model,
         session.tokenizer,
-        load_tasks(session.context.fetch("eval-bundle/core")),
+        tasks,
         batch_size=settings.device_batch_size,
         world=session.world,
         most=settings.core_max_per_task,
-        tick=lambda label, done: session.alive(),
+        tick=lambda label, done: session.alive(f"measuring CORE, task {places[label]} of {len(tasks)}"),
     )
     return {"val/core": found.core.value}
 

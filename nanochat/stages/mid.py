@@ -27,7 +27,11 @@ def run(context: StageContext) -> None:
             steps=steps,
             schedule=lambda step: rates(settings, step, steps),
             step_tokens=settings.total_batch_tokens,
-            measurements=(Measurement(settings.eval_every, lambda step: validation(session, settings)),),
+            measurements=(
+                Measurement(
+                    settings.eval_every, lambda step: validation(session, settings), doing="measuring bits per byte"
+                ),
+            ),
         )
         session.commit(
             state,

@@ -69,7 +69,11 @@ def run(context: StageContext) -> None:
             schedule=falling(steps=steps, start=settings.init_lr_fraction, final=settings.final_lr_fraction),
             step_tokens=settings.prompts_per_step * settings.samples_per_prompt * settings.max_new_tokens,
             fixed_shapes=False,
-            measurements=(Measurement(settings.eval_every, lambda step: passed(session, objective, problems)),),
+            measurements=(
+                Measurement(
+                    settings.eval_every, lambda step: passed(session, objective, problems), doing="measuring pass@k"
+                ),
+            ),
             # What is minimised is no likelihood: the model is judged by its rewards, and by how it predicts its
             # prompts, which it may get a little worse at.
             margin=math.inf,

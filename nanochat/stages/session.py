@@ -238,9 +238,9 @@ class TrainingSession:
         ]
         return Mixture(files, seed=self.context.spec.seed)
 
-    def alive(self) -> None:
-        """A sign of life in the midst of something long."""
-        self.context.progress.update()
+    def alive(self, doing: str | None = None) -> None:
+        """A sign of life in the midst of something long, and what is being done where that changes."""
+        self.context.progress.update(pause=doing)
 
 
 TOKENIZER_FILES = (TOKENIZER, "byte_lengths.bin")

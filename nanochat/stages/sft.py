@@ -43,8 +43,17 @@ def run(context: StageContext) -> None:
             step_tokens=settings.rows_per_step * length,
             fixed_shapes=False,
             measurements=(
-                Measurement(settings.eval_every, lambda step: validation(session, settings)),
-                Measurement(settings.tasks_every, lambda step: choices(session, settings), after_last=False),
+                Measurement(
+                    settings.eval_every,
+                    lambda step: validation(session, settings),
+                    doing="measuring the validation loss",
+                ),
+                Measurement(
+                    settings.tasks_every,
+                    lambda step: choices(session, settings),
+                    after_last=False,
+                    doing="measuring tasks",
+                ),
             ),
         )
         session.commit(
@@ -66,7 +75,9 @@ def choices(session: TrainingSession, settings: SftStage) -> dict[str, float]:
     how = ChatSettings.of(context.spec.stages.eval_chat, seed=context.spec.seed)
     chat = Chat(session.model, session.tokenizer, replace(how, batch_size=settings.device_batch_size), world=world)
     found = {}
-    for name in choice_tasks(context.spec):
+    names = choice_tasks(context.spec)
+    for place, name in enumerate(names, 1):
+        session.alive(f"measuring {name}, task {place} of {len(names)}")
         with task_errors(name):
             task = open_task(context, name)
             work = Problems.of(task, range(world.rank, min(len(task), settings.tasks_rows), world.size))

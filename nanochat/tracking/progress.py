@@ -49,6 +49,7 @@ class State:
     eta: Seconds | None = None  # seconds to the end, where it can be told
     time: Seconds = 0.0  # seconds since the epoch
     warnings: tuple[str, ...] = ()  # sentences that people should read: damage that was passed over
+    pause: str = ""  # what is done while no step is: "measuring CORE, task 3 of 22"
 
 
 def read_progress(store: Store, folder: str, launch: str) -> State | None:
@@ -114,14 +115,19 @@ class Progress:
         total: int | None = None,
         rates: Mapping[str, float] | None = None,
         losses: Mapping[str, float] | None = None,
+        pause: str | None = None,
     ) -> None:
-        """Report progress; what is not given stays. A new phase begins at step 0 of an unknown total."""
+        """Report progress; what is not given stays. A new phase begins at step 0 of an unknown total. A pause, which
+        '' ends, has no rates and no estimate, and those of before are none of the steps after it."""
         if not self._enabled:
             return
         with self._lock:
             now = self._passed()
             if phase is not None and phase != self._fields.get("phase"):
-                self._fields.update(phase=phase, step=0, total=None, rates={})
+                self._fields.update(phase=phase, step=0, total=None, rates={}, pause="")
+                self._steps.clear()
+            if pause is not None:
+                self._fields.update(pause=pause, rates={})
                 self._steps.clear()
             if total is not None:
                 self._fields["total"] = int(total)

@@ -25,6 +25,7 @@ class Measurement:
     every: int  # steps; 0 is never
     call: Callable[[int], Mapping[str, float]]
     after_last: bool = True
+    doing: str = "measuring"  # what people read while it is called
 
     def due(self, step: int, last: int) -> bool:
         """Whether it is due after `step` steps of `last`."""

@@ -255,12 +255,14 @@ class Trainer:
         self.model.eval()
         with kept_random_state(self.device.device):
             for item in due:
+                self.progress.update(pause=item.doing)
                 values = dict(item.call(step))
                 self.state.metrics |= values
                 if values:
                     self.journal.metrics(step, values)
                     if self.world.first:
                         self._lines.measured(step, values)
+        self.progress.update(pause="")
         self._garbage.collect()
         self._since = self.clock()
 

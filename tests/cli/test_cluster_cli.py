@@ -98,6 +98,13 @@ def test_status_without_a_local_run_is_the_clusters(run: Run) -> None:
     assert "team/small: Running" in said and "40/100, loss 2.500, 9 tokens/s" in said and "waits for base" in said
 
 
+def test_status_says_what_a_stage_does_instead_of_steps(run: Run, server: Server) -> None:
+    base = {"name": "base", "phase": "Running", "attempts": 1, "step": 40, "total": 100, "pause": "measuring CORE"}
+    server.objects[f"{BASE}/small"]["status"] = told(stages=[base])
+    code, said = run("status", "small")
+    assert code == 0 and "40/100, measuring CORE\n" in said, said
+
+
 FORBIDDEN = failure(403, "Forbidden", "leases is forbidden", kind="leases")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +83,8 @@ def test_bars_keep_to_one_line(width: int) -> None:
         rates={"tokens/s": 12345.0},
     )  # fmt: skip
     assert details_of(state) == "loss 1.500, 12.3k tokens/s, 1 h 2 min left"
+    paused = replace(state, rates={}, eta=None, pause="measuring CORE, task 3 of 22")
+    assert details_of(paused) == "measuring CORE, task 3 of 22, loss 1.500"
     text = shown(view({"base": Phase.RUNNING}, progress={"base": state}), terminal=True, width=width)
     assert "training 75/150" in text
     frame = text.replace("\x1b[2K", "").replace("\r", "\n").splitlines()

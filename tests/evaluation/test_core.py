@@ -344,12 +344,13 @@ def test_the_mirrors_bundle_is_understood(mirror: Path, tokenizer: Tokenizer) ->
 
 
 def test_training_measures_the_first_examples(bundle: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    signs: list[None] = []
+    said: list[str] = []
     session: Any = SimpleNamespace(
-        model=model, tokenizer=tokenizer, world=ALONE, alive=lambda: signs.append(None),
+        model=model, tokenizer=tokenizer, world=ALONE, alive=said.append,
         context=SimpleNamespace(fetch=lambda ref: {"eval-bundle/core": bundle}[ref]),
     )  # fmt: skip
-    few = measure_core(model, tokenizer, load_tasks(bundle), batch_size=4, world=ALONE, most=2).core
+    tasks = load_tasks(bundle)
+    few = measure_core(model, tokenizer, tasks, batch_size=4, world=ALONE, most=2).core
     settings = BaseStage.model_validate({"deviceBatchSize": 4, "coreMaxPerTask": 2})
     assert base.core(session, settings) == {"val/core": few.value}
-    assert signs
+    assert said == [f"measuring CORE, task {place} of {len(tasks)}" for place in range(1, len(tasks) + 1)]

@@ -106,7 +106,7 @@ def test_the_largest_status() -> None:
         for n in range(1, 40)
     ]
     rates = {f"{LONG}/s": 1e300, "tokens/s": 9800.0}
-    state = State("base", "01-x", step=2**62, total=2**62, rates=rates, losses={"loss": 1e300}, eta=1e9)
+    state = State("base", "01-x", step=2**62, total=2**62, rates=rates, losses={"loss": 1e300}, eta=1e9, pause=LONG)
     more = {
         "attempts": records,
         "progress": {"base": state},
@@ -143,6 +143,18 @@ def test_what_waits_tells_no_progress_of_before(phase: Phase, step: int | None, 
     assert (told["stages"][0]["step"], told["progress"]) == (step, progress)
     assert (told["stage"], told["loss"]) == ("base", progress and "2.500")
     assert told["message"] == ("base: waits for admission" if phase is Phase.PENDING else None)
+
+
+def test_a_pause_is_told_and_is_progress() -> None:
+    def built(pause: str) -> Any:
+        known = State("base", "01-x", step=60, total=400, pause=pause)
+        planned = Status(Phase.RUNNING, (StageStatus("base", Phase.RUNNING, ""),))
+        one = inputs(Phase.RUNNING, "", planned=planned, progress={"base": known})
+        return status.build(found(), one, status.no_access, NOW)
+
+    first, second, trains = built("measuring CORE, task 1 of 22"), built("measuring CORE, task 2 of 22"), built("")
+    assert first["stages"][0]["pause"] == "measuring CORE, task 1 of 22" and trains["stages"][0]["pause"] is None
+    assert not status.same(first, second) and status.is_progress(first, second) and status.is_progress(second, trains)
 
 
 def test_who_waits_for_another_pipeline_says_so() -> None:

@@ -85,6 +85,32 @@ def test_a_new_phase_begins_anew(store: Store) -> None:
     bar.close()
 
 
+def test_a_pause_has_no_rates_and_no_estimate(store: Store) -> None:
+    clock = Clock()
+    bar = progress(store, clock)
+
+    def step(at: int) -> None:
+        clock.now += 1
+        bar.update(phase="training", step=at, total=100, rates={"tokens/s": 9.0}, losses={"loss": 2.0})
+
+    step(1), step(2)
+    assert bar.state.eta == pytest.approx(98)
+    for task in (1, 2):
+        clock.now += 1000
+        bar.update(pause=f"measuring CORE, task {task} of 2")
+        bar.update()  # a sign of life changes nothing
+        bar.write()
+        state = read_progress(store, FOLDER, "01-a")
+        assert state is not None and state.pause == f"measuring CORE, task {task} of 2"
+        assert (state.step, state.total, dict(state.rates), state.eta) == (2, 100, {}, None)
+        assert state.losses == {"loss": 2.0}
+    bar.update(pause="")
+    assert (bar.state.pause, dict(bar.state.rates), bar.state.eta) == ("", {}, None)
+    step(3), step(4)
+    assert bar.state.eta == pytest.approx(96), "what was measured meanwhile counts as no step"
+    bar.close()
+
+
 def test_the_estimate_follows_the_last_minutes(store: Store) -> None:
     clock = Clock()
     bar = progress(store, clock)

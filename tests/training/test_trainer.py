@@ -150,6 +150,26 @@ def test_measurements_are_due_every_few_steps_and_after_the_last(tmp_path: Path)
     assert state.metrics == {"val/loss": 1 / 12}
 
 
+def test_progress_says_what_is_measured(tmp_path: Path) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def measure(step: int) -> dict[str, float]:
+        state = rig.progress.state
+        assert (state.step, state.rates, state.eta) == (step, {}, None)
+        seen.append((step, state.pause))
+        return {}
+
+    rig = Rig(tmp_path, measurements=(Measurement(5, measure, doing="measuring CORE"), Measurement(7, measure)))
+    rig.run()
+    assert seen == [
+        (5, "measuring CORE"),
+        (7, "measuring"),
+        *((s, "measuring CORE") for s in (10, 12)),
+        (12, "measuring"),
+    ]
+    assert rig.progress.state.pause == ""
+
+
 def test_measurements_do_not_disturb_the_random_state(tmp_path: Path) -> None:
     drawn: list[float] = []
 
