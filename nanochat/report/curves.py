@@ -52,9 +52,10 @@ def training_plots(stage: str, history: History) -> list[Plot]:
 
 
 def told(curves: Sequence[Curve]) -> str:
-    """Curves in words, for those who do not see them: where each begins and ends."""
+    """Curves in words, for those who do not see them: where each begins and ends, or its one point."""
     parts = []
     for curve in (curve for curve in curves if curve.points and not curve.faint):
         (first, begins), (last, ends) = curve.points[0], curve.points[-1]
-        parts.append(f"{curve.name} from {number(begins)} at step {count(first)} to {number(ends)} at {count(last)}")
+        begin, end = f"{number(begins)} at step {count(first)}", f"{number(ends)} at {count(last)}"
+        parts.append(f"{curve.name} {begin}" if first == last else f"{curve.name} from {begin} to {end}")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Curves as SVG, over axes that begin at 0 or, where they have negative values, at the lowest.
+"""Curves as SVG, over axes that have 0 on them.
 
 Axes and words take the colour of the text around them, so a drawing suits a light and a dark page.
 """
@@ -29,14 +29,14 @@ class Curve:
 
 
 def draw(curves: Sequence[Curve], *, name: str, title: str, x: str, y: str, top: float | None = None) -> str | None:
-    """The curves as an SVG element, which screen readers call by `title`; None where no curve has two finite points.
+    """The curves as an SVG element, which screen readers call by `title`; None where no curve has a finite point.
 
     The y axis reaches `top` at least, where that is given.
     """
     shown = []
     for curve in curves:
         points = [(a, b) for a, b in curve.points if math.isfinite(a) and math.isfinite(b)]
-        if len(points) >= 2:
+        if points:
             shown.append(Curve(curve.name, thinned(points), curve.faint))
     if not shown:
         return None
@@ -62,16 +62,17 @@ def draw(curves: Sequence[Curve], *, name: str, title: str, x: str, y: str, top:
             xs, ys = zip(*curve.points, strict=True)
             dashes = _DASHES[solid % len(_DASHES)]
             style: Any = {"linewidth": width, "alpha": alpha, "label": label, "marker": marker, "markersize": 3.5}
-            axes.plot(xs, ys, dashes, color=colour, **style)
+            axes.plot(xs, ys, dashes, color=colour, clip_on=False, **style)  # a point on an axis is whole
             solid += not curve.faint
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(visible=True, color=_INK, alpha=0.15, linewidth=0.6)
         values = [value for curve in shown for _, value in curve.points]
-        axes.set_xlim(min(0.0, *(a for curve in shown for a, _ in curve.points)))
-        highest = max(values) if top is None else max(top, *values)
-        axes.set_ylim(min(0.0, *values), (1.03 * highest if highest > 0 else None))
+        steps = [step for curve in shown for step, _ in curve.points]
+        axes.set_xlim(min(0.0, *steps), None if any(steps) else 1.0)
+        lowest, highest = min(0.0, *values), max(top or 0.0, *values)
+        axes.set_ylim(1.03 * lowest, 1.03 * highest if highest > lowest else 1.0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)

@@ -142,10 +142,22 @@ def test_a_long_curve_keeps_its_extremes() -> None:
 def test_a_plot_is_told_in_words() -> None:
     curves = [Curve("Loss", [(1, 3.0), (600, 1.25)]), Curve("Loss", [(1, 3.0)], faint=True)]
     assert told(curves) == "Loss from 3.000 at step 1 to 1.250 at 600"
+    assert told([Curve("CORE", [(600, 0.25)])]) == "CORE 0.2500 at step 600"
 
 
-def test_a_plot_needs_two_points() -> None:
-    assert draw([Curve("loss", [(1, 3.0), (2, math.nan)])], name="a", title="", x="step", y="loss") is None
+@pytest.mark.parametrize(("step", "value"), [(100, 0.25), (100, -0.25), (100, 0.0), (0, 0.0)])
+def test_a_single_point_is_drawn_on_axes_that_have_zero(step: float, value: float) -> None:
+    points = [(step, value), (step + 1, math.nan)]
+    svg = draw([Curve("CORE", points)], name="a", title="", x="step", y="CORE")
+    assert svg is not None
+    assert svg.count("<use ") == 1 + len(axis(svg, "1")) + len(axis(svg, "2")), "a mark for each tick, and the point"
+    for name, shown in (("1", step), ("2", value)):
+        ticks = axis(svg, name)
+        assert 0.0 in ticks and min(ticks) <= shown and len(set(ticks)) == len(ticks)
+
+
+def test_a_plot_needs_a_point() -> None:
+    assert draw([Curve("loss", [(1, math.nan)])], name="a", title="", x="step", y="loss") is None
     assert draw([], name="a", title="", x="step", y="loss") is None
 
 
