@@ -9,6 +9,7 @@ branches of a chat the one that is shown is read.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ MOST_BYTES = 16 << 20
 MOST_CHATS = 1000  # of a file
 MOST_CHARACTERS = 1_000_000  # of a chat
 NAME = 60  # characters of a first question that name a chat
+# A backslash, a surrogate pair, or half of one, as escapes of JSON.
+_ESCAPE = re.compile(rb"(?i)\\\\|\\u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(d[89a-f][0-9a-f]{2}))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def load(path: Path) -> list[SavedChat]:
             raise UserError(f"There is no file {path}; name one that /save or the chat page's Export made.")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
-        value = read_json(data, limit=MOST_BYTES)
+        value = read_json(_whole(data), limit=MOST_BYTES)
         chats = _File.model_validate(value, strict=True).conversations
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); name another file.") from None
@@ -83,6 +86,11 @@ def load(path: Path) -> list[SavedChat]:
     except ValidationError as error:
         raise UserError(f"{path} was not loaded: {first_problem(error)}.") from None
     return [chat.shown() for chat in sorted(chats, key=lambda chat: -chat.changed)]
+
+
+def _whole(data: bytes) -> bytes:
+    """JSON with U+FFFD for each half of a surrogate pair, as browsers show those that they keep."""
+    return _ESCAPE.sub(lambda found: b"\\ufffd" if found[1] else found[0], data)
 
 
 def _units(text: str) -> int:

@@ -181,6 +181,23 @@ test(`${WRONG.length} files are refused, each with the place where it is wrong`,
   assert.equal(await exported(), before);
 });
 
+test("texts that were cut within a sign are imported, asked and exported", async () => {
+  const half = "half \ud83d";      // an escape in the file
+  const parts = [{ type: "text", text: half }];
+  const given = chat({ name: half, messages: [message({ parts }), reply({ parts })], leaf: 1, settings: { system: half } });
+  await take(file([given]));
+  await page.getByRole("button", { name: /^half/ }).first().click();
+  assert.deepEqual((await said()).map((each) => each.toWellFormed()), ["half \ufffd", "half \ufffd"]);
+  const request = page.waitForRequest((each) => each.method() === "POST");
+  assert.equal(await (await ask(page, "say: on")).innerText(), "on");
+  assert.deepEqual((await request).postDataJSON().messages.map(({ content }) => content), [...Array(3).fill("half \ufffd"), "say: on"]);
+  const kept = JSON.parse(await exported()).conversations.find(({ name }) => name.startsWith("half"));
+  const texts = [kept.name, kept.settings.system, ...kept.messages.map((each) => each.parts[0].text)];
+  assert.deepEqual(texts, [...Array(4).fill("half \ufffd"), "say: on", "on"]);
+  await page.getByRole("button", { name: /^Delete half/ }).click();
+  await page.waitForFunction(() => !document.querySelector("article"));
+});
+
 test("hostile texts of a file are only texts", async () => {
   const hostile = "<img src=x onerror=alert(1)>[a](javascript:alert(1))";
   const parts = [{ type: "text", text: hostile }, { type: "python", text: hostile }, { type: "python_output", text: hostile }];

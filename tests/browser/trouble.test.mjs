@@ -63,16 +63,42 @@ test("a server that is full says so, and when to come again; the question is kep
   await held.body.cancel();
 });
 
-test("a full context lets the oldest exchange go, which is greyed", async () => {
-  const page = await open(browser, small.url);
+const words = (n) => `say: ${n} quick brown fox jumps over the lazy dog`;
+
+// The messages of each question that is asked from now on, and what the server answered.
+function listen(page) {
   const posts = [];
-  page.on("request", (request) => request.method() === "POST" && posts.push(request.postDataJSON().messages));
-  const words = (n) => `say: ${n} quick brown fox jumps over the lazy dog`;
+  page.on("response", (response) => {
+    if (response.request().method() !== "POST") return;
+    posts.push({ messages: response.request().postDataJSON().messages, status: response.status() });
+  });
+  return posts;
+}
+
+test("before the context is full the oldest exchange goes, which is greyed", async () => {
+  const page = await open(browser, small.url);
+  const posts = listen(page);
   for (let n = 1; n <= 6; n += 1) assert.equal(await (await ask(page, words(n))).innerText(), words(n).slice(5));
-  assert(posts.at(-1).length < 11 && posts.at(-1)[0].role === "user");
-  assert.equal(await page.locator("article.omitted").count(), 11 - posts.at(-1).length);
+  assert.deepEqual(posts.map(({ status }) => status), Array(6).fill(200), "the server never has to say that it is full");
+  const { messages } = posts.at(-1);
+  assert(messages.length < 11 && messages[0].role === "user");
+  assert.equal(await page.locator("article.omitted").count(), 11 - messages.length);
   assert.match(await page.locator("article.omitted").first().innerText(), /the model no longer sees this/);
   await accessible(page);
+});
+
+test("where the server says that the context is full, the oldest exchanges go until it is not", async () => {
+  const page = await open(browser, small.url);
+  const posts = listen(page);
+  for (let n = 1; n <= 3; n += 1) await ask(page, words(n));
+  const dense = "\u6f22".repeat(50);      // has more tokens than the characters of before let expect
+  assert.equal(await (await ask(page, `${dense}\n\nsay: end`)).innerText(), "end");
+  const [, , , ...last] = posts;
+  assert(last.length > 2 && last.slice(0, -1).every(({ status }) => status === 400) && last.at(-1).status === 200);
+  const sent = last.map(({ messages }) => messages.length);
+  assert.deepEqual(sent, sent.map((_, at) => sent[0] - 2 * at), "an exchange at a time");
+  assert.equal(await page.locator("article.omitted").count(), 7 - sent.at(-1));
+  assert.equal(await page.locator("#trouble").isVisible(), false);
   await page.locator("#text").fill("x ".repeat(400));
   await page.locator("#text").press("Enter");
   await trouble(page, /context|tokens/);
@@ -99,6 +125,8 @@ test("a server that goes away is told of, and the page goes on when it is back",
 
 test("a device that is offline is told so, until it is back", async () => {
   const page = await open(browser, locked.url);
+  await page.clock.install();
+  await page.clock.pauseAt(Date.now() + 1000);      // no timer goes off: it is the device that makes the page look again
   await page.context().setOffline(true);
   await trouble(page, "This device is offline.");
   await page.context().setOffline(false);

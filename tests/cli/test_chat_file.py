@@ -82,6 +82,24 @@ def test_the_branch_that_is_shown_is_read(tmp_path: Path) -> None:
     ]
 
 
+def test_half_a_surrogate_pair_loses_no_chat(tmp_path: Path) -> None:
+    """Browsers keep texts that were cut within a sign, and write the half as an escape."""
+    texts = {
+        "\ud83d": "\ufffd",
+        "\ude00\ud83d": "\ufffd\ufffd",
+        "a\ud83d\ud83d\ude00z": "a\ufffd\U0001f600z",
+        "\\ud83d \\\ud83d": "\\ud83d \\\ufffd",
+        "\n\u6f22": "\n\u6f22",
+    }
+    for half, shown in texts.items():
+        asked, said = (make(parts=[{"type": "text", "text": half}]) for make in (message, reply))
+        path = written(tmp_path, chat(asked, said, name=half, settings={"system": half}))
+        (found,) = load(path)
+        assert [found.name, found.system, *(each["content"] for each in found.messages)] == [shown] * 4
+        save(tmp_path / "again.json", found)
+        assert load(tmp_path / "again.json") == [found]
+
+
 def test_questions_without_an_answer_become_one(tmp_path: Path) -> None:
     (found,) = load(written(tmp_path, chat(message(), message(parent=0), reply(parent=1, figures={"omitted": 1}))))
     assert [each["content"] for each in found.messages] == ["hi\n\nhi", "hi"] and found.omitted == 0
@@ -127,9 +145,8 @@ def test_a_wrong_chat_is_refused_with_its_place(tmp_path: Path, wrong: str) -> N
         (b'{"format": "other", "version": 1, "conversations": []}', "format"),
         (b'{"format": "nanochat-conversations", "version": 2, "conversations": []}', "version"),
         (b'{"format": "nanochat-conversations", "version": 1, "conversations": {}}', "conversations"),
-        (b'"\\ud800"', "surrogate"),
     ],
-    ids=["half", "a list", "deep", "no text", "another format", "another version", "no list", "half a pair"],
+    ids=["half", "a list", "deep", "no text", "another format", "another version", "no list"],
 )  # fmt: skip
 def test_a_file_of_anything_else_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "chats.json").write_bytes(content)

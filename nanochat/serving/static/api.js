@@ -7,6 +7,11 @@ export class ApiError extends Error {
   }
 }
 
+// JSON with U+FFFD for each half of a surrogate pair: a server and other readers refuse those.
+export function json(value, indent) {
+  return JSON.stringify(value, (_, each) => (typeof each === "string" ? each.toWellFormed() : each), indent);
+}
+
 const authorization = (key) => (key ? { Authorization: `Bearer ${key}` } : {});
 
 // {id, version, context_length, ...}; ApiError where there is none.
@@ -20,7 +25,7 @@ export async function* chat(body, key, signal) {
   const response = await request("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...authorization(key) },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: json({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
   for await (const chunk of events(response.body)) {

@@ -1,5 +1,6 @@
 // Conversations as a file, and back.
 
+import { json } from "./api.js";
 import { element } from "./dom.js";
 import { conversationFrom, list, need, object } from "./shape.js";
 
@@ -9,8 +10,7 @@ const MAX_CONVERSATIONS = 1000;
 
 export function download(conversations) {
   const kept = conversations.map(({ id, ...rest }) => rest);
-  const whole = (_, value) => (typeof value === "string" ? value.toWellFormed() : value);   // no halves of surrogate pairs
-  const body = JSON.stringify({ format: FORMAT, version: 1, conversations: kept }, whole, 1);
+  const body = json({ format: FORMAT, version: 1, conversations: kept }, 1);
   const address = URL.createObjectURL(new Blob([body], { type: "application/json" }));
   element("a", { href: address, download: `nanochat-${new Date().toISOString().slice(0, 10)}.json` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
