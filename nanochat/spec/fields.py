@@ -54,7 +54,8 @@ LabelKey = Annotated[
 ]
 ArtifactKey = Annotated[
     str,
-    StringConstraints(min_length=32, max_length=32, pattern=r"^[0-9a-f]{32}$"),
+    StringConstraints(pattern=r"^[0-9a-f]{32}$"),
+    Field(json_schema_extra={"minLength": 32, "maxLength": 32}),  # which the pattern says too, and in words
     Form("be 32 hexadecimal digits"),
 ]
 LABEL_VALUE = r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$"

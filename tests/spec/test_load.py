@@ -41,7 +41,7 @@ MEMORY = "spec.pods.resources.requests.memory"
         ),
         ("{stages: {mid: {totalBatchTokens: 5000}}}", "set it to 4096 or 6144"),
         ("{stages: {base: {enabled: false}}}", "stages.base cannot be disabled"),
-        ("{stages: {mid: {initialModel: champion}}}", "stages.mid.initialModel"),
+        ("{stages: {mid: {initialModel: champion}}}", "stages.mid.initialModel': must be 32 hexadecimal digits"),
         (f"{{stages: {{mid: {{initialModel: {KEY}}}, sft: {{initialModel: {KEY}}}}}}}", "one stage starts from it"),
         (f"{{stages: {{sft: {{initialModel: {KEY}, enabled: false}}}}}}", "stages.sft is not enabled"),
         ("{stages: {sft: {mixture: []}}}", "at least 1 item"),
