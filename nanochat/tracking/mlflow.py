@@ -164,7 +164,7 @@ class Projection:
         found = find_run(self._client, experiment, run.uid, stage.name if stage else "")
         if found is not None:
             return self._agree(path, found, tags)
-        name = f"{run.name}/{stage.name}" if stage else run.name
+        name = f"{stage.name} of {run.name}" if stage else run.name  # pages cut long names
         started = stage.started if stage else run.started
         made = self._client.create_run(experiment, start_time=_milliseconds(started), run_name=name, tags=tags)
         agreed = self._agree(path, made, tags)

@@ -78,7 +78,7 @@ def test_a_run_is_a_parent_with_a_nested_run_a_stage(store: Store, uri: str, cli
     assert Projection(store, uri).sync(folder("parent"), tracked("parent", results={"sft.gsm8k": 0.25}))
     parent, nested = run_of(client, "parent"), run_of(client, "parent", "base")
     assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert parent.info.run_name == "default.demo" and nested.info.run_name == "default.demo/base"
+    assert parent.info.run_name == "default.demo" and nested.info.run_name == "base of default.demo"
     assert parent.data.params == {"spec.model.depth": "4"}
     assert nested.data.params == {"steps": "3", "mixture": '[{"task": "a"}]'}
     assert nested.data.tags["nanochat.attempts"] == "1"
