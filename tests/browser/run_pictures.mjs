@@ -1,10 +1,9 @@
-// Takes the pictures that run_pictures.py wants into $PICTURES, of what is named in $REPORT, $PRINT, $MLFLOW, $TERMINAL.
+// Takes the pictures that run_pictures.py wants into $PICTURES, of what is named in $REPORT, $MLFLOW and $TERMINAL.
 
-import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
-const { REPORT, PRINT, MLFLOW, TERMINAL, PICTURES, ALL } = process.env;
+const { REPORT, MLFLOW, TERMINAL, ROWS, COLUMNS, PICTURES, ALL } = process.env;
 const XTERM = `${import.meta.dirname}/node_modules/@xterm/xterm`;
 const PATIENCE = 600_000;
 const A4 = { width: 794, height: 1123 };
@@ -21,7 +20,12 @@ async function open(url, options = {}) {
 
 async function report() {
   await (await open(REPORT)).screenshot({ path: `${PICTURES}/report.png` });
-  if (!ALL) return;
+  const page = await open(REPORT, { viewport: A4, colorScheme: "dark" });
+  await page.emulateMedia({ media: "print", colorScheme: "dark" });
+  await page.screenshot({ path: `${PICTURES}/report-print.png` });
+}
+
+async function moreOfReport() {
   await (await open(REPORT)).screenshot({ path: `${ALL}/light.png`, fullPage: true });
   await (await open(REPORT, { colorScheme: "dark" })).screenshot({ path: `${ALL}/dark.png`, fullPage: true });
   const phone = await open(REPORT, { viewport: { width: 375, height: 700 } });
@@ -29,18 +33,18 @@ async function report() {
   await (await open(REPORT, { colorScheme: "dark" })).pdf({ path: `${ALL}/print.pdf` });
 }
 
-async function printed() {
-  const page = await open(PRINT, { viewport: A4, colorScheme: "dark" });
-  await page.emulateMedia({ media: "print", colorScheme: "dark" });
-  await page.screenshot({ path: `${PICTURES}/report-print.png` });
-}
-
-async function mlflow(url, seen, path) {
-  const page = await open(url, { viewport: { width: 1300, height: 800 } });
-  await page.getByText(seen).first().waitFor();
+async function mlflow() {
+  const page = await open(`${MLFLOW}&orderByKey=attributes.start_time&orderByAsc=true&compareRunsMode=CHART`, {
+    viewport: { width: 1300, height: 800 },
+  });
+  await page.getByText("Model metrics").first().waitFor();
   await page.getByRole("button", { name: "Close" }).first().click();      // its assistant
-  if (path) await page.screenshot({ path });
-  return page;
+  await page.getByRole("gridcell").getByRole("button").first().click();   // the run's stages
+  await page.mouse.move(0, 0);
+  await page.getByText("train/loss").first().waitFor();
+  await page.locator(".js-line").nth(8).waitFor({ state: "attached" });   // those of the first row
+  await page.waitForTimeout(2000);
+  await page.screenshot({ path: `${PICTURES}/mlflow.png` });
 }
 
 async function terminal() {
@@ -55,17 +59,12 @@ async function terminal() {
     });
     shown.open(document.getElementById("terminal"));
     return new Promise((resolve) => { shown.write(text, () => requestAnimationFrame(resolve)); });
-  }, { text: readFileSync(TERMINAL, "utf8"), rows: Number(process.env.ROWS), cols: Number(process.env.COLUMNS) });
+  }, { text: readFileSync(TERMINAL, "utf8"), rows: Number(ROWS), cols: Number(COLUMNS) });
   await page.locator("#terminal").screenshot({ path: `${PICTURES}/status.png` });
 }
 
-if (REPORT) await report();
-if (PRINT) await printed();
-if (TERMINAL) await terminal();
-if (MLFLOW) {
-  const runs = await mlflow(MLFLOW.replace(/runs\/[^?]+/, "runs"), "default.demo-");
-  assert.match(runs.url(), /\/runs\?/);
-  await runs.screenshot({ path: `${PICTURES}/mlflow.png` });
-  if (ALL) await mlflow(MLFLOW, "Description", `${ALL}/mlflow-run.png`);
-}
+await report();
+await terminal();
+await mlflow();
+if (ALL) await moreOfReport();
 await browser.close();
