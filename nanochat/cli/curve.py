@@ -17,13 +17,17 @@ SHARED = "*"  # where two curves of a plot meet
 
 
 def sparkline(points: Points, *, width: int, encoding: str = "utf-8") -> str:
-    """The values over equal parts of the steps, each as the height of a character; '' without any."""
+    """The values over equal parts of the steps, each as the height of a character; '' without any.
+
+    The highest tenth has one height: losses of the first steps would leave none to those of all others.
+    """
     columns = _columns(points, points[0][0], points[-1][0], width) if points else []
     values = [value for value in columns if value is not None]
     if not values:
         return ""
     marks = BLOCKS if encoding.lower().replace("-", "") == "utf8" else PLAIN
-    low, high = min(values), max(values)
+    low, high = min(values), sorted(values)[len(values) * 9 // 10]
+    high = high if high > low else max(values)  # peaks are all that there is
     return "".join(marks[_level(value, low, high, len(marks))] for value in values)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ ROOT = HERE.parents[1]
 DEMO = ROOT / "k8s" / "pipelines" / "demo.yaml"
 COMMAND = [sys.executable, "-m", "nanochat"]
 ROWS, COLUMNS = 24, 110  # of the terminal
-STAGE, STEP = "mid", 20  # with which the picture of the terminal begins
+STAGE, STEP = "sft", 80  # with which the picture of the terminal begins
 DRAWN = re.compile(rf"{STAGE} loss ")
 
 
@@ -58,11 +57,11 @@ def main() -> None:
                     ALL=options.all,
                 )
             finally:
-                pages.send_signal(signal.SIGINT)
+                pages.terminate()
 
 
 def watched(folder: Path) -> str:
-    """The output of `nanochat status --watch` while the second model trains, of a run that then goes on to its end."""
+    """The output of `nanochat status --watch` while a stage trains, of a run that then goes on to its end."""
     with (folder / "run.out").open("w") as out:
         run = subprocess.Popen([*COMMAND, "run", str(DEMO)], stdout=out, stderr=out)
         while not under_way():
