@@ -41,7 +41,12 @@ async def api_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}"
+    allowed, detail = (error.headers or {}).get("Allow"), f"{error.detail}."
+    if error.status_code == 404:
+        detail = f"there is nothing here. The API is at {', '.join(sorted(request.app.openapi()['paths']))}."
+    elif allowed:
+        detail = f"it takes {allowed}."
+    message = f"{request.method[:20]} {request.url.path[:200]}: {detail}"
     return JSONResponse(ApiError(error.status_code, message).body, status_code=error.status_code, headers=error.headers)
 
 

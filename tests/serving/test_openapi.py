@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,19 @@ def test_answers_have_the_published_shapes(server: Any) -> None:
         httpx.get(address), httpx.get(f"{server.url}/v1/nothing"), httpx.get(f"{server.url}/v1/models/other"),
     ):  # fmt: skip
         assert 400 <= wrong.status_code < 500 and conforms(ErrorObject, wrong.json())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sentence"),
+    [
+        ("POST", "/chat/completions", r"there is nothing here\. The API is at .*/v1/chat/completions, "),
+        ("POST", "/v1/embeddings", "there is nothing here"),
+        ("GET", "/v1/chat/completions", r"it takes POST\."),
+    ],
+)
+def test_what_is_not_served_is_said(server: Any, method: str, path: str, sentence: str) -> None:
+    message = httpx.request(method, server.url + path).json()["error"]["message"]
+    assert re.match(f"{method} {path}: {sentence}", message), message
 
 
 def test_without_keys_none_is_asked_for(server: Any) -> None:
