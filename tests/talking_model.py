@@ -28,7 +28,7 @@ class TalkingModel(ABC):
         )
         self.device = torch.device("cpu")
         self.compute_dtype = torch.float32
-        self.few = None
+        self.native = None
         self.tokenizer = tokenizer
         self._heard: list[int] = []  # the tokens of the engine's only slot
 

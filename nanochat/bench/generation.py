@@ -89,7 +89,8 @@ class Generation(Rounds):
         with suppress(ImportError):  # an older commit has no such thing
             importlib.import_module("nanochat.model.native").speed_up(model)
         with suppress(ImportError):
-            importlib.import_module("nanochat.model.packing").pack(model)
+            if getattr(model, "native", None) is None:
+                importlib.import_module("nanochat.model.packing").pack(model)
 
     def work(self) -> None:
         self._turns()

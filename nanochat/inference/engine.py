@@ -40,7 +40,7 @@ from nanochat.inference.request import Completion, Event, FinishReason, Request
 from nanochat.inference.sampling import Sampler, Sampling, TokenLogprob, token_logprobs, uniform
 from nanochat.inference.slots import CHUNK, Slot, choose, decoded, next_pass, worth_waiting
 from nanochat.model.cache import KVCache
-from nanochat.model.transformer import FEW, IDLE, Transformer
+from nanochat.model.transformer import IDLE, Transformer
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
@@ -354,7 +354,7 @@ class Engine:
 
     def _decoded(self, ready: Sequence[Slot]) -> list[int]:
         """The slots that are decoded for those that are `ready`: no others where rows have the same bits alone."""
-        if self._model.few is not None and self.slots <= FEW:
+        if self._model.native is not None:
             return [slot.index for slot in ready]
         return decoded(ready, self.slots)
 

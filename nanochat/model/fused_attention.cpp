@@ -13,88 +13,12 @@
 //
 // Shapes: B rows of the batch, T positions, H heads, G key-value heads, hd head size, W keys at a time.
 
-#include <new>
-#include <utility>
-
-#include "numbers.h"
-
-typedef uint32_t Pair;  // the lower half is first
+#include "products.h"
 
 constexpr int TALL = 8, WIDE = 2;  // rows, and vectors of columns, whose sums are kept in registers
 constexpr int COLUMNS = WIDE * LANES;
 constexpr int ROWS = 32;
 static_assert(ROWS % TALL == 0 && COLUMNS % TALL == 0 && ROWS % COLUMNS == 0);
-
-static int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
-
-template <class T> struct Buffer {
-    static constexpr std::align_val_t LINE{64};
-    T* const data;
-    explicit Buffer(int64_t size) : data(static_cast<T*>(operator new(size * sizeof(T), LINE))) {}
-    ~Buffer() { operator delete(data, LINE); }
-    Buffer(const Buffer&) = delete;
-    operator T*() const { return data; }
-};
-
-static inline Words load(const Pair* x) {
-    Words y;
-    std::memcpy(&y, x, sizeof y);
-    return y;
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Products
-
-static inline Floats add_products(Words a, Words b, Floats sum) {
-#ifdef __AVX512BF16__
-    return Floats(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b)));
-#else
-    sum += Floats(a << 16) * Floats(b << 16);
-    return sum + Floats(a & 0xffff0000u) * Floats(b & 0xffff0000u);
-#endif
-}
-
-static inline Words paired(Halves first, Halves second) {
-    return __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
-}
-
-// Where the pairs of a left matrix are: that of row m and step p at pairs[m * row + p * step].
-struct Left {
-    const Pair* pairs;
-    int64_t row, step;
-};
-
-// M rows of a times N vectors of columns of b (steps, .), added to c or in its place.
-template <int M, int N>
-static inline void tile(Left a, const Pair* b, int64_t b_row, int64_t steps, float* c, int64_t c_row, bool add) {
-    Floats sums[M][N];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) sums[m][n] = add ? load(c + m * c_row + n * LANES) : Floats{};
-    for (int64_t p = 0; p < steps; ++p) {
-        Words right[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) right[n] = load(b + p * b_row + n * LANES);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            Words left = Words{} + a.pairs[m * a.row + p * a.step];
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) sums[m][n] = add_products(left, right[n], sums[m][n]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) store(c + m * c_row + n * LANES, sums[m][n]);
-}
-
-// TALL rows of a times b (steps, width).
-static inline void strip(Left a, const Pair* b, int64_t width, int64_t steps, float* c, bool add) {
-    int64_t n = 0;
-    for (; n + COLUMNS <= width; n += COLUMNS) tile<TALL, WIDE>(a, b + n, width, steps, c + n, width, add);
-    for (; n < width; n += LANES) tile<TALL, 1>(a, b + n, width, steps, c + n, width, add);
-}
 
 // ---------------------------------------------------------------------------------------------------------------
 // Layouts
@@ -109,20 +33,8 @@ static void lay_rows(const BF16* x, int64_t stride, int64_t n, int64_t hd, int64
     std::fill_n(rows, (to - n) * width, BF16{});
 }
 
-// One step of a transposition: blocks of S change places.
-template <int S, int... J> static inline void swap(Words* x, std::integer_sequence<int, J...>) {
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; ++i) {
-        if (i & S) continue;
-        Words a = x[i], b = x[i + S];
-        x[i] = __builtin_shufflevector(a, b, (J & S ? J + LANES - S : J)...);
-        x[i + S] = __builtin_shufflevector(a, b, (J & S ? J + LANES : J + S)...);
-    }
-}
-
 // It reads LANES pairs at a time, and so up to LANES numbers behind the rows.
 static void lay_across(const BF16* rows, int64_t n, int64_t width, Pair* across) {
-    std::make_integer_sequence<int, LANES> lanes;
     const Pair* pairs = reinterpret_cast<const Pair*>(rows);
     for (int64_t key = 0; key < n; key += LANES) {
         Pair* panel = across + key / COLUMNS * COLUMNS * (width / 2) + key % COLUMNS;
@@ -130,7 +42,7 @@ static void lay_across(const BF16* rows, int64_t n, int64_t width, Pair* across)
             Words x[LANES];
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; ++i) x[i] = load(pairs + (key + i) * (width / 2) + p);
-            swap<1>(x, lanes), swap<2>(x, lanes), swap<4>(x, lanes), swap<8>(x, lanes);
+            transpose(x);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; ++i)
                 if (p + i < width / 2) store(panel + (p + i) * COLUMNS, x[i]);
@@ -164,25 +76,6 @@ extern "C" {
 struct Shape {
     int64_t batch, length, heads, kv_heads, head_dim, window;  // a position sees the newest `window` up to itself
 };
-}
-
-constexpr Ints LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-static inline Floats seen(Floats x, int64_t key, int64_t position, int64_t window, float hidden) {
-    if (key + LANES - 1 <= position && key > position - window) return x;
-    Ints keys = LANE + int32_t(key);
-    return (keys <= int32_t(position)) & (keys > int32_t(position - window)) ? x : Floats{} + hidden;
-}
-
-static inline float largest(Floats x) {
-    typedef float Eight __attribute__((vector_size(32)));
-    typedef float Four __attribute__((vector_size(16)));
-    Eight a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
-    Eight b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    a = a > b ? a : b;
-    Four c = __builtin_shufflevector(a, a, 0, 1, 2, 3), d = __builtin_shufflevector(a, a, 4, 5, 6, 7);
-    c = c > d ? c : d;
-    return std::max(std::max(c[0], c[1]), std::max(c[2], c[3]));
 }
 
 struct Sizes : Shape {
@@ -219,7 +112,7 @@ static void scores(const Sizes& s, const Block& block, const BF16* rows, const P
 static void mix(const Sizes& s, const Block& block, const BF16* weights, const Pair* between, float* c) {
     for (int64_t m = 0; m < ROWS; m += TALL) {
         Left a{reinterpret_cast<const Pair*>(weights + m * block.wide), block.wide / 2, 1};
-        strip(a, between + block.from / 2 * s.width, s.width, block.end(m) / 2, c + m * s.width, false);
+        strip<TALL, WIDE>(a, between + block.from / 2 * s.width, s.width, block.end(m) / 2, c + m * s.width, false);
     }
 }
 
@@ -228,7 +121,7 @@ static void collect(const Sizes& s, const Block& block, const Pair* weights, con
     for (int64_t key = 0; key < block.wide; key += TALL) {
         int64_t p = std::max<int64_t>(0, block.from + key - block.first) / 2;
         Left a{weights + p * block.wide + key, 1, block.wide};
-        strip(a, x + p * s.width, s.width, ROWS / 2 - p, c + (block.from + key) * s.width, true);
+        strip<TALL, WIDE>(a, x + p * s.width, s.width, ROWS / 2 - p, c + (block.from + key) * s.width, true);
     }
 }
 

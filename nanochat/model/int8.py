@@ -10,6 +10,8 @@ exact: a row has the same bits whatever rows are beside it.
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +33,18 @@ class Int8Linear(nn.Module):
         super().__init__()
         scale = weight.double().abs().amax(dim=1).div(LARGEST).clamp_min(1e-30)  # (outputs,)
         whole = weight.double().div(scale[:, None]).round().to(torch.int8)
-        zero = torch.zeros_like(scale, dtype=torch.int64)
+        self.whole, self.scale = whole, scale.float()
+
+    @cached_property
+    def packed(self) -> Any:
+        """The weight as FBGEMM reads it, made where PyTorch multiplies: compiled code does without this copy."""
+        zero = torch.zeros(len(self.scale), dtype=torch.int64)
         with warnings.catch_warnings():  # in later versions of PyTorch than the one that is installed it may be gone
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
-                whole, scale, zero, 0
+                self.whole, self.scale.double(), zero, 0
             )
-        self.whole, self.scale = whole, scale.float()
-        self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+        return torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs), in its dtype."""

@@ -1,10 +1,10 @@
-"""A few tokens through the model on a CPU at the speed of memory, by compiled code (`native.cpp`).
+"""Tokens through the model on a CPU by compiled code (`native.cpp`), a few at the speed of memory.
 
     log.info("%s", speed_up(model))      # after `cast_weights`, for a model that is only asked from now on
 
-`Transformer.extend` and `Transformer.logits` go by it from then on for up to FEW tokens. PyTorch takes some 25 calls a
-layer for that, and reads weights for one token at half of what memory gives; here it is one call. A token's bits depend
-on nothing beside it. The code reads the model's own weights, which others may lay out anew for more tokens afterwards.
+`Transformer.extend` and `Transformer.logits` go by it from then on. PyTorch takes some 25 calls a layer for that, and
+reads weights for one token at half of what memory gives; here it is one call. A token's bits depend on nothing beside
+it. The code reads the model's own weights, as they are.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from nanochat.model.pointwise import EPSILON
 from nanochat.model.sizes import GATE_CHANNELS, MLP_RATIO, SMEAR_CHANNELS, matrix_parameters
 from nanochat.model.transformer import Attention, Block, Linear, Transformer
 from nanochat.model.value_embedding import LARGEST_GATE
-from nanochat.runtime.native_code import Uncompiled, compiled, is_compiled
+from nanochat.runtime.memory import use_large_pages
+from nanochat.runtime.native_code import Uncompiled, compiled, takes_time
 
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FORMATS = {torch.float32: "float", torch.bfloat16: "BF16"}
+LATER = "answers are computed by PyTorch until their code is compiled"
 ALONE = 1 << 20  # products up to which one thread takes no longer than several that wait for one another
 
 
@@ -89,6 +91,8 @@ class Native:
         self._library = library = ctypes.CDLL(str(compiled(SOURCE, *self.defined)))
         library.extend.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int]
         library.logits.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int]
+        for weight in self._kept:
+            use_large_pages(weight.data_ptr(), weight.nbytes)
 
     def extend(self, tokens: Sequence[tuple[int, int, int]], cache: KVCache) -> Tensor:
         """The normed last layer (n, D) of `tokens`, (id, slot, position) each, those of a slot in their order."""
@@ -189,7 +193,7 @@ class Native:
 
 
 def speed_up(model: Transformer, *, beside: bool = False) -> str:
-    """Let compiled code compute a few tokens, where that is possible -> a sentence that says whether.
+    """Let compiled code compute tokens, where that is possible -> a sentence that says whether.
 
     It takes two seconds where this machine has not compiled it before. `beside`: in another thread, and the code takes
     over once it is there, in the middle of an answer too; else it is waited for.
@@ -197,9 +201,9 @@ def speed_up(model: Transformer, *, beside: bool = False) -> str:
     if why := missing(model):
         return f"answers are computed by PyTorch: {why}"
     native = Native(model)
-    if beside and not is_compiled(SOURCE, *native.defined):
+    if beside and takes_time(SOURCE, *native.defined):
         threading.Thread(target=lambda: log.info("%s", _attach(native, model)), name="compiler", daemon=True).start()
-        return "answers are computed by PyTorch until their code is compiled"
+        return LATER
     return _attach(native, model)
 
 
@@ -208,7 +212,7 @@ def _attach(native: Native, model: Transformer) -> str:
         native.open()
     except (Uncompiled, OSError) as error:
         return f"answers are computed by PyTorch, which is slower: {error}"
-    model.few = native
+    model.native = native
     return "answers are computed by compiled code"
 
 

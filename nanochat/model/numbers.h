@@ -47,14 +47,22 @@ static inline Floats load(const float* x) {
     return y;
 }
 
+static inline Words wide(Halves x) {
+#ifdef __AVX512F__  // which GCC 12 does not find by itself
+    return Words(_mm512_cvtepu16_epi32(__m256i(x)));
+#else
+    return __builtin_convertvector(x, Words);
+#endif
+}
+
 static inline Floats load(const BF16* x) {
     Halves halves;
     std::memcpy(&halves, x, sizeof halves);
-    return Floats(__builtin_convertvector(halves, Words) << 16);
+    return Floats(wide(halves) << 16);
 }
 
 static inline Floats load(const int8_t* x) {
-#ifdef __AVX512F__  // which GCC 12 does not find by itself
+#ifdef __AVX512F__
     return Floats(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)))));
 #else
     Bytes bytes;

@@ -39,13 +39,11 @@ ROTARY_REACH = 10  # positions that can be told apart, in multiples of the train
 
 IDLE = -1  # the start of a row of `extend` that is not in use
 
-FEW = 32  # tokens that one pass over the weights serves well, where `Transformer.few` computes them
-
 Reduction = Literal["mean", "sum", "none"]
 
 
-class FewTokens(Protocol):
-    """Computes a few tokens in its own way; `nanochat.model.native`."""
+class Compiled(Protocol):
+    """Computes tokens in its own way; `nanochat.model.native`."""
 
     def extend(self, tokens: Sequence[tuple[int, int, int]], cache: KVCache) -> Tensor:
         """The normed last layer (n, D) of tokens (id, slot, position), those of a slot in their order."""
@@ -56,14 +54,14 @@ class FewTokens(Protocol):
         ...
 
 
-def extend_few(
-    few: FewTokens, ids: Tensor, start: Sequence[int], ends: Sequence[int], slots: Sequence[int], cache: KVCache
+def extend_compiled(
+    native: Compiled, ids: Tensor, start: Sequence[int], ends: Sequence[int], slots: Sequence[int], cache: KVCache
 ) -> Tensor:
     """`Transformer.extend` token by token; what does not count is zero."""
     said = ids.tolist()
     counts = [0 if begin == IDLE else end - begin for begin, end in zip(start, ends, strict=True)]
     places = [(row, at) for row, count in enumerate(counts) for at in range(count)]
-    found = few.extend([(said[row][at], slots[row], start[row] + at) for row, at in places], cache)  # (n, D)
+    found = native.extend([(said[row][at], slots[row], start[row] + at) for row, at in places], cache)  # (n, D)
     if len(places) == ids.numel():
         return found.view(*ids.shape, -1)
     hidden = found.new_zeros(*ids.shape, found.size(-1))
@@ -173,13 +171,13 @@ class Transformer(nn.Module):
         self.compute_dtype = torch.float32
         self.attend: Attend = sdpa  # over whole rows
         self.pointwise = PLAIN  # in the layers, over whole rows
-        self.few: FewTokens | None = None  # what computes up to FEW tokens, in place of the modules
+        self.native: Compiled | None = None  # what computes `extend` and `logits`, in place of the modules
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.stream = ResidualStream(config)
         self.head = Linear(config.width, config.vocab_size)
         self.rotary: Tensor
-        self.register_buffer("rotary", self._rotary_table(), persistent=False)
+        self.register_buffer("rotary", self.rotary_table(), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +188,7 @@ class Transformer(nn.Module):
         """The longest context that it takes, in tokens."""
         return ROTARY_REACH * self.config.sequence_length
 
-    def _rotary_table(self) -> Tensor:
+    def rotary_table(self) -> Tensor:
         """cos and sin of position * base^(-2i/hd): (2, positions, hd/2), fp32."""
         half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
         angles = torch.outer(torch.arange(self.longest, dtype=torch.float32), 1 / self.config.rope_base**half)
@@ -241,9 +239,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""
-        few = self.few
-        if few is not None and hidden.numel() <= FEW * hidden.size(-1):
-            return few.logits(hidden.reshape(-1, hidden.size(-1))).view(*hidden.shape[:-1], -1)
+        native = self.native
+        if native is not None:
+            return native.logits(hidden.reshape(-1, hidden.size(-1))).view(*hidden.shape[:-1], -1)
         return softcap(self.head(hidden))
 
     def loss(
@@ -294,9 +292,9 @@ class Transformer(nn.Module):
         ends = (start + (t if lengths is None else lengths)).tolist()
         self._check_length(max(ends))
         cache.check_room(max(ends), t)
-        few = self.few
-        if few is not None and ids.numel() <= FEW:
-            return extend_few(few, ids, start.tolist(), ends, slots, cache)
+        native = self.native
+        if native is not None:
+            return extend_compiled(native, ids, start.tolist(), ends, slots, cache)
 
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
         if lengths is not None:

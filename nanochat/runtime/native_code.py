@@ -46,10 +46,10 @@ def compiled(source: Path, *defined: str) -> Path:
     return library
 
 
-def is_compiled(source: Path, *defined: str) -> bool:
-    """Whether the library is there already."""
+def takes_time(source: Path, *defined: str) -> bool:
+    """Whether `compiled` is going to compile."""
     try:
-        return _library(source, defined).exists()
+        return not _library(source, defined).exists()
     except (OSError, Uncompiled):
         return False
 

@@ -56,3 +56,10 @@ def keep_pages() -> None:
         return
     for setting, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, PAD_BYTES)):  # -1: never
         mallopt(setting, value)
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system after all, where it was needed once."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

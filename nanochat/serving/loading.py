@@ -10,10 +10,11 @@ from typing import Any
 from nanochat.model.artifact import SERVED, combined
 from nanochat.model.export import load_model
 from nanochat.model.int8 import to_int8
-from nanochat.model.native import speed_up
+from nanochat.model.native import LATER, speed_up
 from nanochat.model.packing import pack
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import choose_device
+from nanochat.runtime.threads import give_back
 from nanochat.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -27,10 +28,13 @@ def load(folder: Path, *, int8: bool = False, beside: bool = False) -> tuple[Tra
     """
     device = choose_device()
     model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
-    said = to_int8(model) if int8 else ""
+    if int8:
+        _log.info("%s", to_int8(model))
     model.cast_weights()
-    _log.info("%s", speed_up(model, beside=beside))
-    _log.info("%s", said or pack(model))
+    _log.info("%s", said := speed_up(model, beside=beside))
+    if model.native is None and said != LATER and not int8:
+        _log.info("%s", pack(model))
+    give_back()
     return model, Tokenizer.load(folder), extra
 
 

@@ -188,7 +188,7 @@ def test_a_measured_model_is_as_fast_as_the_device_allows_and_says_the_same(
     dtype, most = {"fp32": (torch.float32, 1e-4), "bf16": (torch.bfloat16, 0.3)}[name]
     measured, extra = evaluate.load_measured(tmp_path, Device(torch.device("cpu"), dtype))
     assert extra["step"] == 7
-    assert (measured.few is None) is (cxx_compiler() is None)
+    assert (measured.native is None) is (cxx_compiler() is None)
     assert (measured.attend is sdpa) is (dtype == torch.float32)
     ids = torch.randint(256, (1, 400), generator=torch.Generator().manual_seed(1))
     assert float((measured(ids) - model(ids)).abs().max()) < most

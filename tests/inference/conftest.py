@@ -55,7 +55,7 @@ class ScriptedModel:
         )
         self.device = torch.device("cpu")
         self.compute_dtype = torch.float32
-        self.few = None
+        self.native = None
         self.prompt = prompt
         self.script = list(script)
 

@@ -117,7 +117,7 @@ def test_samples_of_one_prompt_share_it_and_differ(model: Transformer, tokenizer
     extend = model.extend
 
     class Counting:
-        config, device, compute_dtype, few = model.config, model.device, model.compute_dtype, model.few
+        config, device, compute_dtype, native = model.config, model.device, model.compute_dtype, model.native
         logits = model.logits
 
         def extend(self, ids: torch.Tensor, **rest: object) -> torch.Tensor:

@@ -28,7 +28,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.config, self.device, self.compute_dtype = self.model.config, self.model.device, self.model.compute_dtype
-        self.few = None
+        self.native = None
 
     def extend(
         self,

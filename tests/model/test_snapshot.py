@@ -40,4 +40,4 @@ def test_a_renewed_copy_says_what_a_new_one_does(make_model: Make, recipe: str, 
     assert torch.equal(said(snapshot.model), said(Snapshot(trained).model))
     assert not torch.equal(said(snapshot.model), before)
     assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in trained.parameters())
-    assert trained.few is None
+    assert trained.native is None
