@@ -36,21 +36,27 @@ def load_model(
 ) -> tuple[Transformer, dict[str, Any]]:
     """The model, with fp32 weights, and what was saved beside its configuration.
 
-    compute_dtype is the device's own unless given.
+    compute_dtype is the device's own unless given. On a CPU the weights are pages of the file until they are cast, or
+    copied where they are computed with as they are.
     """
     try:
         values = json.loads((folder / CONFIG).read_text())
         config = ModelConfig.from_dict(values)
         weights = load_file(folder / WEIGHTS, device=str(device))
-        with torch.device(device):
+        with torch.device("meta"):
             model = Transformer(config)
-        model.load_state_dict(weights)
+        model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+        with torch.device(device):
+            model.rotary = model.rotary_table()
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         message = f"{folder} holds no readable model ({error}); name a folder that a stage wrote."
         raise UserError(message) from error
     model.compute_dtype = compute_dtype or compute_dtype_for(device)
+    if model.device.type == "cpu" and model.compute_dtype == torch.float32:
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
     return model, {name: value for name, value in values.items() if name not in _config_fields()}
 
 

@@ -30,6 +30,29 @@ def test_what_is_saved_is_loaded(tmp_path: Path, config: ModelConfig, make_model
     assert torch.equal(loaded(ids), model(ids))
 
 
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_weights_are_those_of_the_file_and_can_be_trained(
+    tmp_path: Path,
+    config: ModelConfig,
+    make_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    copied: bool,
+) -> None:
+    """Copied once, where they are computed with in their own format, and else not at all."""
+    save_model(tmp_path, make_model(config), {})
+    read = export.load_file(tmp_path / "model.safetensors")
+    monkeypatch.setattr(export, "load_file", lambda *_, **__: read)
+    loaded, _ = load_model(tmp_path, device="cpu", compute_dtype=dtype)
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(weight, read[name]) and weight.dtype == torch.float32 and weight.requires_grad
+        assert (weight.data_ptr() != read[name].data_ptr()) is copied
+    assert torch.equal(loaded.rotary, Transformer(config).rotary)
+    ids = torch.arange(16)[None]
+    loaded(ids, ids).backward()
+    assert all(weight.grad is not None for weight in loaded.parameters())
+
+
 def test_the_files_of_a_classic_model_name_nothing_modern(
     tmp_path: Path, config: ModelConfig, make_model: Make
 ) -> None:
