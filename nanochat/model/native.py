@@ -29,7 +29,7 @@ from nanochat.model.sizes import GATE_CHANNELS, MLP_RATIO, SMEAR_CHANNELS, matri
 from nanochat.model.transformer import Attention, Block, Linear, Transformer
 from nanochat.model.value_embedding import LARGEST_GATE
 from nanochat.runtime.memory import use_large_pages
-from nanochat.runtime.native_code import Uncompiled, compiled, takes_time
+from nanochat.runtime.native_code import Uncompiled, build, compiled, level_of, takes_time
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ class Native:
 
     def open(self) -> None:
         """Compile the code, if that was not done before; `Uncompiled` or OSError where it can't be had."""
-        self._library = library = ctypes.CDLL(str(compiled(SOURCE, *self.defined)))
+        path = compiled(SOURCE, *self.defined)
+        self.level = level_of(path)
+        self._library = library = ctypes.CDLL(str(path))
         library.extend.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int]
         library.logits.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int]
         for weight in self._kept:
@@ -192,6 +194,13 @@ class Native:
         return self._caches[cache]
 
 
+def prebuild(folder: Path) -> list[Path]:
+    """Make the code for all formats and CPUs of this machine's kind, for images that have no compiler."""
+    weights = ("FORMAT", "int8_t")
+    defined = [(f"FORMAT={name}", f"WEIGHT={weight}") for name in FORMATS.values() for weight in weights]
+    return [library for each in defined for library in build(SOURCE, *each, folder=folder)]
+
+
 def speed_up(model: Transformer, *, beside: bool = False) -> str:
     """Let compiled code compute tokens, where that is possible -> a sentence that says whether.
 
@@ -213,7 +222,7 @@ def _attach(native: Native, model: Transformer) -> str:
     except (Uncompiled, OSError) as error:
         return f"answers are computed by PyTorch, which is slower: {error}"
     model.native = native
-    return "answers are computed by compiled code"
+    return "answers are computed by compiled code" + (f" that was made for {native.level}" if native.level else "")
 
 
 def missing(model: Transformer) -> str:

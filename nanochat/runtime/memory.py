@@ -1,5 +1,4 @@
-"""Memory: that it is used up, by the exceptions that say so, and large pages. Imports no torch: stages without it ask.
-"""
+"""Memory that is used up, by the exceptions that say so; large pages. Imports no torch: stages without it ask too."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 
 It is kept in ~/.cache/nanochat/native (XDG_CACHE_HOME), by all that decides what it is: source, headers of its folder,
 command, compiler and the CPU's instructions. OpenMP's functions are left open, for PyTorch brings them: both then share
-one set of threads.
+one set of threads. Where there is no compiler, it is the library for the best of LEVELS that this CPU reaches, if the
+image has some: `build` makes them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,37 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from nanochat.runtime.compiler import cxx_compiler
 from nanochat.storage import files
 
-OPTIONS = ("-std=c++17", "-O2", "-fvect-cost-model=dynamic", "-march=native", "-fPIC")
+NATIVE = "-march=native"
+OPTIONS = ("-std=c++17", "-O2", "-fvect-cost-model=dynamic", NATIVE, "-fPIC")
+BUILT = Path(__file__).parents[2] / "native"  # the folder of libraries that an image brings
 SECONDS = 600.0  # that a compiler may take; it takes two, and on a crowded machine long
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """CPUs that a library is made for beforehand."""
+
+    name: str
+    machine: str
+    options: tuple[str, ...]
+    needed: frozenset[str]  # instructions, as Linux names them
+
+
+_V3 = frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"))
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+LEVELS = (  # the best first
+    Level("avx512-bf16", "x86_64", ("-march=x86-64-v4", "-mavx512bf16"), _V4 | {"avx512_bf16"}),
+    Level("x86-64-v4", "x86_64", ("-march=x86-64-v4",), _V4),
+    Level("x86-64-v3", "x86_64", ("-march=x86-64-v3",), _V3),
+    Level("armv8-a", "aarch64", ("-march=armv8-a",), frozenset()),
+)
 
 
 class Uncompiled(Exception):
@@ -31,19 +55,55 @@ class Uncompiled(Exception):
 
 
 def compiled(source: Path, *defined: str) -> Path:
-    """The library of a source with these macros; `Uncompiled` where it can't be made."""
-    command = _compiler()
+    """The library of a source with these macros; `Uncompiled` where it can't be made, and none was brought."""
+    if cxx_compiler() is None:
+        return _brought(source, defined)
     try:
         library = _library(source, defined)
         if not library.exists():
-            with tempfile.TemporaryDirectory() as scratch:
-                code, linked = Path(scratch, "code.o"), files.temporary(library)
-                _run([*command, *_options(defined), "-fopenmp", "-c", str(source), "-o", str(code)])
-                _run([*command, "-shared", str(code), "-o", str(linked)])
-                os.replace(linked, library)
+            _compile(source, _options(defined), library)
     except OSError as error:
         raise Uncompiled(f"its code can't be kept ({error.strerror or error})") from None
     return library
+
+
+def build(source: Path, *defined: str, folder: Path) -> list[Path]:
+    """Make the libraries of a source with these macros for all CPUs of this machine's kind."""
+    libraries = []
+    for level in LEVELS:
+        if level.machine == platform.machine():
+            libraries.append(folder / _name(source, defined, level))
+            _compile(source, _options(defined, level), libraries[-1])
+    return libraries
+
+
+def level_of(library: Path) -> str:
+    """The level that a library was made for beforehand; '' where it was compiled here."""
+    return library.stem.partition("-")[2]
+
+
+def _brought(source: Path, defined: Sequence[str]) -> Path:
+    if not BUILT.is_dir():
+        raise Uncompiled("there is no C++ compiler; install g++")
+    has = set(instructions().split())
+    fitting = [level for level in LEVELS if level.machine == platform.machine() and level.needed <= has]
+    found = [library for level in fitting if (library := BUILT / _name(source, defined, level)).exists()]
+    if not found:
+        raise Uncompiled(f"there is no C++ compiler, and in {BUILT} nothing for this code and this CPU; install g++")
+    return found[0]
+
+
+def _name(source: Path, defined: Sequence[str], level: Level) -> str:
+    return f"{_digest(source, _options(defined, level))}-{level.name}.so"
+
+
+def _compile(source: Path, options: Sequence[str], library: Path) -> None:
+    command = _compiler()
+    with tempfile.TemporaryDirectory() as scratch:
+        code, linked = Path(scratch, "code.o"), files.temporary(library)
+        _run([*command, *options, "-fopenmp", "-c", str(source), "-o", str(code)])
+        _run([*command, "-shared", str(code), "-o", str(linked)])
+        os.replace(linked, library)
 
 
 def takes_time(source: Path, *defined: str) -> bool:
@@ -57,9 +117,13 @@ def takes_time(source: Path, *defined: str) -> bool:
 def _library(source: Path, defined: Sequence[str]) -> Path:
     command = _compiler()
     version = _run([*command, "--version"])
+    parts = [*command, version, *_options(defined), platform.machine(), instructions()]
+    return _folder() / f"{_digest(source, parts)}.so"
+
+
+def _digest(source: Path, parts: Sequence[str]) -> str:
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
-    parts = [*texts, *command, version, *_options(defined), platform.machine(), instructions()]
-    return _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
+    return hashlib.sha256(chr(0).join((*texts, *parts)).encode()).hexdigest()[:32]
 
 
 def _compiler() -> list[str]:
@@ -69,8 +133,9 @@ def _compiler() -> list[str]:
     return shlex.split(command)
 
 
-def _options(defined: Sequence[str]) -> list[str]:
-    return [*OPTIONS, *(f"-D{each}" for each in defined)]
+def _options(defined: Sequence[str], level: Level | None = None) -> list[str]:
+    chosen = OPTIONS if level is None else (*(option for option in OPTIONS if option != NATIVE), *level.options)
+    return [*chosen, *(f"-D{each}" for each in defined)]
 
 
 def instructions() -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import platform
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +24,10 @@ from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import IDLE, Transformer
 from nanochat.runtime import native_code
 from nanochat.runtime.compiler import cxx_compiler
-from nanochat.runtime.native_code import compiled
+from nanochat.runtime.native_code import LEVELS, Level, compiled
 from tests.model.recipe_models import RECIPES
 
+ROOT = Path(__file__).parents[2]
 Make = Callable[[ModelConfig], Transformer]
 SPED = "answers are computed by compiled code"
 needs_compiler = pytest.mark.skipif(cxx_compiler() is None, reason="there is no C++ compiler")
@@ -153,6 +158,82 @@ def test_code_for_other_cpus_says_the_same(make_model: Make, monkeypatch: pytest
     assert speed_up(model) == SPED
     found = torch.cat([said(model, tokens[:, at : at + 1], [at, at], [0, 1], cache) for at in range(20)], dim=1)
     assert float((found - expected).abs().max()) < most
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "level", [level for level in LEVELS if level.machine == platform.machine()], ids=lambda x: x.name
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_code_that_was_made_beforehand_says_the_same(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, level: Level
+) -> None:
+    if not level.needed <= set(native_code.instructions().split()):
+        pytest.skip("this CPU lacks the instructions")
+    dtype, most = FORMATS[name]
+    model = some_model(make_model, "modern", width=96, dtype=dtype)
+    assert speed_up(model) == SPED
+    tokens = ids(2, 70)
+    expected = said(model, tokens, [0, 0], [0, 1], cache_for(model, 2))
+    monkeypatch.setattr(native_code, "LEVELS", (level,))
+    monkeypatch.setattr(native_code, "BUILT", tmp_path)
+    native_code.build(SOURCE, f"FORMAT={native.FORMATS[dtype]}", "WEIGHT=FORMAT", folder=tmp_path)
+    monkeypatch.setattr(native_code, "cxx_compiler", lambda: None)
+    assert speed_up(model, beside=True) == f"{SPED} that was made for {level.name}"
+    found = said(model, tokens, [0, 0], [0, 1], cache := cache_for(model, 2))
+    assert float((found - expected).abs().max()) < most
+    steps = [said(model, tokens[:, at : at + 1], [at, at], [0, 1], cache)[:, 0] for at in range(70)]
+    assert torch.equal(torch.stack(steps, dim=1), found)
+
+
+def test_the_image_that_makes_it_beforehand_has_all_that_this_imports() -> None:
+    """And no more: a change of other code does not make the libraries anew."""
+    listed = "import sys, nanochat.model.native; print(*{n.split('.')[1] for n in sys.modules if n[:9] == 'nanochat.'})"
+    imported = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    stage = (ROOT / "images" / "Dockerfile").read_text().partition(" AS native\n")[2].partition("\nFROM ")[0]
+    assert sorted(re.findall(r"^COPY nanochat/(\w+) ", stage, re.MULTILINE)) == sorted(imported)
+
+
+HASWELL = "flags\t\t: fpu avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
+SKYLAKE = f"{HASWELL} avx512f avx512bw avx512cd avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "level"),
+    [
+        ("x86_64", f"{SKYLAKE} avx512_bf16 amx_bf16", "avx512-bf16"),
+        ("x86_64", SKYLAKE, "x86-64-v4"),
+        ("x86_64", f"{HASWELL} avx512f", "x86-64-v3"),
+        ("aarch64", "Features\t: fp asimd", "armv8-a"),
+    ],
+)
+def test_without_a_compiler_the_best_library_for_the_cpu_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, flags: str, level: str
+) -> None:
+    monkeypatch.setattr(native_code, "cxx_compiler", lambda: None)
+    monkeypatch.setattr(native_code, "BUILT", tmp_path)
+    monkeypatch.setattr(native_code.platform, "machine", lambda: machine)
+    monkeypatch.setattr(native_code, "instructions", lambda: flags)
+    macros = ("FORMAT=float", "WEIGHT=FORMAT")
+    with pytest.raises(native_code.Uncompiled, match="nothing for this code and this CPU; install g"):
+        compiled(SOURCE, *macros)
+    for each in LEVELS:
+        (tmp_path / native_code._name(SOURCE, macros, each)).touch()
+    assert native_code.level_of(compiled(SOURCE, *macros)) == level
+    monkeypatch.setattr(native_code, "instructions", lambda: "flags\t\t: fpu sse2")
+    if machine == "x86_64":
+        with pytest.raises(native_code.Uncompiled, match="nothing for this code and this CPU"):
+            compiled(SOURCE, *macros)
+
+
+@needs_compiler
+def test_a_compiler_that_is_there_wins_over_what_was_made_beforehand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native_code, "BUILT", tmp_path)
+    for each in LEVELS:
+        (tmp_path / native_code._name(SOURCE, ("FORMAT=float", "WEIGHT=FORMAT"), each)).touch()
+    assert native_code.level_of(compiled(SOURCE, "FORMAT=float", "WEIGHT=FORMAT")) == ""
 
 
 @pytest.mark.parametrize(
