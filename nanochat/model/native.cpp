@@ -137,11 +137,13 @@ template <class W, class T>
     transpose(x);
 }
 
-// As many rows of w laid out for `tile`: (size / EACH, BOTH) pairs
-template <class W, class T> static void lay_rows(Rows<W> w, int64_t count, int64_t size, Pair* laid) {
+// As many rows of w laid out for `tile`: (size / EACH, BOTH) pairs. Those that are `ahead` are fetched meanwhile, unless
+// it is 0.
+template <class W, class T> static void lay_rows(Rows<W> w, int64_t count, int64_t ahead, int64_t size, Pair* laid) {
     for (int64_t k = 0; k < size; k += STEP<T>, laid += LANES * BOTH)
         for (int p = 0; p < PANELS; ++p) {
             Words x[LANES];
+            for (int r = 0; ahead && r < LANES; ++r) fetch(w.from(ahead + p * LANES + r).x + k);
             turn_rows<W, T>(w.from(p * LANES), count - p * LANES, k, size, x);
             by_pairs((size - k) / EACH<T>, [&](int i) { store(laid + i * BOTH + p * LANES, x[i]); });
         }
@@ -173,7 +175,8 @@ static inline void few(Rows<W> w, int64_t count, int64_t ahead, Rows<T> x, int64
 }
 
 constexpr int LINE = 64;  // bytes that are fetched at a time
-constexpr int FEW = 4;  // tokens, for which it does not pay to lay rows out
+constexpr int FEW = 4;    // tokens, for which it does not pay to lay rows out
+constexpr int MANY = 64;  // whose products take longer than to fetch the next rows
 
 // Up to BOTH rows of w with x (n, size), of which each number's sum is added up in the order of `size`;
 // `store(row, token, values, count)` for up to LANES rows from `row` on. Rows are laid out in `laid` for many tokens. Those
@@ -193,12 +196,12 @@ static inline void some_rows(Rows<W> w, int64_t count, int64_t ahead, int64_t si
             give(t, C);
         });
     Pair* here = room(laid, size / EACH<T> * BOTH);
-    lay_rows<W, T>(w, count, size, here);
+    lay_rows<W, T>(w, count, n < MANY ? ahead : 0, size, here);
     by_twos<8>(n, [&](int64_t t, auto C) {
         Left left{reinterpret_cast<const Pair*>(x.x + t * x.row), x.row / EACH<T>, 1};
         tile<C, PANELS, T>(left, here, BOTH, size / EACH<T>, y, BOTH, false);
         give(t, C);
-        for (int64_t r = t * BOTH / n; r < (t + C) * BOTH / n; ++r)
+        for (int64_t r = t * BOTH / n; n >= MANY && r < (t + C) * BOTH / n; ++r)
             for (int64_t k = 0; k < size; k += LINE / sizeof(W)) fetch(w.from(ahead + r).x + k);
     });
 }
