@@ -102,6 +102,7 @@ class Site:
         return self.run(sys.executable, "-m", "nanochat.cli.main", *arguments, *context, check=check)
 
     def kind(self, *arguments: str, timeout: float = 900) -> str:
+        # Deleting takes minutes where the disk is mounted with `discard`: each file of each node's images is trimmed.
         return self.run("kind", *arguments, "--name", self.name, timeout=timeout)
 
     # ---- building it ----------------------------------------------------------------------------------------
