@@ -77,7 +77,7 @@ static inline Floats fused(const BF16* w, const BF16* x, Floats sum) {
 }
 
 template <class T> constexpr int EACH = sizeof(Pair) / sizeof(T);  // numbers of a pair
-template <class T> constexpr int STEP = LANES * EACH<T>;
+template <class T> constexpr int64_t STEP = LANES * EACH<T>;
 
 template <class T> static inline float dot(const T* w, const T* x, int64_t size) {
     Floats sum{};
@@ -132,7 +132,7 @@ template <class W, class T>
         for (int r = 0; r < LANES; ++r) x[r] = pairs(w.x + r * w.row + k, T());
     } else {
         for (int r = 0; r < LANES; ++r)
-            x[r] = pairs(Some<W, STEP<T>>(w.x + r * w.row + k, r < count ? std::min<int64_t>(STEP<T>, size - k) : 0).x, T());
+            x[r] = pairs(Some<W, STEP<T>>(w.x + r * w.row + k, r < count ? std::min(STEP<T>, size - k) : 0).x, T());
     }
     transpose(x);
 }
@@ -179,8 +179,8 @@ constexpr int FEW = 4;    // tokens, for which it does not pay to lay rows out
 constexpr int MANY = 64;  // whose products take longer than to fetch the next rows
 
 // Up to BOTH rows of w with x (n, size), of which each number's sum is added up in the order of `size`;
-// `store(row, token, values, count)` for up to LANES rows from `row` on. Rows are laid out in `laid` for many tokens. Those
-// that are `ahead` of these, and come next, are fetched meanwhile.
+// `store(row, token, values, count)` for up to LANES rows from `row` on. Rows are laid out in `laid` for many tokens.
+// Those that are `ahead` of these, and come next, are fetched meanwhile.
 template <class W, class T, class Store>
 static inline void some_rows(Rows<W> w, int64_t count, int64_t ahead, int64_t size, Rows<T> x, int64_t n,
                              std::vector<Pair>& laid, Store store) {
@@ -365,7 +365,8 @@ template <class W, class T> struct Pass {
         int64_t hd = m.head_dim, entry = token.slot * entries.stored + token.position % entries.size;
         float* turned = room(scratch.mixed, hd);
         T *keys = static_cast<T*>(entries.k) + entry * kv_width, *values = static_cast<T*>(entries.v) + entry * kv_width;
-        for (T* head = q + t * q_width; head < q + (t + 1) * q_width; head += hd) turn(head, token.position, turned, head);
+        for (T* head = q + t * q_width; head < q + (t + 1) * q_width; head += hd)
+            turn(head, token.position, turned, head);
         for (int64_t head = 0; head < m.kv_heads; ++head) {
             turn(k + t * kv_width + head * hd, token.position, turned, keys + head * hd);
             const T* value = v + t * kv_width + head * hd;
@@ -382,8 +383,8 @@ template <class W, class T> struct Pass {
         }
     }
 
-    // One head of a run over what it sees. Keys are taken in groups that begin at multiples of KEYS: what a token does not
-    // see of them has weight 0, which leaves its sums as they are.
+    // One head of a run over what it sees. Keys are taken in groups that begin at multiples of KEYS: what a token does
+    // not see of them has weight 0, which leaves its sums as they are.
     void attend(int64_t index, const Run& run, int64_t head, Scratch<T>& scratch) {
         const Entries& entries = cache.layers[index];
         const Token& token = tokens[run.first];
@@ -401,8 +402,9 @@ template <class W, class T> struct Pass {
         for (int64_t key = 0; key < end - from; key += BOTH) {
             Rows<T> some{keys + (from + key) % entries.size * kv_width, kv_width};
             int64_t skipped = hidden(key);
-            some_rows(some, std::min<int64_t>(BOTH, end - from - key), BOTH, hd, queries.from(skipped), run.count - skipped,
-                      scratch.laid, [&](int64_t r, int64_t c, Floats y, int64_t) { store(found + (skipped + c) * all + key + r, y); });
+            auto keep = [&](int64_t r, int64_t c, Floats y, int64_t) { store(found + (skipped + c) * all + key + r, y); };
+            some_rows(some, std::min<int64_t>(BOTH, end - from - key), BOTH, hd, queries.from(skipped),
+                      run.count - skipped, scratch.laid, keep);
         }
         for (int64_t c = 0; c < run.count; ++c)
             sums[c] = weigh(found + c * all, all, from, token.position + c, window, weights + c * all);
@@ -486,7 +488,7 @@ template <class W, class T> struct Pass {
 #pragma omp barrier
 #pragma omp for
         for (int64_t t = 0; t < n; ++t) normed(x + t * m.width, m.width, m.epsilon, h + t * m.width);
-        product<W>(layer.expand, m.hidden, m.width, h.data, n, scratch, [this](int64_t o, int64_t t, Floats z, int64_t count) {
+        product<W>(layer.expand, m.hidden, m.width, h.data, n, scratch, [&](int64_t o, int64_t t, Floats z, int64_t count) {
             Floats kept = rounded<T>(z);
             kept = kept > 0.0f ? kept : Floats{};
             put(wide + t * m.hidden + o, kept * kept, count);
