@@ -254,12 +254,18 @@ def test_sft_measures_tasks_of_multiple_choice(
     monkeypatch.setattr(sft, "choice_tasks", lambda spec: ["fake-choices"])
     monkeypatch.setattr(sft, "open_task", lambda context, name: task)
     spec = SimpleNamespace(stages=SimpleNamespace(eval_chat=ChatEvaluation()), seed=1)
+    said: list[str] = []
     session: Any = SimpleNamespace(
-        model=model, tokenizer=tokenizer, world=ALONE, alive=lambda: None, context=SimpleNamespace(spec=spec)
+        model=model,
+        tokenizer=tokenizer,
+        world=ALONE,
+        alive=lambda *doing: said.extend(doing),
+        context=SimpleNamespace(spec=spec),
     )
     settings = SftStage.model_validate({"deviceBatchSize": 3, "tasksRows": 17})
     expected = measure(model, tokenizer, task, 17).accuracy.value
     assert sft.choices(session, settings) == {"task/fake-choices": expected}
+    assert said == ["measuring fake-choices, task 1 of 1"]
 
 
 @pytest.mark.parametrize(("samples", "shares"), [(1, [0.5]), (3, [0.5, 5 / 6, 1.0])])
