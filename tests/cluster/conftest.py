@@ -30,7 +30,7 @@ def site() -> Iterator[Site]:
     found.up()
     yield found
     if not os.environ.get("NANOCHAT_KEEP_CLUSTER"):
-        found.kind("delete", "cluster")
+        found.destroy()
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     if found.exists():
         if os.environ.get("NANOCHAT_KEEP_CLUSTER"):
             pytest.skip("NANOCHAT_KEEP_CLUSTER keeps the cluster that there is, and this test makes an empty one")
-        found.kind("delete", "cluster")
+        found.destroy()
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     found.create()
     yield found
-    found.kind("delete", "cluster")
+    found.destroy()
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,10 @@ class Site:
         say("creating the cluster")
         self.kind("create", "cluster", "--config", "k8s/kind.yaml", "--wait", "2m")
 
+    def destroy(self) -> None:
+        """Remove the cluster. Pods that end in the middle of it may make that fail."""
+        patiently(lambda: self.kind("delete", "cluster"))
+
     def up(self) -> None:
         """Make whatever is not there yet."""
         self.start_docker()
@@ -128,7 +132,7 @@ class Site:
             self.build(target)
         if not self.kubectl("get", "nodes", "-o", "name", "--request-timeout=20s", check=False):
             if self.exists():
-                self.kind("delete", "cluster")  # it does not answer any more
+                self.destroy()  # it does not answer any more
             self.create()
         say("loading the images")
         for target in TARGETS:
@@ -383,7 +387,7 @@ def check_keys(site: Site, status: Status, pipeline: Mapping[str, Any]) -> None:
 
 
 def patiently(step: Callable[[], object]) -> None:
-    """Take a step of the set-up, again where it fails: at most three times in ten seconds."""
+    """Take a step of setting up or removing, again where it fails: at most three times in ten seconds."""
     for remaining in (2, 1, 0):
         try:
             step()
