@@ -35,6 +35,14 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """The name of a parameter of bytes: its length, for what it holds may differ from process to process.
+
+    gzip writes the time into its header, and processes that run side by side must have found the same names.
+    """
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, for a third of their time tests wait for processes that start or end."""
