@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanochat.model.cache import KVCache
 from nanochat.model.sizes import ModelConfig
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer import Tokenizer
 
 
@@ -28,7 +29,7 @@ class TalkingModel(ABC):
         )
         self.device = torch.device("cpu")
         self.compute_dtype = torch.float32
-        self.native = None
+        self.native = self.graphs = None
         self.tokenizer = tokenizer
         self._heard: list[int] = []  # the tokens of the engine's only slot
 
@@ -38,6 +39,8 @@ class TalkingModel(ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
+
+    decode = Transformer.decode
 
     def extend(
         self, ids: Tensor, *, start: Tensor, slots: Sequence[int], cache: KVCache, lengths: Tensor | None = None

@@ -24,6 +24,7 @@ from nanochat.runtime.device import choose_device
 from nanochat.tokenizer import Tokenizer
 
 SHORT = 16  # tokens of a short prompt and of a second question
+RECORDED = 4  # steps until a shape's graph is replayed
 MODES: dict[str, Any] = {field.name: False for field in fields(Sampling) if field.name == "repeatable"}
 
 
@@ -86,16 +87,21 @@ class Generation(Rounds):
     def __init__(self, model: Transformer, task: Mapping[str, Any]) -> None:
         super().__init__(model, task)
         self.model = model
-        with suppress(ImportError):  # an older commit has no such thing
-            importlib.import_module("nanochat.model.native").speed_up(model)
-        with suppress(ImportError):
-            if getattr(model, "native", None) is None:
-                importlib.import_module("nanochat.model.packing").pack(model)
+        try:
+            importlib.import_module("nanochat.model.speed").speed_up(model, settled=True)
+        except ImportError:  # older commits have it elsewhere, or not at all
+            with suppress(ImportError):
+                importlib.import_module("nanochat.model.native").speed_up(model)
 
     def work(self) -> None:
         self._turns()
         for rows in self.rows:
             self._decode(f"decode {rows}", rows=rows, slots=rows)
+        if graphs := getattr(self.model, "graphs", None):
+            self.model.graphs = None
+            for rows in self.rows:
+                self._decode(f"decode {rows}, kernel by kernel", rows=rows, slots=rows)
+            self.model.graphs = graphs
         self._decode(f"decode 1 of {self.slots} slots", rows=1, slots=self.slots)
 
     def _turns(self) -> None:
@@ -112,8 +118,8 @@ class Generation(Rounds):
 
     def _decode(self, name: str, *, rows: int, slots: int) -> None:
         engine = self._engine(slots)
-        requests = [self._submit(engine, self.ids(SHORT), tokens=self.tokens + rows + 2) for _ in range(rows)]
-        while not all(request.ids for request in requests):
+        requests = [self._submit(engine, self.ids(SHORT), tokens=self.tokens + rows + RECORDED) for _ in range(rows)]
+        while not all(len(request.ids) > RECORDED - 2 for request in requests):
             engine.step()
         with self.timed(name):
             for _ in range(self.tokens):

@@ -341,14 +341,13 @@ class Engine:
         """One token for each of the rows, in one shape; the shape's other rows are IDLE."""
         slots = self._decoded(decoding)
         at = {slot: row for row, slot in enumerate(slots)}
-        ids, start = [[0]] * len(slots), [IDLE] * len(slots)
+        ids, start = [0] * len(slots), [IDLE] * len(slots)
         for slot in decoding:
             request, row = _occupant(slot), at[slot.index]
-            ids[row] = [request.ids[-1]]
+            ids[row] = request.ids[-1]
             start[row] = len(request.prompt) + len(request.ids) - 1
             slot.written = max(slot.written, start[row] + 1)
-        hidden = self._model.extend(self._tensor(ids), start=self._tensor(start), slots=slots, cache=self._cache)
-        logits = self._model.logits(hidden)[:, 0]  # (B, V)
+        logits = self._model.decode(ids, start=start, slots=slots, cache=self._cache)  # (B, V)
         told = [slot.index for slot in decoding]
         self._logits[told] = logits[[at[slot] for slot in told]]
 

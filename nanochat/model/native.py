@@ -1,6 +1,8 @@
 """Tokens through the model on a CPU by compiled code (`native.cpp`), a few at the speed of memory.
 
-    log.info("%s", speed_up(model))      # after `cast_weights`, for a model that is only asked from now on
+    native = Native(model)      # after `cast_weights`, of a model that is only asked from now on
+    native.open()
+    model.native = native       # all that by `nanochat.model.speed`, where nothing is `missing`
 
 `Transformer.extend` and `Transformer.logits` go by it from then on. PyTorch takes some 25 calls a layer for that, and
 reads weights for one token at half of what memory gives; here it is one call. A token's bits depend on nothing beside
@@ -10,8 +12,6 @@ it. The code reads the model's own weights, as they are.
 from __future__ import annotations
 
 import ctypes
-import logging
-import threading
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -29,13 +29,10 @@ from nanochat.model.sizes import GATE_CHANNELS, MLP_RATIO, SMEAR_CHANNELS, matri
 from nanochat.model.transformer import Attention, Block, Linear, Transformer
 from nanochat.model.value_embedding import LARGEST_GATE
 from nanochat.runtime.memory import use_large_pages
-from nanochat.runtime.native_code import Uncompiled, build, compiled, level_of, takes_time
-
-log = logging.getLogger(__name__)
+from nanochat.runtime.native_code import build, compiled, level_of, takes_time
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FORMATS = {torch.float32: "float", torch.bfloat16: "BF16"}
-LATER = "answers are computed by PyTorch until their code is compiled"
 ALONE = 1 << 20  # products up to which one thread takes no longer than several that wait for one another
 
 
@@ -85,6 +82,11 @@ class Native:
         self._layers = (_Layer * len(blocks))(*map(self._layer, blocks))
         self._model = self._describe(model)
         self._each = matrix_parameters(model.config)  # products of a token
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether `open` has to compile first."""
+        return takes_time(SOURCE, *self.defined)
 
     def open(self) -> None:
         """Compile the code, if that was not done before; `Uncompiled` or OSError where it can't be had."""
@@ -199,30 +201,6 @@ def prebuild(folder: Path) -> list[Path]:
     weights = ("FORMAT", "int8_t")
     defined = [(f"FORMAT={name}", f"WEIGHT={weight}") for name in FORMATS.values() for weight in weights]
     return [library for each in defined for library in build(SOURCE, *each, folder=folder)]
-
-
-def speed_up(model: Transformer, *, beside: bool = False) -> str:
-    """Let compiled code compute tokens, where that is possible -> a sentence that says whether.
-
-    It takes two seconds where this machine has not compiled it before. `beside`: in another thread, and the code takes
-    over once it is there, in the middle of an answer too; else it is waited for.
-    """
-    if why := missing(model):
-        return f"answers are computed by PyTorch: {why}"
-    native = Native(model)
-    if beside and takes_time(SOURCE, *native.defined):
-        threading.Thread(target=lambda: log.info("%s", _attach(native, model)), name="compiler", daemon=True).start()
-        return LATER
-    return _attach(native, model)
-
-
-def _attach(native: Native, model: Transformer) -> str:
-    try:
-        native.open()
-    except (Uncompiled, OSError) as error:
-        return f"answers are computed by PyTorch, which is slower: {error}"
-    model.native = native
-    return "answers are computed by compiled code" + (f" that was made for {native.level}" if native.level else "")
 
 
 def missing(model: Transformer) -> str:

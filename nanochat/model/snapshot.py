@@ -14,7 +14,7 @@ import logging
 
 import torch
 
-from nanochat.model.native import speed_up
+from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from nanochat.model import fp8
 from nanochat.model.attention import Attend, sdpa
-from nanochat.model.cache import KVCache
-from nanochat.model.cached_attention import CachedAttend, attention_to
+from nanochat.model.cache import KVCache, Span, side_by_side
+from nanochat.model.cached_attention import CachedAttend, Together, attention_to
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
 from nanochat.model.pointwise import PLAIN, Pointwise, norm
 from nanochat.model.residual import ResidualStream
@@ -40,6 +40,14 @@ ROTARY_REACH = 10  # positions that can be told apart, in multiples of the train
 IDLE = -1  # the start of a row of `extend` that is not in use
 
 Reduction = Literal["mean", "sum", "none"]
+
+
+class Recorded(Protocol):
+    """Computes steps of one token in its own way; `nanochat.model.graphs`."""
+
+    def decode(self, ids: Sequence[int], start: Sequence[int], slots: Sequence[int], cache: KVCache) -> Tensor:
+        """As `Transformer.decode`."""
+        ...
 
 
 class Compiled(Protocol):
@@ -172,6 +180,7 @@ class Transformer(nn.Module):
         self.attend: Attend = sdpa  # over whole rows
         self.pointwise = PLAIN  # in the layers, over whole rows
         self.native: Compiled | None = None  # what computes `extend` and `logits`, in place of the modules
+        self.graphs: Recorded | None = None  # what computes `decode`, in place of `extend` and `logits`
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width, dtype=torch.float32))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.stream = ResidualStream(config)
@@ -299,21 +308,52 @@ class Transformer(nn.Module):
         positions = start[:, None] + torch.arange(t, device=ids.device)  # (B, T)
         if lengths is not None:
             positions = positions.masked_fill(positions >= (start + lengths)[:, None], IDLE)
-        rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
         rows = torch.tensor(slots, device=ids.device)
-        spans = {
-            span: (
-                (rows[:, None], span.entries(positions)),
-                attention_to(span, cache, slots=slots, positions=positions, ends=ends),
-            )
-            for span in set(cache.spans)
+        attends = {
+            span: attention_to(span, cache, slots=slots, positions=positions, ends=ends) for span in set(cache.spans)
         }
+        return self._continue(ids, start, positions, rows, attends, cache)
+
+    @torch.inference_mode()
+    def decode(self, ids: Sequence[int], *, start: Sequence[int], slots: Sequence[int], cache: KVCache) -> Tensor:
+        """The logits (B, V) after one token of each row, `ids` at the positions `start`, as `extend` takes them."""
+        graphs = self.graphs
+        if graphs is not None:
+            self._check_length(end := max(start) + 1)
+            cache.check_room(end, 1)
+            return graphs.decode(ids, start, slots, cache)
+        given, begin = torch.tensor((ids, start), device=self.device)
+        return self.logits(self.extend(given[:, None], start=begin, slots=slots, cache=cache))[:, 0]
+
+    @torch.inference_mode()
+    def decode_fixed(
+        self, ids: Tensor, *, start: Tensor, rows: Tensor, slots: Sequence[int], attended: int, cache: KVCache
+    ) -> Tensor:
+        """`decode` of ids (B,) at start (B,), with nothing that the host would wait for or decide: `rows` (B,) are the
+        `slots`, and the cache's first `attended` positions hold all that a row sees."""
+        positions = start[:, None]  # (B, 1)
+        stretches = side_by_side(slots)
+        attends = {span: Together(stretches, span.mask(positions, attended)) for span in set(cache.spans)}
+        return self.logits(self._continue(ids[:, None], start, positions, rows, attends, cache))[:, 0]
+
+    def _continue(
+        self,
+        ids: Tensor,
+        start: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        attends: Mapping[Span, CachedAttend],
+        cache: KVCache,
+    ) -> Tensor:
+        """The hidden (B, T, D) of ids (B, T) at `positions` (B, T) of the slots `rows` (B,)."""
+        rotary = self.rotary[:, positions, None]  # (2, B, T, 1, hd/2)
+        where = {span: (rows[:, None], span.entries(positions)) for span in attends}
 
         def run(layer: int, x: Tensor) -> Tensor:
-            block, (where, attend) = self.blocks[layer], spans[cache.spans[layer]]
+            block, span = self.blocks[layer], cache.spans[layer]
             assert isinstance(block, Block)
             k, v = cache.k[layer], cache.v[layer]
-            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where, attend=attend)
+            x = x + block.attention.extend(norm(x), ids, rotary, k=k, v=v, where=where[span], attend=attends[span])
             return x + block.mlp(norm(x))
 
         before = None

@@ -10,8 +10,7 @@ from typing import Any
 from nanochat.model.artifact import SERVED, combined
 from nanochat.model.export import load_model
 from nanochat.model.int8 import to_int8
-from nanochat.model.native import LATER, speed_up
-from nanochat.model.packing import pack
+from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import choose_device
 from nanochat.runtime.threads import give_back
@@ -31,9 +30,7 @@ def load(folder: Path, *, int8: bool = False, beside: bool = False) -> tuple[Tra
     if int8:
         _log.info("%s", to_int8(model))
     model.cast_weights()
-    _log.info("%s", said := speed_up(model, beside=beside))
-    if model.native is None and said != LATER and not int8:
-        _log.info("%s", pack(model))
+    _log.info("%s", speed_up(model, beside=beside, settled=not int8))
     give_back()
     return model, Tokenizer.load(folder), extra
 

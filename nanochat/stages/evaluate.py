@@ -27,7 +27,7 @@ from nanochat.evaluation.items import ITEMS, Item, ItemWriter
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.inference import Completion
 from nanochat.model.export import load_model
-from nanochat.model.native import speed_up
+from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.resolve import shard_name
 from nanochat.pipeline.task_selection import find_task, pass_metric, unmeasured

@@ -12,7 +12,10 @@ from bench_schema import SPREAD
 from bench_shapes import bench, document, sentence, write_peer
 from jsonschema import validate
 
+from nanochat.bench.generation import Generation, random_model
+from nanochat.bench.shapes import Shape
 from nanochat.bench.transformers_peer import translate
+from nanochat.model import graphs
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.spec.errors import UserError
@@ -137,3 +140,18 @@ def test_what_is_not_measured_is_refused(tmp_path: Path, arguments: tuple[str, s
     peer = str(write_peer(tmp_path / "peer"))
     given = [peer if word == "peer" else word for word in arguments]
     assert words in sentence(bench(tmp_path, "infer", last=(*LONG, *given)))
+
+
+def test_with_cuda_graphs_steps_are_timed_without_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What records here is a stand-in."""
+    shape = Shape(None, ("model.depth=1", "model.sequenceLength=256", "stages.tokenizer.vocabSize=512"))
+    task = {"shape": shape.to_dict(), "prompt": 32, "tokens": 4, "rows": [1, 2], "slots": 2}
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    replayed: list[None] = []
+    monkeypatch.setattr(graphs, "record", lambda compute, _pool: lambda: (replayed.append(None), compute())[1])
+    model = random_model(task)
+    generation = Generation(model, task)
+    model.native, model.graphs = None, graphs.Graphs(model)
+    generation.round()
+    assert {f"decode {rows}{how}" for rows in (1, 2) for how in ("", ", kernel by kernel")} <= set(generation.figures)
+    assert model.graphs is not None and len(replayed) >= 3 * 4  # all that was timed, and none that was to be without

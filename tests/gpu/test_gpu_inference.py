@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from nanochat.inference import Engine, Sampling
+from nanochat.model import graphs
+from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import Device
 from nanochat.tokenizer import Tokenizer
@@ -20,17 +22,26 @@ ROUNDING = {torch.float32: 0.05, torch.bfloat16: 0.5}
 
 
 def on(device: Device, model: Transformer) -> Transformer:
+    if model.native is not None:
+        pytest.skip("compiled code is for CPUs")
     moved = deepcopy(model).to(device.device)
     moved.compute_dtype = device.compute_dtype
     return moved
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("graphed", [False, True])
 def test_each_token_is_the_likeliest_of_a_plain_forward_pass(
-    model: Transformer, tokenizer: Tokenizer, device: Device
+    model: Transformer, tokenizer: Tokenizer, device: Device, graphed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or as likely within rounding, which few are."""
+    """Or as likely within rounding, which few are. With CUDA graphs most steps are replayed, and none is given up."""
     model = on(device, model)
+    replayed = []
+    if graphed:
+        model.cast_weights()
+        assert speed_up(model) == "answers are computed by CUDA graphs"
+        record = graphs.record
+        monkeypatch.setattr(graphs, "record", lambda *given: noting(record(*given), replayed))
     prompts = [ids(length, length) for length in (1, 7, 64, 100, 256, 257, 400, 600)]
     completions = Engine(model, tokenizer, slots=3).generate(prompts, Sampling(max_tokens=24))
     chosen, ties = 0, 0
@@ -42,10 +53,18 @@ def test_each_token_is_the_likeliest_of_a_plain_forward_pass(
                 ties += int(row.argmax()) != token
                 assert float(row.max() - row[token]) < ROUNDING[device.compute_dtype]
     assert chosen > 100 and ties <= chosen // 10
+    assert (model.graphs is not None) is graphed
+    assert len(replayed) >= 40 * graphed
+
+
+def noting(replay: graphs.Replay, noted: list[None]) -> graphs.Replay:
+    """The same, noted."""
+    return lambda: (noted.append(None), replay())[1]
 
 
 def test_samples_repeat_and_follow_their_seed(model: Transformer, tokenizer: Tokenizer, device: Device) -> None:
     model = on(device, model)
+    model.graphs = graphs.Graphs(model)
     sampling = Sampling(max_tokens=12, temperature=1.0, top_k=20, top_p=0.9, seed=3, logprobs=2)
     for slots in (1, 4):
         first, second = (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nanochat.inference import Engine, Sampling
 from nanochat.model.cache import KVCache
-from nanochat.model.native import speed_up
 from nanochat.model.sizes import ModelConfig
+from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.compiler import cxx_compiler
 from nanochat.tokenizer import Tokenizer
@@ -55,12 +55,14 @@ class ScriptedModel:
         )
         self.device = torch.device("cpu")
         self.compute_dtype = torch.float32
-        self.native = None
+        self.native = self.graphs = None
         self.prompt = prompt
         self.script = list(script)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
+
+    decode = Transformer.decode
 
     def extend(
         self, ids: Tensor, *, start: Tensor, slots: Sequence[int], cache: KVCache, lengths: Tensor | None = None

@@ -118,7 +118,7 @@ def test_samples_of_one_prompt_share_it_and_differ(model: Transformer, tokenizer
 
     class Counting:
         config, device, compute_dtype, native = model.config, model.device, model.compute_dtype, model.native
-        logits = model.logits
+        logits, decode, graphs = model.logits, Transformer.decode, None
 
         def extend(self, ids: torch.Tensor, **rest: object) -> torch.Tensor:
             computed.append(ids.numel() if ids.size(0) == 1 else 0)

@@ -28,7 +28,9 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.config, self.device, self.compute_dtype = self.model.config, self.model.device, self.model.compute_dtype
-        self.native = None
+        self.native = self.graphs = None
+
+    decode = Transformer.decode
 
     def extend(
         self,

@@ -18,9 +18,10 @@ from nanochat.model import cache as kv
 from nanochat.model import int8, native
 from nanochat.model.cache import KVCache
 from nanochat.model.int8 import to_int8
-from nanochat.model.native import SOURCE, speed_up
+from nanochat.model.native import SOURCE
 from nanochat.model.packing import pack
 from nanochat.model.sizes import ModelConfig
+from nanochat.model.speed import speed_up
 from nanochat.model.transformer import IDLE, Transformer
 from nanochat.runtime import native_code
 from nanochat.runtime.compiler import cxx_compiler

@@ -48,6 +48,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
 class Running:
     url: str
     service: EngineService
+    thread: threading.Thread  # of its event loop
 
 
 class SlowEngine(Engine):
@@ -80,7 +81,7 @@ def running(
         thread.start()
         try:
             scheme = "https" if certificate else "http"
-            yield Running(f"{scheme}://127.0.0.1:{socket.getsockname()[1]}", service)
+            yield Running(f"{scheme}://127.0.0.1:{socket.getsockname()[1]}", service, thread)
         finally:
             server.should_exit = True
             thread.join()

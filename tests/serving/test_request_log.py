@@ -15,9 +15,15 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def server(start: Callable[[], Any]) -> Any:
+    """A server of its own: what earlier tests have asked another one may end now, with a line of its own."""
+    return start()
+
+
+@pytest.fixture
+def lines(server: Any, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.INFO, logger="nanochat.serving.request_log")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "nanochat.serving.request_log"]
+    return lambda: [record.getMessage() for record in caplog.records if record.thread == server.thread.ident]
 
 
 def test_each_request_has_a_line_with_its_figures(
