@@ -110,10 +110,13 @@ class Checkpoints:
         self.store.write(f"{base}/{MANIFEST}", manifest.to_bytes())
 
     def abandon(self, step: int, launch: str, folder: Path | None) -> None:
-        """Remove what was written of a checkpoint that could not be saved: the disk may be full of it."""
-        if folder is not None:
-            files.remove(folder)
+        """Remove what was written of a checkpoint that could not be saved: the disk may be full of it.
+
+        One that is whole stays, though its save has failed afterwards.
+        """
         name = self._name(step, launch)
+        if folder is not None and folder != self.store.local_path(f"{self._base}/{name}"):
+            files.remove(folder)
         with suppress(NanochatError, OSError):  # the store may be what failed
             if self._read(name) is None:
                 self.store.delete(f"{self._base}/{name}")

@@ -47,6 +47,8 @@ SLOW = (
     "checkpointEverySeconds and checkpointEvery, or use a faster store"
 )
 
+CROWDED = "former checkpoints could not be removed and take up room, the log says why; the next save tries again"
+
 
 class Checkpointer:
     """Saves and restores what training is made of; `save` and `restore` are collective, like all that they call."""
@@ -138,7 +140,11 @@ class Checkpointer:
         self.journal.flush()  # no metric of a step that is not run again is ever lost
         self.checkpoints.commit(step, self.launch, records, {"step": step})
         log.info("the checkpoint of step %s is stored", f"{step:,}")
-        self.checkpoints.prune(self.keep)
+        try:
+            self.checkpoints.prune(self.keep)
+        except (NanochatError, FileNotFoundError) as error:
+            log.warning("%s: %s", CROWDED, error)
+            self.progress.warn(CROWDED)
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -18,7 +18,7 @@ from nanochat.runtime.distributed import join
 from nanochat.spec.errors import NanochatError, StorageError, UserError
 from nanochat.storage.checkpoints import Checkpoints
 from nanochat.training import saving
-from nanochat.training.checkpoint import SLOW
+from nanochat.training.checkpoint import CROWDED, SLOW
 from nanochat.training.host_copy import HostCopy
 from nanochat.training.plan import Measurement
 from tests.optim.optim_problem import Tables
@@ -122,7 +122,7 @@ def test_a_save_that_is_not_done_when_the_next_is_due_is_waited_for_and_told(
     ]
 
 
-@pytest.mark.parametrize("call", ["store_files", "commit", "prune"])
+@pytest.mark.parametrize("call", ["store_files", "commit"])
 def test_a_save_that_fails_once_is_told_and_made_again_from_the_same_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
@@ -139,6 +139,44 @@ def test_a_save_that_fails_once_is_told_and_made_again_from_the_same_copy(
     short = Rig(tmp_path / "short", stop_at=5, steps=9)
     short.run_until_stopped()
     assert same(load_file(saved(rig, 5) / "model.safetensors"), short.weights)
+
+
+@pytest.mark.parametrize("error", [StorageError("it gives no answer"), UserError("another's file")])
+def test_what_is_whole_stays_where_former_ones_can_not_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: NanochatError
+) -> None:
+    def refuse(call: int) -> None:
+        if call < 2:
+            raise error
+
+    hook(monkeypatch, "prune", refuse)
+    with caplog.at_level(logging.WARNING):
+        rig = Rig(tmp_path, checkpoint_steps=2, steps=9)
+        rig.run()
+    assert set(rig.progress.state.warnings) - {SLOW} == {CROWDED}  # steps are short here
+    assert f"{CROWDED}: {error.message}" in caplog.text
+    assert [path.name for path in sorted((tmp_path / "checkpoints/base/key").iterdir())] == [
+        "step-0000006-first",
+        "step-0000008-first",
+    ]
+    assert saved(rig, 8)
+
+
+def test_a_save_that_fails_after_its_manifest_is_stored_leaves_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder store it is written where it stays."""
+    real = Checkpoints.commit
+
+    def commit(self: Checkpoints, *given: Any) -> None:
+        real(self, *given)
+        raise UserError("no right for writing")
+
+    monkeypatch.setattr(Checkpoints, "commit", commit)
+    rig = Rig(tmp_path, checkpoint_steps=5)
+    with pytest.raises(UserError, match="no right"):
+        rig.run()
+    assert saved(rig, 5)
 
 
 def test_a_save_whose_files_are_removed_meanwhile_is_made_again(
