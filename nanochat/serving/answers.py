@@ -135,7 +135,7 @@ class StreamEncoder:
         return last + DONE
 
     def fail(self, error: ApiError) -> str:
-        return sse(error.body)
+        return sse(error.body) + DONE
 
     def _chunk(self, index: int, delta: Delta, *, finish_reason: FinishReason | None = None) -> str:
         logprobs: Logprobs | None = None

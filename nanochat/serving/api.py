@@ -29,7 +29,7 @@ from nanochat.serving.objects import ChatCompletion, ModelList, ModelObject, Tex
 from nanochat.serving.openapi import BEARER, answered, documented
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.request_log import note
-from nanochat.serving.responder import ChatResponder, EventStream, Responder, unless_disconnected
+from nanochat.serving.responder import ChatResponder, EventStream, Responder, ended, unless_disconnected
 from nanochat.serving.responses_answers import ResponsesResponder
 from nanochat.serving.responses_objects import ResponseObject
 from nanochat.serving.responses_request import ResponsesRequest
@@ -228,10 +228,8 @@ class Api:
             after = exchange.again()
             message = f"No slot was free in time; send the request again in {after} seconds."
             raise ApiError(503, message, kind="server_error", code="queue_timeout", retry_after=after) from None
-        except EngineFailed as error:
-            raise ApiError(500, str(error), kind="server_error") from error
-        except UserError as error:  # which only the engine can find
-            raise ApiError(400, error.message) from error
+        except (EngineFailed, UserError) as error:
+            raise ended(error) from error
         finally:
             if not handed_on:
                 exchange.close()

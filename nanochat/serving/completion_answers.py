@@ -74,7 +74,7 @@ class _Encoder:
         return sse(self.completion([choice])) if shows else ""
 
     def fail(self, error: ApiError) -> str:
-        return sse(error.body)
+        return sse(error.body) + DONE
 
     def end(self, *, prompt: int | None) -> str:
         return DONE if prompt is None else sse(self.completion([], prompt=prompt)) + DONE

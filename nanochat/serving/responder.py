@@ -24,6 +24,7 @@ from nanochat.serving.holder import Model
 from nanochat.serving.objects import ChatCompletion, ChosenToken
 from nanochat.serving.protocol import ChatRequest
 from nanochat.serving.service import EngineFailed
+from nanochat.spec.errors import UserError
 
 T = TypeVar("T")
 
@@ -87,10 +88,17 @@ async def streamed(exchange: Exchange, encoder: Encoder, *, prompt: int | None) 
             if not exchange.more and any(texts):
                 yield "".join(texts)
                 texts = []
-    except EngineFailed as error:
-        yield "".join(texts) + encoder.fail(ApiError(500, str(error), kind="server_error"))
+    except (EngineFailed, UserError) as error:
+        yield "".join(texts) + encoder.fail(ended(error))
         return
     yield encoder.end(prompt=prompt)
+
+
+def ended(error: EngineFailed | UserError) -> ApiError:
+    """The error that a client is told where the engine ended the answer: it failed, or it refuses the request."""
+    if isinstance(error, UserError):
+        return ApiError(400, error.message)
+    return ApiError(500, str(error), kind="server_error")
 
 
 class EventStream(StreamingResponse):

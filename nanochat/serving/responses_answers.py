@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 from nanochat.inference import Event, Sampling
 from nanochat.serving.answers import logprob, spoken_parts, sse
@@ -21,7 +21,7 @@ from nanochat.serving.exchange import Exchange
 from nanochat.serving.holder import Model
 from nanochat.serving.objects import ChosenToken
 from nanochat.serving.responder import streamed
-from nanochat.serving.responses_objects import OutputMessage, OutputText, ResponseObject, ResponseUsage, Status
+from nanochat.serving.responses_objects import Failure, OutputMessage, OutputText, ResponseObject, ResponseUsage, Status
 from nanochat.serving.responses_request import ResponsesRequest
 
 
@@ -153,9 +153,11 @@ class _Encoder:
         )
 
     def fail(self, error: ApiError) -> str:
-        failure: Literal["server_error"] = "server_error"
-        message = error.body["error"]["message"]
-        self.response.update({"status": "failed", "error": {"code": failure, "message": message}})
+        failure: Failure = {
+            "code": "invalid_prompt" if error.status == 400 else "server_error",
+            "message": error.body["error"]["message"],
+        }
+        self.response.update({"status": "failed", "error": failure})
         return self._event("response.failed", {"response": self.response})
 
     def _place(self) -> dict[str, Any]:

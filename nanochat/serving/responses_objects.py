@@ -51,7 +51,7 @@ class Incomplete(TypedDict):
 
 
 class Failure(TypedDict):
-    code: Literal["server_error"]
+    code: Literal["server_error", "invalid_prompt"]
     message: str
 
 

@@ -153,7 +153,7 @@ class EngineService:
             self._admission.enter(visitor, len(submissions), time.monotonic(), patience=patience)
             self._inbox.extend(submissions)
             self._changed.notify_all()
-        self._metrics.prompt.inc(sum(len(prompt) for prompt, _ in wanted))
+        self._metrics.prompt.inc(sum(len(submission.prompt) for submission in submissions))
         return submissions
 
     def promise(self, visitor: Visitor, places: int, *, patience: float) -> int:

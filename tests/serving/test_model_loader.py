@@ -233,6 +233,17 @@ def test_the_process(
         process.wait()
 
 
+def test_each_choice_counts_its_prompt_as_what_it_reused_of_it(start: Callable[..., Any]) -> None:
+    server = start(slots=4)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    for choices in (1, 4):
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body | {"n": choices}, timeout=60).json()
+    prompt = answer["usage"]["prompt_tokens"]
+    told = httpx.get(f"{server.url}/metrics").text
+    assert f'nanochat_prompt_tokens_total{{version=""}} {5.0 * prompt}' in told
+    assert f'nanochat_prompt_tokens_reused_total{{version=""}} {4.0 * prompt}' in told
+
+
 def test_metrics_follow_the_requests(start: Callable[..., Any], until: Until) -> None:
     server = start(slow=True, slots=1, queue=1, version="3")
     body = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 400}

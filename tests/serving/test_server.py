@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,37 @@ def test_an_engine_that_fails_ends_its_requests_and_is_not_alive(
     assert "out of luck" in failed.json()["error"]["message"]
     until(lambda: httpx.get(f"{server.url}/livez").status_code == 503)
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 503
+
+
+ASKED = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40, "min_tokens": 40},
+    "/v1/completions": {"prompt": "Hi", "max_tokens": 40, "min_tokens": 40},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 40},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_what_the_engine_finds_wrong_with_a_request_ends_its_stream_as_the_protocol_does(
+    server: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    accept, told = Reply.accept, iter(range(40))
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        if next(told) == 2:
+            raise UserError("The answer can't be held to this schema: it is too much.")
+        return accept(*given, **named)
+
+    monkeypatch.setattr(Reply, "accept", refuse)
+    answer = httpx.post(server.url + path, json=ASKED[path] | {"stream": True})  # raises where the body is cut
+    *_, before, last = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    if path == "/v1/responses":
+        event = json.loads(last)
+        assert event["type"] == "response.failed" and event["response"]["status"] == "failed"
+        assert event["response"]["error"]["code"] == "invalid_prompt"
+        assert "it is too much" in event["response"]["error"]["message"]
+    else:
+        error = json.loads(before)["error"]
+        assert last == "[DONE]" and error["type"] == "invalid_request_error" and "it is too much" in error["message"]
 
 
 @pytest.fixture
