@@ -58,7 +58,7 @@ class Run:
             self.model = Transformer(config)
         self.model.compute_dtype = self.device.compute_dtype
         compiled = self.settings.compile == "always"
-        choose_attention(self.device, config).use_in(self.model, compiled=compiled)
+        choose_attention(self.device, config).use_in(self.model)
         self.forward = Forward(self.model, compiled=compiled)
         optimizer = build_optimizer(self.model, optim_settings(self.settings))
         self.model.init_weights(seed)

@@ -1,7 +1,7 @@
 """Norms, rotary positions and the MLP's square by compiled code (`fused_pointwise.cpp`), in bf16 on a CPU.
 
     prepare()                       # compiles it where that was not done; `Uncompiled` or OSError where it can't be had
-    model.pointwise = FUSED         # for a model that torch.compile leaves alone
+    model.pointwise = FUSED         # torch.compile fuses the plain ones itself
 
 PyTorch takes up to ten passes over the numbers for what is one here, forward and backward.
 """

@@ -238,13 +238,16 @@ class Transformer(nn.Module):
             matrix.fp8 = True
         return len(matrices)
 
-    def hidden(self, ids: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
-        """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype; `blocks` are called instead of the own."""
+    def hidden(
+        self, ids: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None, pointwise: Pointwise | None = None
+    ) -> Tensor:
+        """ids (B, T) -> the normed last layer (B, T, D), in compute_dtype; `blocks` are called instead of the own, and
+        `pointwise` is used in the layers."""
         self._check_length(ids.size(1))
         rotary = self.rotary[:, None, : ids.size(1), None]  # (2, 1, T, 1, hd/2)
         x = self.stream.smear(self._embed(ids))
-        called = self.blocks if blocks is None else blocks
-        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, self.attend, self.pointwise))
+        called, between = self.blocks if blocks is None else blocks, pointwise or self.pointwise
+        return self._through(x, lambda layer, x: called[layer](x, ids, rotary, self.attend, between))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> soft-capped logits (..., V), fp32."""

@@ -161,7 +161,7 @@ def load_measured(folder: Path, device: Device) -> tuple[Transformer, dict[str, 
     model.cast_weights()
     log.info("%s", speed_up(model))
     if model.device.type == "cpu":
-        model.attend = choose_attention(device, model.config).attend
+        choose_attention(device, model.config).use_in(model)
     return model, extra
 
 

@@ -95,7 +95,7 @@ class TrainingSession:
             fused=attention.fused,
             deterministic=settings.deterministic,
         )
-        attention.use_in(self.model, compiled=decision.compiled)
+        attention.use_in(self.model)
         product = "FP8" if self.use_fp8() else self.precision
         code = self._compiled_code(product, attention.reason, decision.tuned) if decision.compiled else None
         if code is not None:

@@ -1,7 +1,7 @@
 """Which kernel attends in training, and what computes between the products.
 
     choice = choose_attention(device, config, world=world, cache=cache)
-    choice.use_in(model, compiled=False)
+    choice.use_in(model)
     log.info("%s", choice.reason)
 
 Chosen by what the device has, never by a stopwatch: a resumed run must choose again what it chose before, or its
@@ -44,10 +44,9 @@ class Choice:
         """Whether own code computes what lies between the products of a model that is not compiled."""
         return self.pointwise is not PLAIN
 
-    def use_in(self, model: Transformer, *, compiled: bool) -> None:
-        """Let a model compute by it; what torch.compile takes it fuses itself."""
-        model.attend = self.attend
-        model.pointwise = PLAIN if compiled else self.pointwise
+    def use_in(self, model: Transformer) -> None:
+        """Let a model compute by it."""
+        model.attend, model.pointwise = self.attend, self.pointwise
 
 
 def choose_attention(

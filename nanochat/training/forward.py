@@ -8,9 +8,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor
 
 from nanochat.model.loss import Tile, cross_entropy_
+from nanochat.model.pointwise import PLAIN
 from nanochat.model.transformer import Reduction, Transformer
 from nanochat.optim import LAST, ShardedOptimizer
 from nanochat.runtime.memory import is_out_of_memory
@@ -56,15 +58,15 @@ class Forward:
                 self.done = None
             return self._loss(ids, targets, factors, reduction)
         try:
-            with warnings.catch_warnings():
+            # Backward is compiled here too, not when it begins: what fails is met here.
+            with warnings.catch_warnings(), functorch.patch(force_non_lazy_backward_lowering=True):
                 warnings.filterwarnings("ignore", "The .grad attribute")  # the compiler looks at each layer's input
                 result = self._loss(ids, targets, factors, reduction)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).strip().splitlines()
             what = "max-autotune" if self.tuned else "torch.compile"
-            log.warning("%s does not work here, so training is slower: %s", what, reason[0] if reason else error)
+            log.warning("%s does not work here, so training is slower: %s", what, reason_of(error))
             if self.tuned:
                 self.tuned = False
                 self.hidden = self._hidden(compiled=True)
@@ -83,8 +85,14 @@ class Forward:
         """`Transformer.hidden`, which waits for each layer's weights where they may be under way."""
         mode = "max-autotune-no-cudagraphs" if self.tuned else None
         compile = partial(torch.compile, dynamic=False, mode=mode)
+        # What the compiler takes it fuses itself.
+        pointwise = PLAIN if compiled else None
         if self.optimizer is None or self.optimizer.world.size == 1:
-            return compile(self.model.hidden) if compiled else self.model.hidden
+
+            def whole(ids: Tensor) -> Tensor:
+                return self.model.hidden(ids, pointwise=pointwise)
+
+            return compile(whole) if compiled else whole
         blocks = [
             partial(self._block, layer, compile(block) if compiled else block)
             for layer, block in enumerate(self.model.blocks, 1)
@@ -92,7 +100,7 @@ class Forward:
 
         def hidden(ids: Tensor) -> Tensor:
             self._wait(0)
-            return self.model.hidden(ids, blocks)
+            return self.model.hidden(ids, blocks, pointwise)
 
         return hidden
 
@@ -103,3 +111,9 @@ class Forward:
     def _wait(self, layer: int = LAST) -> None:
         if self.optimizer is not None:
             self.optimizer.wait(layer)
+
+
+def reason_of(error: Exception) -> str:
+    """An error's first line, with the next one where it only introduces that, as the compiler's do."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])

@@ -115,10 +115,12 @@ class Reinforce:
             "train/unfinished": counts["unfinished"] / counts["samples"],
         }
 
-    def text(self, step: int, local_batch: Callable[[int], LocalBatch] | None = None) -> MicroBatch:
-        """This rank's part of the step's prompts: a model that rl ruins no longer predicts them."""
+    def text(self, step: int, local_batch: Callable[[int], LocalBatch] | None = None) -> MicroBatch | None:
+        """This rank's part of the step's prompts: a model that rl ruins no longer predicts them; None where there are
+        fewer prompts than ranks."""
         numbers = self.numbers(step)
-        return prompt_batch([self.prompts[number].ids for number in numbers[self.world.part(len(numbers))]])
+        mine = numbers[self.world.part(len(numbers))]
+        return prompt_batch([self.prompts[number].ids for number in mine]) if mine else None
 
     def figure(self, loss: float | None, counts: Mapping[str, float]) -> float:
         """The mean reward."""
@@ -195,7 +197,7 @@ def micro_batch(sequences: Sequence[tuple[Sequence[int], Completion, float]]) ->
 
 def prompt_batch(prompts: Sequence[Sequence[int]]) -> MicroBatch:
     """Prompts as text to predict, all of it."""
-    width = max((len(ids) for ids in prompts), default=1) - 1
+    width = max(map(len, prompts)) - 1
     inputs = torch.zeros(len(prompts), width, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORED)
     for row, ids in enumerate(prompts):

@@ -15,6 +15,7 @@ from nanochat.evaluation.items import ITEMS, Item, read_items
 from nanochat.evaluation.sandbox import Sandbox
 from nanochat.model.attention import sdpa
 from nanochat.model.export import save_model
+from nanochat.model.pointwise import PLAIN
 from nanochat.model.transformer import Transformer
 from nanochat.pipeline.graph import build_graph
 from nanochat.pipeline.plan import StagePlan
@@ -190,5 +191,6 @@ def test_a_measured_model_is_as_fast_as_the_device_allows_and_says_the_same(
     assert extra["step"] == 7
     assert (measured.native is None) is (cxx_compiler() is None)
     assert (measured.attend is sdpa) is (dtype == torch.float32)
+    assert (measured.pointwise is PLAIN) is (dtype == torch.float32 or cxx_compiler() is None)
     ids = torch.randint(256, (1, 400), generator=torch.Generator().manual_seed(1))
     assert float((measured(ids) - model(ids)).abs().max()) < most

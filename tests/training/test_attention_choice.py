@@ -13,7 +13,6 @@ from nanochat.model.attention import sdpa
 from nanochat.model.blocked_attention import LONGEST, blocked
 from nanochat.model.fused_attention import fused
 from nanochat.model.fused_pointwise import FUSED
-from nanochat.model.pointwise import PLAIN
 from nanochat.model.transformer import Transformer
 from nanochat.runtime import native_code
 from nanochat.runtime.compiler import cxx_compiler
@@ -48,10 +47,8 @@ def test_where_there_is_a_compiler_its_code_attends(length: int) -> None:
     choice = choose_attention(device("cpu", torch.bfloat16), replace(CONFIG, sequence_length=length))
     assert choice.attend is fused and choice.reason == "attention by compiled code"
     model = Transformer(CONFIG)
-    choice.use_in(model, compiled=False)
+    choice.use_in(model)
     assert model.attend is fused and model.pointwise is FUSED and deepcopy(model).pointwise == FUSED
-    choice.use_in(model, compiled=True)
-    assert model.attend is fused and model.pointwise is PLAIN
 
 
 def test_all_processes_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:

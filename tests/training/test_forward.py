@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import nop
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from nanochat.model.transformer import Transformer
 from nanochat.training.forward import Forward
@@ -57,6 +59,26 @@ def test_where_tuning_fails_the_model_is_compiled_without_it(
         "max-autotune does not work here, so training is slower: no kernel"
     ]
     assert forward.proven
+
+
+def test_where_backward_can_not_be_compiled_the_plain_model_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel for backward")
+
+    backend = aot_autograd(fw_compiler=nop, bw_compiler=broken)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **settings: real(call, dynamic=False, backend=backend))
+    forward, plain = Forward(model(), compiled=True), model()
+    with caplog.at_level(logging.WARNING):
+        forward(IDS, TARGETS).backward()
+    plain(IDS, TARGETS, reduction="sum").backward()
+    pairs = zip(forward.model.parameters(), plain.parameters(), strict=True)
+    assert all(torch.equal(one.grad, other.grad) for one, other in pairs)  # pyright: ignore[reportArgumentType]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("torch.compile does not work here, so training is slower: ")
+    assert "no kernel for backward" in record.getMessage()
 
 
 def test_want_of_memory_is_not_a_failure_of_compiling() -> None:
