@@ -211,20 +211,43 @@ test("hostile texts of a file are only texts", async () => {
   await accessible(page);
 });
 
+// Fills the browser's storage but for `left` characters; `clear` frees it.
+const fill = (left) => page.evaluate((left) => {
+  localStorage.setItem("fill.left", "x".repeat(left));
+  for (let size = 1 << 22; size > 0; size >>= 1) {
+    for (let at = 0; ; at += 1) {
+      try { localStorage.setItem(`fill.${size}.${at}`, "x".repeat(size)); } catch { break; }
+    }
+  }
+  localStorage.removeItem("fill.left");
+}, left);
+const clear = () => page.evaluate(() => {
+  for (const name of Object.keys(localStorage)) if (name.startsWith("fill.")) localStorage.removeItem(name);
+});
+
+test("of chats that are imported, all are shown, and how many the browser has room for is said", async () => {
+  const before = await names();
+  const large = [message({ parts: [{ type: "text", text: "x".repeat(20_000) }] })];
+  await fill(10_000);
+  await page.evaluate(() => { document.getElementById("announced").textContent = ""; });
+  await take(file([chat({ name: "large", messages: large }), chat({ name: "small" }), chat({ name: "small, too" })]));
+  await page.locator("#said", { hasText: /^Imported chats: 3\. .* room for 2 of them; shown only until the page is closed: 1\.$/ }).waitFor();
+  assert.deepEqual((await names()).sort(), [...before, "large", "small", "small, too"].sort());
+  assert.equal(await page.locator("#announced").innerText(), "");
+  await accessible(page);
+  await page.reload();
+  await page.locator("#model", { hasText: /./ }).waitFor();
+  assert.deepEqual((await names()).sort(), [...before, "small", "small, too"].sort());
+  for (const name of ["small", "small, too"]) await page.getByRole("button", { name: `Delete ${name}`, exact: true }).click();
+  await clear();
+});
+
 test("a browser without room says so, and the chat goes on", async () => {
   await fresh();
-  await page.evaluate(() => {
-    for (let size = 1 << 22; size > 0; size >>= 1) {
-      for (let at = 0; ; at += 1) {
-        try { localStorage.setItem(`fill.${size}.${at}`, "x".repeat(size)); } catch { break; }
-      }
-    }
-  });
+  await fill(0);
   assert.equal(await (await ask(page, "say: no room")).innerText(), "no room");
   assert.match(await page.locator("#said").innerText(), /has no room for the chat: it is shown here and will be lost/);
-  await page.evaluate(() => {
-    for (const name of Object.keys(localStorage)) if (name.startsWith("fill.")) localStorage.removeItem(name);
-  });
+  await clear();
   await ask(page, "say: room");
   await page.reload();
   await page.locator("article .said").last().waitFor();

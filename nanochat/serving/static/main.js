@@ -35,15 +35,10 @@ function trouble(sentence, retry = null) {
   at("retry").onclick = retry;
 }
 
-function save(...conversations) {
-  try {
-    for (const conversation of conversations) {
-      chats.set(conversation.id, conversation);
-      keep(conversation);
-    }
-  } catch (error) {
-    trouble(error.message);
-  }
+function save(conversation) {
+  chats.set(conversation.id, conversation);
+  const lost = "This browser has no room for the chat: it is shown here and will be lost. Export it, or delete others.";
+  if (!keep(conversation)) trouble(lost);
   show();
 }
 
@@ -180,8 +175,13 @@ async function send() {
 async function take(file) {
   try {
     const found = await read(file);
-    save(...found);
-    at("announced").textContent = `Imported chats: ${found.length}.`;
+    for (const each of found) chats.set(each.id, each);
+    const lost = found.filter((each) => !keep(each)).length;
+    show();
+    const imported = `Imported chats: ${found.length}`;
+    const room = `This browser has room for ${found.length - lost} of them; shown only until the page is closed: ${lost}.`;
+    if (lost) trouble(`${imported}. ${room}`);
+    else at("announced").textContent = `${imported}.`;
   } catch (error) {
     trouble(error.message);
   }

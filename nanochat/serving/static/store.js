@@ -27,13 +27,13 @@ function read(name) {
   }
 }
 
-// Throws an Error with a sentence where there is no room.
+// Whether there is room.
 export function keep({ id, ...rest }) {
   try {
     localStorage.setItem(PREFIX + id, JSON.stringify(rest));
+    return true;
   } catch {
-    const advice = "Export it, or delete others.";
-    throw new Error(`This browser has no room for the chat: it is shown here and will be lost. ${advice}`);
+    return false;
   }
 }
 
