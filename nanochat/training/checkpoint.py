@@ -93,7 +93,7 @@ class Checkpointer:
         """Copy the state after `step` steps, and begin to save it, once the former save has ended: it raises that one's
         failure. That a save which is `due` has to wait is told to people."""
         began = time.monotonic()
-        if due and self._save is not None and not self._save.done:
+        if due and self.saving:
             self.progress.warn(SLOW)
         self.wait()
         if self._peers is None:
@@ -112,6 +112,11 @@ class Checkpointer:
             tell=self.progress.warn,
         )
         log.info("saving the state of step %s; training waited %.2f s for that", f"{step:,}", time.monotonic() - began)
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._save is not None and not self._save.done
 
     def check(self) -> None:
         """Raise the failure of a save that has ended since."""

@@ -12,6 +12,7 @@ class TrainerState:
     """Where training stands; all of it is in a checkpoint."""
 
     step: int = 0  # steps made, whose numbers were read
+    measured: int = 0  # steps after which all was measured that was due by then
     skipped: list[tuple[int, int]] = field(default_factory=list)  # data steps that were left out: from, to (not incl.)
     empty: int = 0  # steps without supervised tokens
     tokens: int = 0  # that went through the model
@@ -32,6 +33,7 @@ class TrainerState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainerState:
         """From a checkpoint's JSON."""
-        state = cls(**{item.name: values[item.name] for item in fields(cls)})
+        before = {"measured": values["step"]}  # of a version that saved nothing before it measured
+        state = cls(**{item.name: {**before, **values}[item.name] for item in fields(cls)})
         state.skipped = [(first, end) for first, end in state.skipped]
         return state

@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 JUDGED_TOKENS = 1024  # of each rank, by which weights are judged before they are kept
 SMOOTHING = 0.9  # of the loss that people read
+LOST = 30.0  # seconds of training that may be lost by a process that is killed while it measures
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ class Trainer:
             self._restore()
             while True:
                 try:
+                    if self.state.step > self.state.measured:
+                        self._measure()  # the launch before was killed meanwhile
                     while self.made < self.plan.steps:
                         self._advance()
                     self._settle()
@@ -252,6 +255,9 @@ class Trainer:
         if not due:
             return
         self._settle()
+        # A measurement takes minutes, in which no stop is heard.
+        if self.world.sum(float(self._save_helps()))[0]:
+            self._save(due=False)
         self.model.eval()
         with kept_random_state(self.device.device):
             for item in due:
@@ -262,6 +268,7 @@ class Trainer:
                     self.journal.metrics(step, values)
                     if self.world.first:
                         self._lines.measured(step, values)
+        self.state.measured = step
         self.progress.update(pause="")
         self._garbage.collect()
         self._since = self.clock()
@@ -297,6 +304,11 @@ class Trainer:
             return False
         every, seconds = self.plan.checkpoint_steps, self.plan.checkpoint_seconds
         return bool(every and self.made % every == 0) or bool(seconds and self.clock() - self._saved_at >= seconds)
+
+    def _save_helps(self) -> bool:
+        """Whether rank 0 wants a checkpoint before what may take long; not where the former save is still under way."""
+        old = self.world.first and self.clock() - self._saved_at >= LOST
+        return old and not self.checkpointer.saving
 
     def _save(self, *, due: bool) -> None:
         """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined.

@@ -95,6 +95,7 @@ def test_training_goes_on_during_a_save_which_is_of_its_own_step(
     assert same(whole_state(files[0]), whole_state(files[1]))
     loops = [json.loads((folder / "loop.json").read_text()) for folder in files]
     assert [loop.pop("seconds") > 0 for loop in loops] == [True, True]
+    assert [loop.pop("measured") for loop in loops] == [4, 0]  # nothing was to be measured in the short one
     assert loops[0] == loops[1]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,57 @@ def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(tmp_path: Pa
     assert second.loader.asked[0] == 6
     assert same(whole.weights, second.weights)
     assert len(second.store.children("checkpoints/base/key")) == 2
+
+
+@pytest.mark.parametrize("at", [7, 12])
+def test_killed_while_it_measures_it_goes_on_there_and_measures_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Also after the last step, which is the twelfth."""
+    monkeypatch.setattr(trainer, "LOST", 0.0)
+    whole = Rig(tmp_path / "whole")
+    whole.run()
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int) -> dict[str, float]:
+        raise Killed
+
+    def measure(step: int) -> dict[str, float]:
+        return {"measured": float(step)}
+
+    first = Rig(tmp_path / "parts", measurements=(Measurement(at, kill),))
+    with pytest.raises(Killed):
+        first.run()
+    second = Rig(tmp_path / "parts", launch="second", measurements=(Measurement(at, measure),))
+    state = second.run()
+    assert second.loader.asked[0] == at
+    measured = JournalReader(second.store, "run").history("base").metrics["measured"]
+    assert [(point.step, point.value) for point in measured] == [(step, float(step)) for step in {at: 0, 12: 0}]
+    assert state.metrics == {"measured": 12.0}
+    assert same(whole.weights, second.weights)
+
+
+def test_what_was_measured_before_a_save_is_not_measured_again(tmp_path: Path) -> None:
+    measured: list[int] = []
+    item = Measurement(5, lambda step: measured.append(step) or {})
+    Rig(tmp_path, checkpoint_steps=5, stop_at=5, measurements=(item,)).run_until_stopped()
+    (loop,) = (tmp_path / "checkpoints").rglob("loop.json")
+    values = json.loads(loop.read_text())
+    assert values["measured"] == 5 and measured == [5]
+    del values["measured"]  # as a version before wrote it
+    assert TrainerState.from_dict(values).measured == 5
+    Rig(tmp_path, launch="second", measurements=(item,)).run()
+    assert measured == [5, 10, 12]
+
+
+def test_a_save_that_is_under_way_is_not_waited_for_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "LOST", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpointer, "saving", True)
+    rig = Rig(tmp_path, steps=4, measurements=(Measurement(1, lambda step: {}),))
+    rig.run()
+    assert rig.store.children("checkpoints/base/key") == []
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
