@@ -118,3 +118,41 @@ test("a value out of bounds is named beside its field, and nothing is asked with
   }
   assert.deepEqual(page.faults, []);
 });
+
+test("an edit goes on when the server is back, and when another tab keeps the chat", async () => {
+  const page = await open(browser, url);
+  await ask(page, "say: one");
+  await ask(page, "say: two");
+  await page.getByRole("button", { name: "Edit" }).first().click();
+  await page.getByLabel("Your question").fill("say: mine");
+  await page.getByLabel("Your question").press("Home");
+  const back = async () => {      // until the page has drawn anew
+    await page.evaluate(() => {
+      document.querySelector("article").drawn = true;
+      dispatchEvent(new Event("online"));
+    });
+    await page.waitForFunction(() => !document.querySelector("article").drawn);
+  };
+  const editing = () => page.evaluate(() => {
+    const { value, selectionStart } = document.activeElement;
+    return [value, selectionStart];
+  });
+  await back();
+  assert.deepEqual(await editing(), ["say: mine", 0]);
+  const other = await page.context().newPage();
+  await other.goto(url);
+  await other.getByRole("button", { name: "Edit" }).first().click();
+  await other.getByLabel("Your question").fill("say: other");
+  await other.getByLabel("Your question").press("Enter");
+  await page.getByText("1 of 2").waitFor();
+  assert.deepEqual(await editing(), ["say: mine", 0]);
+  await answered(other);
+  await page.getByLabel("Your question").press("Enter");
+  assert.equal(await (await answered(page)).innerText(), "mine");
+  await page.getByText("3 of 3").waitFor();
+  await page.getByRole("button", { name: "Edit" }).click();
+  await page.getByLabel("Your question").fill("never asked");
+  await back();
+  await page.getByLabel("Your question").press("Escape");
+  assert.deepEqual(await page.locator("article .said").allInnerTexts(), ["say: mine", "mine"]);
+});

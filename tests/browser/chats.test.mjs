@@ -198,6 +198,17 @@ test("texts that were cut within a sign are imported, asked and exported", async
   await page.waitForFunction(() => !document.querySelector("article"));
 });
 
+test("a question that a chat has no room for stays in its field", async () => {
+  await take(withMessages(...Array(2048).fill(message())));
+  await page.getByRole("button", { name: "n", exact: true }).click();
+  await page.locator("#text").fill("say: one too many");
+  await page.locator("#text").press("Enter");
+  await page.locator("#said", { hasText: "2048 messages, which is the most" }).waitFor();
+  assert.equal(await page.locator("#text").inputValue(), "say: one too many");
+  await page.locator("#text").fill("");
+  await page.getByRole("button", { name: "Delete n", exact: true }).click();
+});
+
 test("hostile texts of a file are only texts", async () => {
   const hostile = "<img src=x onerror=alert(1)>[a](javascript:alert(1))";
   const parts = [{ type: "text", text: hostile }, { type: "python", text: hostile }, { type: "python_output", text: hostile }];

@@ -7,15 +7,24 @@ import { article, say } from "./message.js";
 let due = 0;         // the frame in which an answer that is being written is shown again
 let rested = 0;      // when that may be, in milliseconds
 
-// Draws all of it; `running` is the number of the message that is being written, if one is.
+// The question's editor that is open in this conversation, if one is.
+export function editor({ id }) {
+  const found = at("log").querySelector(".edit");
+  return found?.chat === id ? found : null;
+}
+
+// Draws all of it but an editor, which stays; `running` is the number of the message that is being written, if one is.
 export function draw(conversation, running, actions) {
   cancelAnimationFrame(due);
   due = 0;
   const omitted = lastAnswer(conversation)?.figures.omitted ?? 0;
   const usable = running === undefined ? actions : null;
-  const made = path(conversation).map((number, place) =>
-    article(conversation, number, { omitted: place < omitted, running: number === running, actions: usable }));
+  const [edit, focused] = [editor(conversation), document.activeElement];
+  const made = path(conversation).map((number, place) => article(conversation, number, {
+    omitted: place < omitted, running: number === running, actions: usable, editor: edit?.number === number && edit,
+  }));
   at("log").replaceChildren(...made);
+  if (edit?.contains(focused)) focused.focus({ preventScroll: true });
   if (document.activeElement !== at("name")) at("name").value = conversation.name;
 }
 

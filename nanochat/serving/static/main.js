@@ -7,7 +7,7 @@ import { add, create, lastAnswer, path, select, text } from "./conversation.js";
 import { at } from "./dom.js";
 import { offer } from "./examples.js";
 import { listen } from "./keyboard.js";
-import { draw, grow, measure, scroll } from "./log.js";
+import { draw, editor, grow, measure, scroll } from "./log.js";
 import { SettingFields, usual } from "./settings.js";
 import { apiKey, forget, keep, load, watch } from "./store.js";
 import { download, read } from "./transfer.js";
@@ -129,15 +129,21 @@ function changed(number) {
   scroll(true);
 }
 
+// Puts a question into the chat; false where that has no room for it.
+function put(parent, question) {
+  try {
+    add(open, parent, "user", [{ type: "text", text: question }]);
+    return true;
+  } catch (error) {
+    trouble(error.message);
+    return false;
+  }
+}
+
 async function ask(parent, question) {
   if (!settled()) return;
   while (running) await stop();
-  try {
-    add(open, parent, "user", [{ type: "text", text: question }]);
-  } catch (error) {
-    return trouble(error.message);
-  }
-  await reply();
+  if (put(parent, question)) await reply();
 }
 
 function edit(number, question) {
@@ -166,10 +172,10 @@ async function turn(number) {
 
 async function send() {
   const question = at("text").value.trim();
-  if (!question || running || !settled()) return;
+  if (!question || running || !settled() || !put(open.leaf, question)) return;
   at("text").value = "";
   at("text").focus();
-  await ask(open.leaf, question);
+  await reply();
 }
 
 async function take(file) {
@@ -207,7 +213,9 @@ watch((id, conversation) => {
   if (conversation) chats.set(id, conversation);
   else chats.delete(id);
   if (id === open.id && !running && conversation) {
+    const edited = editor(open)?.number;
     open = conversation;
+    if (open.messages[edited]?.role === "user" && !path(open).includes(edited)) select(open, edited);
     fields.show(open.settings);
     redraw();
   }

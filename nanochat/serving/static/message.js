@@ -4,13 +4,15 @@ import { siblings, text } from "./conversation.js";
 import { button, copyButton, element } from "./dom.js";
 import { render } from "./markdown.js";
 
-// `actions` are {edit(number, text), again(number), select(number)}, or null; `running`: it is being written.
-export function article(conversation, number, { omitted, running, actions }) {
+// `actions` are {edit(number, text), again(number), select(number)}, or null; `running`: it is being written; `editor`:
+// in which it is being edited, if it is.
+export function article(conversation, number, { omitted, running, actions, editor }) {
   const message = conversation.messages[number];
   const made = element("article", { className: message.role + (omitted ? " omitted" : "") });
   const title = element("h2", { textContent: message.role === "user" ? "You" : "nanochat" });
   made.append(title, element("div", { className: "said" }));
-  say(made, message, running);
+  if (editor) made.querySelector(".said").append(editor);
+  else say(made, message, running);
   if (omitted) made.append(note("The context is full: the model no longer sees this."));
   if (!running) made.append(below(made, conversation, number, actions));
   return made;
@@ -49,7 +51,7 @@ function below(made, conversation, number, actions) {
   const all = siblings(conversation, number);
   const asked = message.role === "user";
   if (!asked) row.append(copyButton(() => text(message), "the answer"));
-  if (actions && asked) row.append(button("Edit", () => edit(made, message, number, actions), { className: "change" }));
+  if (actions && asked) row.append(button("Edit", () => edit(made, conversation, number, actions), { className: "change" }));
   if (actions && !asked) row.append(button("Regenerate", () => actions.again(number)));
   if (actions && all.length > 1) row.append(...branches(all, number, actions));
   row.append(note(figures(message)));
@@ -77,13 +79,15 @@ function figures({ role, note, figures: { model, tokens, first, seconds } }) {
   return [note, model, rate, wait].filter(Boolean).join(" · ");
 }
 
-function edit(made, message, number, actions) {
+function edit(made, conversation, number, actions) {
+  const message = conversation.messages[number];
   const field = element("textarea", { value: text(message), rows: 2 });
   field.setAttribute("aria-label", "Your question");
   const send = () => field.value.trim() && actions.edit(number, field.value.trim());
   const close = () => {
-    say(made, message, false);
-    made.querySelector(".change").focus();
+    const shown = editor.closest("article");      // by now, for all may have been drawn anew
+    say(shown, message, false);
+    shown.querySelector(".change")?.focus();
   };
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") close();
@@ -94,6 +98,7 @@ function edit(made, message, number, actions) {
   });
   const buttons = [button("Ask again", send, { className: "main" }), button("Cancel", close)];
   const row = element("div", { className: "row" }, ...buttons);
-  made.querySelector(".said").replaceChildren(element("div", { className: "edit" }, field, row));
+  const editor = element("div", { className: "edit", chat: conversation.id, number }, field, row);
+  made.querySelector(".said").replaceChildren(editor);
   field.focus();
 }
