@@ -17,7 +17,8 @@ other rows cannot change it, but for the rounding of matrix products. A request 
   tokens as long as the likeliest two differ by more than rounding.
 
 Where compiled code decodes (`nanochat.model.native`), a row's bits depend on nothing beside it: there are no others
-than those that run in either mode.
+than those that run in either mode. Where CUDA graphs do (`nanochat.model.graphs`), the others' ladder is of the first
+1, 2, 4, 8, ... slots: each set of slots needs graphs of its own.
 
 With `guesses` a row's next tokens are guessed from what was said before, and computed in a pass of its own: of a
 repeatable request always, whoever is beside it, of others where they are alone.
@@ -347,7 +348,8 @@ class Engine:
             ids[row] = request.ids[-1]
             start[row] = len(request.prompt) + len(request.ids) - 1
             slot.written = max(slot.written, start[row] + 1)
-        logits = self._model.decode(ids, start=start, slots=slots, cache=self._cache)  # (B, V)
+        whole = any(slot.repeatable for slot in decoding)
+        logits = self._model.decode(ids, start=start, slots=slots, cache=self._cache, whole=whole)  # (B, V)
         told = [slot.index for slot in decoding]
         self._logits[told] = logits[[at[slot] for slot in told]]
 
@@ -355,7 +357,7 @@ class Engine:
         """The slots that are decoded for those that are `ready`: no others where rows have the same bits alone."""
         if self._model.native is not None:
             return [slot.index for slot in ready]
-        return decoded(ready, self.slots)
+        return decoded(ready, self.slots, block=self._model.graphs is not None)
 
     @contextmanager
     def _blaming(self, slot: Slot) -> Iterator[None]:

@@ -130,15 +130,17 @@ def next_pass(unready: Sequence[Slot], budget: int) -> list[tuple[Slot, int]]:
     return batch
 
 
-def decoded(ready: Sequence[Slot], slots: int) -> list[int]:
+def decoded(ready: Sequence[Slot], slots: int, *, block: bool = False) -> list[int]:
     """The indices, in order, of the slots that are decoded for those that are `ready`, which are in order too.
 
-    All of them where one is repeatable, else a power of two.
+    All of them where one is repeatable, else a power of two: as `block` the first ones, so that there are few shapes.
     """
+    rows = [slot.index for slot in ready]
     if any(slot.repeatable for slot in ready):
         return list(range(slots))
+    if block:
+        return list(range(min(slots, 1 << rows[-1].bit_length())))
     size = min(slots, 1 << (len(ready) - 1).bit_length())
-    rows = [slot.index for slot in ready]
     # Those between them first: slots side by side are read together.
     others = sorted(set(range(slots)) - set(rows), key=lambda slot: not rows[0] < slot < rows[-1])
     return sorted([*rows, *others[: size - len(rows)]])

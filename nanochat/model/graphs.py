@@ -3,10 +3,10 @@
     model.graphs = Graphs(model)        # of a model whose weights stay where they are; `nanochat.model.speed`
     logits = model.decode(ids, start=start, slots=slots, cache=cache)    # goes by them
 
-A step has a shape: its slots, and how many of the cache's positions are attended to, a multiple of CHUNK. The first
-step of a shape is computed as it is, kernel by kernel; the second is recorded, and it and those that follow are
-replayed, by the same kernels on the same memory. Only tokens and positions are copied in between. Where a step can't be
-recorded, it is said, and all are computed kernel by kernel from then on.
+A step has a shape: its slots, and how many of the cache's positions are attended to. The first step of a shape is
+computed as it is, kernel by kernel; the second is recorded, and it and those that follow are replayed, by the same
+kernels on the same memory. Only tokens and positions are copied in between. Where a step can't be recorded, it is said,
+and all are computed kernel by kernel from then on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from nanochat.model.cache import CHUNK, KVCache
+from nanochat.model.cache import KVCache
 from nanochat.model.transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -66,31 +66,42 @@ def record(compute: Replay, pool: Any) -> Replay:
     return replay
 
 
+class Steps:
+    """Those of one cache, by slots and positions. They share memory, so a step's logits last until the next step."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.kept: OrderedDict[tuple[tuple[int, ...], int], Step] = OrderedDict()
+        self.newest: Replay | None = None  # is never dropped: CUDA takes no pool again whose graphs are all gone
+
+    def get(self, model: Transformer, slots: tuple[int, ...], attended: int) -> Step:
+        """The step of a shape, old or new; the one that was not used for longest is dropped."""
+        step = self.kept.pop((slots, attended), None) or Step(model, slots, attended)
+        self.kept[slots, attended] = step
+        if len(self.kept) > KEPT:
+            self.kept.popitem(last=False)
+        return step
+
+
 class Graphs:
-    """The steps of one model, by cache and shape. They share memory, so a step's logits last until the next step."""
+    """The steps of one model, by cache."""
 
     def __init__(self, model: Transformer) -> None:
         self._model = model
-        self._pool = torch.cuda.graph_pool_handle()
-        self._steps: WeakKeyDictionary[KVCache, OrderedDict[tuple[tuple[int, ...], int], Step]] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[KVCache, Steps] = WeakKeyDictionary()
 
-    def decode(self, ids: Sequence[int], start: Sequence[int], slots: Sequence[int], cache: KVCache) -> Tensor:
-        """As `Transformer.decode`, whose bounds were checked."""
-        step = self._step(tuple(slots), min(cache.length, -(-(max(start) + 1) // CHUNK) * CHUNK), cache)
+    def decode(
+        self, ids: Sequence[int], start: Sequence[int], slots: Sequence[int], attended: int, cache: KVCache
+    ) -> Tensor:
+        """As `Transformer.decode_fixed`, of plain numbers."""
+        steps = self._steps.get(cache) or self._steps.setdefault(cache, Steps())
+        step = steps.get(self._model, tuple(slots), attended)
         step.give(ids, start)
         if step.used and step.replay is None:
             try:
-                step.replay = record(lambda: step.compute(cache), self._pool)
+                step.replay = steps.newest = record(lambda: step.compute(cache), steps.pool)
             except RuntimeError as error:
                 self._model.graphs = None
                 log.warning("tokens are computed kernel by kernel from now on, which is slower: %s", error)
         step.used = True
         return step.replay() if step.replay else step.compute(cache)
-
-    def _step(self, slots: tuple[int, ...], attended: int, cache: KVCache) -> Step:
-        steps = self._steps.setdefault(cache, OrderedDict())
-        step = steps.pop((slots, attended), None) or Step(self._model, slots, attended)
-        steps[slots, attended] = step
-        if len(steps) > KEPT:
-            steps.popitem(last=False)
-        return step

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nanochat.model import fp8
 from nanochat.model.attention import Attend, sdpa
-from nanochat.model.cache import KVCache, Span, side_by_side
+from nanochat.model.cache import CHUNK, KVCache, Span, side_by_side
 from nanochat.model.cached_attention import CachedAttend, Together, attention_to
 from nanochat.model.loss import IGNORED, Tile, cross_entropy_, head_loss, softcap
 from nanochat.model.pointwise import PLAIN, Pointwise, norm
@@ -45,8 +45,10 @@ Reduction = Literal["mean", "sum", "none"]
 class Recorded(Protocol):
     """Computes steps of one token in its own way; `nanochat.model.graphs`."""
 
-    def decode(self, ids: Sequence[int], start: Sequence[int], slots: Sequence[int], cache: KVCache) -> Tensor:
-        """As `Transformer.decode`."""
+    def decode(
+        self, ids: Sequence[int], start: Sequence[int], slots: Sequence[int], attended: int, cache: KVCache
+    ) -> Tensor:
+        """As `Transformer.decode_fixed`, of plain numbers."""
         ...
 
 
@@ -318,15 +320,31 @@ class Transformer(nn.Module):
         return self._continue(ids, start, positions, rows, attends, cache)
 
     @torch.inference_mode()
-    def decode(self, ids: Sequence[int], *, start: Sequence[int], slots: Sequence[int], cache: KVCache) -> Tensor:
-        """The logits (B, V) after one token of each row, `ids` at the positions `start`, as `extend` takes them."""
-        graphs = self.graphs
-        if graphs is not None:
-            self._check_length(end := max(start) + 1)
-            cache.check_room(end, 1)
-            return graphs.decode(ids, start, slots, cache)
-        given, begin = torch.tensor((ids, start), device=self.device)
-        return self.logits(self.extend(given[:, None], start=begin, slots=slots, cache=cache))[:, 0]
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        start: Sequence[int],
+        slots: Sequence[int],
+        cache: KVCache,
+        whole: bool = False,
+    ) -> Tensor:
+        """The logits (B, V) after one token of each row, `ids` at the positions `start`, as `extend` takes them.
+
+        A GPU attends to as many positions of each row as the longest has; `whole`: to all that there are, so that a
+        row's bits depend on nothing beside it.
+        """
+        if self.device.type == "cpu" and self.graphs is None:
+            given, begin = torch.tensor((ids, start))
+            return self.logits(self.extend(given[:, None], start=begin, slots=slots, cache=cache))[:, 0]
+        end = max(start) + 1
+        self._check_length(end)
+        cache.check_room(end, 1)
+        attended = cache.length if whole else min(cache.length, -(-end // CHUNK) * CHUNK)
+        if self.graphs is not None:
+            return self.graphs.decode(ids, start, slots, attended, cache)
+        given, begin, rows = torch.tensor((ids, start, slots), device=self.device)
+        return self.decode_fixed(given, start=begin, rows=rows, slots=slots, attended=attended, cache=cache)
 
     @torch.inference_mode()
     def decode_fixed(

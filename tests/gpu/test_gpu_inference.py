@@ -9,6 +9,7 @@ import torch
 
 from nanochat.inference import Engine, Sampling
 from nanochat.model import graphs
+from nanochat.model.snapshot import Snapshot
 from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import Device
@@ -72,3 +73,33 @@ def test_samples_repeat_and_follow_their_seed(model: Transformer, tokenizer: Tok
         )
         assert [sample.ids for sample in first] == [sample.ids for sample in second]
         assert len({tuple(sample.ids) for sample in first}) > 1
+
+
+def test_a_repeatable_row_says_the_same_beside_a_longer_one(
+    model: Transformer, tokenizer: Tokenizer, device: Device
+) -> None:
+    """With and without CUDA graphs, in engines one after the other; none is given up."""
+    model = on(device, model)
+    sampling = Sampling(max_tokens=40, min_tokens=40, temperature=1.0, seed=5)
+    for recorded in (graphs.Graphs(model), None):
+        model.graphs = recorded
+        alone, beside = (
+            Engine(model, tokenizer, slots=3).generate([ids(8, 30), *others], sampling)[0]
+            for others in ([], [ids(9, 500), ids(10, 3)])
+        )
+        assert alone.ids == beside.ids
+        assert model.graphs is recorded
+
+
+def test_graphs_read_weights_that_are_renewed(model: Transformer, tokenizer: Tokenizer, device: Device) -> None:
+    trained = on(device, model)
+    snapshot = Snapshot(trained)
+    assert isinstance(snapshot.model.graphs, graphs.Graphs)
+    engine, sampling = Engine(snapshot.model, tokenizer, slots=2), Sampling(max_tokens=20, min_tokens=20)
+    before = engine.generate([ids(8, 30)], sampling)[0].ids
+    with torch.no_grad():
+        trained.head.weight.neg_()
+    snapshot.renew()
+    after = engine.generate([ids(8, 30)], sampling)[0].ids
+    assert after != before
+    assert after == Engine(snapshot.model, tokenizer, slots=2).generate([ids(8, 30)], sampling)[0].ids

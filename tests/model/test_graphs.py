@@ -9,6 +9,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from nanochat.inference import Engine, Sampling
 from nanochat.model import cache as kv
-from nanochat.model import graphs
+from nanochat.model import graphs, transformer
 from nanochat.model.cache import KVCache
 from nanochat.model.graphs import Graphs
 from nanochat.model.sizes import ModelConfig
@@ -58,8 +59,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
     monkeypatch.setattr(graphs, "record", made)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
-    monkeypatch.setattr(graphs, "CHUNK", 32)
+    monkeypatch.setattr(transformer, "CHUNK", 32)
     return made
+
+
+def shapes_of(model: Transformer) -> list[tuple[tuple[int, ...], int]]:
+    """Slots and positions of the steps that are kept."""
+    assert isinstance(model.graphs, Graphs)
+    return sorted(shape for steps in model.graphs._steps.values() for shape in steps.kept)
 
 
 def some_model(make_model: Make, recipe: str) -> Transformer:
@@ -100,8 +107,9 @@ def test_rows_that_come_and_go_have_the_logits_of_a_plain_forward(
     assert len(recorder.recorded) <= 16 and {shape[0] for shape in recorder.recorded} == {1, 2, 4}
 
 
+@pytest.mark.parametrize("repeatable", [True, False])
 def test_the_engine_says_what_it_says_without(
-    make_model: Make, tokenizer: Tokenizer, recorder: Recorder, caplog: pytest.LogCaptureFixture
+    make_model: Make, tokenizer: Tokenizer, recorder: Recorder, caplog: pytest.LogCaptureFixture, repeatable: bool
 ) -> None:
     config = ModelConfig(
         depth=2,
@@ -114,12 +122,20 @@ def test_the_engine_says_what_it_says_without(
     )
     model = make_model(config)
     prompts = [[7, 8, 9], list(range(40)), [7] * 30]
-    sampling = Sampling(max_tokens=40, min_tokens=40, temperature=1.0, top_k=5, seed=3)
-    expected = Engine(model, tokenizer, slots=2).generate(prompts, sampling)
+    sampling = Sampling(max_tokens=40, min_tokens=40, temperature=1.0, top_k=5, seed=3, repeatable=repeatable)
+    expected = Engine(model, tokenizer, slots=3).generate(prompts, sampling)
     model.graphs = Graphs(model)
-    found = Engine(model, tokenizer, slots=2).generate(prompts, sampling)
+    engine = Engine(model, tokenizer, slots=3)
+    found = engine.generate(prompts, sampling)
     assert [each.ids for each in found] == [each.ids for each in expected]
-    assert recorder.replayed > 40 and not caplog.records
+    assert recorder.replayed >= 35 and not caplog.records
+    # All of them whole, or the first ones up to the last that is in use, as far as the longest has come.
+    shapes = {((0, 1, 2), 128)} if repeatable else {((0, 1, 2), 64), ((0, 1, 2), 96)}
+    assert set(shapes_of(model)) == shapes
+    short = engine.submit([7, 8], replace(sampling, max_tokens=3))
+    while short.finish_reason is None:
+        engine.step()
+    assert set(shapes_of(model)) == shapes | (set() if repeatable else {((0,), 32)})
 
 
 @torch.inference_mode()
@@ -157,6 +173,41 @@ def test_the_least_recently_used_shape_goes_first(
     assert len(recorder.recorded) == 3
     model.decode([5], start=[0], slots=[1], cache=cache)
     assert len(recorder.recorded) == 4
+    assert shapes_of(model) == [((0,), 32), ((1,), 32)]
+
+
+@torch.inference_mode()
+def test_each_cache_has_a_pool_and_a_graph_that_holds_it(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
+    """CUDA refuses to record into a pool all of whose graphs are gone."""
+    live: dict[str, int] = {}
+    monkeypatch.setattr(graphs, "KEPT", 1)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {len(live)}")
+
+    class Graph:
+        def __init__(self, compute: Callable[[], Tensor], pool: str) -> None:
+            assert live.get(pool) != 0
+            self.said, self.pool = compute(), pool
+            live[pool] = live.get(pool, 0) + 1
+
+        def __call__(self) -> Tensor:
+            return self.said
+
+        def __del__(self) -> None:
+            live[self.pool] -= 1
+
+    monkeypatch.setattr(graphs, "record", Graph)
+    model = some_model(make_model, "classic")
+    model.graphs = Graphs(model)
+    for number in range(2):
+        cache = cache_for(model)
+        for slot in (0, 0, 1, 2, 1, 1, 0, 0):
+            model.decode([5], start=[0], slots=[slot], cache=cache)
+        assert live == {**{f"pool {before}": 0 for before in range(number)}, f"pool {number}": 1}
+        del cache
+        gc.collect()
+    assert live == {"pool 0": 0, "pool 1": 0} and model.graphs is not None
 
 
 @torch.inference_mode()
