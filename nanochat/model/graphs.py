@@ -67,7 +67,7 @@ def record(compute: Replay, pool: Any) -> Replay:
 
 
 class Steps:
-    """The steps of one cache, by slots and positions. They share memory, so a step's logits last until the next step."""
+    """The steps of one cache, by slots and positions. They share memory: a step's logits last until the next step."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
