@@ -8,6 +8,7 @@ chat(url="http://127.0.0.1:8000")                # NANOCHAT_API_KEY is sent as t
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
@@ -32,6 +33,7 @@ from nanochat.cli.chat_display import clean, display, rendered
 from nanochat.cli.chat_file import SavedChat
 from nanochat.cli.chat_input import typed
 from nanochat.cli.chat_remote import RemoteBackend
+from nanochat.cli.warned import Warned
 from nanochat.spec.bounds import OutOfBounds, Reader, integer, path
 from nanochat.spec.errors import NanochatError, UserError
 
@@ -59,25 +61,34 @@ def chat(
         raise UserError(
             "--int8 and --guesses are about a model in this process, and --url names a server: leave out --url or them."
         )
-    if url is not None:
-        backend: ChatBackend = RemoteBackend(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
-    elif folder is not None:
-        with console.status("Loading the model"):
-            backend = LocalBackend(folder, int8=int8, guesses=guesses)
-    else:
-        raise UserError("There is nobody to talk to; name a model or give --url.")
-    session = Session(backend, settings, console=console, system=system)
-    if prompt is not None:
-        session.ask(prompt)
-    else:
-        session.run()
+    warnings: deque[str] = deque()
+    with Warned(warnings.append):
+        if url is not None:
+            backend: ChatBackend = RemoteBackend(url, api_key=os.environ.get("NANOCHAT_API_KEY"))
+        elif folder is not None:
+            with console.status("Loading the model"):
+                backend = LocalBackend(folder, int8=int8, guesses=guesses)
+        else:
+            raise UserError("There is nobody to talk to; name a model or give --url.")
+        session = Session(backend, settings, console=console, system=system, warnings=warnings)
+        if prompt is not None:
+            session.ask(prompt)
+        else:
+            session.run()
 
 
 class Session:
-    """One conversation: its messages, its settings and the commands that change them."""
+    """One conversation: its messages, its settings and the commands that change them. What comes into `warnings` is
+    said when neither an answer nor a prompt is on the screen."""
 
     def __init__(
-        self, backend: ChatBackend, settings: ReplySettings, *, console: Console, system: str | None = None
+        self,
+        backend: ChatBackend,
+        settings: ReplySettings,
+        *,
+        console: Console,
+        system: str | None = None,
+        warnings: deque[str] | None = None,
     ) -> None:
         self.messages: list[Message] = []
         self.settings = settings
@@ -86,6 +97,7 @@ class Session:
         self._omitted = 0  # messages at the beginning that no longer fit into the context
         self._unanswered = ""  # the question that was put last, where it has no answer
         self._file: Path | None = None  # of the last /save or /load
+        self._warnings = deque[str]() if warnings is None else warnings
         self._backend = backend
         self._console = console
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
@@ -121,6 +133,7 @@ class Session:
     def run(self) -> None:
         """Ask until the user quits; Ctrl-C stops an answer, Ctrl-D ends."""
         self._note(f"You talk to {self._backend.name}. /help shows the commands; Ctrl-C stops an answer, Ctrl-D ends.")
+        self._warn()
         with suppress(EOFError):
             for line in typed(self._console, self._note):
                 try:
@@ -163,6 +176,7 @@ class Session:
         heard: list[Said] = []
         system = [{"role": "system", "content": self.system}] if self.system else []
         stopped = False
+        self._warn()
         # Closing the reply stops the model, whatever ends the loop.
         with (
             closing(self._backend.reply([*system, *messages], self.settings)) as reply,
@@ -178,7 +192,12 @@ class Session:
             self._note("(stopped)")
         elif self._backend.finish_reason == "length":
             self._note("(cut at the token limit)")
+        self._warn()
         return heard
+
+    def _warn(self) -> None:
+        while self._warnings:
+            self._note(self._warnings.popleft())
 
     def _note(self, text: str) -> None:
         """Something that is no part of the conversation; not to be mixed with an answer that is piped on."""

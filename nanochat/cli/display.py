@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from nanochat.cli.warned import Warned
 from nanochat.pipeline.explain import NEW
 from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.planner import Phase
@@ -63,7 +63,7 @@ class Display:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._warnings = _Warnings(self)
+        self._warnings = Warned(self.say)
         self._tasks: dict[str, TaskID] = {}
         self._phases: dict[str, tuple[Phase, str]] = {}
         self._lines: dict[str, float] = {}
@@ -72,13 +72,13 @@ class Display:
         self._began = time.monotonic()
 
     def __enter__(self) -> Display:
-        logging.getLogger().addHandler(self._warnings)
+        self._warnings.__enter__()
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
-        logging.getLogger().removeHandler(self._warnings)
+        self._warnings.__exit__()
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
@@ -170,17 +170,6 @@ class Display:
             self.say(f"Report: {report}")
         if self._runner.outputs.has_model:
             self.say(f"Chat:   nanochat chat {name}")
-
-
-class _Warnings(logging.Handler):
-    """Prints warnings, from whichever thread, without breaking the bars."""
-
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._display.say(f"warning: {record.getMessage().splitlines()[0]}")
 
 
 class _Details(ProgressColumn):

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nanochat.cli import options
 from nanochat.cli.models import find_model
 from nanochat.cli.options import Model, Set, Stage, Store, option
+from nanochat.cli.warned import Warned
 from nanochat.pipeline.profiles import resolve_profile
 from nanochat.runtime.threads import settle
 from nanochat.spec.bounds import PATH, integer, path, real, text
@@ -64,7 +65,7 @@ def evaluate(
     bar = Progress(
         TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
     )
-    with bar:
+    with Warned(lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)), bar:
         shown = bar.add_task("items", total=None)
         place, results = measure(
             folder,

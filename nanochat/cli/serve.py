@@ -22,7 +22,7 @@ from nanochat.inference import Engine
 from nanochat.serving.app import create_app
 from nanochat.serving.holder import Model, ModelHolder, Served
 from nanochat.serving.loading import fingerprint, load
-from nanochat.serving.server import bind, is_local, run
+from nanochat.serving.server import begin_log, bind, is_local, run
 from nanochat.serving.service import EngineService
 from nanochat.serving.settings import NO_KEYS, ServerSettings
 from nanochat.serving.tls import Certificate
@@ -40,6 +40,7 @@ def serve(
     tls_key: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was begun and return."""
+    begin_log()
     console = Console(highlight=False, soft_wrap=True)
     certificate = Certificate.of(tls_cert, tls_key, os.environ)
     with bind(host, port) as socket:  # before the model is loaded: a port in use is said at once

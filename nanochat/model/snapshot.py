@@ -10,14 +10,11 @@ Weights in training are fp32, and cast at each use: at each token that is sample
 from __future__ import annotations
 
 import copy
-import logging
 
 import torch
 
 from nanochat.model.speed import speed_up
 from nanochat.model.transformer import Transformer
-
-log = logging.getLogger(__name__)
 
 
 class Snapshot:
@@ -27,7 +24,7 @@ class Snapshot:
         self._trained = trained
         self.model = copy.deepcopy(trained)
         self.model.cast_weights()
-        log.info("%s", speed_up(self.model))
+        speed_up(self.model)
 
     @torch.no_grad()
     def renew(self) -> None:

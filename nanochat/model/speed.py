@@ -1,7 +1,7 @@
-"""A model that is only asked from now on, made as fast as its device allows: what is there is used, and it is said.
+"""A model that is only asked from now on, made as fast as its device allows: what is there is used, and logged.
 
     model.cast_weights()
-    log.info("%s", speed_up(model))
+    speed_up(model)
 
 On a CPU compiled code answers where it can be had (`nanochat.model.native`), on a GPU CUDA graphs compute steps of one
 token (`nanochat.model.graphs`); elsewhere PyTorch computes as it does in training.
@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def speed_up(model: Transformer, *, beside: bool = False, settled: bool = False) -> str:
-    """Use the fastest that there is for this model -> a sentence that says what it is, and why no faster one.
+    """Use the fastest that there is for this model, and log what it is, and why no faster one -> that sentence. It is
+    a warning where PyTorch is left to compute.
 
     Code takes two seconds where this machine has not compiled it before. `beside`: in another thread, and the code
     takes over once it is there, in the middle of an answer too; else it is waited for. `settled`: its weights won't
@@ -30,14 +31,21 @@ def speed_up(model: Transformer, *, beside: bool = False, settled: bool = False)
     """
     if model.device.type == "cuda":
         model.graphs = Graphs(model)
-        return "answers are computed by CUDA graphs"
+        return _told(model, "answers are computed by CUDA graphs")
     why = missing(model)
     native = None if why else Native(model)
     if native and beside and native.takes_time:
-        threading.Thread(target=lambda: log.info("%s", _attach(native, model)), name="compiler", daemon=True).start()
-        return "answers are computed by PyTorch until their code is compiled"
+        said = "answers are computed by PyTorch until their code is compiled"
+        log.info("%s", said)
+        threading.Thread(target=lambda: _told(model, _attach(native, model)), name="compiler", daemon=True).start()
+        return said
     said = _attach(native, model) if native else f"answers are computed by PyTorch: {why}"
-    return f"{said}; {pack(model)}" if settled and model.native is None else said
+    return _told(model, f"{said}; {pack(model)}" if settled and model.native is None else said)
+
+
+def _told(model: Transformer, said: str) -> str:
+    log.log(logging.WARNING if model.graphs is None and model.native is None else logging.INFO, "%s", said)
+    return said
 
 
 def _attach(native: Native, model: Transformer) -> str:

@@ -18,7 +18,7 @@ import sys
 from nanochat.serving.app import create_app
 from nanochat.serving.holder import ModelHolder
 from nanochat.serving.loader import Loader, Wanted
-from nanochat.serving.server import bind, is_local, run
+from nanochat.serving.server import begin_log, bind, is_local, run
 from nanochat.serving.settings import NO_KEYS, ServerSettings
 from nanochat.serving.tls import Certificate
 from nanochat.spec.bounds import NAME, integer, real, text
@@ -38,7 +38,7 @@ def main() -> int:
         help="seconds after SIGTERM in which new requests are still answered",
     )
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    begin_log()
     wanted = Wanted.from_environment(os.environ)
     host = ModelHolder(wanted.reason)
     try:

@@ -30,7 +30,7 @@ def load(folder: Path, *, int8: bool = False, beside: bool = False) -> tuple[Tra
     if int8:
         _log.info("%s", to_int8(model))
     model.cast_weights()
-    _log.info("%s", speed_up(model, beside=beside, settled=not int8))
+    speed_up(model, beside=beside, settled=not int8)
     give_back()
     return model, Tokenizer.load(folder), extra
 

@@ -1,5 +1,6 @@
 """The server process: a socket that is bound before the model is loaded, and an end that drains.
 
+    begin_log()
     with bind(address, port) as socket:
         run(create_app(host, settings), host, socket=socket)
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket as sockets
 import threading
@@ -32,6 +34,11 @@ from nanochat.spec.errors import NanochatError, UserError
 KEEP_ALIVE_SECONDS = 75
 HEAD_BYTES = 32 << 10  # of a request's line and headers
 DEAD_TICKS = 50  # uvicorn's, of a tenth of a second, in which /livez says so before the process ends
+
+
+def begin_log() -> None:
+    """Log to standard error what a server does, on a cluster and off it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def bind(host: str, port: int) -> sockets.socket:

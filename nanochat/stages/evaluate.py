@@ -159,7 +159,7 @@ def load_measured(folder: Path, device: Device) -> tuple[Transformer, dict[str, 
     """A model that is only read from now on, as fast as the device allows, and what was saved beside it."""
     model, extra = load_model(folder, device=device.device, compute_dtype=device.compute_dtype)
     model.cast_weights()
-    log.info("%s", speed_up(model))
+    speed_up(model)
     if model.device.type == "cpu":
         choose_attention(device, model.config).use_in(model)
     return model, extra

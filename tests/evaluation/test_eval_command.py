@@ -14,6 +14,7 @@ from nanochat.evaluation import chat, core
 from nanochat.evaluation.items import ITEMS, Item, ItemWriter, read_items
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
+from nanochat.runtime import native_code
 from nanochat.tokenizer import Tokenizer
 
 __all__ = ["bundle"]
@@ -72,6 +73,17 @@ def test_tasks_and_rows_are_added_to_what_is_there(
     assert by_place(tmp_path / "at-once") == by_place(tmp_path / "out")
     figures = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "at-once")]
     assert figures[0] == figures[1] and figures[0]["metrics"]["world-sums"]["n"] == 6
+
+
+def test_it_is_said_once_where_no_fast_code_answers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native_code, "cxx_compiler", lambda: None)
+    common = (folder, "--tasks", TASKS, "--rows", 1, "--max-tokens", 4)
+    assert evaluate(monkeypatch, *common) == 0
+    told = capsys.readouterr()
+    why = "warning: answers are computed by PyTorch, which is slower: there is no C++ compiler; install g++"
+    assert told.err.count(why) == 1 and "PyTorch" not in told.out
 
 
 def test_two_ways_to_answer_are_compared(

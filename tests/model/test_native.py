@@ -246,12 +246,17 @@ def test_a_compiler_that_is_there_wins_over_what_was_made_beforehand(
     ],
 )
 def test_without_a_compiler_pytorch_answers_and_it_is_said(
-    make_model: Make, monkeypatch: pytest.MonkeyPatch, compiler: str | None, words: str
+    make_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    compiler: str | None,
+    words: str,
 ) -> None:
     monkeypatch.setattr(native_code, "cxx_compiler", lambda: compiler)
     model = some_model(make_model)
-    assert speed_up(model).startswith("answers are computed by PyTorch, which is slower: ")
-    assert words in speed_up(model)
+    told = speed_up(model)
+    assert told.startswith("answers are computed by PyTorch, which is slower: ") and words in told
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", told)]
     assert model.native is None
     cache, tokens = cache_for(model, 1), ids(1, 5)
     with torch.inference_mode():
@@ -307,7 +312,7 @@ def test_code_that_is_not_there_may_come_beside_the_answers(
         go.set()
         compiler.join(120)
     assert isinstance(model.native, native.Native)
-    assert SPED in caplog.text
+    assert SPED in caplog.text and {record.levelname for record in caplog.records} == {"INFO"}
     assert speed_up(some_model(make_model), beside=True) == SPED
 
 

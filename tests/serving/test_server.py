@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -258,7 +259,8 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
 def test_a_signal_finishes_what_was_begun(
     folder: Path, ready: Callable[[str], bool], until: Callable[..., None], number: signal.Signals
 ) -> None:
-    process, url = start_serve(folder, env={**os.environ, "NANOCHAT_API_KEYS": "secret, other"})
+    keys, log = {**os.environ, "NANOCHAT_API_KEYS": "secret, other"}, subprocess.PIPE
+    process, url = start_serve(folder, env=keys, stdout=log, stderr=log, text=True)
     headers = {"Authorization": "Bearer other"}
 
     try:
@@ -271,7 +273,12 @@ def test_a_signal_finishes_what_was_begun(
             process.send_signal(number)
             rest = list(lines)
         assert rest[-2] == "data: [DONE]"
-        assert process.wait(timeout=30) == 0
+        said, logged = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert said == f"Serving the sft model as nanochat at {url} (API: {url}/v1). Ctrl-C ends it.\nEnded.\n"
+        time = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+        assert re.search(time + "(INFO|WARNING) answers are computed by ", logged, re.MULTILINE)
+        assert re.search(time + "INFO POST /v1/chat/completions 200 .* completion=", logged, re.MULTILINE)
     finally:
         process.kill()
         process.wait()

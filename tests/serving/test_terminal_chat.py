@@ -6,7 +6,9 @@ import contextlib
 import http.server
 import io
 import json
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +23,10 @@ from nanochat.cli.chat import Session, chat
 from nanochat.cli.chat_backends import ContextFull, LocalBackend, Message, ReplySettings, Said
 from nanochat.cli.chat_remote import RemoteBackend
 from nanochat.cli.main import app
+from nanochat.cli.warned import Warned
 from nanochat.model.export import save_model
 from nanochat.model.transformer import Transformer
+from nanochat.runtime import native_code
 from nanochat.serving.settings import ServerSettings
 from nanochat.spec.errors import UserError
 from nanochat.tokenizer import Tokenizer
@@ -234,6 +238,33 @@ def test_one_question_prints_one_answer(folder: Path, server: Any, capsys: pytes
     assert local.out.strip()
     chat(url=server.url, prompt="Hello", max_tokens=5, temperature=0.0, top_k=0)
     assert capsys.readouterr().out.strip()
+
+
+def test_it_is_said_once_where_no_fast_code_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native_code, "cxx_compiler", lambda: None)
+    chat(folder=folder, prompt="Hello", max_tokens=5, temperature=0.0, top_k=0)
+    told = capsys.readouterr()
+    why = "warning: answers are computed by PyTorch, which is slower: there is no C++ compiler; install g++"
+    assert told.err.startswith(why) and told.err.count("PyTorch") == 1 and "PyTorch" not in told.out
+
+
+def test_what_goes_wrong_beside_an_answer_is_said_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Troubled(FakeBackend):
+        def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]:
+            for said in super().reply(messages, settings):
+                logging.getLogger("nanochat.test").warning("no code after %s", said.text)
+                yield said
+
+    screen, warnings, lines = io.StringIO(), deque(["warning: no code at all"]), iter(["one", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
+    console = Console(file=screen, force_terminal=True, color_system=None, width=200)
+    with Warned(warnings.append):
+        Session(Troubled(), SETTINGS, console=console, warnings=warnings).run()
+    before, _, after = screen.getvalue().partition("You said: one")
+    assert before.count("warning: ") == 1 and "warning: no code at all\n" in before
+    assert "warning: no code after You said: \nwarning: no code after one\n" in after
 
 
 @pytest.mark.parametrize("option", [{"int8": True}, {"guesses": 3}], ids=str)
