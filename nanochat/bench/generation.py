@@ -92,6 +92,9 @@ class Generation(Rounds):
         except ImportError:  # older commits have it elsewhere, or not at all
             with suppress(ImportError):
                 importlib.import_module("nanochat.model.native").speed_up(model)
+            with suppress(ImportError):
+                if getattr(model, "native", None) is None:
+                    importlib.import_module("nanochat.model.packing").pack(model)
 
     def work(self) -> None:
         self._turns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from jsonschema import validate
 from nanochat.bench.generation import Generation, random_model
 from nanochat.bench.shapes import Shape
 from nanochat.bench.transformers_peer import translate
-from nanochat.model import graphs
+from nanochat.model import graphs, native, packing
+from nanochat.model.packing import PackedLinear
 from nanochat.model.sizes import ModelConfig
 from nanochat.model.transformer import Transformer
 from nanochat.spec.errors import UserError
@@ -140,6 +142,23 @@ def test_what_is_not_measured_is_refused(tmp_path: Path, arguments: tuple[str, s
     peer = str(write_peer(tmp_path / "peer"))
     given = [peer if word == "peer" else word for word in arguments]
     assert words in sentence(bench(tmp_path, "infer", last=(*LONG, *given)))
+
+
+@pytest.mark.skipif(bool(packing.missing(torch.float32)), reason="weights can't be laid out here")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_commit_without_this_way_to_be_fast_has_its_own(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """Code where it could be compiled, else weights in their other layout."""
+
+    def speed_up(model: Transformer) -> str:
+        model.native = native.Native(model) if compiled else None
+        return ""
+
+    monkeypatch.setitem(sys.modules, "nanochat.model.speed", None)
+    monkeypatch.setattr(native, "speed_up", speed_up, raising=False)
+    shape = Shape(None, ("model.depth=1", "model.sequenceLength=256", "stages.tokenizer.vocabSize=512"))
+    task = {"shape": shape.to_dict(), "prompt": 32, "tokens": 4, "rows": [1], "slots": 2}
+    model = Generation(random_model(task), task).model
+    assert isinstance(model.head, PackedLinear) != compiled
 
 
 def test_with_cuda_graphs_steps_are_timed_without_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
