@@ -60,7 +60,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 OBSERVE_SECONDS = 1.0  # between looks at progress and at what was asked of the run
-STOP_GRACE = 60.0  # seconds that a stage has to save a checkpoint when it is asked to stop
 STORE_PATIENCE = 600.0  # seconds without storage that the runner waits while no stage runs
 
 
@@ -429,7 +428,7 @@ class LocalRunner:
 
     def _stop(self, action: Stop) -> None:
         running = self.running[action.stage]
-        running.stop(action.reason, grace=STOP_GRACE)
+        running.stop(action.reason, grace=self.spec.stop_grace_seconds)
         self.attempts.put(running.record)
 
     # ---- what is kept ---------------------------------------------------------------------------------------

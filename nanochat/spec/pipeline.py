@@ -229,7 +229,8 @@ class PipelineSpec(Section):
     )
     stop_grace_seconds: int = setting(
         120,
-        "stopGraceSeconds is the time in seconds that a pod has to save a checkpoint when it is stopped.",
+        "stopGraceSeconds is the time in seconds that a pod, or a stage of a local run, has to save a checkpoint when "
+        "it is stopped.",
         unit="seconds",
         ge=5,
         key=False,

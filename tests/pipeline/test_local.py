@@ -25,6 +25,7 @@ from nanochat.pipeline.local import LocalRunner, RunProgress
 from nanochat.pipeline.lock import RunLock, lock_path
 from nanochat.pipeline.planner import Phase, Status, plan
 from nanochat.pipeline.profiles import ResolvedProfile
+from nanochat.pipeline.running_attempt import RunningAttempt
 from nanochat.spec.errors import StorageError, UserError
 from nanochat.spec.load import check_pipeline
 from nanochat.storage import Profile
@@ -66,12 +67,18 @@ def start(resolved: ResolvedProfile, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A runner of the pipeline whose stages play a story; only the dataset, unless told."""
 
     def make(
-        story: Story, *, only: tuple[str, ...] = ("dataset",), name: str = "story", characters: int = 200_000
+        story: Story,
+        *,
+        only: tuple[str, ...] = ("dataset",),
+        name: str = "story",
+        characters: int = 200_000,
+        grace: int = 120,
     ) -> LocalRunner:
         for variable, value in install(tmp_path / "site", story).items():
             monkeypatch.setenv(variable, value)
         data = copy.deepcopy(PIPELINE) | {"metadata": {"name": name}}
         data["spec"]["sources"]["text"]["charactersPerShard"] = characters
+        data["spec"]["stopGraceSeconds"] = grace
         runner = LocalRunner(check_pipeline(data, where="test"), resolved, devices=Devices(cores=2, gpus=0))
         runner.select(only=only, start=None)
         return runner
@@ -224,10 +231,15 @@ def test_the_third_interrupt_ends_at_once(start: Start, resolved: ResolvedProfil
 def test_a_stage_that_does_not_stop_is_ended_after_its_grace(
     start: Start, resolved: ResolvedProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "STOP_GRACE", 1.0)
-    runner = start({"dataset": ["ignores"]})
+    runner, stop, graces = start({"dataset": ["ignores"]}, grace=7), RunningAttempt.stop, list[float]()
+
+    def stopped(running: RunningAttempt, reason: str, *, grace: float) -> None:
+        graces.append(grace)
+        stop(running, reason, grace=1.0)
+
+    monkeypatch.setattr(RunningAttempt, "stop", stopped)
     during(runner, lambda: runner.store.write_json(runner.paths.control, {"cancel": True}))
-    assert runner.cancelled and not leftovers(resolved)
+    assert runner.cancelled and not leftovers(resolved) and graces == [7]
 
 
 def test_storage_that_is_away_is_borne(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
