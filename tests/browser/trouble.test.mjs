@@ -87,6 +87,18 @@ test("before the context is full the oldest exchange goes, which is greyed", asy
   await accessible(page);
 });
 
+test("there is room for an answer after one that was stopped, too", async () => {
+  const page = await open(browser, small.url);
+  for (let n = 1; n <= 3; n += 1) await ask(page, words(n));
+  await page.locator("#text").fill(`slowly: ${"quick brown fox jumps over the lazy dog. ".repeat(3)}`);
+  await page.locator("#text").press("Enter");
+  await page.locator("article.assistant .said").nth(3).filter({ hasText: "lazy" }).waitFor();
+  await page.keyboard.press("Escape");
+  await answered(page);
+  assert.equal(await (await ask(page, words(4))).innerText(), words(4).slice(5));
+  assert.equal(await page.locator("article.omitted").count(), 2, "or less than a quarter would be left");
+});
+
 test("where the server says that the context is full, the oldest exchanges go until it is not", async () => {
   const page = await open(browser, small.url);
   const posts = listen(page);
@@ -112,6 +124,7 @@ test("a server that goes away is told of, and the page goes on when it is back",
   await small.stop();
   const said = await answered(page);
   assert.match(await said.locator("xpath=..").innerText(), /interrupted: The connection was lost/);
+  assert.equal(await page.locator("#used").innerText(), "192 tokens of context", "how many are in use nobody has counted");
   await page.locator("#text").fill("say: back");
   await page.locator("#text").press("Enter");
   await trouble(page, /The server does not answer\. The page tries again by itself\./);

@@ -38,7 +38,10 @@ test("each answer has its figures, and the context's meter counts", async () => 
   assert.equal(await page.locator("#model").innerText(), "parrot, version 3");
 });
 
-test("Esc stops, what came is kept, and the model goes on from it", async () => {
+const inUse = async () => (await page.locator("#used").innerText()).match(/^(about )?(\d+) of/).slice(1);
+
+test("Esc stops, what came is kept and measured, and the model goes on from it", async () => {
+  const [, before] = await inUse();
   await page.locator("#text").fill(`slowly: ${"word ".repeat(60)}`);
   await page.locator("#text").press("Enter");
   await page.locator("article.assistant .said", { hasText: /^word/ }).waitFor();
@@ -47,7 +50,10 @@ test("Esc stops, what came is kept, and the model goes on from it", async () => 
   const said = await answered(page);
   assert.match(await said.locator("xpath=..").innerText(), /stopped/);
   assert((await said.innerText()).length < 290);
+  const [about, used] = await inUse();
+  assert(about && Number(used) > Number(before), used);
   assert.equal(await (await ask(page, "say: on")).innerText(), "on");
+  assert.equal((await inUse())[0], undefined, "counted, no more estimated");
 });
 
 test("arrow up edits the last question; Shift+Enter begins a line", async () => {

@@ -1,5 +1,6 @@
 // The conversation that is open, and how much of the model's context it fills.
 
+import { tokens } from "./context.js";
 import { lastAnswer, path } from "./conversation.js";
 import { at } from "./dom.js";
 import { article, say } from "./message.js";
@@ -46,10 +47,14 @@ export function scroll(always) {
   if (always || view.scrollHeight - view.scrollTop - view.clientHeight < 160) view.scrollTop = view.scrollHeight;
 }
 
+// Shows how many tokens are in use; without any figures only how many there may be.
 export function measure(conversation, context) {
-  const { prompt = 0, tokens = 0 } = lastAnswer(conversation)?.figures ?? {};
+  const last = conversation.messages[conversation.leaf];
+  const used = last ? tokens(conversation, lastAnswer(conversation)?.figures.omitted) : 0;
   at("full").hidden = !context;
-  Object.assign(at("meter"), { max: context || 1, high: context * 0.9, value: prompt + tokens });
-  const [used, all] = [prompt + tokens, context].map((count) => count.toLocaleString("en"));
-  at("used").textContent = `${used} of ${all} tokens of context`;
+  at("meter").hidden = used === undefined;
+  Object.assign(at("meter"), { max: context || 1, high: context * 0.9, value: used ?? 0 });
+  const about = !last || last.figures.sent ? "" : "about ";
+  const part = used === undefined ? "" : `${about}${Math.round(used).toLocaleString("en")} of `;
+  at("used").textContent = `${part}${context.toLocaleString("en")} tokens of context`;
 }
