@@ -97,6 +97,7 @@ class Session:
         self._omitted = 0  # messages at the beginning that no longer fit into the context
         self._unanswered = ""  # the question that was put last, where it has no answer
         self._file: Path | None = None  # of the last /save or /load
+        self._whole = True  # this conversation is all that the file has
         self._warnings = deque[str]() if warnings is None else warnings
         self._backend = backend
         self._console = console
@@ -260,13 +261,15 @@ class Session:
         file = _value(path, argument).expanduser() if argument else self._file
         if file is None:
             raise UserError("There is no file to write yet: /save FILE names one.")
+        if file == self._file and not self._whole:
+            raise UserError(f"{file} has more than is loaded (chats, branches, figures or notes): name another file.")
         if file != self._file and file.exists():
             raise UserError(f"{file} is there already: name another file.")
         messages = [*self.messages, *([{"role": "user", "content": self._unanswered}] if self._unanswered else [])]
         settings = {name: value for name, value in asdict(self.settings).items() if value is not None}
         name = self._name or chat_file.first_words(self._unanswered)
         chat_file.save(file, SavedChat(name, messages, settings, self.system, self._omitted))
-        self._file = file
+        self._file, self._whole = file, True
         self._note(f"The conversation is in {file}; the chat page can import it.")
 
     def _load(self, argument: str) -> None:
@@ -280,7 +283,7 @@ class Session:
         chat = chats[(number or 1) - 1]
         self._begin(chat)
         self.settings = replace(self.settings, **{"seed": None, **chat.settings})
-        self._file = file if len(chats) == 1 else None
+        self._file, self._whole = file, len(chats) == 1 and chat.whole
         self._note(f"{len(self.messages)} messages of {chat.name or 'a chat'} are loaded.")
         self._show_last()
 

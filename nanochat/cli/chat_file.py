@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -41,6 +41,7 @@ class SavedChat:
     settings: Mapping[str, float | int] = field(default_factory=dict)
     system: str | None = None
     omitted: int = 0  # messages at the beginning that no longer fitted into the context
+    whole: bool = True  # the file has no more of it: no other branch, figure, note
 
 
 def first_words(question: str) -> str:
@@ -51,18 +52,9 @@ def first_words(question: str) -> str:
 def save(path: Path, chat: SavedChat) -> None:
     """Write the file, or replace it. UserError where it cannot be written, or the chat is too long for a file."""
     try:
-        shape = _Chat(
-            name=chat.name,
-            changed=int(time.time() * 1000),
-            settings=_Settings.model_validate({**chat.settings, "system": chat.system}),
-            messages=[_Message.of(number, message) for number, message in enumerate(chat.messages)],
-            leaf=len(chat.messages) - 1,
-        )
+        shape = _Chat.of(chat)
     except ValidationError as error:
         raise UserError(f"This chat cannot be saved: {first_problem(error)}; begin a new one with /clear.") from None
-    answers = [message for message in shape.messages if message.role == "assistant"]
-    if answers and chat.omitted:
-        answers[-1].figures["omitted"] = chat.omitted
     file = _File(format="nanochat-conversations", version=1, conversations=[shape])
     try:
         files.write(path, file.model_dump_json(exclude_none=True, indent=1).encode())
@@ -85,7 +77,8 @@ def load(path: Path) -> list[SavedChat]:
         raise UserError(f"{path} was not loaded: {error}; name a file that /save or Export made.") from None
     except ValidationError as error:
         raise UserError(f"{path} was not loaded: {first_problem(error)}.") from None
-    return [chat.shown() for chat in sorted(chats, key=lambda chat: -chat.changed)]
+    found = sorted(zip(chats, value["conversations"], strict=True), key=lambda each: -each[0].changed)
+    return [chat.shown(given) for chat, given in found]
 
 
 def _whole(data: bytes) -> bytes:
@@ -150,6 +143,20 @@ class _Chat(_Shape):
     messages: list[_Message] = Field(max_length=2048)
     leaf: int = Field(ge=-1)
 
+    @classmethod
+    def of(cls, chat: SavedChat) -> Self:
+        shape = cls(
+            name=chat.name,
+            changed=int(time.time() * 1000),
+            settings=_Settings.model_validate({**chat.settings, "system": chat.system}),
+            messages=[_Message.of(number, message) for number, message in enumerate(chat.messages)],
+            leaf=len(chat.messages) - 1,
+        )
+        answers = [message for message in shape.messages if message.role == "assistant"]
+        if answers and chat.omitted:
+            answers[-1].figures["omitted"] = chat.omitted
+        return shape
+
     @model_validator(mode="after")
     def _check_tree(self) -> Self:
         if not (self.leaf < len(self.messages) and (self.leaf >= 0) == bool(self.messages)):
@@ -166,7 +173,8 @@ class _Chat(_Shape):
             raise ValueError(f"it has more than {MOST_CHARACTERS:,} characters")
         return self
 
-    def shown(self) -> SavedChat:
+    def shown(self, given: dict[str, Any]) -> SavedChat:
+        """The branch that is shown; `given` is all that the file has of the chat."""
         numbers = [self.leaf] if self.leaf >= 0 else []
         while numbers and (parent := self.messages[numbers[-1]].parent) >= 0:
             numbers.append(parent)
@@ -177,13 +185,18 @@ class _Chat(_Shape):
             if messages and messages[-1]["role"] == message.role:  # a question that had no answer, and the next one
                 content = f"{messages.pop()['content']}\n\n{content}"
             messages.append({"role": message.role, "content": content})
-        return SavedChat(
+        chat = SavedChat(
             name=self.name,
             messages=messages,
             settings=self.settings.model_dump(exclude_none=True, exclude={"system"}),
             system=self.settings.system or None,
             omitted=_omitted(branch) if len(messages) == len(branch) else 0,
         )
+        return replace(chat, whole=len(messages) == len(self.messages) and _Chat.of(chat).same(given))
+
+    def same(self, given: dict[str, Any]) -> bool:
+        """Whether a file has this of the chat, whenever it was changed."""
+        return self.model_dump(exclude_none=True) == {**given, "changed": self.changed}
 
 
 def _omitted(branch: list[_Message]) -> int:

@@ -82,6 +82,21 @@ def test_the_branch_that_is_shown_is_read(tmp_path: Path) -> None:
     ]
 
 
+RICHER = {
+    "branches": chat(message(), reply(), reply(), leaf=1),
+    "figures": chat(message(), reply(figures={"tokens": 5})),
+    "a model": chat(message(), reply(figures={"model": "tiny:3"})),
+    "a note": chat(message(), reply(note="stopped")),
+    "two questions": chat(*(message(parent=at, parts=[{"type": "text", "text": "x" * 500_000}]) for at in (-1, 0))),
+}
+
+
+@pytest.mark.parametrize("more", RICHER)
+def test_what_saving_would_lose_is_known(tmp_path: Path, more: str) -> None:
+    (found,) = load(written(tmp_path, RICHER[more]))
+    assert not found.whole
+
+
 def test_half_a_surrogate_pair_loses_no_chat(tmp_path: Path) -> None:
     """Browsers keep texts that were cut within a sign, and write the half as an escape."""
     texts = {

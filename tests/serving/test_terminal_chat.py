@@ -154,6 +154,26 @@ def test_one_chat_of_several_in_a_file_is_chosen(talk: Callable[..., tuple[Sessi
     assert session.messages[-1]["content"][0] == {"type": "python", "text": "1+11"}
 
 
+def test_a_file_that_has_more_than_is_loaded_is_not_written_over(
+    talk: Callable[..., tuple[Session, str]], tmp_path: Path
+) -> None:
+    file, other = tmp_path / "page.json", tmp_path / "other.json"
+    talk(FakeBackend(), "one", f"/save {file}")
+    plain = json.loads(file.read_text())
+    answer = plain["conversations"][0]["messages"][1]
+    answer["note"] = "stopped"
+    plain["conversations"][0]["messages"].append({**answer, "note": ""})  # another branch
+    file.write_text(json.dumps(plain))
+    for name in ("", f" {file}"):
+        _, screen = talk(FakeBackend(), f"/load {file}", "two", f"/save{name}")
+        assert f"{file} has more than is loaded (chats, branches, figures or notes): name another file." in screen
+    assert json.loads(file.read_text()) == plain
+    talk(FakeBackend(), f"/load {file}", "two", f"/save {other}", "three", "/save")
+    assert len(json.loads(other.read_text())["conversations"][0]["messages"]) == 6
+    talk(FakeBackend(), f"/load {other}", "four", "/save")
+    assert len(json.loads(other.read_text())["conversations"][0]["messages"]) == 8
+
+
 def test_a_loaded_chat_has_its_settings(talk: Callable[..., tuple[Session, str]], tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     talk(FakeBackend(), "/system Be brief.", "/seed 7", "/topp 0.5", "/temperature 1", "one", f"/save {file}")
