@@ -97,6 +97,7 @@ class Session:
         self._omitted = 0  # messages at the beginning that no longer fit into the context
         self._unanswered = ""  # the question that was put last, where it has no answer
         self._file: Path | None = None  # of the last /save or /load
+        self._told = False  # that the server keeps no room for answers
         self._whole = True  # this conversation is all that the file has
         self._warnings = deque[str]() if warnings is None else warnings
         self._backend = backend
@@ -160,18 +161,22 @@ class Session:
 
     def _answer(self, messages: list[Message]) -> list[Said]:
         """Say it, forgetting the oldest exchanges where the conversation has outgrown the context."""
-        omitted = min(self._omitted, len(messages) - 1)
-        while True:
+        before = omitted = min(self._omitted, len(messages) - 1)
+        said = None
+        while said is None:
             try:
                 said = self._say(messages[omitted:])
             except ContextFull:
                 if len(messages) - omitted < 3:
                     raise
                 omitted += 2
-                self._note("(The oldest exchange no longer fits into the context and is forgotten.)")
-            else:
-                self._omitted = omitted
-                return said
+        self._omitted = min(omitted + (self._backend.dropped or 0), len(messages) - 1)
+        for _ in range(before, self._omitted, 2):
+            self._note("(The oldest exchange no longer fits into the context and is forgotten.)")
+        if said and self._backend.dropped is None and len(messages) > 1 and not self._told:
+            self._note("(This server keeps no room for answers: /clear begins a new conversation when they get short.)")
+            self._told = True
+        return said
 
     def _say(self, messages: list[Message]) -> list[Said]:
         heard: list[Said] = []

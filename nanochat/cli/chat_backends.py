@@ -3,6 +3,7 @@
     for said in backend.reply(messages, settings):
         print(said.text)
     backend.finish_reason      # "stop", "length"
+    backend.dropped            # messages at the beginning that it left out; None where it can't say
 
 Closing the iterator stops the reply.
 """
@@ -66,6 +67,7 @@ class ContextFull(UserError):
 
 class ChatBackend(Protocol):
     finish_reason: str
+    dropped: int | None
 
     @property
     def name(self) -> str: ...
@@ -85,6 +87,7 @@ class LocalBackend:
         self._engine = Engine(model, self._tokenizer, slots=1, guesses=guesses)
         self.name = f"the {extra['stage']} model" if "stage" in extra else str(folder)
         self.finish_reason = ""
+        self.dropped: int | None = 0  # it says ContextFull instead
 
     def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]:
         from nanochat.inference import Sampling

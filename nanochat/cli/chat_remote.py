@@ -2,8 +2,9 @@
 
     backend = RemoteBackend("http://127.0.0.1:8000")
 
-The server may be anyone's: what it sends is bounded in size, and so is the time in which it says something. Nothing is
-unpacked, and no redirection is followed.
+The server is asked to leave out the oldest exchanges where an answer would have no room; one that refuses the field is
+asked without it. The server may be anyone's: what it sends is bounded in size, and so is the time in which it says
+something. Nothing is unpacked, and no redirection is followed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx
@@ -28,8 +29,18 @@ CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 300.0  # a busy server may take its time to begin, and a slow one from piece to piece
 MOST_ANSWER = 16 << 20  # bytes of a stream
 MOST_WORDS = 500  # characters of a server's own messages and names
+MOST_MESSAGES = 1 << 20
+UNKNOWN_FIELD = (400, 422)  # how servers answer that refuse fields which they do not know
 KINDS = ("text", "python", "python_output")
 _STRANGE = (ValueError, LookupError, TypeError, AttributeError)  # what reading the wrong protocol meets
+
+
+class Refused(UserError):
+    """The server answers with an error's status."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RemoteBackend:
@@ -43,11 +54,13 @@ class RemoteBackend:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._url = url.rstrip("/").removesuffix("/v1")
         self.finish_reason = ""
+        self.dropped: int | None = None
+        self._truncation = {"truncation": "auto"}
         self._model = asyncio.run(self._in_time(self._first_model()))
         self.name = _words(self._model)
 
     def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]:
-        self.finish_reason = ""
+        self.finish_reason, self.dropped = "", None
         said = self._said(
             {
                 "model": self._model,
@@ -108,8 +121,14 @@ class RemoteBackend:
 
     async def _said(self, body: dict[str, Any]) -> AsyncGenerator[Said]:
         began = False
-        # In ASCII: what a terminal gave that is no text is for the server to refuse.
-        async with self._asked("POST", "/v1/chat/completions", json.dumps(body)) as response:
+        async with AsyncExitStack() as stack:
+            try:
+                response = await stack.enter_async_context(self._completion({**body, **self._truncation}))
+            except Refused as error:
+                if error.status not in UNKNOWN_FIELD or not self._truncation:
+                    raise
+                response = await stack.enter_async_context(self._completion(body))
+                self._truncation = {}
             async for line in self._lines(response):
                 data = line.removeprefix(b"data:").strip()
                 if data == b"[DONE]":
@@ -123,11 +142,17 @@ class RemoteBackend:
         if not self.finish_reason:
             raise ValueError("no answer")
 
+    def _completion(self, body: dict[str, Any]) -> AbstractAsyncContextManager[httpx.Response]:
+        # In ASCII: what a terminal gave that is no text is for the server to refuse.
+        return self._asked("POST", "/v1/chat/completions", json.dumps(body))
+
     def _stretches(self, event: dict[str, Any]) -> list[Said]:
         """The stretches that one event of the stream adds; fields that other servers leave out are not missed."""
         if "error" in event:
             raise UserError(f"The server says: {_words(event['error']['message'])}")
         said: list[Said] = []
+        if "dropped_messages" in event:
+            self.dropped = _count(event["dropped_messages"])
         for choice in event["choices"]:
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             delta = choice.get("delta") or {}
@@ -169,11 +194,18 @@ class RemoteBackend:
         if code == "context_length_exceeded":
             raise ContextFull(_words(message))
         hint = " Set NANOCHAT_API_KEY." if response.status_code == 401 else ""
-        raise UserError(f"The server at {self._url} refused: {_words(message)}{hint}")
+        raise Refused(f"The server at {self._url} refused: {_words(message)}{hint}", status=response.status_code)
 
 
 async def _closed(said: AsyncGenerator[Said]) -> None:
     await said.aclose()
+
+
+def _count(value: object) -> int:
+    """How many messages of whole exchanges."""
+    if not isinstance(value, int) or value not in range(0, MOST_MESSAGES, 2):
+        raise ValueError("no number of messages")
+    return value
 
 
 def _words(text: str) -> str:

@@ -19,6 +19,7 @@ from nanochat.cli.chat_backends import Message, ReplySettings, Said
 class Parrot:
     name = "a parrot"
     finish_reason = "stop"
+    dropped = 0
 
     def reply(self, messages: Sequence[Message], settings: ReplySettings) -> Generator[Said]:
         question = messages[-1]["content"]

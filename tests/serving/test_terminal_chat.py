@@ -41,6 +41,7 @@ class FakeBackend:
 
     def __init__(self, *, room: int = 100, fails: bool = False) -> None:
         self.finish_reason = "stop"
+        self.dropped = 0
         self.given: list[tuple[list[Message], ReplySettings]] = []
         self.room = room
         self.fails = fails
@@ -205,6 +206,17 @@ def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
     assert "full" in screen and session.messages == []
 
 
+def test_what_a_backend_leaves_out_is_told_and_not_asked_again(talk: Callable[..., tuple[Session, str]]) -> None:
+    backend = FakeBackend()
+    backend.dropped = 2
+    _, screen = talk(backend, "one", "two", "three")
+    assert [[m["content"] for m in messages] for messages, _ in backend.given] == [
+        ["one"], ["one", "You said: one", "two"], ["two", "You said: two", "three"],
+    ]  # fmt: skip
+    assert screen.count("(The oldest exchange no longer fits into the context and is forgotten.)") == 2
+    assert "keeps no room" not in screen
+
+
 def test_tool_calls_are_shown_and_kept_in_the_history(talk: Callable[..., tuple[Session, str]]) -> None:
     session, screen = talk(FakeBackend(), "1 + 11?")
     assert screen.rpartition("\x1b[2K")[2].startswith("tool: 1+11 = 12\nYou said: 1 + 11?\n")
@@ -312,11 +324,21 @@ def test_a_history_that_leaves_no_room_is_full(folder: Path, server: Any) -> Non
             said(backend, [*history[:2], {"role": "user", "content": long * 5}])
 
 
+def test_a_server_keeps_room_for_an_answer(server: Any) -> None:
+    backend = RemoteBackend(server.url)
+    history = [{"role": role, "content": "word " * 20} for _ in range(8) for role in ("user", "assistant")]
+    list(backend.reply([*history, {"role": "user", "content": "Hi"}], replace(SETTINGS, max_tokens=60)))
+    assert backend.dropped
+    said(backend, [{"role": "user", "content": "Hi"}])
+    assert backend.dropped == 0
+
+
 class Stranger(http.server.BaseHTTPRequestHandler):
     """Some other server of OpenAI's protocol; it notes what it is sent, and streams `says`."""
 
     sent: ClassVar[list[dict[str, Any]]] = []
     says: ClassVar[bytes] = b""
+    knows: ClassVar[bool] = True  # that there is a field `truncation`
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -326,10 +348,11 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self._answer(self.says)
+        known = self.knows or "truncation" not in self.sent[-1]
+        self._answer(self.says if known else b'{"detail": "no such field"}', status=200 if known else 422)
 
-    def _answer(self, body: bytes) -> None:
-        self.send_response(200)
+    def _answer(self, body: bytes, *, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -366,8 +389,28 @@ def test_what_the_user_set_is_sent(stranger: Any, top_k: int) -> None:
     assert CliRunner().invoke(app, ["chat", *options]).exit_code == 0
     assert handler.sent == [
         {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True, "temperature": 0.0,
-         "top_k": top_k, "max_tokens": 3}
+         "top_k": top_k, "max_tokens": 3, "truncation": "auto"}
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("knows", [False, True], ids=["refuses", "ignores"])
+def test_a_server_that_cannot_keep_room_answers_and_it_is_said_once(
+    talk: Callable[..., tuple[Session, str]], stranger: Any, knows: bool
+) -> None:
+    handler, url = stranger
+    handler.says, handler.knows = EVENT + b"data: [DONE]\n\n", knows
+    session, screen = talk(RemoteBackend(url), "one", "two", "three")  # pyright: ignore[reportArgumentType]
+    assert len(session.messages) == 6
+    assert ["truncation" in body for body in handler.sent] == ([True] * 3 if knows else [True, False, False, False])
+    assert screen.count("(This server keeps no room for answers: /clear begins a new conversation") == 1
+
+
+@pytest.mark.parametrize("dropped", ["-2", "3", "2.0", '"2"', "9e9", "null"])
+def test_a_number_of_dropped_messages_that_makes_no_sense_is_one_sentence(stranger: Any, dropped: str) -> None:
+    handler, url = stranger
+    handler.says = EVENT.replace(b"}\n", b', "dropped_messages": ' + dropped.encode() + b"}\n") + b"data: [DONE]\n\n"
+    with pytest.raises(UserError, match="does not speak OpenAI's protocol"):
+        said(RemoteBackend(url), [{"role": "user", "content": "Hi"}])
 
 
 @pytest.mark.parametrize(
