@@ -1,13 +1,13 @@
-"""The ablation of the modern recipe: which of its parts earn their time.
+"""The ablation that the modern recipe is made by: which parts of karpathy/nanochat's later ones earn their time.
 
     ablation = Ablation(text=Path("shards"), folder=Path("ablation"), data=PRESET, seconds=300, seeds=3, threads=2)
     document = ablation.run(say=print)
     print_tables(recipe_tables(document), markdown=False)
 
-Every run trains for the same measured CPU time, in a process of its own (`recipe_run.py`). Each part is left out of the
-modern recipe in turn, and judged by bits per byte on one shard of the text. What wins is kept, and classic, modern and
-what is kept are scored once, on another shard. A run that has finished is in the folder and is not made again; one
-that was interrupted is.
+Every run trains for the same measured CPU time, in a process of its own (`recipe_run.py`). Each part is left out in
+turn, and judged by bits per byte on one shard of the text. What wins is kept, and classic, all parts and what is kept
+are scored once, on another shard. A run that has finished is in the folder and is not made again; one that was
+interrupted is.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from nanochat.spec.errors import UserError
 from nanochat.spec.load import apply_override, check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
 
-# The recipe's parts, each by the settings that make it. tokensPerParameter is none: time gives the tokens.
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "value embeddings": ("model.valueEmbeddings",),
-    "learned scalars": ("model.residualScalars",),
-    "short windows": ("model.windowPattern",),
-    "smear": ("model.smear",),
-    "backout": ("model.backout",),
-    "vocabulary": ("stages.tokenizer.vocabSize",),
-    "rates": ("stages.base.embeddingLr", "stages.base.unembeddingLr"),
-    "long warm-down": ("stages.base.warmdownRatio", "stages.base.finalLrFraction"),
-    "Polar Express": ("stages.base.orthogonalisation",),
-    "cautious decay": ("stages.base.matrixDecay",),
-    "best-fit packing": ("stages.base.packing",),
+# What is tried, each part by its settings. tokensPerParameter is none: time gives the tokens.
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "value embeddings": {"model.valueEmbeddings": True},
+    "learned scalars": {"model.residualScalars": True},
+    "short windows": {"model.windowPattern": "SSSL"},
+    "smear": {"model.smear": True},
+    "backout": {"model.backout": True},
+    "vocabulary": {"stages.tokenizer.vocabSize": 32_768},
+    "rates": {"stages.base.embeddingLr": 0.3, "stages.base.unembeddingLr": 0.008},
+    "long warm-down": {"stages.base.warmdownRatio": 0.65, "stages.base.finalLrFraction": 0.05},
+    "Polar Express": {"stages.base.orthogonalisation": "polar-express"},
+    "cautious decay": {"stages.base.matrixDecay": 0.28},
+    "best-fit packing": {"stages.base.packing": "best-fit"},
 }
-CLASSIC, MODERN, KEPT = "classic", "modern", "what is kept"
+CLASSIC, ALL, KEPT = "classic", "all parts", "what is kept"
 ERRORS = 2.0  # standard errors that a difference must be larger than
 LEAST_SHARDS = 3  # to train on, to choose by, to score on
 
@@ -68,20 +68,23 @@ PRESET: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A recipe that is tried: modern without some parts, or classic."""
+    """A recipe that is tried: classic with these parts."""
 
     name: str
-    without: tuple[str, ...] = ()
+    parts: tuple[str, ...]
 
     def spec(self, data: Mapping[str, Any]) -> PipelineSpec:
-        """The settings, over the plain data of a pipeline that names no recipe."""
+        """The settings, over the plain data of a pipeline that names no recipe; what it gives stays."""
         whole = deepcopy(dict(data))
-        recipe = CLASSIC if self.name == CLASSIC else MODERN
-        whole["spec"]["model"] = {**(whole["spec"].get("model") or {}), "recipe": recipe}
-        classic = Variant(CLASSIC).spec(data).to_yaml_dict() if self.without else {}
-        for path in (path for part in self.without for path in PARTS[part]):
-            apply_override(whole, f"{path}={json.dumps(_at(classic, path))}")
+        for path, value in (item for part in self.parts for item in PARTS[part].items()):
+            if not _gives(data["spec"], path):
+                apply_override(whole, f"{path}={json.dumps(value)}")
         return check_pipeline(whole, where="bench recipe").spec
+
+
+def without(*parts: str) -> tuple[str, ...]:
+    """All parts but these."""
+    return tuple(part for part in PARTS if part not in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +105,10 @@ class Verdict:
         return "wins" if self.difference > 0 else "loses"
 
 
-def judge(part: str, modern: Sequence[float], without: Sequence[float]) -> Verdict:
+def judge(part: str, all_parts: Sequence[float], without_it: Sequence[float]) -> Verdict:
     """The verdict of a part, from the figures of the same seeds."""
-    differences = [more - less for more, less in zip(without, modern, strict=True)]
-    return Verdict(part, fmean(without), fmean(differences), standard_error(differences))
+    differences = [more - less for more, less in zip(without_it, all_parts, strict=True)]
+    return Verdict(part, fmean(without_it), fmean(differences), standard_error(differences))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -127,17 +130,18 @@ class Ablation:
 
     def run(self, say: Callable[[str], None]) -> dict[str, Any]:
         """Make what is missing, then say which parts win."""
-        variants = [Variant(CLASSIC), Variant(MODERN), *(Variant(f"without {part}", (part,)) for part in PARTS)]
+        classic, whole = Variant(CLASSIC, ()), Variant(ALL, tuple(PARTS))
+        variants = [classic, whole, *(Variant(f"without {part}", without(part)) for part in PARTS)]
         found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
         for seed, variant in ((seed, variant) for seed in range(self.seeds) for variant in variants):
             found[variant.name].append(self.trained(variant, seed, say))  # each seed of all before the next
         chosen = {name: [run["choosing"] for run in runs] for name, runs in found.items()}
-        verdicts = [judge(part, chosen[MODERN], chosen[f"without {part}"]) for part in PARTS]
-        kept = Variant(KEPT, tuple(verdict.part for verdict in verdicts if verdict.word != "wins"))
+        verdicts = [judge(part, chosen[ALL], chosen[f"without {part}"]) for part in PARTS]
+        kept = Variant(KEPT, tuple(verdict.part for verdict in verdicts if verdict.word == "wins"))
         chosen[KEPT] = [self.trained(kept, seed, say)["choosing"] for seed in range(self.seeds)]
         scores = {
             variant.name: [self.scored(variant, seed, say) for seed in range(self.seeds)]
-            for variant in (Variant(CLASSIC), Variant(MODERN), kept)
+            for variant in (classic, whole, kept)
         }
         return {
             "seconds": self.seconds,
@@ -148,7 +152,7 @@ class Ablation:
                 {"part": v.part, "without": v.without, "difference": v.difference, "error": v.error, "verdict": v.word}
                 for v in verdicts
             ],
-            "kept": [part for part in PARTS if part not in kept.without],
+            "kept": list(kept.parts),
             "scores": scores,
         }
 
@@ -176,7 +180,7 @@ class Ablation:
         """The folder and the task of a run, by all that decides it."""
         task = {"spec": variant.spec(self.data).to_yaml_dict(), "seed": seed, "seconds": self.seconds}
         task |= {"shards": [path.name for path in self.shards()], "threads": self.threads}
-        task |= {"save": variant.name in (CLASSIC, MODERN, KEPT)}  # the weights that are scored
+        task |= {"save": variant.name in (CLASSIC, ALL, KEPT)}  # the weights that are scored
         return self.folder / "runs" / self._digest(task), task
 
     def _digest(self, decided_by: Mapping[str, Any]) -> str:
@@ -202,8 +206,8 @@ class Ablation:
 
 
 def recipe_tables(document: Mapping[str, Any]) -> list[Table]:
-    """A table of what each part is worth, and one of what classic, modern and what is kept score."""
-    modern = document["choosing"][MODERN]
+    """A table of what each part is worth, and one of what classic, all parts and what is kept score."""
+    whole = document["choosing"][ALL]
     parts = [
         [item["part"], f"{item['without']:.4f}", f"{item['difference']:+.4f}", _error(item["error"]), item["verdict"]]
         for item in document["verdicts"]
@@ -216,7 +220,7 @@ def recipe_tables(document: Mapping[str, Any]) -> list[Table]:
     each = f"{document['seconds']:g} s of CPU time, {document['seeds']} seeds"
     return [
         Table(
-            f"Modern without each part, {each}; bits per byte on the shard that chooses, {modern:.4f} with all",
+            f"All parts but one, {each}; bits per byte on the shard that chooses, {whole:.4f} with all",
             ["part", "without it", "difference", "standard error", "verdict"],
             parts,
         ),
@@ -273,7 +277,10 @@ def _start(task: Mapping[str, Any], threads: int, name: str) -> None:
         raise UserError(f"the run '{name}' ended with exit code {done.returncode}: {said[-1][:300]}")
 
 
-def _at(data: Any, path: str) -> Any:
+def _gives(data: Any, path: str) -> bool:
+    """Whether plain data has a value at a path."""
     for name in path.split("."):
+        if not isinstance(data, Mapping) or name not in data:
+            return False
         data = data[name]
-    return data
+    return True

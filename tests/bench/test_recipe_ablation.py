@@ -13,47 +13,48 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat.bench import recipe
-from nanochat.bench.recipe import CLASSIC, KEPT, MODERN, PARTS, PRESET, Ablation, Variant, judge
+from nanochat.bench.recipe import ALL, CLASSIC, KEPT, PARTS, PRESET, Ablation, Variant, judge, without
 from nanochat.bench.recipe_run import Run
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import Section
+from nanochat.spec.load import check_pipeline
 from nanochat.spec.pipeline import PipelineSpec
 
 
-def modern_settings(section: type[Section], path: str = "") -> set[str]:
-    """Paths of all settings that have another default in the modern recipe."""
-    found = set()
+def modern_settings(section: type[Section], path: str = "") -> dict[str, Any]:
+    """All settings that have another default in the modern recipe, by their paths."""
+    found = {}
     for name, info in section.model_fields.items():
         place = f"{path}{info.alias or name}"
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             found |= modern_settings(info.annotation, f"{place}.")
         elif isinstance(info.json_schema_extra, dict) and "x-modern" in info.json_schema_extra:
-            found.add(place)
+            found[place] = info.json_schema_extra["x-modern"]
     return found
 
 
-def test_every_modern_setting_is_a_part() -> None:
-    assert {path for paths in PARTS.values() for path in paths} == modern_settings(PipelineSpec) - {
-        "stages.base.tokensPerParameter"
-    }
+def test_the_modern_recipe_is_made_of_whole_parts() -> None:
+    modern = modern_settings(PipelineSpec)
+    assert modern.pop("stages.base.tokensPerParameter") == 10.5
+    kept = [settings for settings in PARTS.values() if settings.keys() <= modern.keys()]
+    assert modern == {path: value for settings in kept for path, value in settings.items()}
 
 
-def test_a_variant_is_modern_without_some_parts() -> None:
-    classic, modern = Variant(CLASSIC).spec(PRESET), Variant(MODERN).spec(PRESET)
-    assert (classic.model.smear, modern.model.smear) == (False, True)
-    less = Variant("", ("smear", "long warm-down")).spec(PRESET)
+def test_a_variant_is_classic_with_some_parts() -> None:
+    classic, whole = Variant(CLASSIC, ()).spec(PRESET), Variant(ALL, tuple(PARTS)).spec(PRESET)
+    assert classic == check_pipeline(dict(PRESET), where="test").spec
+    assert (classic.model.smear, whole.model.smear) == (False, True)
+    less = Variant("", without("smear", "long warm-down")).spec(PRESET)
     assert (less.model.smear, less.model.backout) == (False, True)
     assert (less.stages.base.warmdown_ratio, less.stages.base.final_lr_fraction) == (0.2, 0)
-    none = Variant("", tuple(PARTS)).spec(PRESET)
-    changes = {"model": none.model.model_copy(update={"recipe_name": "classic"})}
-    base = none.stages.base.model_copy(update={"tokens_per_parameter": 20.0})
-    changes["stages"] = none.stages.model_copy(update={"base": base})
-    assert none.model_copy(update=changes) == classic
-    assert "recipe" not in PRESET["spec"]["model"]
+    for part in PARTS:
+        assert Variant("", (part,)).spec(PRESET) != classic != Variant("", without(part)).spec(PRESET) != whole
+    given = {**PRESET, "spec": {**PRESET["spec"], "stages": {"tokenizer": {"vocabSize": 300}}}}
+    assert Variant("", tuple(PARTS)).spec(given).stages.tokenizer.vocab_size == 300
 
 
 @pytest.mark.parametrize(
-    ("without", "word"),
+    ("figures", "word"),
     [
         ([1.10, 1.21, 1.30], "wins"),
         ([0.90, 0.99, 1.10], "loses"),
@@ -61,8 +62,8 @@ def test_a_variant_is_modern_without_some_parts() -> None:
         ([1.10, math.nan, 1.30], "not known"),
     ],
 )
-def test_a_verdict_needs_twice_the_error_of_the_seeds(without: list[float], word: str) -> None:
-    assert judge("smear", [1.0, 1.1, 1.2], without).word == word
+def test_a_verdict_needs_twice_the_error_of_the_seeds(figures: list[float], word: str) -> None:
+    assert judge("smear", [1.0, 1.1, 1.2], figures).word == word
 
 
 def test_one_seed_proves_nothing() -> None:
@@ -85,7 +86,7 @@ def ablation(folder: Path, *, seeds: int = 2) -> Ablation:
 
 
 def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Smear alone wins, so that modern without all else is trained and scored; it is stopped on the way, twice."""
+    """Smear alone wins, so that classic with it is trained and scored; it is stopped on the way, twice."""
     text(tmp_path / "text")
     made: list[tuple[str, str, int]] = []
     left = 7
@@ -116,7 +117,7 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     document = ablation(tmp_path).run(say=lambda line: None)
     assert len(made) == len(set(made)) == 2 * (2 + len(PARTS)) + 2 + 3 * 2  # all, those of what is kept, scores
     assert document["kept"] == ["smear"]
-    assert document["scores"] == {CLASSIC: [2.0, 2.0], MODERN: [2.0, 2.0], KEPT: [2.0, 2.0]}
+    assert document["scores"] == {CLASSIC: [2.0, 2.0], ALL: [2.0, 2.0], KEPT: [2.0, 2.0]}
     words = {item["part"]: item["verdict"] for item in document["verdicts"]}
     assert words.pop("smear") == "wins" and set(words.values()) == {"no difference"}
     count = len(made)
@@ -124,7 +125,7 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     parts, scores = (table.markdown() for table in recipe.recipe_tables(document))
     assert "| smear | 1.1050 | +0.1050 | 0.0050 | wins |" in parts
     assert "Kept: smear" in scores
-    assert all(f"| {name} | 1.0000 | 2.0000 | 0.0000 |" in scores for name in (CLASSIC, MODERN, KEPT))
+    assert all(f"| {name} | 1.0000 | 2.0000 | 0.0000 |" in scores for name in (CLASSIC, ALL, KEPT))
     assert len(made) == count
 
 
@@ -154,8 +155,8 @@ def test_too_little_text_is_one_sentence(tmp_path: Path) -> None:
         ablation(tmp_path).run(say=lambda line: None)
 
 
-@pytest.mark.parametrize("name", [CLASSIC, MODERN])
-def test_a_run_trains_for_its_time_and_is_scored_from_its_weights(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("parts", [(), tuple(PARTS)], ids=[CLASSIC, ALL])
+def test_a_run_trains_for_its_time_and_is_scored_from_its_weights(tmp_path: Path, parts: tuple[str, ...]) -> None:
     shards = sorted(text(tmp_path / "text").iterdir())
     data = {
         **PRESET,
@@ -169,7 +170,7 @@ def test_a_run_trains_for_its_time_and_is_scored_from_its_weights(tmp_path: Path
             },
         },
     }
-    spec = Variant(name).spec(data)
+    spec = Variant("", parts).spec(data)
     recipe.write_tokens(shards, spec.stages.tokenizer, tmp_path / "tokens")
     task = {
         "spec": spec.to_yaml_dict(), "seed": 1, "seconds": 1.0, "threads": 1, "save": True,
