@@ -212,7 +212,7 @@ def recipe(
     json_: Json = False,
     markdown: Markdown = False,
 ) -> None:
-    """Leave out in turn each part that karpathy/nanochat added later, at equal CPU time, and say which are worth theirs.
+    """Leave out each part that karpathy/nanochat added later, at equal CPU time, and say which are worth theirs.
 
     Runs that have finished are in --folder; after an interruption the same command goes on with the others.
     """
