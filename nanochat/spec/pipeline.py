@@ -74,7 +74,6 @@ class ModelSettings(Section):
     residual_scalars: bool = setting(
         False,
         "residualScalars scales the input of each layer, and adds the embedding to it again, by learned numbers.",
-        modern=True,
     )
     window_pattern: WindowPattern = setting(
         "L",

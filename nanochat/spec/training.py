@@ -173,8 +173,8 @@ class BaseStage(PackedStage):
         "power of two next to 524288 (tokens / those of depth 12)^0.383. Rates and decay follow from the batch.",
         key="changed",
     )
-    embedding_lr: float = setting(0.2, EMBEDDING_LR, modern=0.3, gt=0, le=100)
-    unembedding_lr: float = setting(0.004, UNEMBEDDING_LR, modern=0.008, gt=0, le=100)
+    embedding_lr: float = setting(0.2, EMBEDDING_LR, gt=0, le=100)
+    unembedding_lr: float = setting(0.004, UNEMBEDDING_LR, gt=0, le=100)
     orthogonalisation: Literal["newton-schulz", "polar-express"] = setting(
         "newton-schulz",
         "orthogonalisation is the polynomials by which Muon makes a step orthogonal.",
