@@ -84,9 +84,7 @@ class ModelSettings(Section):
     smear: bool = setting(
         False, "smear mixes a learned part of the token before into each token's embedding.", modern=True
     )
-    backout: bool = setting(
-        False, "backout takes a learned part of the middle layer's output out of the last one's.", modern=True
-    )
+    backout: bool = setting(False, "backout takes a learned part of the middle layer's output out of the last one's.")
 
 
 TRAINING = ("base", "mid", "sft", "rl")

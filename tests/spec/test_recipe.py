@@ -60,12 +60,12 @@ def test_each_setting_alone_makes_another_model_of_the_same_tokens(settings: dic
 def test_modern_fills_what_is_not_given() -> None:
     modern = spec({"model": {"recipe": "modern"}})
     assert model_config(modern).to_dict().items() >= {
-        "value_embeddings": True, "window_pattern": "SSSL", "smear": True, "backout": True, "vocab_size": 32_768,
+        "value_embeddings": True, "window_pattern": "SSSL", "smear": True, "vocab_size": 32_768,
     }.items()  # fmt: skip
     base = modern.stages.base
     assert (base.tokens_per_parameter, base.warmdown_ratio, base.final_lr_fraction) == (10.5, 0.65, 0.05)
     assert (base.scaling_rules, base.orthogonalisation, base.packing) == (False, "polar-express", "best-fit")
-    assert (base.matrix_decay, base.embedding_lr, modern.model.residual_scalars) == (0.28, 0.2, False)
+    assert (base.matrix_decay, base.embedding_lr, modern.model.backout) == (0.28, 0.2, False)
     assert (
         base_recipe(build_graph(modern)).items()
         >= {"orthogonalisation": "polar-express", "packing": "best-fit"}.items()
@@ -75,7 +75,7 @@ def test_modern_fills_what_is_not_given() -> None:
         "stages": {"base": {"warmdownRatio": 0.2, "packing": "stream"}},
     }
     changed = spec(given)
-    assert not changed.model.smear and changed.model.backout
+    assert not changed.model.smear and changed.model.value_embeddings
     assert (changed.stages.base.warmdown_ratio, changed.stages.base.packing) == (0.2, "stream")
 
 
