@@ -123,6 +123,7 @@ def test_a_reader_that_takes_nothing_holds_no_slot_and_nobody_up(
     """Megabytes of an answer wait for it; its slots are free as soon as all is computed, and others are answered."""
     server = start(slots=4)
     long = {**BODY, "max_tokens": 450, "min_tokens": 450, "n": 4, "stream": True, "logprobs": True, "top_logprobs": 20}
+    long["logit_bias"] = {"97": 100}  # letters alone: of a tool's call nothing is told
     body = json.dumps(long).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as stuck:
