@@ -24,7 +24,7 @@ from nanochat.runtime.device import choose_device
 from nanochat.tokenizer import Tokenizer
 
 SHORT = 16  # tokens of a short prompt and of a second question
-RECORDED = 4  # steps until a shape's graph is replayed
+RECORDED = 3  # steps until a shape's graph is replayed
 MODES: dict[str, Any] = {field.name: False for field in fields(Sampling) if field.name == "repeatable"}
 
 
@@ -122,7 +122,7 @@ class Generation(Rounds):
     def _decode(self, name: str, *, rows: int, slots: int) -> None:
         engine = self._engine(slots)
         requests = [self._submit(engine, self.ids(SHORT), tokens=self.tokens + rows + RECORDED) for _ in range(rows)]
-        while not all(len(request.ids) > RECORDED - 2 for request in requests):
+        while not all(len(request.ids) >= RECORDED for request in requests):
             engine.step()
         with self.timed(name):
             for _ in range(self.tokens):

@@ -33,7 +33,7 @@ class TrainerState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainerState:
         """From a checkpoint's JSON."""
-        before = {"measured": values["step"]}  # of a version that saved nothing before it measured
-        state = cls(**{item.name: {**before, **values}[item.name] for item in fields(cls)})
+        values = {"measured": values["step"], **values}  # a version before saved nothing that was not measured
+        state = cls(**{item.name: values[item.name] for item in fields(cls)})
         state.skipped = [(first, end) for first, end in state.skipped]
         return state

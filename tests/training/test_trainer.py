@@ -71,15 +71,18 @@ def test_a_modern_model_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert unmoved == []
 
 
+class Killed(Exception):
+    pass
+
+
+def kill(step: int) -> dict[str, float]:
+    """A measurement in which the process ends."""
+    raise Killed
+
+
 def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     whole = Rig(tmp_path / "whole")
     whole.run()
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: int) -> dict[str, float]:
-        raise Killed
 
     first = Rig(tmp_path / "parts", checkpoint_steps=2, measurements=(Measurement(7, kill),))
     with pytest.raises(Killed):
@@ -99,12 +102,6 @@ def test_killed_while_it_measures_it_goes_on_there_and_measures_anew(
     monkeypatch.setattr(trainer, "LOST", 0.0)
     whole = Rig(tmp_path / "whole")
     whole.run()
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: int) -> dict[str, float]:
-        raise Killed
 
     def measure(step: int) -> dict[str, float]:
         return {"measured": float(step)}
