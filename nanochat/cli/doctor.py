@@ -26,7 +26,7 @@ from nanochat.pipeline.profiles import ResolvedProfile, resolve_profile
 from nanochat.pipeline.resolve import Horizon, horizon, shard_name
 from nanochat.pipeline.task_selection import find_task, used_tasks
 from nanochat.runtime.compiler import cxx_compiler
-from nanochat.spec.errors import NO_TORCH, TORCH_ADVICE, NanochatError, UserError
+from nanochat.spec.errors import NO_TORCH, TORCH_ADVICE, NanochatError, UserError, first_line
 from nanochat.spec.load import load_pipeline
 from nanochat.spec.pipeline import Pipeline, PipelineSpec
 from nanochat.storage import open_store
@@ -253,11 +253,6 @@ def reach(uri: str, what: str) -> Check:
     if answer.status_code >= 400:
         return Check("sources", "fail", f"{uri} answers with HTTP {answer.status_code}", advice)
     return Check("sources", "ok", uri)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its name where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def sandbox_check() -> Check:

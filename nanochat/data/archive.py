@@ -14,7 +14,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from nanochat.data.verify import DamagedFile, WrongFile, first_line
+from nanochat.data.verify import DamagedFile, WrongFile
+from nanochat.spec.errors import first_line
 
 MEMBERS = 10_000
 MEMBER_BYTES = 2 << 30

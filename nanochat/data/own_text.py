@@ -23,9 +23,10 @@ import pyarrow as pa
 
 from nanochat.data.text import read_text
 from nanochat.data.text_files import COLUMNS, LINES, kind_of
-from nanochat.data.verify import WrongFile, first_line
+from nanochat.data.verify import WrongFile
 from nanochat.parse import Malformed
 from nanochat.parse.json_text import read_json
+from nanochat.spec.errors import first_line
 
 EVERY = 20  # documents of which one is held out
 HELD_OUT = 10_000_000  # characters after which no more are

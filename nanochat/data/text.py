@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.data.verify import DamagedFile, WrongFile, first_line
+from nanochat.data.verify import DamagedFile, WrongFile
+from nanochat.spec.errors import first_line
 
 TEXT_COLUMN = "text"
 ROW_GROUP = 1024  # documents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanochat.spec.errors import UserError
+from nanochat.spec.errors import UserError, first_line
 
 
 class DamagedFile(Exception):
@@ -32,8 +32,3 @@ def check_parquet(path: Path) -> int:
             return rows
     except (pa.ArrowException, OSError) as error:
         raise DamagedFile(f"it is no whole parquet file ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.model.transformer import Attention, Linear, Transformer
+from nanochat.spec.errors import first_line
 
 ROWS = 1  # that the layout is chosen for; it serves all others
 PROBE = 32  # the size of a matrix that is tried first
@@ -61,5 +62,5 @@ def missing(dtype: torch.dtype) -> str:
     try:
         equal = torch.equal(PackedLinear(weight)(x), F.linear(x, weight))
     except (AttributeError, NotImplementedError, RuntimeError) as error:
-        return f"oneDNN does not take {str(dtype).removeprefix('torch.')} here ({str(error).splitlines()[0][:200]})"
+        return f"oneDNN does not take {str(dtype).removeprefix('torch.')} here ({first_line(error)[:200]})"
     return "" if equal else "oneDNN's products are wrong here"

@@ -6,6 +6,11 @@ import importlib.util
 import sys
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, or the error's name where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class NanochatError(Exception):
     """Base of all errors with a message for people. `reason` is the stable name that outcomes and status carry."""
 
