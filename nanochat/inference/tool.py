@@ -16,6 +16,8 @@ import operator
 import re
 from collections.abc import Callable
 
+from nanochat.parse.expression import read_expression
+
 MAX_LENGTH = 256  # characters of an expression
 MAX_DEPTH = 32  # nested operations
 MAX_MAGNITUDE = 10**24  # of every literal and every intermediate result
@@ -45,8 +47,8 @@ def evaluate(expression: str) -> str | None:
     if "'" not in expression and '"' not in expression:
         expression = re.sub(r"(?<=\d),(?=\d{3})", "", expression)  # 1,234 -> 1234
     try:
-        return _format(_value(ast.parse(expression, mode="eval").body, MAX_DEPTH))
-    except (_Refused, SyntaxError, ValueError, ArithmeticError, MemoryError, RecursionError):
+        return _format(_value(read_expression(expression, limit=MAX_LENGTH), MAX_DEPTH))
+    except (_Refused, ValueError, ArithmeticError):
         return None
 
 

@@ -1,4 +1,4 @@
-"""Reading what others wrote: JSON, YAML and addresses, each by one function with bounds.
+"""Reading what others wrote: JSON, YAML, addresses and expressions, each by one function with bounds.
 
 What can't be read raises `Malformed`, whose text is a phrase for a sentence that names the file, field or option.
 """

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.parse import Malformed
+from nanochat.parse.expression import read_expression
 from nanochat.spec.errors import UserError
 from nanochat.spec.fields import nearest
 
@@ -117,13 +119,11 @@ class Gate:
 
 def parse(expression: str) -> Gate:
     """Check the form of a gate; UserError with what is wrong where it has none."""
-    if len(expression) > _MAX_LENGTH:
-        raise UserError(f"a release gate has {len(expression)} characters; the limit is {_MAX_LENGTH}")
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        tree = read_expression(expression, limit=_MAX_LENGTH)
+    except Malformed as error:
         raise UserError(
-            f"the release gate '{expression}' is not an expression ({getattr(error, 'msg', error)}): "
+            f"the release gate '{expression[:_MAX_LENGTH]}' is {error}: "
             "write it like `core >= 0.20 and core >= champion.core - 0.005`"
         ) from None
     _check_condition(expression, tree)

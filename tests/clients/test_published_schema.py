@@ -24,7 +24,9 @@ CHECKS = [
 
 def test_what_the_schema_allows_is_understood_and_nothing_fails(url: str, tmp_path: Path) -> None:
     report = tmp_path / "requests.har"
-    options = ["--max-examples=100", "--seed=7", "--workers=2", "--no-color", f"--checks={','.join(CHECKS)}"]
+    # One worker: below Python 3.12 two threads that read syntax trees, as hypothesis does, can end each other's
+    # (python/cpython#106905).
+    options = ["--max-examples=100", "--seed=7", "--workers=1", "--no-color", f"--checks={','.join(CHECKS)}"]
     command = [str(PROGRAM), "run", f"{url}/openapi.json", *options, "--report=har", f"--report-har-path={report}"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr
