@@ -131,8 +131,13 @@ def from_exit(
 
 
 def blamed_on_memory(outcome: Outcome, *, kills: int, pod: bool) -> Outcome:
-    """The outcome of a launch in which the kernel killed `kills` processes for memory, in a pod or outside."""
-    if kills <= 0 or outcome.reason not in (Reason.INFRASTRUCTURE, Reason.ERROR):
+    """The outcome of a launch in whose time the kernel killed `kills` processes for memory, in a pod or outside.
+
+    They explain an end without a word and a lost peer, and no exception: they may have been another program's, or
+    children that the stage does without.
+    """
+    unexplained = not outcome.detail or outcome.peer_lost
+    if kills <= 0 or not unexplained or outcome.reason not in (Reason.INFRASTRUCTURE, Reason.ERROR):
         return outcome
     message = KILLED_IN_POD if pod else KILLED_HERE
     return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=message, host=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,14 +87,28 @@ def test_a_lost_peer_is_told_from_file_to_file(tmp_path: Path) -> None:
     assert from_exit(1, [lost, cause], processes=2) == cause
 
 
-def test_who_ended_without_a_word_while_the_kernel_killed_ran_out_of_memory() -> None:
-    silent = from_exit(-9, [])
-    assert silent.reason is Reason.INFRASTRUCTURE and blamed_on_memory(silent, kills=0, pod=False) == silent
-    for pod, message in ((False, KILLED_HERE), (True, KILLED_IN_POD)):
-        found = blamed_on_memory(silent, kills=1, pod=pod)
-        assert (found.reason, found.message, found.host) == (Reason.OUT_OF_MEMORY, message, True)
-    told = Outcome(Reason.USER_ERROR, "a child of its own was killed, which it survived")
-    assert blamed_on_memory(told, kills=1, pod=False) == told
+@pytest.mark.parametrize(
+    ("outcome", "memory"),
+    [
+        (from_exit(-9, []), True),
+        (from_exit(1, [], last_words="Killed"), True),
+        (from_exit(1, [classify(PeerLost("gone"), rank=0)], processes=2), True),  # rank 1 left no word
+        (classify(PeerLost("gone"), rank=0), True),
+        (classify(StorageError("s3://igloo does not answer"), rank=0), False),
+        (classify(TimeoutError("no answer"), rank=0), False),
+        (classify(ValueError("a bug"), rank=0), False),
+        (Outcome(Reason.USER_ERROR, "the disk is full"), False),
+    ],
+    ids=lambda value: value.message if isinstance(value, Outcome) else "",
+)
+@pytest.mark.parametrize(("pod", "message"), [(False, KILLED_HERE), (True, KILLED_IN_POD)])
+def test_kills_for_memory_explain_what_has_no_word_of_its_own(
+    outcome: Outcome, memory: bool, pod: bool, message: str
+) -> None:
+    """Whom the kernel killed may have been another program, or a child that the stage survived."""
+    assert blamed_on_memory(outcome, kills=0, pod=pod) == outcome
+    blamed = replace(outcome, reason=Reason.OUT_OF_MEMORY, message=message, host=True)
+    assert blamed_on_memory(outcome, kills=1, pod=pod) == (blamed if memory else outcome)
 
 
 def test_outcomes_without_the_newer_fields_are_read() -> None:
