@@ -22,13 +22,15 @@ from nanochat.model.transformer import Transformer
 from nanochat.runtime.device import compute_dtype_for
 from nanochat.runtime.memory import is_out_of_memory
 from nanochat.spec.errors import UserError
+from nanochat.storage.failures import translate_errors
 
 
 def save_model(folder: Path, model: Transformer, extra: Mapping[str, Any]) -> None:
     """Write weights and configuration into an existing folder."""
     weights = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps({**model.config.to_dict(), **extra}, indent=2) + "\n")
+    with translate_errors(doing="writing", where=str(folder)):
+        save_file(weights, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps({**model.config.to_dict(), **extra}, indent=2) + "\n")
 
 
 def load_model(

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from nanochat.spec.errors import UserError
 from nanochat.storage import files
-from nanochat.storage.failures import Damaged, to_user_error
+from nanochat.storage.failures import Damaged, to_user_error, translate_errors
 from nanochat.storage.store import FileRecord
 
 log = logging.getLogger(__name__)
@@ -155,13 +155,14 @@ class Cache:
 
     def scratch(self, name: str) -> Path:
         """An empty folder for writing; it is removed when this process has ended without doing so."""
-        with _locked(self.folder / "lock"):
-            self._register()
-            self._others()
-        assert self._user is not None
-        folder = self.folder / "writing" / self._user.name / name
-        files.remove(folder)
-        folder.mkdir(parents=True)
+        with translate_errors(doing="writing", where=f"the cache {self.folder}"):
+            with _locked(self.folder / "lock"):
+                self._register()
+                self._others()
+            assert self._user is not None
+            folder = self.folder / "writing" / self._user.name / name
+            files.remove(folder)
+            folder.mkdir(parents=True)
         return folder
 
     def _pin(self, name: str) -> None:

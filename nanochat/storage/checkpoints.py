@@ -26,7 +26,7 @@ from nanochat.spec.errors import NanochatError
 from nanochat.storage import files
 from nanochat.storage.artifacts import MANIFEST
 from nanochat.storage.cache import Cache
-from nanochat.storage.failures import Damaged
+from nanochat.storage.failures import Damaged, translate_errors
 from nanochat.storage.manifest import LARGEST, Manifest, check_name
 from nanochat.storage.store import FileRecord, Store
 from nanochat.storage.transfer import check_sizes, fetch_files, store_folder
@@ -73,7 +73,8 @@ class Checkpoints:
             return self.cache.scratch(f"{self.stage}-{self.key[:16]}-{name}")
         if self._read(name) is not None:
             folder = folder.parent / f"{files.TEMPORARY}{name}"
-        folder.mkdir(parents=True, exist_ok=True)
+        with translate_errors(doing="writing", where=str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def store_files(self, step: int, launch: str, folder: Path, names: Collection[str]) -> tuple[FileRecord, ...]:

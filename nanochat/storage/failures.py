@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +63,7 @@ LOCAL = ErrorTable()
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT = {errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EIO}
+_RUST = re.compile(r"\(os error ([0-9]{1,4})\)")  # how libraries in Rust end the words of the system's error
 
 
 class Damaged(StorageError):
@@ -86,13 +89,26 @@ def codes(error: BaseException, errors: ErrorTable) -> tuple[str, ...]:
     return next((found for item in _chain(error) if (found := errors.codes_of(item))), ())
 
 
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    words = _RUST.search(str(error))
+    return int(words[1]) if words else None
+
+
 def _errnos(error: BaseException) -> set[int]:
-    return {item.errno for item in _chain(error) if isinstance(item, OSError) and item.errno is not None}
+    return {number for item in _chain(error) if (number := _errno(item)) is not None}
+
+
+def _as_os_error(error: Exception, where: str) -> Exception:
+    """The system's error that a library in Rust has in its words alone; other errors as they are."""
+    number = None if isinstance(error, OSError | NanochatError) else _errno(error)
+    return error if number is None else OSError(number, os.strerror(number), where)
 
 
 def is_disk_full(error: BaseException, errors: ErrorTable = LOCAL) -> bool:
     """Whether a local disk or quota is full."""
-    # Libraries in Rust and C++ have errors of their own with the system's words in them.
+    # Libraries in C++ have errors of their own with the system's words in them.
     return not codes(error, errors) and (bool(_errnos(error) & _FULL) or "No space left on device" in str(error))
 
 
@@ -128,7 +144,8 @@ def to_user_error(
 ) -> NanochatError:
     """The error as one of ours, with what to change."""
     answer, found = codes(error, errors), fault(error, errors)
-    detail = " ".join((type(error).__name__, *answer[:1]))
+    names = [errno.errorcode[number] for number in sorted(_errnos(error)) if number in errno.errorcode]
+    detail = " ".join((type(error).__name__, *(answer or names)[:1]))
     place = f"{where} at {endpoint}" if endpoint else where
     sentences = {
         Fault.FULL: f"the disk or quota that holds {where} is full: free space there, then run again",
@@ -162,8 +179,11 @@ def translate_errors(*, doing: str, where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) or is_disk_full(error):
-            raise to_user_error(error, doing=doing, where=where) from error
+        told = _as_os_error(error, where)
+        if isinstance(told, FileNotFoundError):
+            raise told from error
+        if isinstance(told, OSError) or is_disk_full(told):
+            raise to_user_error(told, doing=doing, where=where) from error
         raise
 
 

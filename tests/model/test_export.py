@@ -30,6 +30,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path, config: ModelConfig, make_model
     assert torch.equal(loaded(ids), model(ids))
 
 
+def test_weights_that_cannot_be_written_are_an_error_of_storage(
+    tmp_path: Path, config: ModelConfig, make_model: Make
+) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path} is a file where a folder should be, or the reverse"):
+        save_model(tmp_path, make_model(config), {})
+
+
 @pytest.mark.parametrize(("dtype", "copied"), [(torch.bfloat16, False), (torch.float32, True)])
 def test_weights_are_those_of_the_file_and_can_be_trained(
     tmp_path: Path,

@@ -57,6 +57,13 @@ def test_a_file_is_fetched_once(cache_folder: Path, remote: FakeStore) -> None:
     assert remote.downloads == 1
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    cache = Cache(tmp_path / "file" / "cache", 1 << 20)
+    with pytest.raises(UserError, match=r"^the cache .*/file/cache is a file where a folder should be"):
+        cache.scratch("half")
+
+
 def test_many_at_once_fetch_once(cache_folder: Path, remote: FakeStore) -> None:
     start = threading.Barrier(8)
 

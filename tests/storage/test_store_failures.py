@@ -76,6 +76,9 @@ def test_slow_is_another_word_than_unreachable(waited: list[float]) -> None:
         (OSError(errno.ENOSPC, "no space"), "is full: free space"),
         (OSError(errno.EDQUOT, "quota"), "is full: free space"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "is full: free space"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "is full: free space"),
+        (RuntimeError("I/O error: Disk quota exceeded (os error 122)"), "is full: free space"),
+        (RuntimeError('I/O error: Permission denied (os error 13) at path "x"'), "no right for reading"),
         (PermissionError(errno.EACCES, "no"), "no right for reading"),
         (OSError(errno.EROFS, "read-only"), "no right for reading"),
         (NotADirectoryError(), "is a file where a folder should be"),
@@ -91,6 +94,19 @@ def test_programming_errors_and_missing_files_pass() -> None:
     for error in (KeyError("x"), FileNotFoundError("x")):
         with pytest.raises(type(error)), translate_errors(doing="reading", where="x"):
             _try(FakeOperation(error))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_an_error_that_a_library_has_in_words_alone_is_the_systems(number: int) -> None:
+    error = RuntimeError(f"Error while serializing: I/O error: ... (os error {number})")
+    with (
+        pytest.raises(StorageError, match=rf"writing failed in x \(OSError {errno.errorcode[number]}\)"),
+        translate_errors(doing="writing", where="x"),
+    ):
+        raise error
+    with pytest.raises(FileNotFoundError) as missing, translate_errors(doing="writing", where="x"):
+        raise RuntimeError('I/O error: No such file or directory (os error 2) at path "x/.tmp1"')
+    assert missing.value.filename == "x"
 
 
 OPERATIONS: tuple[Callable[[Store], object], ...] = (

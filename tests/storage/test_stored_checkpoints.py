@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.spec.errors import StorageError
 from nanochat.storage import Checkpoints, Damaged, Profile, Store, open_store
 from nanochat.storage.store import FileRecord
 
@@ -52,6 +53,15 @@ def test_files_from_any_folder_are_taken(checkpoints: Checkpoints, tmp_path: Pat
     assert newest is not None
     assert (checkpoints.fetch(newest) / "deep" / "file").read_bytes() == b"content"
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_storage(tmp_path: Path) -> None:
+    place = tmp_path / "store" / "checkpoints" / "base" / "key" / "step-0000001-one"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "nowhere")
+    checkpoints = Checkpoints(open_store(Profile(str(tmp_path / "store"))), "base", "key", tmp_path / "cache")
+    with pytest.raises(StorageError, match=r"writing failed in .*/step-0000001-one \(FileExistsError EEXIST\)"):
+        checkpoints.folder(1, "one")
 
 
 def test_what_a_launch_saved_at_a_step_stays(checkpoints: Checkpoints) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +198,26 @@ def test_a_save_whose_files_are_removed_meanwhile_is_made_again(
     assert saved(rig, 5) == folder
 
 
+def test_a_save_whose_folder_is_removed_while_it_is_written_is_told_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints" / "base" / "key" / "step-0000005-first"
+    real, waits = HostCopy.wait, iter(range(9))
+
+    def remove(copy: HostCopy) -> None:
+        real(copy)
+        if next(waits) == 0:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(HostCopy, "wait", remove)
+    with caplog.at_level(logging.WARNING):
+        rig = Rig(tmp_path, checkpoint_steps=5, steps=6)
+        rig.run()
+    assert rig.progress.state.warnings == (saving.TOLD,)
+    assert f"{folder} was removed while it was written" in caplog.text
+    assert saved(rig, 5) == folder
+
+
 @pytest.mark.parametrize(
     ("error", "tries"),
     [(StorageError("it gives no answer"), 1 + len(saving.PAUSES)), (UserError("no right for writing"), 1)],
@@ -367,3 +389,18 @@ def test_one_ranks_failure_is_that_of_the_save(tmp_path: Path, run_ranks: Callab
     assert saved(Rig(tmp_path / "once"), 5)
     run_ranks(failing_rank, 2, tmp_path / "ever", True)
     assert not list((tmp_path / "ever").rglob("manifest.json"))
+
+
+def full_rank(folder: Path) -> None:
+    """The last rank's disk takes no file of more than 1,000 bytes."""
+    torch.set_num_threads(1)
+    with join(torch.device("cpu")) as world:
+        if world.rank == world.size - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))
+        with pytest.raises(UserError, match="is full: free space there, then run again"):
+            Rig(folder, world=world, stop_at=5).run()
+
+
+def test_one_ranks_full_disk_is_told_by_all_and_nothing_is_left(tmp_path: Path, run_ranks: Callable[..., None]) -> None:
+    run_ranks(full_rank, 2, tmp_path)
+    assert not list(tmp_path.rglob("step-*"))
