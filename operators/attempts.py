@@ -56,7 +56,6 @@ class JobAttempt(AttemptRecord):
     job: str = ""  # name, which `Attempts` fills in
     job_uid: str = ""  # by which its pods are known when it is gone
     nodes: Count = 1
-    processes: Count = 1  # of one node
     generation: Count = 0  # of the job as it was created: a higher one is somebody else's change
     pods: Mapping[str, str] = field(default_factory=dict)  # replica index -> uid, of the present launch
     job_started: str = ""  # the job's startTime that they belong to: Kueue may stop a job and start it again

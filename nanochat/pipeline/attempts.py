@@ -55,6 +55,7 @@ class AttemptRecord:
     device_batch_size: Count = 1
     keys: tuple[Name, ...] = ()  # of the outputs that it has to make
     nodes: Count = 0  # 0 is as many as the stage declares
+    processes: Count = 1  # of one node
     gpus: Count = 0  # of all nodes
     hourly: Money | None = None  # of all nodes for one hour in USD, at the prices as it began; None of before 0.3
     launch: str = ""  # id of the present launch, on a cluster that of rank 0
@@ -154,6 +155,7 @@ class AttemptRecord:
             stale=stale,
             memory=self.memory,
             remark=remark,
+            processes=max(1, self.nodes) * max(1, self.processes),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -392,6 +392,7 @@ class LocalRunner:
             launch=launch,
             reached=self.attempts.reached(action.stage, before=action.attempt),
             running_since=self._dates(),
+            processes=processes,
             gpus=self.devices.gpus_of(self.spec, action.stage),
             hourly=self.devices.hourly(self.spec, action.stage, self.resolved.prices),
         )

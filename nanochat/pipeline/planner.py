@@ -6,15 +6,18 @@ controller carry out its actions and feed it what they see. Asked again with the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from nanochat.pipeline.graph import Graph, Node, Output
 from nanochat.pipeline.outcomes import Outcome, Reason
+from nanochat.pipeline.resolve import scaling
 from nanochat.pipeline.sentences import Said
 from nanochat.spec.pipeline import TRAINING, PipelineSpec
 from nanochat.spec.stages import ComputeStage
+from nanochat.spec.training import BaseStage, MidStage, SftStage
 
 # Stages whose outputs a user wants for themselves; the others run where one of these needs them.
 GOALS = frozenset({"base", "mid", "sft", "rl", "eval-base", "eval-mid", "eval-sft", "eval-rl", "report", "release"})
@@ -73,6 +76,7 @@ class Attempt:
     stale: bool = False  # it makes what an edit has since replaced: it is stopped, and counts for nothing
     memory: float = 1.0  # factor on the host memory that it asked for
     remark: Said | None = None  # what is to be told of it while it runs
+    processes: int = 1  # of all nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,9 @@ def _stage(
     if observed.selected is not None and stage not in observed.selected:
         return StageStatus(stage, Phase.UNSELECTED, f"its output is missing: run it with --only {stage}", count), None
     limit = observed.memory_limits.get(stage, 1.0)
-    decision = decide_retry(attempts, spec, memory_limit=limit, rows=_has_rows(spec, stage))
+    decision = decide_retry(
+        _with_used_rows(attempts, spec, stage), spec, memory_limit=limit, rows=_has_rows(spec, stage)
+    )
     if decision.failure:
         return StageStatus(stage, Phase.FAILED, decision.failure, count), None
     for earlier in graph.before(stage):
@@ -293,6 +299,23 @@ def _batch_size(spec: PipelineSpec, stage: str) -> int:
 
 def _has_rows(spec: PipelineSpec, stage: str) -> bool:
     return isinstance(spec.of_stage(stage), ComputeStage)
+
+
+def _with_used_rows(attempts: Sequence[Attempt], spec: PipelineSpec, stage: str) -> Sequence[Attempt]:
+    """The attempts with the rows that they trained on at a time: a process has no more of them than its part of a step.
+
+    In rl and in evaluations the number of slots counts, which is the setting's.
+    """
+    match settings := spec.of_stage(stage):
+        case BaseStage():
+            rows = scaling(spec).batch_tokens // spec.model.sequence_length
+        case MidStage():
+            rows = settings.total_batch_tokens // spec.model.sequence_length
+        case SftStage():
+            rows = settings.rows_per_step
+        case _:
+            return attempts
+    return [replace(a, device_batch_size=min(a.device_batch_size, math.ceil(rows / a.processes))) for a in attempts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ PIPELINE: dict[str, Any] = {
         "model": {"depth": 1, "width": 32, "headDim": 16, "sequenceLength": 64},
         "sources": {"text": {"kind": "world", "shards": 1, "charactersPerShard": 200_000, "validationShard": 9}},
         "stages": {
-            "base": {"steps": 4, "totalBatchTokens": 256, "deviceBatchSize": 4},
+            "base": {"steps": 4, "totalBatchTokens": 256, "deviceBatchSize": 8},
             **{name: {"enabled": False} for name in ("mid", "sft", "rl", "evalBase", "evalChat", "report", "release")},
         },
         "retries": {"limit": 2, "delaySeconds": 0.05},
@@ -148,7 +148,7 @@ def test_what_an_end_means(
 def test_memory_halves_the_rows_until_it_fits(start: Start) -> None:
     runner = start({"base": ["OutOfMemory", "OutOfMemory", "ok"]}, only=("dataset", "tokenizer", "tokens", "base"))
     assert runner.run().phase is Phase.SUCCEEDED
-    assert [attempt.device_batch_size for attempt in runner.attempts.of("base")] == [4, 2, 1]
+    assert [attempt.device_batch_size for attempt in runner.attempts.of("base")] == [8, 2, 1], "of 4"
 
 
 @pytest.mark.parametrize("part", ["stops answering", "launcher killed"])

@@ -186,6 +186,37 @@ def test_a_retry_forgets_attempts_before_it_but_not_their_memory() -> None:
     assert decide_retry(former, SPEC).device_batch_size == 4
 
 
+@pytest.mark.parametrize(
+    ("stage", "declared", "processes", "tried", "size"),
+    [
+        ("base", {"totalBatchTokens": 4096}, 1, [32], 4),  # 8 rows of 512 tokens
+        ("base", {"totalBatchTokens": 4096}, 1, [32, 4], 2),
+        ("base", {"totalBatchTokens": 4096}, 3, [32], 1),  # 3 and 3 and 2 rows
+        ("base", {"totalBatchTokens": 65536}, 1, [32], 16),
+        ("base", {"scalingRules": True, "steps": 1, "totalBatchTokens": 512}, 1, [32], 2),  # 4 rows, by the rules
+        ("mid", {"totalBatchTokens": 4096}, 2, [32], 2),
+        ("sft", {"rowsPerStep": 3}, 1, [4], 1),
+        ("sft", {}, 16, [4], 1),
+        ("rl", {"promptsPerStep": 1, "samplesPerPrompt": 2}, 1, [8], 4),
+        ("eval-base", {}, 1, [32], 16),
+    ],
+)
+def test_rows_are_halved_from_those_that_a_process_has_of_a_step(
+    stage: str, declared: dict[str, Any], processes: int, tried: list[int], size: int
+) -> None:
+    spec = PipelineSpec.model_validate(
+        {"model": {"sequenceLength": 512}, "stages": {"evalBase" if stage == "eval-base" else stage: declared}}
+    )
+    graph = build_graph(spec)
+    present = frozenset(out.key for node in graph.nodes if node.stage != stage for out in node.outputs)
+    attempts = [
+        replace(ended(number, Reason.OUT_OF_MEMORY, size=rows), processes=processes)
+        for number, rows in enumerate(tried, 1)
+    ]
+    (action,), _ = plan(graph, spec, Observed(present=present, attempts={stage: attempts}), 100.0)
+    assert isinstance(action, Start) and (action.stage, action.device_batch_size) == (stage, size)
+
+
 @pytest.mark.parametrize(("now", "waits"), [(10.0, True), (14.9, True), (15.1, False), (9.9, False), (-3600.0, False)])
 def test_a_clock_that_was_set_back_prolongs_no_delay(now: float, waits: bool) -> None:
     attempts = {"base": [ended(1, Reason.INFRASTRUCTURE, at=10.0)]}

@@ -80,6 +80,15 @@ def test_records_of_the_first_version_are_read(store: Store, kind: type[AttemptR
         assert record.hosts == ("a",) and record.decided == Outcome(Reason.STALLED)
 
 
+@pytest.mark.parametrize(
+    ("record", "processes"),
+    [(RECORD, 1), (replace(RECORD, processes=3), 3), (JobAttempt(stage="base", number=1, nodes=2, processes=4), 8)],
+    ids=["of before", "of a runner", "of a controller"],
+)
+def test_the_planner_knows_how_many_processes_share_a_step(record: AttemptRecord, processes: int) -> None:
+    assert record.observed(stopping=False, silence=0.0).processes == processes
+
+
 SENSELESS = [
     b"", b"[]", b"\xff", b'"\\ud800"', b'{"a": "\\ud800"}', b"[" * 100_000, b"{" + b" " * (2 << 20) + b"}", b"NaN",
     b'{"number": "x", "outcome": 3}', b'{"number": 1, "outcome": {"reason": "Bored"}}', b'{"number": -1}',
