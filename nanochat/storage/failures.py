@@ -90,7 +90,7 @@ def codes(error: BaseException, errors: ErrorTable) -> tuple[str, ...]:
 
 
 def _errno(error: BaseException) -> int | None:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     words = _RUST.search(str(error))
     return int(words[1]) if words else None

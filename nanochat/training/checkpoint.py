@@ -162,10 +162,11 @@ class Checkpointer:
         folder = self._fetch_newest()
         if folder is None:
             return None
-        model.load_state_dict(load_file(folder / MODEL))
-        optimizer.load_state_dict(StateFiles(sorted(folder.glob(OPTIMIZERS))))
-        set_random_state(load_file(folder / RANDOM), model.device)
-        return json.loads((folder / LOOP).read_text())
+        with translate_errors(doing="reading", where=str(folder)):
+            model.load_state_dict(load_file(folder / MODEL))
+            optimizer.load_state_dict(StateFiles(sorted(folder.glob(OPTIMIZERS))))
+            set_random_state(load_file(folder / RANDOM), model.device)
+            return json.loads((folder / LOOP).read_text())
 
     def discard(self, *, after: int) -> None:
         """Remove what was saved after step `after`: the line that training has left."""

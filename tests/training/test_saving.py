@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from nanochat.optim import OptimSettings, StateFiles, build_optimizer
 from nanochat.runtime.distributed import join
 from nanochat.spec.errors import NanochatError, StorageError, UserError
-from nanochat.storage.checkpoints import Checkpoints
+from nanochat.storage.checkpoints import Checkpoint, Checkpoints
 from nanochat.training import saving
 from nanochat.training.checkpoint import CROWDED, SLOW
 from nanochat.training.host_copy import HostCopy
@@ -312,6 +312,23 @@ def test_a_checkpoint_from_a_version_before_is_read(tmp_path: Path) -> None:
     second.run()
     assert second.loader.asked[0] == 5
     assert same(second.weights, whole.weights)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Rig(tmp_path, stop_at=5).run_until_stopped()
+    real = Checkpoints.fetch
+
+    def fetch(self: Checkpoints, found: Checkpoint) -> Path:
+        folder = real(self, found)
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").mkdir()  # which can be opened, and not read
+        return folder
+
+    monkeypatch.setattr(Checkpoints, "fetch", fetch)
+    with pytest.raises(StorageError, match=r"reading failed in .*/step-0000005-first \(OSError ENODEV\)"):
+        Rig(tmp_path, launch="second").run()
 
 
 def train_on(folder: Path, stop_at: int | None, launch: str, steps: int = 50) -> None:
