@@ -18,10 +18,11 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.spec.training import TrainingStage
 from nanochat.tracking.quantities import duration
 from operators.attempts import JobAttempt
-from operators.sentences import Resize, Wait, Waiting
+from operators.observation import AttemptObservation
+from operators.sentences import Resize, Wait
 
 QUEUED = (Wait.QUEUE, Wait.EVICTED)
-ROOM = (*QUEUED, Wait.UNSCHEDULABLE, Wait.SCHEDULER, Wait.STARTING)  # waits that fewer nodes may end
+ROOM = (*QUEUED, Wait.PODS, Wait.PODS_REFUSED, Wait.UNSCHEDULABLE, Wait.SCHEDULER, Wait.STARTING)  # fewer may end them
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,18 @@ class Elastic:
             return (room.nodes + self.least) // 2
         return self.within(room.placed) if self.least <= room.placed < room.nodes else None
 
-    def told(self, record: JobAttempt, waiting: Waiting | None) -> Said | None:
+    def spares(self, record: JobAttempt, observed: AttemptObservation) -> bool:
+        """Whether an attempt could do without the pods that were not made, as where a quota has no room for them."""
+        missing = observed.waiting is not None and observed.waiting.wait in (Wait.PODS, Wait.PODS_REFUSED)
+        return missing and self.least <= len(observed.pods) < record.nodes
+
+    def told(self, record: JobAttempt, observed: AttemptObservation) -> Said | None:
         """The sentence on an attempt's wait, with what follows where it is for room."""
+        waiting = observed.waiting
         if waiting is None or waiting.wait not in ROOM or record.nodes <= self.least:
             return waiting
         follows = Resize.FOLLOWS.of(patience=duration(self.patience), least=self.least).message
-        return Said(waiting.reason, f"{waiting.message} {follows}")
+        return Said(waiting.reason, f"{waiting.cause if self.spares(record, observed) else waiting.message} {follows}")
 
     def remark(self, record: JobAttempt) -> Said | None:
         """The sentence on an attempt that runs, where it has not all nodes."""

@@ -106,8 +106,11 @@ def _look(scope: Scope) -> None:
         scope.event("Warning", "RecordSetAside", remark)
     for record in ready.attempts.open():
         observed = scope.observations[record.job]
-        followed = ready.waits.follow(scope.services.cluster, record, observed, scope.now, scope.steady)
-        scope.observations[record.job] = followed
+        elastic = Elastic.of(ready.accepted.spec, record.stage) if record.stage in ready.accepted.graph.stages else None
+        spares = elastic is not None and elastic.spares(record, observed)
+        scope.observations[record.job] = ready.waits.follow(
+            scope.services.cluster, record, observed, scope.now, scope.steady, spares=spares
+        )
 
 
 def _take_owned(scope: Scope, owned: Owned) -> None:
@@ -268,7 +271,7 @@ def _attempt(scope: Scope, record: JobAttempt) -> Attempt:
         silence=scope.steady - heartbeat.heard if heartbeat else 0.0,
         begun=heartbeat is None or heartbeat.begun,
         stopping=runs and record.decided is not None,
-        waiting=elastic.told(record, waiting) if elastic else waiting,
+        waiting=elastic.told(record, observed) if elastic and observed else waiting,
         remark=elastic.remark(record) if elastic else None,
         stale=not outputs.issuperset(record.keys) or (runs and _is_outdated(scope, record)),
         made=runs and scope.ready.outputs.others_made(record.keys, record.launches),

@@ -24,10 +24,14 @@ class Waiting(Said):
     wait: Wait
     values: Mapping[str, object]  # in the sentence's places
 
+    @property
+    def cause(self) -> str:
+        """The message without what follows."""
+        return Sentence.of(self.wait, **self.values).message
+
     def given_up(self, now: float) -> Outcome:
         """The outcome of an attempt that waited for as long as it may."""
-        cause = Sentence.of(self.wait, **self.values).message
-        return Outcome(self.wait.then, f"{cause} (for {duration(self.wait.patience)})", time=now)
+        return Outcome(self.wait.then, f"{self.cause} (for {duration(self.wait.patience)})", time=now)
 
 
 class Wait(Sentence):

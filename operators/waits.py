@@ -42,9 +42,17 @@ class Waits:
         self._clocks: dict[str, _Clock] = {}
 
     def follow(
-        self, cluster: Cluster, record: JobAttempt, observed: AttemptObservation, now: float, steady: float
+        self,
+        cluster: Cluster,
+        record: JobAttempt,
+        observed: AttemptObservation,
+        now: float,
+        steady: float,
+        *,
+        spares: bool = False,
     ) -> AttemptObservation:
-        """The observation with what Events add to its wait, or with an outcome where it lasted too long."""
+        """The observation with what Events add to its wait, or with an outcome where it lasted too long; what it
+        `spares` it gives up by itself (`operators.elastic`)."""
         if observed.waiting is None:
             self._clocks.pop(record.job, None)
             return observed
@@ -56,7 +64,7 @@ class Waits:
         if waiting.wait is Wait.MOUNT and clock.missing:
             outcome = End.PLAN_DELETED.outcome(time=now, name=record.job, **waiting.values)
         else:
-            outcome = _given_up(waiting, clock, now, steady)
+            outcome = None if spares else _given_up(waiting, clock, now, steady)
         return replace(observed, waiting=None if outcome else waiting, outcome=outcome)
 
     def of_job(self, job: str, waiting: Waiting, now: float, steady: float) -> Outcome | None:

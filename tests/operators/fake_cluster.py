@@ -36,6 +36,7 @@ class FakeKube:
         self.refuses_jobs: KubeError | None = None
         self.takes_up_jobs = True  # the training operator runs
         self.nodes: list[str] | None = None  # None: room for all
+        self.quota: int | None = None  # of pods; None: no quota
         self.queue: set[str] | None = None  # names of jobs that are admitted to the queue; None: all are
         self.lose_answer = False  # to the next creation of a job
         self._numbers = itertools.count(1)
@@ -204,8 +205,19 @@ class FakeKube:
                 "spec": {},
                 "status": {"phase": "Pending"},
             }
+            if self.quota is not None and len(self[PODS]) >= self.quota:
+                self._refuse(meta, pod["metadata"]["name"])
+                break
             self._store(PODS, pod)
         self.place_pods()
+
+    def _refuse(self, job: Object, pod: str) -> None:
+        """The Event with which the training operator tells that a pod could not be made."""
+        why = f'Error creating: pods "{pod}" is forbidden: exceeded quota: gpus'
+        about = {"kind": PYTORCHJOBS.kind, "name": job["name"], "namespace": job["namespace"], "uid": job["uid"]}
+        told = {"type": "Warning", "reason": "FailedCreatePod", "message": why, "lastTimestamp": self.stamp()}
+        meta = {"name": f"{pod}.refused", "namespace": job["namespace"]}
+        self._store(EVENTS, {"metadata": meta, "involvedObject": about, **told})
 
     def place_pods(self) -> None:
         """The scheduler and the kubelets."""

@@ -19,7 +19,7 @@ from nanochat.spec.pipeline import PipelineSpec
 from nanochat.storage.artifacts import Artifacts
 from operators.attempts import JobAttempt
 from operators.elastic import Elastic, Room
-from operators.kube_client import CONFIG_MAPS, PODS
+from operators.kube_client import CONFIG_MAPS, EVENTS, PODS
 from operators.kube_error import KubeError
 from operators.kueue import LOCAL_QUEUES, WORKLOADS
 from operators.pytorchjob import PYTORCHJOBS
@@ -232,6 +232,35 @@ def test_a_pool_that_is_small_from_the_start(tmp_path: Path) -> None:
     rig.reconcile(after=PATIENCE)
     rig.reconcile()
     assert rig.attempts() == [("Preempted", 4), ("Running", 3)]
+
+
+@pytest.mark.parametrize("patience", [PATIENCE, 900])
+@pytest.mark.parametrize("known", [True, False], ids=["refused", "no Events"])
+def test_a_quota_that_leaves_room_for_some_pods(tmp_path: Path, patience: int, known: bool) -> None:
+    rig = Rig(tmp_path, base={"nodes": 4, "minNodes": 2, "patienceSeconds": patience})
+    rig.cluster.nodes, rig.cluster.quota = ["a", "b", "c", "d"], 3
+    for _ in range(4):
+        rig.reconcile(after=10)
+        if not known:
+            rig.cluster[EVENTS].clear()
+    told = rig.reconcile(after=10)["stages"][3]
+    refused = 'the API server refuses its pods: Error creating: pods "demo-12ab-base-1-worker-3" is forbidden: '
+    missing = "waits for the training operator to create its pods: is it running?"
+    follows = f"(after {patience // 60} min it goes on with fewer nodes, if there is room for 2)"
+    assert told["reason"] == ("PodsRefused" if known else "PodsMissing")
+    assert told["message"] == f"{f'{refused}exceeded quota: gpus' if known else missing} {follows}"
+    rig.reconcile(after=patience)
+    rig.reconcile()
+    rig.reconcile()
+    assert rig.attempts() == [("Preempted", 4), ("Running", 3)]
+
+
+def test_a_quota_that_leaves_too_little_room(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, base={"nodes": 4, "minNodes": 2})
+    rig.cluster.nodes, rig.cluster.quota = ["a", "b", "c", "d"], 1
+    for _ in range(7):
+        rig.reconcile(after=PATIENCE)
+    assert rig.attempts() == [("Infrastructure", 4)], "as where all are refused"
 
 
 def test_a_stage_waits_for_its_least_number_of_nodes(tmp_path: Path) -> None:
