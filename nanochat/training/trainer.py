@@ -158,7 +158,9 @@ class Trainer:
             self._save(due=not stop)
         if stop:
             self.checkpointer.wait()
-            raise Stopped(f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on.")
+            raise Stopped(
+                f"Stopped after step {self.state.step:,} of {self.plan.steps:,}; run it again to go on{self._from()}."
+            )
         return weight, int(tokens), dict(zip(names, counts, strict=False))
 
     def _update(self, local: LocalBatch, weight: float) -> Reading:
@@ -298,6 +300,13 @@ class Trainer:
             self.journal.event("remark", step=self.state.step, message=remark)
             self.progress.warn(remark)
 
+    def _from(self) -> str:
+        """Where the next launch goes on, if that is not here."""
+        if self._saved_step == self.state.step:
+            return ""
+        where = f"after step {self._saved_step:,}" if self._saved_step else "from the beginning"
+        return f" {where}, for the loss is too high to be saved: see whether it falls again"
+
     def _save_due(self) -> bool:
         """Whether rank 0 wants a checkpoint before the next step."""
         if not self.world.first or self.made == self._saved_step:
@@ -313,10 +322,15 @@ class Trainer:
     def _save(self, *, due: bool) -> None:
         """Begin to save a checkpoint, unless the newest is as new, the loss is suspect or the weights were ruined.
 
-        Raises Diverged where the step under way has diverged."""
+        Raises Diverged where the step under way has diverged, and after the last step where training has."""
         self._settle()
-        if self.state.step == self._saved_step or self.guard.suspect or not self.guard.is_sound(self._judge()):
+        if self.state.step == self._saved_step or self.guard.suspect:
             return
+        loss = self._judge()
+        if not self.guard.is_sound(loss):
+            return
+        if self.state.step == self.plan.steps:
+            self.guard.finish(loss)  # from which nothing is left to train that could mend it
         loop = asdict(self.state) | {"guard": self.guard.state()}
         self.checkpointer.save(self.state.step, model=self.model, optimizer=self.optimizer, loop=loop, due=due)
         self._garbage.collect()

@@ -33,12 +33,10 @@ def test_gpu_pools(site: Site) -> None:
 
         site.delete("greedy")
         site.apply(document(WORLD, "greedy", **(changes | {"stages.base.gpusPerNode": 4, "stages.base.steps": 41})))
-        began = time.monotonic()
         told = site.wait("greedy", lambda s: "cannot be scheduled" in s.get("message", ""), seconds=60)
         assert "Insufficient nvidia.com/gpu" in told["message"]
         asked = site.get("pods", "-n", NAMESPACE, "-l", "nanochat.dev/pipeline=greedy,nanochat.dev/stage=base")["items"]
         assert asked, "the pods are there, and wait"
-        assert time.monotonic() - began < 60
     finally:
         site.delete("greedy")
         for node in (first, second):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,10 +74,8 @@ def test_refuses(expression: str) -> None:
 
 @given(st.text(alphabet="0123456789.+-*/()%,'ab count", max_size=60))
 def test_whatever_is_said_gives_a_short_text_or_nothing(expression: str) -> None:
-    started = time.monotonic()
     result = evaluate(expression)
     assert result is None or 0 < len(result) <= 30
-    assert time.monotonic() - started < 5
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from nanochat.model.transformer import Transformer
 from nanochat.runtime.distributed import join
 from nanochat.runtime.reading import Reading
-from nanochat.spec.errors import Diverged, NanochatError, StorageError, UserError
+from nanochat.spec.errors import Diverged, NanochatError, Stopped, StorageError, UserError
 from nanochat.storage import checkpoints
 from nanochat.tracking.journal import JournalReader
 from nanochat.training import checkpoint, trainer
@@ -325,6 +325,40 @@ def test_nothing_that_is_worse_than_guessing_comes_to_its_end(tmp_path: Path, st
     assert not rig.store.children("checkpoints/base/key")  # of weights that the first step ruined
     events = JournalReader(rig.store, "run").history("base").events
     assert [event.step for event in events if event.kind == "divergence"] == [steps + 1]
+
+
+def test_an_end_that_is_worse_than_guessing_is_not_saved_and_trained_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "LOST", 0.0)
+    guard = SpikeGuard(guessing=GUESSING - 0.4, patience=5)  # worse by less than is trouble before the end
+    measured: list[int] = []
+
+    def measure(step: int) -> dict[str, float]:
+        measured.append(step)
+        rig.trainer.checkpointer.wait()
+        return {}
+
+    rig = Rig(tmp_path, rate=1e-30, guard=guard, measurements=(Measurement(1, measure),))
+    with pytest.raises(Diverged, match="did so before"):
+        rig.run()
+    assert sorted(rig.store.children("checkpoints/base/key")) == ["step-0000010-first", "step-0000011-first"]
+    assert max(measured) == 11
+    assert max(rig.loader.asked) > 12  # the last step with other data
+
+
+def test_a_stop_while_the_loss_is_suspect_says_from_where_it_goes_on(tmp_path: Path) -> None:
+    for every, where in ((None, "from the beginning"), (9, "after step 9")):
+        rig = Rig(
+            tmp_path / str(every),
+            forward=poisoned(14, value=5.0),
+            guard=SpikeGuard(patience=9, window=10),
+            checkpoint_steps=every,
+            steps=24,
+            stop_at=16,
+        )
+        with pytest.raises(Stopped, match=f"Stopped after step 16 of 24; run it again to go on {where}, for the loss"):
+            rig.loop().run()
 
 
 @pytest.mark.parametrize(
