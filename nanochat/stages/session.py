@@ -34,6 +34,7 @@ from nanochat.runtime.distributed import World, join
 from nanochat.spec.errors import UserError
 from nanochat.spec.training import BaseStage, MixturePart, PackedStage, TrainingStage
 from nanochat.stages.context import StageContext
+from nanochat.storage.failures import translate_errors
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.attention import choose_attention
 from nanochat.training.checkpoint import Checkpointer
@@ -262,7 +263,8 @@ def open_session(context: StageContext) -> Iterator[TrainingSession]:
             if folder is None:
                 model.init_weights(context.spec.seed)
             else:
-                model.load_state_dict(load_file(folder / WEIGHTS))
+                with translate_errors(doing="reading", where=str(folder)):
+                    model.load_state_dict(load_file(folder / WEIGHTS))
 
         tokenizer_folder = context.fetch("tokenizer/bpe")
         yield TrainingSession(
