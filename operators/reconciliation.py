@@ -106,7 +106,7 @@ def _look(scope: Scope) -> None:
         scope.event("Warning", "RecordSetAside", remark)
     for record in ready.attempts.open():
         observed = scope.observations[record.job]
-        elastic = Elastic.of(ready.accepted.spec, record.stage) if record.stage in ready.accepted.graph.stages else None
+        elastic = ready.elastic(record)
         spares = elastic is not None and elastic.spares(record, observed)
         scope.observations[record.job] = ready.waits.follow(
             scope.services.cluster, record, observed, scope.now, scope.steady, spares=spares
@@ -265,7 +265,7 @@ def _attempt(scope: Scope, record: JobAttempt) -> Attempt:
     observed = scope.observations.get(record.job)
     runs = record.outcome is None
     waiting = observed.waiting if runs and observed else None
-    elastic = Elastic.of(scope.ready.accepted.spec, record.stage) if runs else None
+    elastic = scope.ready.elastic(record) if runs else None
     heartbeat = scope.ready.heartbeat(record, scope.steady) if runs else None
     return record.observed(
         silence=scope.steady - heartbeat.heard if heartbeat else 0.0,
@@ -284,7 +284,7 @@ def _is_outdated(scope: Scope, record: JobAttempt) -> bool:
     if not record.form or observed is None or not observed.is_stuck:
         return False
     outputs = tuple(out for out in node.outputs if out.key in record.keys)
-    elastic = Elastic.of(scope.ready.accepted.spec, record.stage)
+    elastic = scope.ready.elastic(record)
     nodes = elastic.within(record.nodes) if elastic else None
     start = Start(record.stage, record.number, outputs, record.device_batch_size, record.memory, nodes)
     return scope.services.backend.form(actions.request(scope, start)) != record.form

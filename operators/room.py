@@ -31,9 +31,7 @@ def adapt(scope: Scope) -> None:
     ready.lacking = {name: since for name, since in ready.lacking.items() if name in running}
     ready.held = {name: since for name, since in ready.held.items() if name in running}
     for record in ready.attempts.open():
-        stage = None
-        if record.stage in ready.accepted.graph.stages:
-            stage = Elastic.of(ready.accepted.spec, record.stage)
+        stage = ready.elastic(record)
         if stage is None:
             continue
         wanted = _wanted(scope, record, stage)

@@ -19,6 +19,7 @@ from nanochat.storage.store import Store
 from nanochat.tracking.progress import State, read_progress
 from operators.admission import Accepted
 from operators.attempts import Attempts, JobAttempt
+from operators.elastic import Elastic
 from operators.objects import Job
 from operators.sentences import Waiting
 from operators.status import ATTEMPTS, DONE, to_time
@@ -169,6 +170,11 @@ class Ready:
     def excuse_silence(self, record: JobAttempt, steady: float) -> None:
         """News of an attempt cannot reach us: that is no silence, nor is it one when storage is just back."""
         self.heartbeats[record.job] = replace(self.heartbeat(record, steady), heard=steady)
+
+    def elastic(self, record: JobAttempt) -> Elastic | None:
+        """The numbers of nodes that an attempt's stage may have; None where there is one alone, or no such stage."""
+        known = record.stage in self.accepted.graph.stages
+        return Elastic.of(self.accepted.spec, record.stage) if known else None
 
     def heartbeat(self, record: JobAttempt, steady: float) -> Heartbeat:
         """The last news of an attempt; where there was none of its present launch, that it is there."""
